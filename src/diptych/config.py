@@ -1,0 +1,285 @@
+"""Every knob, typed: params.yaml read once into strict, frozen models.
+
+An unknown key, a wrong type or an impossible combination is one error that names the key. Each section's comments in
+params.yaml and the docstrings here say what a knob does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diptych.errors import DiptychError
+
+Role = Literal["train", "val", "test"]
+ROLES: tuple[Role, ...] = ("train", "val", "test")
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Pooling = Literal["cls", "mean", "max", "generalized"]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: refuses what it does not know, converts nothing silently, never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Splits(Section):
+    """Which split of the dataset plays which role; `test: val` reports on val where there is no test split."""
+
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+
+    @model_validator(mode="after")
+    def _train_apart(self) -> Splits:
+        if self.train in (self.val, self.test):
+            raise ValueError("train must be another split than val and test: splits never mix")
+        return self
+
+    def roles(self) -> dict[Role, str]:
+        """Role to split name."""
+        return {role: getattr(self, role) for role in ROLES}
+
+
+class Data(Section):
+    """What the dataset is read as."""
+
+    splits: Splits = Splits()
+
+
+class Validate(Section):
+    """What a dataset must keep to; see docs/data.md."""
+
+    min_side: Positive = 32
+    """Pixels of the shorter side."""
+    max_pixels: Positive = 100_000_000
+    """Width × height; anything larger is refused by its header, before it is decoded."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 5.0
+    """Longer side over shorter side."""
+    max_caption_characters: Positive = 1_000
+    max_quarantined_share: Share = 0.02
+    """Of images, and of captions: more bad rows than this stop the pipeline."""
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=63)] = 4
+    """Bits that two 64-bit perceptual hashes may differ in to be reported as near-duplicates."""
+
+
+class Preprocess(Section):
+    """What the towers are fed with."""
+
+    image_size: Annotated[int, Field(ge=32)] = 64
+    """Pixels of both sides."""
+    resize: Literal["stretch", "crop"] = "stretch"
+    """stretch: both sides at once; crop: the shorter side, then the centre."""
+    max_tokens: Annotated[int, Field(ge=4, le=512)] = 32
+    vocabulary_size: Annotated[int, Field(ge=100)] = 2_000
+    """Of the WordPiece vocabulary learned from the train captions, when the text tower starts from scratch."""
+
+
+class Tower(Section):
+    """Where a tower comes from: a hub id with its revision, a local folder, or `config` from scratch."""
+
+    pretrained: str | None = None
+    revision: str | None = None
+    """Commit of the hub repository, all 40 digits."""
+    config: dict[str, Any] = {}
+    """Fields of the transformers configuration of a tower from scratch."""
+    pooling: Pooling = "mean"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `pretrained` is a local folder; a hub id has neither a leading dot nor a leading slash."""
+        return self.pretrained is not None and self.pretrained.startswith((".", "/"))
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Tower:
+        if self.pretrained is not None and self.config:
+            raise ValueError("give either pretrained or config, not both: a pretrained tower brings its configuration")
+        if self.pretrained is not None and not self.is_folder and len(self.revision or "") != 40:
+            raise ValueError(
+                f"revision must be the full commit of {self.pretrained} (40 digits), or runs cannot be reproduced; "
+                "a local folder is written with a leading ./ or /"
+            )
+        if self.revision is not None and (self.pretrained is None or self.is_folder):
+            raise ValueError("revision belongs to a hub id in pretrained")
+        return self
+
+
+class ImageTower(Tower):
+    """A vision backbone that yields a feature map."""
+
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    std: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    """Of a tower from scratch, in RGB of 0..1; a pretrained tower brings its own (preprocessor_config.json)."""
+
+
+class TextTower(Tower):
+    """A BERT-family encoder."""
+
+    layers: Positive = 1
+    """How many of its last layers are mixed, by learned weights."""
+
+
+class Fusion(Section):
+    """Cross-attention between text tokens and grid tokens, in both directions."""
+
+    layers: Positive = 2
+    heads: Positive = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Model(Section):
+    """The dual encoder."""
+
+    dim: Positive = 128
+    """Of the shared space, of the fusion and of the joint vector."""
+    image_tower: ImageTower = ImageTower()
+    text_tower: TextTower = TextTower()
+    fusion: Fusion = Fusion()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.dim % self.fusion.heads:
+            raise ValueError(f"fusion.heads ({self.fusion.heads}) must divide dim ({self.dim})")
+        if self.image_tower.pooling == "cls":
+            raise ValueError("image_tower.pooling cls needs a class token, which a feature map does not have")
+        return self
+
+
+class Objectives(Section):
+    """Weights of the losses; 0 leaves one out."""
+
+    contrastive: Annotated[float, Field(gt=0)] = 1.0
+    matching: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Train(Section):
+    """The training loop."""
+
+    epochs: Positive = 10
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    """Distinct images a step, over all processes."""
+    captions_per_image: Positive = 5
+    """Captions an image brings to a batch at the most; which ones is drawn anew every epoch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    image_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
+    text_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the learning rate, for the tower's own weights; 0 freezes it."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Share = 0.1
+    """Share of all steps in which the learning rate rises."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
+    """Where the learnable temperature starts."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    patience: Positive | None = None
+    """Epochs without a better val RSUM after which training stops; null: never."""
+    checkpoint_every: Positive = 100
+    """Steps between two checkpoints; there is one after each epoch anyway."""
+    objectives: Objectives = Objectives()
+
+
+class Evaluate(Section):
+    """Retrieval evaluation on the test split."""
+
+    top_k: Positive = 32
+    """How many candidates a query has re-ranked by the fusion."""
+    batch_size: Positive = 128
+    report_queries: Positive = 8
+    """Queries of each direction shown in the report."""
+
+
+class Register(Section):
+    """Where runs and versions are kept; the environment variable MLFLOW_TRACKING_URI goes first."""
+
+    tracking_uri: str | None = None
+    """null: the workspace's own store, .diptych/mlflow.db."""
+    experiment: Annotated[str, Field(min_length=1)] = "diptych"
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Positive | None = None
+    """Processes and CPU threads to use; null: one a core. The bits of a CPU run depend on it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one."""
+    data: Data = Data()
+    validate_: Annotated[Validate, Field(alias="validate")] = Validate()
+    preprocess: Preprocess = Preprocess()
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    register_: Annotated[Register, Field(alias="register")] = Register()
+
+
+def load_params(path: Path) -> Params:
+    """Reads params.yaml.
+
+    Raises:
+        DiptychError: the file is missing or not YAML, or a key is unknown, repeated, of the wrong type or out of range;
+            the message names each such key.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise DiptychError(f"{path} is missing; copy one of presets/ there.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DiptychError(f"{path} is not valid YAML: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise DiptychError(f"{path} must hold keys and values, not {type(content).__name__}.")
+    content = content or {}
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise DiptychError(f"{path} is not a valid configuration:\n{problems}") from None
+    _require_sections(path, content)
+    return params
+
+
+def _require_sections(path: Path, content: dict[str, Any]) -> None:
+    """DVC records the sections that a stage depends on, so all of them stand in the file, if only as `{}`."""
+    names = [info.alias or name for name, info in Params.model_fields.items()]
+    if missing := [name for name in names if name not in content]:
+        raise DiptychError(f"{path} lacks {', '.join(missing)}; every preset in presets/ has them.")
+
+
+def _explain(problem: Any) -> str:
+    """One line of a pydantic error in the words of someone who edits params.yaml."""
+    key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    message = problem["msg"].removeprefix("Value error, ")
+    hint = ""
+    if problem["type"] in ("float_type", "int_type") and _is_number(problem["input"]):
+        hint = "; it is read as text: write it without quotes, and exponents as 1.0e-3"
+    shown = "" if problem["type"] == "value_error" else f" (it is {problem['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}{hint}"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses repeated keys, of which PyYAML keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)

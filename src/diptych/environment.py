@@ -1,0 +1,61 @@
+"""Environment variables that must be set before the heavy libraries are imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from diptych.workspace import Workspace, find_workspace
+
+DEFAULTS = {
+    # Nothing here reports to anybody, unless the user asks for it.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Runs are offline: weights come from a filled cache or a folder.
+    "HF_HUB_OFFLINE": "1",
+    # Forked data loaders and the tokenizers' thread pool block each other.
+    "TOKENIZERS_PARALLELISM": "false",
+    # Threads that wait must sleep: spinning ones hold the cores that others need, and on busy machines training takes
+    # four times as long.
+    "OMP_WAIT_POLICY": "passive",
+    # CUDA matrix products give the same bits only with a fixed workspace.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # Prefect's own server takes up to 50 s on busy cores; its default limit is 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # An unreachable MLflow server must cost seconds, not the minutes of seven retries.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def enter() -> Workspace:
+    """The project that the current folder lies in, with the environment prepared for it.
+
+    Raises:
+        DiptychError: it lies in none.
+    """
+    workspace = find_workspace()
+    prepare(workspace.root)
+    return workspace
+
+
+def prepare(root: Path) -> None:
+    """Sets what is not set yet, for this process and its children; `root` is the project's folder.
+
+    The folder of this Python goes first on PATH, so that DVC's stages find this very `diptych` even where the virtual
+    environment is not activated.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
+    here = str(Path(sys.executable).parent)
+    paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if paths[0] != here:
+        os.environ["PATH"] = os.pathsep.join([here, *paths])

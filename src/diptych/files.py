@@ -1,0 +1,69 @@
+"""Writing files so that a kill at any moment leaves the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its place when the block ends without an exception.
+
+    The block may create a file or a folder there. Leftovers of a killed process are removed first; on an exception
+    nothing of the new content stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    remove(temporary)
+    try:
+        yield temporary
+        _flush(temporary)
+        if temporary.is_dir():
+            _swap_folder(temporary, path)
+        else:
+            temporary.replace(path)
+        _flush(path.parent, deep=False)
+    finally:
+        remove(temporary)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON with a final newline, atomically; NaN and infinity are refused."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _swap_folder(new: Path, path: Path) -> None:
+    """Folders cannot replace each other in one call: the old one steps aside first, and is removed last."""
+    old = path.with_name(f".{path.name}.old")
+    remove(old)
+    if path.exists():
+        path.replace(old)
+    new.replace(path)
+    remove(old)
+
+
+def _flush(path: Path, deep: bool = True) -> None:
+    """Has the kernel write `path` (and, for a folder, what is in it) to the disk."""
+    if deep and path.is_dir():
+        for child in path.rglob("*"):
+            _flush(child, deep=False)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""params.yaml is refused with the key in the message, before any work."""
+
+import pytest
+
+from diptych.config import Params, load_params
+from diptych.errors import DiptychError
+
+
+def load(tmp_path, text: str) -> Params:
+    path = tmp_path / "params.yaml"
+    sections = ("data", "validate", "preprocess", "model", "train", "evaluate", "register")
+    missing = [f"{name}: {{}}" for name in sections if f"{name}:" not in text]
+    missing += [line for line in ("seed: 0", "threads: null", "device: auto") if line.split()[0] not in text]
+    path.write_text("\n".join([text, *missing]))
+    return load_params(path)
+
+
+def refusal(tmp_path, text: str) -> str:
+    with pytest.raises(DiptychError) as caught:
+        load(tmp_path, text)
+    return str(caught.value)
+
+
+def test_empty_sections_are_all_defaults(tmp_path):
+    assert load(tmp_path, "") == Params()
+
+
+def test_a_section_that_is_left_out_is_named(tmp_path):
+    (tmp_path / "params.yaml").write_text("seed: 0\ntrain: {}\n")
+    with pytest.raises(DiptychError, match="lacks threads, device, data, validate"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_values_are_read(tmp_path):
+    params = load(tmp_path, "seed: 3\nvalidate: {min_side: 8}\nregister: {model_name: mine}\n")
+
+    assert (params.seed, params.validate_.min_side, params.register_.model_name) == (3, 8, "mine")
+
+
+def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
+    with pytest.raises(DiptychError, match=r"params\.yaml is missing; copy one of presets/"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trian: {epochs: 1}", "trian: unknown key"),
+        ("train: {epoch: 1}", "train.epoch: unknown key"),
+        ("train: {epochs: many}", "train.epochs: input should be a valid integer (it is 'many')"),
+        ("train: {epochs: '3'}", "train.epochs: input should be a valid integer (it is '3'); it is read as text"),
+        ("train: {learning_rate: 5e-4}", "write it without quotes, and exponents as 1.0e-3"),
+        ("train: {epochs: 0}", "train.epochs: input should be greater than or equal to 1 (it is 0)"),
+        ("train: 3", "train: input should be a valid dictionary"),
+        ("preprocess: {resize: squash}", "preprocess.resize: "),
+        ("model: {dim: 10, fusion: {heads: 4}}", "model: fusion.heads (4) must divide dim (10)"),
+        ("model: {image_tower: {pooling: cls}}", "needs a class token"),
+        ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),
+        ("model: {text_tower: {pretrained: ./bert, config: {a: 1}}}", "either pretrained or config"),
+        ("model: {text_tower: {pretrained: ./bert, revision: abc}}", "revision belongs to a hub id"),
+        ("data: {splits: {train: a, val: a}}", "splits never mix"),
+        ("seed: 1\nseed: 2", "key 'seed' is repeated"),
+        ("seed: [", "is not valid YAML"),
+        ("register: {model_name: a/b}", "register.model_name: "),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
+    assert expected in refusal(tmp_path, text)
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    message = refusal(tmp_path, "seed: x\ntrain: {epochs: 0, speed: 1}")
+
+    assert all(key in message for key in ("seed:", "train.epochs:", "train.speed: unknown key"))
+
+
+def test_bytes_that_are_no_text_are_no_yaml(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(DiptychError, match="is not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_folder_or_a_hub_id_with_its_commit_names_a_tower(tmp_path):
+    revision = "0" * 40
+    params = load(
+        tmp_path,
+        "model:\n"
+        f"  image_tower: {{pretrained: microsoft/resnet-50, revision: '{revision}'}}\n"
+        "  text_tower: {pretrained: ./weights/bert}\n",
+    )
+
+    assert (params.model.image_tower.is_folder, params.model.text_tower.is_folder) == (False, True)
+    assert params.data.splits.roles() == {"train": "train", "val": "val", "test": "test"}
+
+
+def test_a_list_is_no_configuration(tmp_path):
+    (tmp_path / "params.yaml").write_text("- seed")
+    with pytest.raises(DiptychError, match="must hold keys and values, not list"):
+        load_params(tmp_path / "params.yaml")

@@ -1,0 +1,86 @@
+"""A file that is written is there as a whole or not at all."""
+
+import json
+
+import pytest
+
+from diptych.files import atomic_path, remove, write_json
+
+
+def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+
+    with atomic_path(path) as temporary:
+        temporary.write_text("content")
+        assert not path.exists()
+
+    assert path.read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_exception_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+
+    with atomic_path(path) as temporary:
+        (temporary / "below").mkdir(parents=True)
+        (temporary / "below" / "new").touch()
+
+    assert [child.name for child in path.rglob("*")] == ["below", "new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_a_killed_process_are_cleared_away(tmp_path):
+    path = tmp_path / "folder"
+    leftover = tmp_path / ".folder.tmp"
+    leftover.mkdir()
+    (leftover / "half").touch()
+
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+
+    assert list(path.iterdir()) == []
+
+
+def test_json_keeps_letters_readable_and_ends_with_a_newline(tmp_path):
+    write_json(tmp_path / "a.json", {"caption": "größer 🦊"})
+
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "größer 🦊" in text
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"caption": "größer 🦊"}
+
+
+def test_json_refuses_what_other_readers_cannot_read(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"rsum": float("nan")})
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_a_link_leaves_what_it_points_to(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+
+    remove(tmp_path / "link")
+    remove(tmp_path / "nothing")
+
+    assert list(tmp_path.iterdir()) == [target]
