@@ -1,0 +1,121 @@
+"""COCO captions files: reading them, any one and the dataset's own, and writing the dataset's own."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+
+from diptych.errors import DiptychError
+from diptych.files import atomic_path
+
+CAPTIONS_FILE = "captions.json"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A COCO captions file: what it says of itself, image records (`id`, `file_name`, …), annotations (`caption`)."""
+
+    info: Record = field(default_factory=dict)
+    licenses: list[Any] = field(default_factory=list)
+    images: list[Record] = field(default_factory=list)
+    annotations: list[Record] = field(default_factory=list)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """The captions file of the dataset in `folder`.
+
+    Raises:
+        DiptychError: as `read_coco`, or there is no dataset.
+    """
+    path = folder / CAPTIONS_FILE
+    if not path.is_file():
+        raise DiptychError(
+            f"{path} is missing: there is no dataset. Restore it with `dvc checkout`, make one with "
+            "`diptych data scenes`, or bring your own with `diptych data import`."
+        )
+    return read_coco(path)
+
+
+def read_coco(path: Path) -> Dataset:
+    """A COCO captions file, as pycocotools reads it. Captions may be null, and ids need not be unique.
+
+    Raises:
+        DiptychError: the file is missing, not JSON (cut off, say) or not COCO captions; the message names the record.
+    """
+    try:
+        with redirect_stdout(io.StringIO()):
+            content = COCO(str(path)).dataset
+    except OSError as error:
+        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise DiptychError(f"{path} is not a text file in UTF-8, so no COCO JSON.") from None
+    except json.JSONDecodeError as error:
+        raise DiptychError(
+            f"{path} is not complete JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
+            "A file that was cut off while it was copied ends so; fetch it again."
+        ) from None
+    except (AssertionError, KeyError, TypeError):
+        # pycocotools indexes the records before anyone can look at them; the same checks, said in words.
+        content = json.loads(path.read_text(encoding="utf-8"))
+    _check_structure(path, content)
+    return Dataset(
+        info=content.get("info") or {},
+        licenses=content.get("licenses") or [],
+        images=content["images"],
+        annotations=content["annotations"],
+    )
+
+
+def write_dataset(folder: Path, dataset: Dataset) -> None:
+    """Writes the captions file of the dataset in `folder`: one record a line, always the same bytes, atomically."""
+    with (
+        atomic_path(folder / CAPTIONS_FILE) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(f'{{"info": {_line(dataset.info)},\n"licenses": {_line(dataset.licenses)},\n"images": [\n')
+        file.write(",\n".join(map(_line, dataset.images)))
+        file.write('\n],\n"annotations": [\n')
+        file.write(",\n".join(map(_line, dataset.annotations)))
+        file.write("\n]}\n")
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _check_structure(path: Path, content: Any) -> None:
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise _not_coco(path, 'it has no list "images"')
+    if not isinstance(content.get("annotations"), list):
+        raise _not_coco(path, 'it has no list "annotations"')
+    for key, kind in (("info", dict), ("licenses", list)):
+        if content.get(key) is not None and not isinstance(content[key], kind):
+            raise _not_coco(path, f'"{key}" is not a {kind.__name__}')
+    _check_records(path, "images", content["images"], {"id": int, "file_name": str})
+    _check_records(
+        path, "annotations", content["annotations"], {"id": int, "image_id": int, "caption": (str, type(None))}
+    )
+
+
+def _check_records(path: Path, table: str, records: Iterable[Any], fields: dict[str, Any]) -> None:
+    for index, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise _not_coco(path, f"{table}[{index}] is not an object")
+        for name, kind in fields.items():
+            if name not in record:
+                raise _not_coco(path, f'{table}[{index}] (id {record.get("id")}) has no "{name}"')
+            if not isinstance(record[name], kind) or isinstance(record[name], bool):
+                raise _not_coco(path, f"{table}[{index}] (id {record.get('id')}): {name} is {record[name]!r}")
+
+
+def _not_coco(path: Path, reason: str) -> DiptychError:
+    return DiptychError(f"{path} is not a COCO captions file: {reason}.")

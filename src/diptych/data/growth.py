@@ -1,0 +1,208 @@
+"""A dataset while it takes in images: what is new, under which id, in which split."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from diptych.data.captions import Dataset, Record
+from diptych.data.scenes import holds_scenes
+from diptych.data.shards import ShardWriter
+from diptych.data.sources import Source, SourceCaption, SourceImage, some
+from diptych.errors import DiptychError
+
+OntoScenes = Literal["refuse", "replace", "add"]
+Shares = tuple[int, int, int]
+"""Parts of train, val and test when splits are dealt."""
+
+DEFAULT_SHARES: Shares = (80, 10, 10)
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How an import treats splits and generated scenes.
+
+    `deal` deals all images to train, val and test in these parts, by their content, whatever their records say; without
+    it, only images that no split is given for are dealt. `keep_split` leaves images that are already in another split
+    where they are, instead of refusing the import.
+    """
+
+    deal: Shares | None = None
+    keep_split: bool = False
+    onto_scenes: OntoScenes = "refuse"
+
+
+DEFAULT_RULES = Rules()
+
+
+class Growth:
+    """The dataset as it becomes during an import; `offered` are all images of the sources, known or not."""
+
+    def __init__(self, dataset: Dataset, sources: Sequence[Source], rules: Rules) -> None:
+        self.images_added = 0
+        self.captions_added = 0
+        self._info = _info_after_import(dataset)
+        self._images = list(dataset.images)
+        self._annotations = list(dataset.annotations)
+        self._licenses = list(dataset.licenses)
+        self._rules = rules
+        self.offered = [image for source in sources for image in _with_common_licenses(source, self._licenses)]
+        self._by_content: dict[str, Record] = {}
+        for record in self._images:
+            self._by_content.setdefault(record.get("sha256", ""), record)
+        self._texts: dict[int, set[str | None]] = {record["id"]: set() for record in self._images}
+        for annotation in self._annotations:
+            self._texts.setdefault(annotation["image_id"], set()).add(annotation["caption"])
+        self._image_ids = _Ids(self._images, [image.id for image in self.offered])
+        self._caption_ids = _Ids(self._annotations, [item.id for image in self.offered for item in image.captions])
+        self._conflicts: list[str] = []
+        self._dealt = 0
+
+    def add(self, image: SourceImage, shards: ShardWriter) -> None:
+        """Stores the image, unless it is known, and those of its captions that are not."""
+        content = _read_image(image.path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        split = None if self._rules.deal else image.split
+        known = self._by_content.get(sha256)
+        if known is None:
+            record = self._new_record(image, sha256, split)
+            shards.add(record["file_name"], content)
+            self._add_captions(record["id"], image.captions)
+            return
+        if split not in (None, known.get("split")):
+            self._conflicts.append(
+                f"{image.name} ({split}; known as {known.get('source', known['file_name'])} in {known.get('split')})"
+            )
+        texts = self._texts[known["id"]]
+        self._add_captions(known["id"], [caption for caption in image.captions if _clean(caption.text) not in texts])
+
+    def refuse_conflicts(self) -> None:
+        """Raises DiptychError if images are in two splits and may not."""
+        if self._conflicts and not self._rules.keep_split:
+            raise DiptychError(
+                f"Nothing was imported: {len(self._conflicts)} images are already there in another split, and a split "
+                f"must not leak into another: {some(self._conflicts)}. Import with --keep-split to leave them in the "
+                "split where they are."
+            )
+
+    def report(self) -> None:
+        """Logs what was decided for the user."""
+        if self._dealt:
+            shares = self._rules.deal or DEFAULT_SHARES
+            _log.info("%d images were dealt to train, val and test by their content, %d:%d:%d", self._dealt, *shares)
+        if self._conflicts:
+            _log.warning("%d images stay in the split where they are: %s", len(self._conflicts), some(self._conflicts))
+
+    def result(self) -> Dataset:
+        """The dataset with all that was added."""
+        return Dataset(self._info, self._licenses, self._images, self._annotations)
+
+    def _new_record(self, image: SourceImage, sha256: str, split: str | None) -> Record:
+        image_id = self._image_ids.take(image.id)
+        suffix = image.path.suffix.lower()
+        if split is None:
+            split = _deal(sha256, self._rules.deal or DEFAULT_SHARES)
+            self._dealt += 1
+        record = {
+            "id": image_id,
+            "file_name": f"{image_id:012d}{suffix if _SUFFIX.fullmatch(suffix) else ''}",
+            "split": split,
+            **image.fields,
+            "sha256": sha256,
+            "source": image.name,
+        }
+        self._images.append(record)
+        self._by_content[sha256] = record
+        self._texts[image_id] = set()
+        self.images_added += 1
+        return record
+
+    def _add_captions(self, image_id: int, captions: Iterable[SourceCaption]) -> None:
+        for caption in captions:
+            text = _clean(caption.text)
+            self._texts[image_id].add(text)
+            self._annotations.append({"id": self._caption_ids.take(caption.id), "image_id": image_id, "caption": text})
+            self.captions_added += 1
+
+
+@dataclass
+class _Ids:
+    """Hands out ids: the source's own where free, otherwise one beyond all that are taken or wanted."""
+
+    records: list[Record]
+    wanted: list[Any]
+    _taken: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._taken = {record["id"] for record in self.records}
+        self._next = 1 + max(self._taken | {value for value in self.wanted if _usable(value)}, default=0)
+
+    def take(self, wanted: Any) -> int:
+        if not _usable(wanted) or wanted in self._taken:
+            wanted, self._next = self._next, self._next + 1
+        self._taken.add(wanted)
+        return int(wanted)
+
+
+def _usable(value: Any) -> bool:
+    """Whether it can be an id here: ids fill columns of 64 bits, and name files."""
+    return isinstance(value, int) and 0 <= value < 2**62
+
+
+def _deal(sha256: str, shares: Shares) -> str:
+    """The split by content alone, so that it stays as the dataset grows and equal images meet in one."""
+    place = int(sha256[:12], 16) % sum(shares)
+    return "train" if place < shares[0] else "val" if place < shares[0] + shares[1] else "test"
+
+
+def _clean(text: str | None) -> str | None:
+    """JSON can escape halves of characters, which no file can hold: pairs are joined, lone ones replaced."""
+    return None if text is None else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _info_after_import(dataset: Dataset) -> Record:
+    if holds_scenes(dataset):
+        return {"description": "diptych scenes and imported images", "version": "1"}
+    return dataset.info or {"description": "images imported by diptych", "version": "1"}
+
+
+def _with_common_licenses(source: Source, licenses: list[Any]) -> list[SourceImage]:
+    """The source's images with the ids that their licences have in `licenses`, which gets those that are new."""
+    new_ids = {item["id"]: _common_id(item, licenses) for item in _numbered(source.licenses)}
+    return [_relicensed(image, new_ids) for image in source.images]
+
+
+def _common_id(licence: Record, licenses: list[Any]) -> int:
+    known = _numbered(licenses)
+    for item in known:
+        if {**item, "id": 0} == {**licence, "id": 0}:
+            return int(item["id"])
+    taken = {item["id"] for item in known}
+    new_id: int = 1 + max(taken) if licence["id"] in taken else licence["id"]
+    licenses.append({**licence, "id": new_id})
+    return new_id
+
+
+def _numbered(licenses: list[Any]) -> list[Record]:
+    return [item for item in licenses if isinstance(item, dict) and isinstance(item.get("id"), int)]
+
+
+def _relicensed(image: SourceImage, new_ids: dict[int, int]) -> SourceImage:
+    licence = image.fields.get("license")
+    if not isinstance(licence, int) or licence not in new_ids:
+        return image
+    return replace(image, fields={**image.fields, "license": new_ids[licence]})
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DiptychError(f"{path} cannot be read: {error.strerror}. Nothing was imported.") from None

@@ -1,0 +1,180 @@
+"""Reading what preprocess wrote: pixels and token ids, mapped into memory split by split.
+
+The folder holds
+    settings.json    format, image_size, resize, max_tokens, vocabulary_size, pad_token_id
+    images.parquet   image_id, split, sha256 of the file, shard (stem of its .npy), row, file_name, source; in the
+                     manifest's order
+    images/*.npy     uint8 (n, S, S, 3), one a data shard
+    captions.parquet caption_id, image_id, caption; grouped by image, in the images' order
+    tokens.npy       int32 (T,), the token ids of all captions one after the other
+    offsets.npy      int64 (captions + 1,), where each caption's tokens begin
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from diptych.config import Role, Splits
+from diptych.errors import DiptychError
+
+FORMAT = 1
+"""Raised whenever the same data would be written differently."""
+
+_REPAIR = "Run `dvc repro preprocess`."
+
+
+class Prepared:
+    """The prepared dataset in `folder`, its splits by role.
+
+    Attributes:
+        settings: what settings.json holds.
+
+    Raises:
+        DiptychError: the folder is missing, damaged, or of another format.
+    """
+
+    def __init__(self, folder: Path, splits: Splits) -> None:
+        self.folder = folder
+        self.settings = _read_settings(folder)
+        self._splits = splits
+        try:
+            self._images = pd.read_parquet(folder / "images.parquet")
+            self._captions = pd.read_parquet(folder / "captions.parquet")
+            self._tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            self._offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DiptychError(f"{folder} is incomplete or damaged ({error}). {_REPAIR}") from None
+        if len(self._offsets) != len(self._captions) + 1 or self._offsets[-1] != len(self._tokens):
+            raise DiptychError(f"{folder} is damaged: token ids and captions do not match. {_REPAIR}")
+
+    def split(self, role: Role) -> PreparedSplit:
+        """The images and captions of the split that plays `role`.
+
+        Raises:
+            DiptychError: that split has no images, or none of them has a caption.
+        """
+        name = getattr(self._splits, role)
+        images = self._images[self._images["split"] == name]
+        index = pd.Index(images["image_id"]).get_indexer(pd.Index(self._captions["image_id"]))
+        chosen = np.flatnonzero(index >= 0)
+        if len(chosen) == 0:
+            there = ", ".join(sorted(self._images["split"].unique())) or "none"
+            raise DiptychError(
+                f"{self.folder} has no captioned images in split {name!r}, which data.splits.{role} names "
+                f"(splits there: {there}). Correct data.splits in params.yaml, then run `dvc repro preprocess`."
+            )
+        return PreparedSplit(
+            folder=self.folder / "images",
+            images=images,
+            captions=self._captions.iloc[chosen],
+            image_of_caption=index[chosen].astype(np.int64),
+            tokens=self._tokens,
+            starts=self._offsets[chosen],
+            lengths=self._offsets[chosen + 1] - self._offsets[chosen],
+            settings=self.settings,
+        )
+
+
+class PreparedSplit:
+    """One split: N images, M captions grouped by image; its length is N.
+
+    Attributes:
+        image_ids: int64 (N,).
+        sources: where each image came from, for messages and reports (N).
+        caption_ids: int64 (M,).
+        captions: the texts (M).
+        image_of_caption: int64 (M,), each caption's image as an index into this split; non-decreasing.
+        caption_ranges: int64 (N + 1,); the captions of image i are caption_ranges[i]:caption_ranges[i + 1].
+        token_lengths: int64 (M,), special tokens included.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        images: pd.DataFrame,
+        captions: pd.DataFrame,
+        image_of_caption: NDArray[np.int64],
+        tokens: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        settings: dict[str, Any],
+    ) -> None:
+        self.image_ids = images["image_id"].to_numpy(np.int64)
+        self.sources: list[str] = images["source"].tolist()
+        self.caption_ids = captions["caption_id"].to_numpy(np.int64)
+        self.captions: list[str] = captions["caption"].tolist()
+        self.image_of_caption = image_of_caption
+        self.caption_ranges = np.searchsorted(image_of_caption, np.arange(len(images) + 1)).astype(np.int64)
+        self.token_lengths = lengths
+        self._starts = starts
+        self._tokens = tokens
+        self._pad = int(settings["pad_token_id"])
+        self._size = int(settings["image_size"])
+        self._folder = folder
+        self._shard_of_image, self._shards = pd.factorize(images["shard"])
+        self._rows = images["row"].to_numpy(np.int64)
+        self._maps: dict[int, NDArray[np.uint8]] = {}
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images at `indices` (B,): uint8 (B, S, S, 3), RGB.
+
+        Raises:
+            DiptychError: a file of pixels is missing or damaged.
+        """
+        indices = np.asarray(indices)
+        batch = np.empty((len(indices), self._size, self._size, 3), np.uint8)
+        shards, rows = self._shard_of_image[indices], self._rows[indices]
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            batch[here] = self._map(int(shard), int(rows[here].max()))[rows[here]]
+        return batch
+
+    def tokens(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The captions at `indices` (B,), padded to the longest of them.
+
+        Returns:
+            Token ids int64 (B, T) and mask bool (B, T), True where there is a real token.
+        """
+        indices = np.asarray(indices)
+        lengths = self.token_lengths[indices]
+        steps = np.arange(lengths.max(initial=0))
+        mask = steps < lengths[:, None]
+        positions = np.where(mask, self._starts[indices][:, None] + steps, 0)
+        return np.where(mask, self._tokens[positions], self._pad).astype(np.int64), mask
+
+    def _map(self, shard: int, last_row: int) -> NDArray[np.uint8]:
+        """The memory map of a file of pixels, opened at its first use."""
+        if shard not in self._maps:
+            path = self._folder / f"{self._shards[shard]}.npy"
+            try:
+                pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DiptychError(f"{path} is missing or damaged ({error}). {_REPAIR}") from None
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != (self._size, self._size, 3):
+                raise DiptychError(f"{path} holds {pixels.dtype} {pixels.shape}, not images. {_REPAIR}")
+            self._maps[shard] = pixels
+        if last_row >= len(self._maps[shard]):
+            raise DiptychError(f"{self._folder / self._shards[shard]}.npy has no row {last_row}. {_REPAIR}")
+        return self._maps[shard]
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DiptychError(f"{folder} holds no prepared data. {_REPAIR}") from None
+    except ValueError as error:
+        raise DiptychError(f"{folder / 'settings.json'} is damaged ({error}). {_REPAIR}") from None
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise DiptychError(f"{folder} was written by another version of diptych. {_REPAIR}")
+    return settings

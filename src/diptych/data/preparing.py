@@ -1,0 +1,262 @@
+"""Decoding and resizing the accepted images into files that training maps into memory.
+
+One data shard becomes one .npy file. Finished files stay in a cache under a key of what they hold, so a dataset to
+which a shard was added has only that shard to prepare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from diptych.config import Preprocess
+from diptych.data.images import ImageError, open_image, to_pixels
+from diptych.data.prepared import FORMAT
+from diptych.data.shards import Member, read_member
+from diptych.data.tokenization import encode, vocabulary_facts
+from diptych.data.workers import in_processes
+from diptych.errors import DiptychError
+from diptych.files import write_json
+from diptych.progress import progress
+
+KEPT_RUNS = 3
+"""The cache keeps what the last so many runs used, and so never holds more than that many prepared datasets."""
+
+_BATCH = 32
+"""Images a process takes at a time."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A few images of one shard, and where their pixels go: bytes from `start` of the file `output`."""
+
+    data: Path
+    members: list[Member]
+    size: int
+    resize: Literal["stretch", "crop"]
+    max_pixels: int
+    output: Path
+    start: int
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The accepted images of one data shard, and the cache file for their pixels."""
+
+    stem: str
+    members: list[Member]
+    shape: tuple[int, int, int, int]
+    cached: Path
+
+    @property
+    def temporary(self) -> Path:
+        return self.cached.with_name(f".{self.cached.name}.tmp")
+
+    @property
+    def starts(self) -> range:
+        return range(0, len(self.members), _BATCH)
+
+
+def prepare_images(
+    data: Path, manifest: pd.DataFrame, output: Path, *, cache: Path, settings: Preprocess, workers: int
+) -> int:
+    """Writes `output`/images/*.npy and `output`/images.parquet for the images of `manifest`, in its order.
+
+    Returns:
+        How many files of pixels came from `cache`.
+
+    Raises:
+        DiptychError: an image is not what it was when it was validated, the disk is full, or a process was killed.
+            Finished files of pixels are in the cache for the next run; nothing half-written is left.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    (output / "images").mkdir(parents=True)
+    shards = _plan(manifest, settings, cache)
+    missing = [shard for shard in shards if not _is_sound(shard)]
+    # Validation recorded the sizes; a larger image now is another image.
+    max_pixels = int((manifest["width"].astype(np.int64) * manifest["height"]).max())
+    if missing:
+        _fill(data, missing, settings, max_pixels, workers)
+    for shard in shards:
+        _link(shard.cached, output / "images" / f"{shard.stem}.npy")
+    _forget_old_runs(cache, [shard.cached.name for shard in shards])
+    table = manifest[["image_id", "split", "sha256"]].assign(
+        shard=manifest["shard"].str.removesuffix(".tar"),
+        row=manifest.groupby("shard").cumcount().astype(np.int32),
+        file_name=manifest["file_name"],
+        source=manifest["source"],
+    )
+    table.to_parquet(output / "images.parquet", index=False)
+    return len(shards) - len(missing)
+
+
+def prepare_captions(captions: pd.DataFrame, output: Path, *, tokenizer: Path, settings: Preprocess) -> None:
+    """Writes captions.parquet, tokens.npy, offsets.npy and settings.json of the prepared dataset `output`."""
+    flat, offsets = encode(tokenizer, captions["caption"].tolist(), settings.max_tokens)
+    np.save(output / "tokens.npy", flat)
+    np.save(output / "offsets.npy", offsets)
+    captions[["caption_id", "image_id", "caption"]].to_parquet(output / "captions.parquet", index=False)
+    vocabulary_size, pad_token_id = vocabulary_facts(tokenizer)
+    write_json(
+        output / "settings.json",
+        {
+            "format": FORMAT,
+            "image_size": settings.image_size,
+            "resize": settings.resize,
+            "max_tokens": settings.max_tokens,
+            "vocabulary_size": vocabulary_size,
+            "pad_token_id": pad_token_id,
+        },
+    )
+
+
+def _plan(manifest: pd.DataFrame, settings: Preprocess, cache: Path) -> list[_Shard]:
+    side = settings.image_size
+    shards = []
+    for name, rows in manifest.groupby("shard", sort=False):
+        columns = zip(rows["shard"], rows["file_name"], rows["offset"], rows["bytes"], strict=True)
+        members = [Member(shard, file, int(offset), int(size)) for shard, file, offset, size in columns]
+        key = _key(rows["sha256"].tolist(), settings)
+        shards.append(_Shard(name.removesuffix(".tar"), members, (len(rows), side, side, 3), cache / f"{key}.npy"))
+    return shards
+
+
+def _key(hashes: list[str], settings: Preprocess) -> str:
+    """What the pixels of a shard depend on, as one SHA-256."""
+    how = [FORMAT, settings.image_size, settings.resize, PIL.__version__]
+    return hashlib.sha256(json.dumps([how, hashes]).encode()).hexdigest()
+
+
+def _is_sound(shard: _Shard) -> bool:
+    """Whether the shard's cache file is there, with the right header and size."""
+    try:
+        pixels = np.load(shard.cached, mmap_mode="r", allow_pickle=False)
+        sound = pixels.dtype == np.uint8 and pixels.shape == shard.shape
+        sound = sound and shard.cached.stat().st_size == pixels.offset + pixels.nbytes
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, EOFError):
+        sound = False
+    if not sound:
+        _log.warning("%s is damaged and is made anew.", shard.cached)
+    return sound
+
+
+def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: int, workers: int) -> None:
+    """Makes the cache files of `shards`; the processes run on into the next shard while one is finished."""
+    for leftover in shards[0].cached.parent.glob(".*.tmp"):
+        leftover.unlink()
+    total = sum(len(shard.members) for shard in shards)
+    batches = (batch for shard in shards for batch in _batches(data, shard, settings, max_pixels))
+    done = in_processes(_prepare, batches, workers)
+    try:
+        with progress(None, "preprocess", unit="images", total=total) as bar:
+            for shard in shards:
+                for _ in shard.starts:
+                    bar.update(next(done))
+                _finish(shard)
+    except OSError as error:
+        raise DiptychError(f"{shards[0].cached.parent} cannot be written: {error.strerror}.") from None
+    finally:
+        done.close()
+        for shard in shards:
+            shard.temporary.unlink(missing_ok=True)
+
+
+def _batches(data: Path, shard: _Shard, settings: Preprocess, max_pixels: int) -> Iterator[_Batch]:
+    header = _create(shard)
+    image_bytes = shard.shape[1] * shard.shape[2] * shard.shape[3]
+    for start in shard.starts:
+        yield _Batch(
+            data=data,
+            members=shard.members[start : start + _BATCH],
+            size=settings.image_size,
+            resize=settings.resize,
+            max_pixels=max_pixels,
+            output=shard.temporary,
+            start=header + start * image_bytes,
+        )
+
+
+def _create(shard: _Shard) -> int:
+    """Makes the shard's temporary file in full size, so that a disk without room says so now; the header's length."""
+    with shard.temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shard.shape}
+        )
+        header = file.tell()
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, header + int(np.prod(shard.shape, dtype=np.int64)))
+    return header
+
+
+def _prepare(batch: _Batch) -> int:
+    """In a worker: decodes and resizes a batch straight into its place in the file; returns the number of images."""
+    # Written, not mapped: on a full disk a write fails with an error, a mapped page with a fatal signal.
+    with batch.output.open("r+b", buffering=0) as file:
+        file.seek(batch.start)
+        for member in batch.members:
+            _write(file, to_pixels(_open(batch, member), batch.size, batch.resize))
+    return len(batch.members)
+
+
+def _open(batch: _Batch, member: Member) -> Image.Image:
+    try:
+        return open_image(read_member(batch.data, member), batch.max_pixels)
+    except ImageError as error:
+        raise DiptychError(
+            f"{member.name} in {batch.data / member.shard} was sound when it was validated and is not now ({error}). "
+            "Run `dvc repro validate`."
+        ) from None
+
+
+def _write(file: FileIO, pixels: NDArray[np.uint8]) -> None:
+    """All of `pixels`; a single call may write less."""
+    content = pixels.reshape(-1).data
+    while content:
+        content = content[file.write(content) :]
+
+
+def _finish(shard: _Shard) -> None:
+    with shard.temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    shard.temporary.replace(shard.cached)
+
+
+def _link(source: Path, target: Path) -> None:
+    """One more name for the same bytes where the file system has that, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _forget_old_runs(cache: Path, used: list[str]) -> None:
+    """Removes the cache files that none of the last `KEPT_RUNS` runs used."""
+    record = cache / "runs.json"
+    try:
+        runs = [used, *(run for run in json.loads(record.read_text()) if run != used)][:KEPT_RUNS]
+    except (OSError, ValueError, TypeError):
+        runs = [used]
+    write_json(record, runs)
+    kept = {name for run in runs for name in run}
+    for path in cache.glob("*.npy"):
+        if path.name not in kept:
+            path.unlink()

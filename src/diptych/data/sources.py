@@ -1,0 +1,275 @@
+"""What an import reads: COCO captions, a Karpathy split, a table; each becomes images with their captions.
+
+Everything that can be wrong with a source as a whole is found here, before an import writes anything. Whether a single
+image can be decoded, or a caption makes sense, is for the validation to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from diptych.data.captions import Record, read_coco
+from diptych.errors import DiptychError
+
+_SHOWN = 5
+"""Offenders that a message names."""
+_SPLIT_NAME = re.compile(r"[\w.-]+")
+_COCO_FOLDER = re.compile(r"COCO_(\w+?)_\d")
+_OWN_FIELDS = {"id", "file_name", "split", "source", "sha256"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class SourceCaption:
+    """A caption; null where the source has it so. `id` is the source's, if it has ids."""
+
+    text: str | None
+    id: int | None = None
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """An image file with its captions. `name` is how the source calls it, `fields` are kept in the image's record."""
+
+    path: Path
+    name: str
+    split: str | None
+    captions: tuple[SourceCaption, ...]
+    id: int | None = None
+    fields: Record = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that one annotation file brings."""
+
+    images: list[SourceImage]
+    licenses: list[Any] = field(default_factory=list)
+
+
+def coco_source(annotations: Path, images: Path, split: str | None = None) -> Source:
+    """A COCO captions file, 2014 or 2017 layout; `split`, if given, goes before the records' own.
+
+    Raises:
+        DiptychError: the file is not COCO captions or contradicts itself, or image files are missing.
+    """
+    coco = read_coco(annotations)
+    _refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
+    _refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
+    captions: dict[int, list[SourceCaption]] = {record["id"]: [] for record in coco.images}
+    unknown = [record for record in coco.annotations if record["image_id"] not in captions]
+    if unknown:
+        shown = [f"annotation {record['id']} (image {record['image_id']})" for record in unknown]
+        raise DiptychError(f"{annotations}: captions of images that it does not list: {some(shown)}.")
+    for record in coco.annotations:
+        captions[record["image_id"]].append(SourceCaption(record["caption"], record["id"]))
+    folder = _Folder(images)
+    found = [
+        SourceImage(
+            path=folder.find(_coco_candidates(record), f"{annotations}: image {record['id']}"),
+            name=record["file_name"],
+            split=split or _split_of(record, f"{annotations}: image {record['id']}"),
+            captions=tuple(captions[record["id"]]),
+            id=record["id"],
+            fields={key: value for key, value in record.items() if key not in _OWN_FIELDS},
+        )
+        for record in coco.images
+    ]
+    return Source(_checked(annotations, found, folder), coco.licenses)
+
+
+def karpathy_source(annotations: Path, images: Path) -> Source:
+    """A Karpathy split (`dataset_coco.json` and its kin); restval counts as train.
+
+    Raises:
+        DiptychError: the file is not of that form or contradicts itself, or image files are missing.
+    """
+    records = _read_karpathy(annotations)
+    folder = _Folder(images)
+    found = [_karpathy_image(record, folder, f"{annotations}: images[{index}]") for index, record in enumerate(records)]
+    _refuse_repeated(annotations, "image id", (image.id for image in found))
+    _refuse_repeated(annotations, "sentid", (caption.id for image in found for caption in image.captions))
+    return Source(_checked(annotations, found, folder))
+
+
+def table_source(table: Path, images: Path, split: str | None = None) -> Source:
+    """A CSV or TSV with a header: columns `file`, `caption` and, if there are splits, `split`; a row a caption.
+
+    Raises:
+        DiptychError: a column is missing, rows are incomplete or contradict each other, or image files are missing.
+    """
+    folder = _Folder(images)
+    found: dict[str, SourceImage] = {}
+    for line, row in _read_rows(table):
+        name, where = row["file"], f"{table}, line {line}"
+        row_split = split or row.get("split") or None
+        if row_split is not None:
+            _check_split(row_split, where)
+        known = found.get(name) or SourceImage(folder.find([name], where), name, row_split, ())
+        if known.split != row_split:
+            raise DiptychError(f"{where}: {name} is in split {row_split}, but in {known.split} in a line before.")
+        found[name] = replace(known, captions=(*known.captions, SourceCaption(row["caption"])))
+    return Source(_checked(table, list(found.values()), folder))
+
+
+class _Folder:
+    """The folder of a source's images: finds files in it, and nowhere else; remembers those that are missing."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise DiptychError(f"The folder of the images, {path}, does not exist.")
+        self.path = path
+        self._root = path.resolve()
+        self.missing: list[str] = []
+        self._parents: dict[Path, Path] = {}
+
+    def find(self, candidates: Sequence[str], where: str) -> Path:
+        """The first of the candidate names that there is a file of.
+
+        Raises:
+            DiptychError: a name or a link leads out of the folder; `where` tells the record.
+        """
+        for name in candidates:
+            if not _is_inside(name):
+                raise DiptychError(f"{where}: file name {name!r} leads out of the images folder.")
+            path = self.path / name
+            if _is_file(path):
+                if not self._real(path).is_relative_to(self._root):
+                    raise DiptychError(f"{where}: {path} is a link that leads out of the images folder.")
+                return path
+        self.missing.append(candidates[0])
+        return self.path / candidates[0]
+
+    def _real(self, path: Path) -> Path:
+        """`path` without links; folders are looked up once, which counts with a hundred thousand files."""
+        if path.is_symlink():
+            return path.resolve()
+        if path.parent not in self._parents:
+            self._parents[path.parent] = path.parent.resolve()
+        return self._parents[path.parent] / path.name
+
+
+def _is_file(path: Path) -> bool:
+    """A name too long for the file system is the name of no file."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and not set("\\\0") & set(name)
+
+
+def _coco_candidates(record: Record) -> list[str]:
+    """Names to look for: as in the record, then below the folder that a 2014 name or the record's address tells."""
+    name = record["file_name"]
+    candidates = [name]
+    if match := _COCO_FOLDER.match(name):
+        candidates.append(f"{match[1]}/{name}")
+    if isinstance(address := record.get("coco_url"), str):
+        parts = PurePosixPath(urlsplit(address).path).parts[-2:]
+        candidates += ["/".join(parts), parts[-1]] if len(parts) == 2 and parts[0] != "/" else []
+    return candidates
+
+
+def _karpathy_image(record: Any, folder: _Folder, where: str) -> SourceImage:
+    try:
+        name = "/".join(part for part in (record.get("filepath", ""), record["filename"]) if part)
+        captions = tuple(SourceCaption(item["raw"], item.get("sentid")) for item in record["sentences"])
+        image_id = record.get("cocoid", record.get("imgid"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DiptychError(f"{where} is not a Karpathy record: {error!r}.") from None
+    if not all(isinstance(value, int | None) for value in (image_id, *(caption.id for caption in captions))):
+        raise DiptychError(f"{where}: ids must be whole numbers.")
+    if not all(isinstance(caption.text, str | None) for caption in captions):
+        raise DiptychError(f"{where}: a sentence's raw is no text.")
+    split = "train" if record.get("split") == "restval" else _split_of(record, where)
+    path = folder.find([name, record["filename"]], where)
+    return SourceImage(path, name, split, captions, image_id)
+
+
+def _split_of(record: Record, where: str) -> str | None:
+    split = record.get("split")
+    if split is not None:
+        _check_split(split, where)
+    return split
+
+
+def _check_split(split: Any, where: str) -> None:
+    if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
+        raise DiptychError(f"{where}: split {split!r} is not a name of letters, digits, dots and dashes.")
+
+
+def _read_karpathy(path: Path) -> list[Record]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise DiptychError(f"{path} is not complete JSON ({error}); fetch it again.") from None
+    records = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise DiptychError(f'{path} is not a Karpathy split: it has no list "images".')
+    return records
+
+
+def _read_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and columns of each row."""
+    if table.suffix.lower() not in _DELIMITERS:
+        raise DiptychError(f"{table}: a table is a .csv (commas) or a .tsv (tabs).")
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=_DELIMITERS[table.suffix.lower()], strict=True)
+            return _complete_rows(table, reader)
+    except OSError as error:
+        raise DiptychError(f"{table} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DiptychError(f"{table} is not in UTF-8: {error.reason} at byte {error.start}.") from None
+    except csv.Error as error:
+        raise DiptychError(f"{table}, line {reader.line_num}: {error}.") from None
+
+
+def _complete_rows(table: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[str, str]]]:
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    absent = {"file", "caption"} - set(reader.fieldnames)
+    if absent:
+        found = ", ".join(reader.fieldnames) or "nothing"
+        raise DiptychError(f"{table}, line 1: no column {' and '.join(sorted(absent))}; the header has {found}.")
+    rows = [(reader.line_num, row) for row in reader]
+    bad = [str(line) for line, row in rows if None in row or None in row.values() or not row["file"]]
+    if bad:
+        raise DiptychError(f"{table}: rows with too few or too many columns, or without a file: line {some(bad)}.")
+    return rows
+
+
+def _checked(annotations: Path, images: list[SourceImage], folder: _Folder) -> list[SourceImage]:
+    if not images:
+        raise DiptychError(f"{annotations} lists no images.")
+    if folder.missing:
+        raise DiptychError(
+            f"{annotations}: {len(folder.missing)} of {len(images)} image files are not in {folder.path}: "
+            f"{some(folder.missing)}. Check the images folder, or complete it."
+        )
+    return images
+
+
+def _refuse_repeated(path: Path, what: str, values: Iterable[Hashable]) -> None:
+    repeated = [str(value) for value, count in Counter(values).items() if count > 1 and value is not None]
+    if repeated:
+        raise DiptychError(f"{path}: each {what} must be there once, but these are repeated: {some(repeated)}.")
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more

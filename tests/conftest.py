@@ -1,0 +1,65 @@
+"""Small datasets for tests of any module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych.data.captions import Dataset, write_dataset
+from diptych.data.shards import ShardWriter
+
+pytest_plugins = ["fake_project", "pipeline_clone"]
+
+
+def make_photo(seed: int, size: tuple[int, int] = (64, 48), file_format: str = "PNG", **options: Any) -> bytes:
+    """The file of a smooth picture, another one for each `seed`."""
+    colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(file, file_format, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., bytes]:
+    """`make_photo`."""
+    return make_photo
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a dataset in tmp_path/data of (split, file content) pairs; images have ids from 1 and two captions each.
+
+    A content of None leaves the image out of the shards; `captions` gives other captions to an id; `change` may
+    edit the Dataset before it is written.
+    """
+
+    def make(
+        images: Sequence[tuple[str | None, bytes | None]],
+        captions: dict[int, list[Any]] | None = None,
+        change: Callable[[Dataset], object] | None = None,
+    ) -> Path:
+        dataset = Dataset()
+        with ShardWriter(tmp_path / "data") as shards:
+            for image_id, (split, content) in enumerate(images, start=1):
+                name = f"{image_id:012d}.png"
+                if content is not None:
+                    shards.add(name, content)
+                dataset.images.append(
+                    {"id": image_id, "file_name": name, "split": split, "source": f"photos/{image_id}.png"}
+                )
+                for text in (captions or {}).get(image_id, [f"a picture of thing {image_id}", "something colourful"]):
+                    dataset.annotations.append(
+                        {"id": len(dataset.annotations) + 1, "image_id": image_id, "caption": text}
+                    )
+        if change is not None:
+            change(dataset)
+        write_dataset(tmp_path / "data", dataset)
+        return tmp_path / "data"
+
+    return make

@@ -1,0 +1,99 @@
+"""COCO captions files: read with all that real captions may hold, refused with the record that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych.data.captions import Dataset, read_coco, read_dataset, write_dataset
+from diptych.errors import DiptychError
+
+IMAGE = {"id": 1, "file_name": "a.jpg", "split": "train"}
+ANNOTATION = {"id": 7, "image_id": 1, "caption": "A dog."}
+
+
+def dump(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_a_written_dataset_is_read_again(tmp_path: Path) -> None:
+    texts = ["A dog.", "", "   ", "x" * 10_000, "👩‍👩‍👧 🐕", "כלב רץ", 'quotes " and \\ and \n', None]
+    annotations = [{"id": number, "image_id": 1, "caption": text} for number, text in enumerate(texts)]
+    dataset = Dataset({"description": "mine"}, [{"id": 1, "name": "CC"}], [IMAGE], annotations)
+
+    write_dataset(tmp_path, dataset)
+
+    assert read_dataset(tmp_path) == dataset
+
+
+def test_writing_twice_gives_the_same_bytes_with_a_record_a_line(tmp_path: Path) -> None:
+    dataset = Dataset({}, [], [IMAGE, {**IMAGE, "id": 2}], [ANNOTATION])
+    write_dataset(tmp_path, dataset)
+    first = (tmp_path / "captions.json").read_bytes()
+
+    write_dataset(tmp_path, dataset)
+
+    assert (tmp_path / "captions.json").read_bytes() == first
+    assert '\n{"id": 2, "file_name": "a.jpg", "split": "train"}\n' in first.decode()
+
+
+def test_repeated_ids_are_read(tmp_path: Path) -> None:
+    content = {"images": [IMAGE, IMAGE], "annotations": [ANNOTATION, ANNOTATION]}
+    assert len(read_coco(dump(tmp_path / "c.json", content)).images) == 2
+
+
+def test_reading_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read_coco(dump(tmp_path / "c.json", {"images": [IMAGE], "annotations": [ANNOTATION]}))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_missing_dataset_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match="diptych data scenes"):
+        read_dataset(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match=r"nowhere\.json cannot be read: No such file"):
+        read_coco(tmp_path / "nowhere.json")
+
+
+def test_a_cut_off_file_is_named_with_the_place(tmp_path: Path) -> None:
+    whole = json.dumps({"images": [IMAGE], "annotations": [ANNOTATION]})
+    with pytest.raises(DiptychError, match=r"not complete JSON: .* at line 1, column"):
+        read_coco(dump(tmp_path / "c.json", whole[:-20]))
+
+
+def test_binary_content_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(DiptychError, match="not a text file"):
+        read_coco(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([IMAGE], 'no list "images"'),
+        ("3", 'no list "images"'),
+        ({"annotations": []}, 'no list "images"'),
+        ({"images": {}, "annotations": []}, 'no list "images"'),
+        ({"images": [IMAGE]}, 'no list "annotations"'),
+        ({"images": [IMAGE], "annotations": 1}, 'no list "annotations"'),
+        ({"images": ["a.jpg"], "annotations": []}, r"images\[0\] is not an object"),
+        ({"images": [{"id": 1}], "annotations": []}, r'images\[0\] \(id 1\) has no "file_name"'),
+        ({"images": [{"file_name": "a.jpg"}], "annotations": []}, r'images\[0\] \(id None\) has no "id"'),
+        ({"images": [{**IMAGE, "id": "1"}], "annotations": []}, "id is '1'"),
+        ({"images": [{**IMAGE, "id": True}], "annotations": []}, "id is True"),
+        ({"images": [IMAGE], "annotations": [{"id": 7, "caption": "A dog."}]}, r'annotations\[0\] .* no "image_id"'),
+        ({"images": [IMAGE], "annotations": [{"id": 7, "image_id": 1, "bbox": []}]}, 'no "caption"'),
+        ({"images": [IMAGE], "annotations": [{**ANNOTATION, "caption": 5}]}, "caption is 5"),
+        ({"images": [], "annotations": [], "info": "x"}, '"info" is not a dict'),
+        ({"images": [], "annotations": [], "licenses": {"a": 1}}, '"licenses" is not a list'),
+    ],
+)
+def test_what_is_not_coco_captions_is_refused_with_the_reason(tmp_path: Path, content: Any, reason: str) -> None:
+    with pytest.raises(DiptychError, match=f"c.json is not a COCO captions file: .*{reason}"):
+        read_coco(dump(tmp_path / "c.json", content))

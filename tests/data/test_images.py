@@ -1,0 +1,209 @@
+"""What counts as an image, and what its pixels are."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych.data.images import ImageError, inspect_image, open_image, to_pixels
+
+MAX_PIXELS = 100_000_000
+
+
+def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """80 × 60, smooth enough that JPEG keeps it nearly as it is."""
+    rows, columns = np.indices((60, 80))
+    return Image.fromarray(np.stack([rows * 4, columns * 3, rows + columns], axis=2).astype(np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of the given size with next to no pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(100))]
+    framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_the_usual_formats_open_as_rgb(photo: Image.Image, file_format: str) -> None:
+    info, image = inspect_image(encode(photo, file_format), MAX_PIXELS)
+
+    assert (info.width, info.height, info.format) == (80, 60, file_format)
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(photo)).mean() < 12
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("missing", [1, 2, 3, 10, 50, 100])
+def test_a_file_without_its_end_is_truncated(photo: Image.Image, file_format: str, missing: int) -> None:
+    with pytest.raises(ImageError, match="truncated"):
+        open_image(encode(photo, file_format)[:-missing], MAX_PIXELS)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_a_jpeg_is_followed_to_its_end_marker(photo: Image.Image, options: dict[str, Any]) -> None:
+    content = encode(photo, "JPEG", **options)
+
+    open_image(content + b"trailing notes of a camera", MAX_PIXELS)
+    with pytest.raises(ImageError, match="truncated"):
+        open_image(content[:-2] + b"\x00\x00", MAX_PIXELS)
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_photo(photo: Image.Image) -> None:
+    thumbnail = encode(photo.resize((16, 12)), "JPEG")
+    content = encode(photo, "JPEG", exif=b"Exif\x00\x00" + thumbnail)
+    assert thumbnail in content
+
+    open_image(content, MAX_PIXELS)
+    with pytest.raises(ImageError, match="truncated"):
+        open_image(content[:-2], MAX_PIXELS)
+
+
+def test_fill_bytes_between_jpeg_segments_are_allowed(photo: Image.Image) -> None:
+    content = encode(photo, "JPEG")
+    open_image(content[:2] + b"\xff\xff" + content[2:], MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"This is a text that somebody named photo.jpg\n", "not an image"),
+        (b"\xff\xd8\xff", "truncated or damaged JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_its_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        open_image(content, MAX_PIXELS)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    with pytest.raises(ImageError, match="40000×40000 pixels, more than 100000000"):
+        open_image(png_header(40_000, 40_000), MAX_PIXELS)
+
+
+def test_an_image_of_exactly_max_pixels_is_opened(photo: Image.Image) -> None:
+    content = encode(photo, "PNG")
+    assert open_image(content, 4800).size == (80, 60)
+    with pytest.raises(ImageError, match="more than 4799"):
+        open_image(content, 4799)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 256, 257, 32768, 65535]], dtype=np.uint16)
+
+    info, image = inspect_image(encode(Image.fromarray(values), "PNG"), MAX_PIXELS)
+
+    assert info.mode == "I;16"
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 1, 128, 255]
+
+
+def test_greyscale_becomes_three_equal_channels(photo: Image.Image) -> None:
+    info, image = inspect_image(encode(photo.convert("L"), "PNG"), MAX_PIXELS)
+
+    assert info.mode == "L"
+    assert np.array_equal(np.asarray(image), np.repeat(np.asarray(photo.convert("L"))[:, :, None], 3, axis=2))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    info, image = inspect_image(encode(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "JPEG"), MAX_PIXELS)
+
+    red, green, blue = np.asarray(image)[20, 20]
+    assert info.mode == "CMYK"
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_transparency_is_laid_on_white() -> None:
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+
+    assert np.asarray(open_image(encode(image, "PNG"), MAX_PIXELS)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_a_transparent_palette_colour_is_laid_on_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 255, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+
+    info, opened = inspect_image(encode(image, "PNG", transparency=0), MAX_PIXELS)
+
+    assert info.mode == "P"
+    assert np.asarray(opened).tolist() == [[[255, 255, 255], [0, 255, 0]]]
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(file_format: str) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "lime")]
+
+    image = open_image(encode(frames[0], file_format, save_all=True, append_images=frames[1:]), MAX_PIXELS)
+
+    red, green, blue = np.asarray(image)[16, 16].tolist()
+    assert red > 240
+    assert max(green, blue) < 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = Image.fromarray(np.arange(40 * 24 * 3, dtype=np.uint32).reshape(24, 40, 3).astype(np.uint8))
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    info, image = inspect_image(encode(stored, "PNG", exif=exif), MAX_PIXELS)
+
+    assert (info.width, info.height) == (40, 24)
+    assert np.array_equal(np.asarray(image), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_does_not_spoil_the_pixels(photo: Image.Image) -> None:
+    content = encode(photo, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert open_image(content, MAX_PIXELS).size == (80, 60)
+
+
+def test_floating_point_images_are_refused() -> None:
+    with pytest.raises(ImageError, match="mode F does not say which value is white"):
+        open_image(encode(Image.new("F", (4, 4)), "TIFF"), MAX_PIXELS)
+
+
+def test_stretch_fits_both_sides(photo: Image.Image) -> None:
+    pixels = to_pixels(photo, 20, "stretch")
+
+    assert pixels.shape == (20, 20, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(photo.resize((20, 20), Image.Resampling.BILINEAR)))
+
+
+def test_crop_is_the_shorter_side_resized_and_the_centre_cut_out(photo: Image.Image) -> None:
+    whole = photo.resize((40, 30), Image.Resampling.BILINEAR)
+
+    assert np.array_equal(to_pixels(photo, 30, "crop"), np.asarray(whole.crop((5, 0, 35, 30))))
+
+
+def test_crop_of_an_upright_image_cuts_above_and_below(photo: Image.Image) -> None:
+    upright = photo.transpose(Image.Transpose.TRANSPOSE)
+
+    assert np.array_equal(to_pixels(upright, 30, "crop"), to_pixels(photo, 30, "crop").transpose(1, 0, 2))

@@ -1,0 +1,55 @@
+"""Pretrained towers are found offline, or the message says how to get them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diptych.config import Tower
+from diptych.data import pretrained
+from diptych.data.pretrained import locate
+from diptych.errors import DiptychError
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(pretrained.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert locate(Tower(pretrained=str(tmp_path))) == tmp_path
+
+
+def test_a_missing_local_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match=r"nowhere.*config\.json"):
+        locate(Tower(pretrained=str(tmp_path / "nowhere")))
+
+
+def test_a_revision_in_the_hub_cache_is_found_without_a_network(cache: Path) -> None:
+    snapshot = cache / "models--some--model" / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert locate(Tower(pretrained="some/model", revision=REVISION)) == snapshot
+
+
+def test_a_missing_revision_names_the_cache_and_the_command_that_fills_it(cache: Path) -> None:
+    with pytest.raises(DiptychError) as caught:
+        locate(Tower(pretrained="some/model", revision=REVISION))
+    assert str(cache) in str(caught.value)
+    assert f"hf download some/model --revision {REVISION}" in str(caught.value)
+
+
+def test_a_revision_without_a_configuration_counts_as_missing(cache: Path) -> None:
+    (cache / "models--some--model" / "snapshots" / REVISION).mkdir(parents=True)
+    with pytest.raises(DiptychError, match="not completely"):
+        locate(Tower(pretrained="some/model", revision=REVISION))
+
+
+def test_what_cannot_be_a_hub_id_is_said(cache: Path) -> None:
+    with pytest.raises(DiptychError, match="not a hub id"):
+        locate(Tower(pretrained="a b/c/d", revision=REVISION))

@@ -1,0 +1,194 @@
+"""Sources: everything that is wrong with one as a whole is told before anything is written, by name and place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych.data.sources import coco_source, karpathy_source, table_source
+from diptych.errors import DiptychError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images a.jpg and b.jpg."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (images / name).write_bytes(name.encode())
+    return images
+
+
+def coco(folder: Path, images: Any = None, annotations: Any = None) -> Path:
+    path = folder.parent / "captions.json"
+    images = [{"id": 1, "file_name": "a.jpg"}] if images is None else images
+    annotations = [{"id": 1, "image_id": 1, "caption": "an a"}] if annotations is None else annotations
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def table(folder: Path, text: str, name: str = "t.csv") -> Path:
+    path = folder.parent / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def karpathy(folder: Path, *records: Any) -> Path:
+    path = folder.parent / "dataset.json"
+    path.write_text(json.dumps({"images": list(records)}))
+    return path
+
+
+def test_a_coco_record_keeps_its_split_and_further_fields(folder: Path) -> None:
+    (image,) = coco_source(coco(folder, [{"id": 1, "file_name": "a.jpg", "split": "val", "license": 3}]), folder).images
+    assert (image.split, image.fields, image.captions[0].text) == ("val", {"license": 3}, "an a")
+
+
+def test_a_split_that_is_given_goes_before_the_records_own(folder: Path) -> None:
+    path = coco(folder, [{"id": 1, "file_name": "a.jpg", "split": "val"}])
+    assert coco_source(path, folder, "test").images[0].split == "test"
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ({"file_name": "COCO_train2014_000000000009.jpg"}, "train2014/COCO_train2014_000000000009.jpg"),
+        (
+            {"file_name": "000000000009.jpg", "coco_url": "http://localhost/val2017/000000000009.jpg"},
+            "val2017/000000000009.jpg",
+        ),
+    ],
+)
+def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, place: str) -> None:
+    (folder / place).parent.mkdir()
+    (folder / place).write_bytes(b"x")
+    (image,) = coco_source(coco(folder, [{"id": 1, **record}]), folder).images
+    assert image.path == folder / place
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "words"),
+    [
+        ([{"id": 1, "file_name": "../a.jpg"}], None, "image 1: file name '../a.jpg' leads out"),
+        ([{"id": 1, "file_name": "/etc/passwd"}], None, "leads out"),
+        ([{"id": 1, "file_name": "x\\..\\a.jpg"}], None, "leads out"),
+        ([{"id": 1, "file_name": "a\0.jpg"}], None, "leads out"),
+        ([{"id": 1, "file_name": "c.jpg"}], None, "1 of 1 image files are not in .*: c.jpg"),
+        ([{"id": 1, "file_name": "x" * 5000}], None, "1 of 1 image files are not in"),
+        ([{"id": 1, "file_name": "a.jpg"}] * 2, None, "each image id must be there once.*: 1"),
+        (None, [{"id": 1, "image_id": 1, "caption": "a"}] * 2, "each annotation id must be there once"),
+        (None, [{"id": 4, "image_id": 9, "caption": "a"}], r"annotation 4 \(image 9\)"),
+        ([{"id": 1, "file_name": "a.jpg", "split": "a/b"}], None, "split 'a/b' is not a name"),
+        ([{"id": 1, "file_name": "a.jpg", "split": 3}], None, "split 3 is not a name"),
+        ([], [], "lists no images"),
+        ([{"id": "one", "file_name": "a.jpg"}], [], "id"),
+        ([{"id": 1}], [], "file_name"),
+        ([{"id": 1, "file_name": 5}], [], "file_name"),
+        (None, [{"id": 1, "image_id": 1, "caption": 5}], "caption"),
+        (None, [{"id": 1.5, "image_id": 1, "caption": "a"}], "id"),
+        (["a"], [], "image"),
+        ({"a": 1}, [], "images"),
+    ],
+)
+def test_what_is_wrong_with_a_coco_file_is_told(folder: Path, images: Any, annotations: Any, words: str) -> None:
+    with pytest.raises(DiptychError, match=words):
+        coco_source(coco(folder, images, annotations), folder)
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_within_followed(folder: Path) -> None:
+    secret = folder.parent / "secret.jpg"
+    secret.write_bytes(b"x")
+    (folder / "out.jpg").symlink_to(secret)
+    (folder / "in.jpg").symlink_to(folder / "a.jpg")
+    with pytest.raises(DiptychError, match=r"out\.jpg is a link that leads out"):
+        coco_source(coco(folder, [{"id": 1, "file_name": "out.jpg"}]), folder)
+    assert coco_source(coco(folder, [{"id": 1, "file_name": "in.jpg"}]), folder).images
+
+
+def test_a_folder_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(DiptychError, match="nowhere, does not exist"):
+        coco_source(coco(folder), folder / "nowhere")
+
+
+def test_a_karpathy_record_is_read_with_its_ids(folder: Path) -> None:
+    record = {"filename": "a.jpg", "split": "restval", "cocoid": 7, "sentences": [{"raw": "an a", "sentid": 3}]}
+    (image,) = karpathy_source(karpathy(folder, record), folder).images
+    assert (image.split, image.id, image.captions[0].id) == ("train", 7, 3)
+
+
+def test_a_karpathy_filepath_is_looked_into(folder: Path) -> None:
+    (folder / "val2014").mkdir()
+    (folder / "val2014" / "c.jpg").write_bytes(b"x")
+    record = {"filepath": "val2014", "filename": "c.jpg", "split": "test", "imgid": 1, "sentences": []}
+    (image,) = karpathy_source(karpathy(folder, record), folder).images
+    assert image.path == folder / "val2014" / "c.jpg"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"split": "train", "sentences": []}, r"images\[0\] is not a Karpathy record: KeyError\('filename'\)"),
+        ("a.jpg", "is not a Karpathy record"),
+        ({"filename": "a.jpg", "split": "train", "imgid": "x", "sentences": []}, "ids must be whole numbers"),
+        ({"filename": "a.jpg", "split": "train", "imgid": 1, "sentences": [{"raw": 3}]}, "raw is no text"),
+        ({"filename": "../a.jpg", "split": "train", "imgid": 1, "sentences": []}, "leads out"),
+    ],
+)
+def test_what_is_wrong_with_a_karpathy_record_is_told(folder: Path, record: Any, words: str) -> None:
+    with pytest.raises(DiptychError, match=words):
+        karpathy_source(karpathy(folder, record), folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"images": [', "is not complete JSON"), ("[]", "is not a Karpathy split"), ("{}", "no list")]
+)
+def test_a_file_that_is_no_karpathy_split_is_told(folder: Path, text: str, words: str) -> None:
+    with pytest.raises(DiptychError, match=words):
+        karpathy_source(table(folder, text, "k.json"), folder)
+    with pytest.raises(DiptychError, match="cannot be read"):
+        karpathy_source(folder / "none.json", folder)
+
+
+def test_rows_of_a_table_are_gathered_by_file(folder: Path) -> None:
+    text = '\ufefffile,caption,split\r\na.jpg,"one, two",train\r\na.jpg,three,train\r\nb.jpg,four,\r\n'
+    first, second = table_source(table(folder, text), folder).images
+    assert ([caption.text for caption in first.captions], first.split) == (["one, two", "three"], "train")
+    assert second.split is None
+
+
+def test_a_table_may_have_tabs_and_no_splits(folder: Path) -> None:
+    (image,) = table_source(table(folder, "file\tcaption\na.jpg\tone\n", "t.tsv"), folder, "val").images
+    assert image.split == "val"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,caption\na.jpg,one\n", "line 1: no column file; the header has name, caption"),
+        ("file;caption\na.jpg;one\n", "line 1: no column caption and file"),
+        ("", "the header has nothing"),
+        ("file,caption\na.jpg\nb.jpg,x,y\n,z\n", "line 2, 3, 4"),
+        ("file,caption\n", "lists no images"),
+        ("file,caption,split\na.jpg,x,train\na.jpg,y,val\n", "line 3: a.jpg is in split val, but in train"),
+        ("file,caption,split\na.jpg,x,a/b\n", "line 2: split 'a/b'"),
+        ("file,caption\n../a.jpg,x\n", "line 2: file name '../a.jpg' leads out"),
+        ('file,caption\na.jpg,"x\n', "unexpected end of data"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_told_by_its_line(folder: Path, text: str, words: str) -> None:
+    with pytest.raises(DiptychError, match=words):
+        table_source(table(folder, text), folder)
+
+
+def test_a_table_of_another_kind_or_encoding_is_refused(folder: Path) -> None:
+    with pytest.raises(DiptychError, match=r"a \.csv \(commas\) or a \.tsv"):
+        table_source(table(folder, "", "t.xlsx"), folder)
+    path = folder.parent / "latin.csv"
+    path.write_bytes("file,caption\na.jpg,é\n".encode("latin-1"))
+    with pytest.raises(DiptychError, match="is not in UTF-8"):
+        table_source(path, folder)
+    with pytest.raises(DiptychError, match="cannot be read"):
+        table_source(folder / "none.csv", folder)

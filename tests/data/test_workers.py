@@ -1,0 +1,102 @@
+"""Work over processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diptych.data.workers import in_processes, worker_count
+from diptych.errors import DiptychError
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def process_of(_: int) -> int:
+    return os.getpid()
+
+
+def refuse(number: int) -> int:
+    raise DiptychError(f"no {number}")
+
+
+def die(_: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
+    assert list(in_processes(double, range(50), workers)) == [2 * number for number in range(50)]
+
+
+def test_one_worker_is_this_process() -> None:
+    assert set(in_processes(process_of, range(3), 1)) == {os.getpid()}
+
+
+def test_tasks_are_drawn_only_as_they_are_needed() -> None:
+    drawn = []
+
+    def tasks():
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    results = in_processes(double, tasks(), 2)
+    next(results)
+    assert len(drawn) < 20
+    results.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_task_raises_reaches_the_caller(workers: int) -> None:
+    with pytest.raises(DiptychError, match="no 0"):
+        list(in_processes(refuse, range(3), workers))
+
+
+def test_a_killed_worker_is_one_clear_error() -> None:
+    with pytest.raises(DiptychError, match=r"killed.*\n?.*threads"):
+        list(in_processes(die, range(3), 2))
+
+
+def test_as_many_workers_as_said_or_one_a_core() -> None:
+    assert worker_count(3) == 3
+    assert 1 <= worker_count(None) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from diptych.data.workers import in_processes\n"
+        "def report(_):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(in_processes(report, range(2), 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(is_running, workers)):
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process lives; one that is dead and not yet reaped by the system does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
