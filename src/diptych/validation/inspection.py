@@ -1,0 +1,127 @@
+"""Running suites with Great Expectations in memory, and writing Data Docs whose bytes depend on the results alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from diptych.validation.suites import Promise
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+"""Stands for the time of a run: what a stage writes depends on its inputs alone."""
+
+_SITE = {
+    "class_name": "SiteBuilder",
+    "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+}
+_LOGO = re.compile(r'src="https://great-expectations-web-assets[^"]*"')
+_LOAD_TIME = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What Great Expectations found of one promise.
+
+    Attributes:
+        rows: positions in the table that break the promise.
+        missing: values that the column should have and has not.
+    """
+
+    table: str
+    promise: Promise
+    success: bool
+    rows: list[int]
+    missing: list[Any]
+
+
+class Inspection:
+    """An in-memory Great Expectations context whose results become Data Docs in `docs`."""
+
+    def __init__(self, docs: Path) -> None:
+        # It tells of its inner workings at the level of information, while it is imported and from one module always.
+        logging.getLogger("great_expectations").setLevel(logging.WARNING)
+        import great_expectations as gx
+
+        logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+        self._gx = gx
+        self._docs = docs
+        self._context = cast(Any, gx.get_context(mode="ephemeral"))
+        self._context.variables.progress_bars = {"globally": False}
+        for name in list(self._context.get_site_names()):
+            self._context.delete_data_docs_site(name)
+        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())}
+        self._context.add_data_docs_site("diptych", {**_SITE, "store_backend": store})
+        self._source = self._context.data_sources.add_pandas("diptych")
+
+    def judge(self, table: str, frame: pd.DataFrame, promises: list[Promise]) -> list[Verdict]:
+        """Runs `promises` as one suite on the columns of `frame` that they are about, in one run."""
+        from great_expectations.core.run_identifier import RunIdentifier
+
+        suite = self._context.suites.add(
+            self._gx.ExpectationSuite(
+                name=table,
+                expectations=[self._expectation(promise, number) for number, promise in enumerate(promises)],
+            )
+        )
+        batch = self._source.add_dataframe_asset(table).add_batch_definition_whole_dataframe(table)
+        definition = self._context.validation_definitions.add(
+            self._gx.ValidationDefinition(name=table, data=batch, suite=suite)
+        )
+        columns = list(dict.fromkeys(promise.column for promise in promises))
+        result = definition.run(
+            batch_parameters={"dataframe": frame[columns].reset_index(drop=True)},
+            result_format={"result_format": "COMPLETE", "return_unexpected_index_query": False},
+            run_id=RunIdentifier(run_name=table, run_time=_EPOCH),
+        )
+        # Results come in an order of their own.
+        found = {one.expectation_config.meta["promise"]: one for one in result.results}
+        return [_verdict(table, promise, found[number]) for number, promise in enumerate(promises)]
+
+    def write_docs(self) -> None:
+        """Writes the Data Docs of all that was judged."""
+        self._context.build_data_docs()
+        for page in sorted(self._docs.rglob("*.html")):
+            text = page.read_text(encoding="utf-8")
+            page.write_text(_settle(text, "../" * (len(page.relative_to(self._docs).parts) - 1)), encoding="utf-8")
+
+    def _expectation(self, promise: Promise, number: int) -> Any:
+        kind = getattr(self._gx.expectations, promise.expectation)
+        return kind(column=promise.column, meta={"promise": number}, **promise.options)
+
+
+def _verdict(table: str, promise: Promise, result: Any) -> Verdict:
+    if errors := _errors(result.exception_info):
+        raise RuntimeError(f"Great Expectations could not judge {table}.{promise.column}: {'; '.join(errors)}")
+    details = result.result
+    rows = [int(row) for row in details.get("unexpected_index_list") or ()]
+    return Verdict(table, promise, bool(result.success), sorted(rows), list(details.get("partial_missing_list") or ()))
+
+
+def _errors(info: dict[str, Any]) -> list[str]:
+    """Messages of what was raised while one expectation was judged: by itself, or by one of its metrics."""
+    raised = [info] if "raised_exception" in info else list(info.values())
+    return [str(one["exception_message"]) for one in raised if one["raised_exception"]]
+
+
+def _settle(page: str, root: str) -> str:
+    """Takes out of a page of the Data Docs what differs from run to run: times, random names, the logo's address.
+
+    `root` leads from the page's folder to that of the docs.
+    """
+    page = _LOGO.sub(f'src="{root}static/images/logo-long.png"', page)
+    epoch = f"{_EPOCH:%Y%m%dT%H%M%S.%fZ}"
+    page = _LOAD_TIME.sub(epoch, page)
+    numbers = count(1)
+    names = {uuid: f"id-{next(numbers)}" for uuid in dict.fromkeys(_UUID.findall(page))}
+    return _UUID.sub(lambda match: names[match[0]], page)
