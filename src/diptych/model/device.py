@@ -1,0 +1,33 @@
+"""Which device to compute on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from diptych.errors import DiptychError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that params.yaml names; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        DiptychError: the device asked for is not on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise DiptychError(f"params.yaml: device is {name}, which this machine does not have; set it to auto or cpu.")
+    return torch.device(name)
+
+
+def set_threads(threads: int | None) -> int:
+    """Has torch compute with `threads` CPU threads (default: one a core) and returns their number.
+
+    The order in which a sum is taken depends on it, and so do the last bits of a result.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    return threads

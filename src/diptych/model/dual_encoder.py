@@ -1,0 +1,89 @@
+"""The model: an image tower and a text tower, hinged by a cross-attention fusion."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from diptych import config
+from diptych.model.fusion import CrossAttentionFusion, Fused
+from diptych.model.pooling import POOLINGS
+from diptych.model.towers import ImageTower, TextTower, image_backbone, text_backbone
+
+MAX_LOGIT_SCALE = 100.0
+"""CLIP's bound: Radford et al. 2021, section 2.5."""
+
+
+class ImageFeatures(NamedTuple):
+    """What the image tower says of B images."""
+
+    grid: Tensor
+    """(B, N, d)."""
+    pooled: Tensor
+    """(B, d) float32, of length one."""
+
+
+class TextFeatures(NamedTuple):
+    """What the text tower says of B captions."""
+
+    tokens: Tensor
+    """(B, T, d)."""
+    mask: Tensor
+    """(B, T) bool, True where there is a token."""
+    pooled: Tensor
+    """(B, d) float32, of length one."""
+
+
+class DualEncoder(nn.Module):
+    """Two towers into one space, and a fusion that looks at a pair more closely."""
+
+    def __init__(
+        self, image_tower: ImageTower, text_tower: TextTower, model: config.Model, temperature: float = 0.07
+    ) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.image_pooling = POOLINGS[model.image_tower.pooling]()
+        self.text_pooling = POOLINGS[model.text_tower.pooling]()
+        self.image_head = nn.Linear(model.dim, model.dim)
+        self.text_head = nn.Linear(model.dim, model.dim)
+        self.fusion = CrossAttentionFusion(model.dim, image_tower.grid_size, model.fusion)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied by (1 / temperature), a scalar of at most 100."""
+        return self.log_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+
+    def encode_images(self, pixels: Tensor) -> ImageFeatures:
+        """`pixels` (B, S, S, 3) uint8 RGB."""
+        grid = self.image_tower(pixels)
+        everywhere = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device)
+        pooled = self.image_head(self.image_pooling(grid, everywhere))
+        return ImageFeatures(grid, normalize(pooled.float(), dim=-1))
+
+    def encode_texts(self, token_ids: Tensor, mask: Tensor) -> TextFeatures:
+        """`token_ids` (B, T) int64 and `mask` (B, T) bool, True where there is a token."""
+        tokens = self.text_tower(token_ids, mask)
+        pooled = self.text_head(self.text_pooling(tokens, mask))
+        return TextFeatures(tokens, mask, normalize(pooled.float(), dim=-1))
+
+    def fuse(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Fused:
+        """Pairs by position: `grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool."""
+        return self.fusion(grid, tokens, mask)
+
+
+def build_model(model: config.Model, image_size: int, vocabulary_size: int, temperature: float) -> DualEncoder:
+    """The model that params.yaml describes, with pretrained towers where it names them.
+
+    Raises:
+        DiptychError: a tower's weights are not on this machine, or its configuration is impossible.
+    """
+    backbone, mean, std = image_backbone(model.image_tower)
+    image_tower = ImageTower(backbone, model.dim, image_size, mean, std)
+    text_tower = TextTower(text_backbone(model.text_tower, vocabulary_size), model.dim, model.text_tower.layers)
+    return DualEncoder(image_tower, text_tower, model, temperature)

@@ -1,0 +1,79 @@
+"""Cross-attention between the tokens of a caption and the grid of an image, to one joint vector and a match score."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config import Fusion
+
+
+class Fused(NamedTuple):
+    """What the fusion says of P pairs."""
+
+    joint: Tensor
+    """(P, d): the pair as one vector."""
+    score: Tensor
+    """(P,): the logit that they belong together."""
+
+
+class CrossAttention(nn.Module):
+    """One direction: every token of one side looks at all tokens of the other, then thinks it over."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.norm_context = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.Dropout(dropout)
+        )
+
+    def forward(self, tokens: Tensor, context: Tensor, context_mask: Tensor | None) -> Tensor:
+        """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True, to (P, S, d)."""
+        context = self.norm_context(context)
+        padding = None if context_mask is None else ~context_mask
+        attended, _ = self.attention(self.norm(tokens), context, context, key_padding_mask=padding, need_weights=False)
+        tokens = tokens + attended
+        return tokens + self.feed_forward(tokens)
+
+
+class FusionLayer(nn.Module):
+    """Both directions at once: neither side sees what the other learned in the same layer."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.text_to_image = CrossAttention(dim, heads, dropout)
+        self.image_to_text = CrossAttention(dim, heads, dropout)
+
+    def forward(self, tokens: Tensor, grid: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes."""
+        return self.text_to_image(tokens, grid, None), self.image_to_text(grid, tokens, mask)
+
+
+class CrossAttentionFusion(nn.Module):
+    """Layers of cross-attention in both directions, means over both sides, and an MLP.
+
+    It is given tokens, never pooled vectors: over sequences of length one a query has no effect on what it attends to.
+    """
+
+    def __init__(self, dim: int, grid_size: int, config: Fusion) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(grid_size, dim) * 0.02)
+        self.layers = nn.ModuleList(FusionLayer(dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.joint = nn.Sequential(
+            nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Fused:
+        """`grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool, True where there is a token."""
+        grid = grid + self.position
+        for layer in self.layers:
+            tokens, grid = layer(tokens, grid, mask)
+        weights = mask.unsqueeze(-1).to(tokens.dtype)
+        text = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+        joint = self.joint(torch.cat([text, grid.mean(dim=1)], dim=1))
+        return Fused(joint, self.score(joint).squeeze(-1).float())

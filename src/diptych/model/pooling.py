@@ -1,0 +1,86 @@
+"""From a sequence of tokens to one vector, with masked positions never counting."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config import Pooling
+
+
+class ClsPooling(nn.Module):
+    """The first token's state, where BERT keeps its class token."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """`tokens` (B, T, D) and `mask` (B, T) bool, True where there is a token, to (B, D)."""
+        return tokens[:, 0]
+
+
+class MeanPooling(nn.Module):
+    """The mean over the tokens."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """`tokens` (B, T, D) and `mask` (B, T) bool, True where there is a token, to (B, D)."""
+        weights = mask.unsqueeze(-1).to(tokens.dtype)
+        return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class MaxPooling(nn.Module):
+    """The largest value of each dimension over the tokens."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """`tokens` (B, T, D) and `mask` (B, T) bool, True where there is a token, to (B, D)."""
+        return tokens.masked_fill(~mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(dim=1)
+
+
+class GeneralizedPooling(nn.Module):
+    """GPO: each dimension's values sorted, then summed with weights learned for every length and rank.
+
+    Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding", CVPR 2021, section 4: a
+    bidirectional GRU over sinusoidal encodings of the ranks yields the weights, so mean and max pooling are both within
+    reach and lengths never seen get weights too.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.width = width
+        self.gru = nn.GRU(width, width, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(2 * width, 1, bias=False)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """`tokens` (B, T, D) and `mask` (B, T) bool, True where there is a token, to (B, D)."""
+        lengths = mask.sum(dim=1)
+        ranked = tokens.masked_fill(~mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).sort(dim=1, descending=True)
+        within = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
+        values = ranked.values.masked_fill(~within.unsqueeze(-1), 0)
+        return (self.weights(lengths, tokens.shape[1]).unsqueeze(-1) * values).sum(dim=1)
+
+    def weights(self, lengths: Tensor, longest: int) -> Tensor:
+        """Weights of the ranks, (B, `longest`) float32, for sequences of these `lengths` (B,); each row sums to one."""
+        distinct, place = lengths.unique(return_inverse=True)
+        positions = _sinusoids(longest, self.width, lengths.device).expand(len(distinct), -1, -1)
+        with torch.autocast(lengths.device.type, enabled=False):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                positions, distinct.cpu(), batch_first=True, enforce_sorted=False
+            )
+            states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=longest)
+            scores = self.score(states).squeeze(-1)
+        beyond = torch.arange(longest, device=lengths.device) >= distinct.unsqueeze(1)
+        return scores.masked_fill(beyond, -math.inf).softmax(dim=1)[place]
+
+
+POOLINGS: dict[Pooling, type[nn.Module]] = {
+    "cls": ClsPooling,
+    "mean": MeanPooling,
+    "max": MaxPooling,
+    "generalized": GeneralizedPooling,
+}
+
+
+def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Positional encodings (length, width) of Vaswani et al. 2017, section 3.5."""
+    position = torch.arange(length, device=device, dtype=torch.float32).unsqueeze(1)
+    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10_000.0) / width))
+    return torch.cat([torch.sin(position * rate), torch.cos(position * rate)], dim=1)

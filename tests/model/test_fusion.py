@@ -1,0 +1,70 @@
+"""Fusion: it looks at both sides, at every real token, and at no padding."""
+
+from __future__ import annotations
+
+import torch
+
+from diptych.config import Fusion
+from diptych.model.fusion import CrossAttention, CrossAttentionFusion
+
+
+def inputs(pairs: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randn(pairs, 9, 16, generator=generator)
+    tokens = torch.randn(pairs, 5, 16, generator=generator)
+    return grid, tokens, torch.arange(5) < torch.tensor([[5], [3], [1], [4]])[:pairs]
+
+
+def fusion() -> CrossAttentionFusion:
+    torch.manual_seed(0)
+    return CrossAttentionFusion(16, 9, Fusion(layers=2, heads=2)).eval()
+
+
+def test_shapes_are_those_documented() -> None:
+    fused = fusion()(*inputs())
+    assert fused.joint.shape == (4, 16)
+    assert fused.score.shape == (4,)
+
+
+def test_cross_attention_equals_attention_written_out() -> None:
+    torch.manual_seed(0)
+    layer = CrossAttention(16, 1, 0.0).eval()
+    grid, tokens, mask = inputs()
+    attention = layer.attention
+    query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
+    query_bias, key_bias, value_bias = attention.in_proj_bias.chunk(3)
+    context = layer.norm_context(tokens)
+    scores = (layer.norm(grid) @ query_weight.T + query_bias) @ (context @ key_weight.T + key_bias).transpose(1, 2) / 4
+    weights = scores.masked_fill(~mask.unsqueeze(1), float("-inf")).softmax(dim=2)
+    attended = grid + attention.out_proj(weights @ (context @ value_weight.T + value_bias))
+    expected = attended + layer.feed_forward(attended)
+    assert torch.allclose(layer(grid, tokens, mask), expected, atol=1e-5)
+
+
+def test_padding_is_not_looked_at() -> None:
+    grid, tokens, mask = inputs()
+    noisy = tokens.masked_fill(~mask.unsqueeze(-1), 1e3)
+    model = fusion()
+    assert torch.allclose(model(grid, tokens, mask).score, model(grid, noisy, mask).score, atol=1e-5)
+
+
+def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
+    grid, tokens, mask = inputs()
+    model = fusion()
+    alone = torch.cat([model(grid[i : i + 1], tokens[i : i + 1], mask[i : i + 1]).joint for i in range(4)])
+    assert torch.allclose(model(grid, tokens, mask).joint, alone, atol=1e-5)
+
+
+def test_either_side_changes_the_score() -> None:
+    grid, tokens, mask = inputs()
+    model = fusion()
+    score = model(grid, tokens, mask).score
+    assert not torch.allclose(score, model(grid.roll(1, dims=0), tokens, mask).score, atol=1e-4)
+    assert not torch.allclose(score, model(grid, tokens.roll(1, dims=0), mask.roll(1, dims=0)).score, atol=1e-4)
+
+
+def test_the_place_of_a_grid_token_matters() -> None:
+    grid, tokens, mask = inputs()
+    model = fusion()
+    torch.nn.init.normal_(model.position)
+    assert not torch.allclose(model(grid, tokens, mask).score, model(grid.flip(1), tokens, mask).score, atol=1e-4)

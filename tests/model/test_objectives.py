@@ -1,0 +1,96 @@
+"""Objectives against small, slow formulas."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tiny import make_model
+from torch.nn.functional import normalize
+
+from diptych.model.dual_encoder import ImageFeatures, TextFeatures
+from diptych.model.objectives import contrastive_loss, matching_loss
+
+OWNER = torch.tensor([0, 0, 1, 2, 2, 2])
+
+
+def vectors(count: int, seed: int) -> torch.Tensor:
+    return normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def slow_contrastive(image: torch.Tensor, text: torch.Tensor, owner: torch.Tensor, scale: float) -> float:
+    """Caption by caption: against the other images' captions, and against the other images."""
+    total = 0.0
+    for caption, its_image in enumerate(owner.tolist()):
+        positive = math.exp(scale * float(image[its_image] @ text[caption]))
+        others = [other for other in range(len(text)) if owner[other] != its_image]
+        captions = sum(math.exp(scale * float(image[its_image] @ text[other])) for other in others)
+        images = sum(math.exp(scale * float(picture @ text[caption])) for picture in image)
+        total += -math.log(positive / (positive + captions)) - math.log(positive / images)
+    return total / 2 / len(text)
+
+
+def test_contrastive_loss_equals_the_slow_formula() -> None:
+    image, text = vectors(3, 0), vectors(6, 1)
+    loss = contrastive_loss(image, text, OWNER, torch.tensor(5.0))
+    assert math.isclose(loss.item(), slow_contrastive(image, text, OWNER, 5.0), rel_tol=1e-5)
+
+
+def test_siblings_are_never_negatives() -> None:
+    """A second caption equal to the first costs nothing: with one image there is nothing to tell apart."""
+    image, text = vectors(1, 0), vectors(1, 1).expand(4, -1)
+    assert contrastive_loss(image, text, torch.zeros(4, dtype=torch.long), torch.tensor(5.0)).item() == 0
+
+
+def test_contrastive_gradient_reaches_the_temperature() -> None:
+    scale = torch.tensor(5.0, requires_grad=True)
+    contrastive_loss(vectors(3, 0), vectors(6, 1), OWNER, scale).backward()
+    assert scale.grad is not None
+    assert scale.grad.item() != 0
+
+
+class Recorder:
+    """A model whose fusion notes which pairs it is shown; grid and tokens hold the index of image and caption."""
+
+    def __init__(self, logit_scale: float = 5.0) -> None:
+        self.logit_scale = torch.tensor(logit_scale)
+        self.pairs: list[tuple[int, int]] = []
+
+    def fuse(self, grid: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> object:
+        self.pairs = list(zip(grid[:, 0, 0].int().tolist(), tokens[:, 0, 0].int().tolist(), strict=True))
+        fused = type("Fused", (), {})()
+        fused.score = torch.zeros(len(grid))
+        return fused
+
+
+def features(images: int, captions: int) -> tuple[ImageFeatures, TextFeatures]:
+    grid = torch.arange(images, dtype=torch.float32).view(-1, 1, 1)
+    tokens = torch.arange(captions, dtype=torch.float32).view(-1, 1, 1)
+    mask = torch.ones(captions, 1, dtype=torch.bool)
+    return ImageFeatures(grid, vectors(images, 0)), TextFeatures(tokens, mask, vectors(captions, 1))
+
+
+def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
+    for seed in range(50):
+        torch.manual_seed(seed)
+        recorder = Recorder()
+        loss = matching_loss(recorder, *features(3, 6), OWNER)  # type: ignore[arg-type]
+        right = [OWNER[caption] == image for image, caption in recorder.pairs]
+        assert right == [True] * 3 + [False] * 6
+        assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
+
+
+def test_likely_confusions_are_drawn_most() -> None:
+    images, texts = features(3, 3)
+    pooled = normalize(torch.tensor([[1.0, 0, 0], [0.95, 0.3, 0], [0, 0, 1.0]]), dim=1)
+    recorder, drawn = Recorder(20.0), 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        matching_loss(recorder, images._replace(pooled=pooled), texts._replace(pooled=pooled), torch.arange(3))  # type: ignore[arg-type]
+        drawn += recorder.pairs[3] == (0, 1)
+    assert drawn == 40
+
+
+def test_matching_of_a_single_image_is_zero() -> None:
+    images, texts = features(1, 2)
+    assert matching_loss(make_model(), images, texts, torch.zeros(2, dtype=torch.long)).item() == 0

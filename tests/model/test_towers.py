@@ -1,0 +1,69 @@
+"""Pretrained towers: from a local folder, with their own normalization, safetensors only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SIZE, model_settings
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+
+from diptych.config import ImageTower, TextTower
+from diptych.errors import DiptychError
+from diptych.model.dual_encoder import build_model
+from diptych.model.towers import image_backbone, text_backbone
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Path:
+    folder = tmp_path / "resnet"
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]})
+    )
+    return folder
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    folder = tmp_path / "bert"
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def test_towers_from_folders_bring_weights_and_normalization(resnet: Path, bert: Path) -> None:
+    settings = model_settings(image_tower={"pretrained": str(resnet)}, text_tower={"pretrained": str(bert)})
+    model = build_model(settings, SIZE, 50, 0.07)
+    weights = ResNetModel.from_pretrained(resnet).state_dict()
+    built = model.image_tower.backbone.state_dict()
+    assert all(torch.equal(tensor, built[name]) for name, tensor in weights.items())
+    assert image_backbone(settings.image_tower)[1:] == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def test_a_missing_normalization_is_an_error_that_names_the_file(resnet: Path) -> None:
+    (resnet / "preprocessor_config.json").unlink()
+    with pytest.raises(DiptychError, match="must give the image tower"):
+        image_backbone(ImageTower(pretrained=str(resnet)))
+
+
+def test_a_pickle_is_never_read(bert: Path) -> None:
+    torch.save(BertModel.from_pretrained(bert).state_dict(), bert / "pytorch_model.bin")
+    (bert / "model.safetensors").unlink()
+    with pytest.raises(DiptychError, match="safetensors"):
+        text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_missing_weights_are_an_error_that_names_them(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(DiptychError, match=r"lacks .*layer\.2"):
+        text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_a_damaged_file_is_an_error_that_names_the_folder(bert: Path) -> None:
+    (bert / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(DiptychError, match="bert"):
+        text_backbone(TextTower(pretrained=str(bert)), 50)
