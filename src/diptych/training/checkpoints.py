@@ -1,0 +1,82 @@
+"""Where a training stands, on disk: enough to go on as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diptych.errors import DiptychError
+from diptych.files import atomic_path, remove
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoint of one training, and the best weights that it has seen.
+
+    Args:
+        folder: of all trainings' checkpoints.
+        identity: everything that the result depends on, as JSON; another training's checkpoint is never taken up.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = folder / self.key
+        self._state = self.folder / "state.pt"
+        self._best = self.folder / "best.safetensors"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint. `state` may hold tensors, numbers, strings, lists and dicts."""
+        with self._writing(), atomic_path(self._state) as temporary:
+            torch.save(state, temporary)
+
+    def load(self) -> dict[str, Any] | None:
+        """The checkpoint, on the CPU, or None where there is none; a damaged one is dropped with a warning."""
+        if not self._state.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive may raise anything
+            log.warning("The checkpoint %s is damaged (%s); training starts from the beginning.", self._state, error)
+            self.discard()
+            return None
+        return state
+
+    def save_best(self, weights: dict[str, Tensor]) -> None:
+        """Replaces the best weights."""
+        with self._writing(), atomic_path(self._best) as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+
+    def load_best(self) -> dict[str, Tensor]:
+        """The best weights, on the CPU."""
+        return load_file(self._best)
+
+    def discard(self) -> None:
+        """Removes everything of this training."""
+        remove(self.folder)
+
+    def _writing(self) -> _DiskErrors:
+        return _DiskErrors(self.folder)
+
+
+class _DiskErrors:
+    """Torch and safetensors report a full disk as errors of their own, without the word or the path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise DiptychError(
+                f"could not write the checkpoint in {self.folder}: {error}. The older one stays; free disk space, "
+                "then run again to go on from there."
+            ) from error

@@ -1,0 +1,78 @@
+"""Checkpoints: the old one or the new one, never half of one, and never another training's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from diptych.errors import DiptychError
+from diptych.training.checkpoints import Checkpoints
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, {"seed": 0})
+    checkpoints.save({"step": 3, "weights": torch.arange(3)})
+    checkpoints.save_best({"weights": torch.arange(4)})
+    again = Checkpoints(tmp_path, {"seed": 0})
+    state = again.load()
+    assert state is not None
+    assert state["step"] == 3
+    assert torch.equal(state["weights"], torch.arange(3))
+    assert torch.equal(again.load_best()["weights"], torch.arange(4))
+
+
+def test_another_training_does_not_see_it(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, {"seed": 0}).save({"step": 3})
+    assert Checkpoints(tmp_path, {"seed": 1}).load() is None
+
+
+def test_a_damaged_checkpoint_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save({"step": 3})
+    state = checkpoints.folder / "state.pt"
+    state.write_bytes(state.read_bytes()[:50])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.load() is None
+    assert "damaged" in caplog.text
+    assert not checkpoints.folder.exists()
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", {})
+    checkpoints.folder.mkdir(parents=True)
+
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"trap": Trap()}, checkpoints.folder / "state.pt")
+    assert checkpoints.load() is None
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_failed_write_keeps_the_old_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save({"step": 3})
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DiptychError, match="free disk space"):
+        checkpoints.save({"step": 4})
+    monkeypatch.undo()
+    state = checkpoints.load()
+    assert state is not None
+    assert state["step"] == 3
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["state.pt"]
+
+
+def test_discarding_leaves_nothing(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save({"step": 3})
+    checkpoints.discard()
+    assert list(tmp_path.iterdir()) == []
