@@ -1,0 +1,114 @@
+"""The report's curves: SVG in a light and a dark version, the same bytes for the same figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INCHES = (4.6, 3.0)
+DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
+STAGES = {"towers": "towers", "reranked": "re-ranked"}
+
+
+class Theme(NamedTuple):
+    """Colours that stand out from the page."""
+
+    ink: str
+    grid: str
+    lines: tuple[str, str, str]
+
+
+LIGHT = Theme("#3b4252", "#d9dee7", ("#2563a8", "#b4530a", "#3f7d20"))
+DARK = Theme("#c9d1de", "#39414f", ("#7db7f0", "#f0a35e", "#9bd07a"))
+
+
+class Picture(NamedTuple):
+    """A figure as data URIs, and in words."""
+
+    light: str
+    dark: str
+    alt: str
+
+
+def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str) -> Picture:
+    """Recall over k of one direction, before and after re-ranking; `curves` are `evaluation.recall_curves`."""
+    lines = {
+        stage: [(k, recall) for way, name, k, recall in curves if (way, name) == (direction, stage)] for stage in STAGES
+    }
+
+    def plot(axes: Axes, theme: Theme) -> None:
+        for (stage, points), colour, style in zip(lines.items(), theme.lines, ("--", "-"), strict=False):
+            axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGES[stage])
+        _label(axes, f"{DIRECTIONS[direction]}: recall", "k", "percent found")
+        axes.set_ylim(0, 102)
+
+    ends = "; ".join(
+        f"{STAGES[stage]} from {points[0][1]:.1f} to {points[-1][1]:.1f}" for stage, points in lines.items()
+    )
+    return _draw(plot, f"{DIRECTIONS[direction]}: recall in percent for k from 1 to {lines['towers'][-1][0]}; {ends}.")
+
+
+def loss_figure(history: Sequence[dict[str, float]]) -> Picture:
+    """The losses of each epoch."""
+    names = [name for name in ("loss", "contrastive", "matching") if name in history[0]]
+
+    def plot(axes: Axes, theme: Theme) -> None:
+        for name, colour, style in zip(names, theme.lines, ("-", "--", ":"), strict=False):
+            _by_epoch(axes, history, name, color=colour, linestyle=style, label=name)
+        _label(axes, "Training: loss", "epoch", "loss")
+
+    return _draw(plot, f"Training loss by epoch, from {history[0]['loss']:.2f} to {history[-1]['loss']:.2f}.")
+
+
+def validation_figure(history: Sequence[dict[str, float]]) -> Picture:
+    """Recall on val after each epoch: a colour for each k, solid for image → text, dashed for text → image."""
+
+    def plot(axes: Axes, theme: Theme) -> None:
+        for way, style in (("i2t", "-"), ("t2i", "--")):
+            for k, colour in zip((1, 5, 10), theme.lines, strict=True):
+                label = f"{'I → T' if way == 'i2t' else 'T → I'} @{k}"
+                _by_epoch(axes, history, f"val_{way}_recall@{k}", color=colour, linestyle=style, label=label)
+        _label(axes, "Validation: recall of the towers", "epoch", "percent found", columns=2)
+        axes.set_ylim(0, 102)
+
+    best = max(row["val_rsum"] for row in history)
+    return _draw(plot, f"Recall of the towers on val by epoch; the best RSUM is {best:.1f}.")
+
+
+def _by_epoch(axes: Axes, history: Sequence[dict[str, float]], name: str, **style: Any) -> None:
+    marker = "o" if len(history) <= 15 else None
+    axes.plot([row["epoch"] for row in history], [row[name] for row in history], marker=marker, markersize=3, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _label(axes: Axes, title: str, x: str, y: str, columns: int = 1) -> None:
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False, fontsize=8, ncols=columns)
+
+
+def _draw(plot: Callable[[Axes, Theme], None], alt: str) -> Picture:
+    return Picture(_svg(plot, LIGHT), _svg(plot, DARK), alt)
+
+
+def _svg(plot: Callable[[Axes, Theme], None], theme: Theme) -> str:
+    """A figure on a transparent ground, without date, version or random ids."""
+    settings: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
+    settings |= {"axes.edgecolor": theme.grid, "grid.color": theme.grid, "font.size": 9, "svg.hashsalt": "diptych"}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        plot(axes, theme)
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,105 @@
+"""Queries to look at: some that found the right item first and some that did not, each with its first results."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from diptych.data.prepared import PreparedSplit
+
+RESULTS = 5
+THUMBNAIL = 128
+"""Pixels of the longer side."""
+
+
+class Picture(NamedTuple):
+    """An image of the split as a data URI, with its first caption in place of sight."""
+
+    uri: str
+    alt: str
+
+
+class Result(NamedTuple):
+    """A retrieved item: a caption's text, or a picture."""
+
+    item: str | Picture
+    right: bool
+
+
+class Query(NamedTuple):
+    """A query and what it found, best first."""
+
+    item: str | Picture
+    results: list[Result]
+    rank: int
+    """Of the best right item."""
+    missing: str | Picture | None
+    """A right item, where none is among the results."""
+
+
+class Gallery(NamedTuple):
+    """Queries of one direction."""
+
+    found: list[Query]
+    missed: list[Query]
+
+
+def image_gallery(split: PreparedSplit, ranked: Tensor, ranks: np.ndarray, queries: int) -> Gallery:
+    """Images and the captions they found.
+
+    Args:
+        split: the gallery, N images and M captions.
+        ranked: int64 (N, K), captions by rank.
+        ranks: int64 (N,), rank of each image's best caption.
+        queries: how many, half of them found and half missed as far as there are.
+    """
+
+    def query(image: int) -> Query:
+        own = range(split.caption_ranges[image], split.caption_ranges[image + 1])
+        results = [Result(split.captions[j], j in own) for j in ranked[image, :RESULTS].tolist()]
+        return _query(picture(split, image), results, ranks[image], split.captions[own[0]])
+
+    return Gallery(*([query(image) for image in chosen] for chosen in choose_queries(ranks, queries)))
+
+
+def caption_gallery(split: PreparedSplit, ranked: Tensor, ranks: np.ndarray, queries: int) -> Gallery:
+    """Captions and the images they found: `ranked` int64 (M, K), `ranks` int64 (M,), `queries` as above."""
+
+    def query(caption: int) -> Query:
+        own = int(split.image_of_caption[caption])
+        results = [Result(picture(split, i), i == own) for i in ranked[caption, :RESULTS].tolist()]
+        return _query(split.captions[caption], results, ranks[caption], picture(split, own))
+
+    return Gallery(*([query(caption) for caption in chosen] for chosen in choose_queries(ranks, queries)))
+
+
+def choose_queries(ranks: np.ndarray, queries: int) -> tuple[list[int], list[int]]:
+    """Of `ranks` (Q,) int64 about half of `queries` at rank 1, and the others beyond, evenly over the split."""
+    found, missed = np.flatnonzero(ranks == 1), np.flatnonzero(ranks > 1)
+    share = min(len(missed), max(queries // 2, queries - len(found)))
+    return _evenly(found, min(len(found), queries - share)), _evenly(missed, share)
+
+
+def picture(split: PreparedSplit, image: int) -> Picture:
+    """The image at this index as a JPEG data URI of at most `THUMBNAIL` pixels a side."""
+    thumbnail = Image.fromarray(split.pixels(np.array([image]))[0])
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    content = io.BytesIO()
+    thumbnail.save(content, "JPEG", quality=80)
+    uri = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return Picture(uri, split.captions[split.caption_ranges[image]])
+
+
+def _query(item: str | Picture, results: list[Result], rank: int, right: str | Picture) -> Query:
+    return Query(item, results, int(rank), None if any(result.right for result in results) else right)
+
+
+def _evenly(values: np.ndarray, count: int) -> list[int]:
+    """`count` of `values`, from the first on at equal distances."""
+    places = np.arange(count) * len(values) // max(count, 1)
+    return [int(value) for value in values[places]]

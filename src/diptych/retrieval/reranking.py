@@ -1,0 +1,157 @@
+"""Re-ranking: the fusion looks more closely at the top k that the towers found for a query.
+
+A candidate's score is logit_scale · cosine + weight · match logit; what is not among the top k keeps the towers' order
+below them. The weight is chosen on val.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.model.dual_encoder import DualEncoder
+from diptych.progress import progress
+from diptych.retrieval.embedding import Embedded, Precision, inference
+from diptych.retrieval.metrics import BLOCK_SCORES, TIE, metrics_from_ranks, ranks_from_embeddings
+
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+PAIRS = 512
+"""Pairs that the fusion sees at once."""
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The K candidates of each of Q queries of one direction, by the towers' order.
+
+    Attributes:
+        index: int64 (Q, K), candidates in the gallery.
+        cosine: float32 (Q, K).
+        logit: float32 (Q, K), the fusion's match logit.
+        right: bool (Q, K), whether candidate and query belong together.
+        tower_ranks: int64 (Q,), the query's pessimistic rank before re-ranking.
+    """
+
+    index: Tensor
+    cosine: Tensor
+    logit: Tensor
+    right: Tensor
+    tower_ranks: Tensor
+
+    def scores(self, logit_scale: float, weight: float) -> Tensor:
+        """The candidates' scores, float32 (Q, K)."""
+        return logit_scale * self.cosine + weight * self.logit
+
+    def order(self, logit_scale: float, weight: float) -> Tensor:
+        """The candidates re-ranked, best first: their places in the gallery, int64 (Q, K)."""
+        by_score = self.scores(logit_scale, weight).argsort(dim=1, descending=True, stable=True)
+        return self.index.gather(1, by_score)
+
+    def ranks(self, logit_scale: float, weight: float) -> np.ndarray:
+        """Pessimistic ranks int64 (Q,) after re-ranking; other right candidates never count against the best one.
+
+        A query whose tower rank is beyond K keeps it: its right item is among the candidates by luck at most, in a tie.
+        """
+        scores = self.scores(logit_scale, weight)
+        tie = TIE * (logit_scale + abs(weight) * self.logit.abs().max())
+        best = scores.masked_fill(~self.right, -torch.inf).amax(dim=1, keepdim=True)
+        ahead = torch.count_nonzero(~self.right & (scores >= best - tie), dim=1)
+        beyond = self.tower_ranks > self.index.shape[1]
+        return torch.where(beyond, self.tower_ranks, 1 + ahead).numpy()
+
+
+class Candidates(NamedTuple):
+    """Both directions: captions for images, images for captions."""
+
+    i2t: Shortlist
+    t2i: Shortlist
+
+
+def match_logits(
+    model: DualEncoder,
+    embedded: Embedded,
+    top_k: int,
+    *,
+    device: torch.device,
+    precision: Precision = "no",
+    description: str = "Re-ranking",
+) -> Candidates:
+    """Finds the `top_k` candidates of each query (all, where the gallery is smaller) and has the fusion judge them.
+
+    The towers' features are reused, and a pair that is a candidate both ways is judged once. The model is on `device`;
+    it works in evaluation mode and is left in the mode in which it came.
+    """
+    i2t, i2t_cosine = top_candidates(embedded.image, embedded.text, top_k)
+    t2i, t2i_cosine = top_candidates(embedded.text, embedded.image, top_k)
+    captions = len(embedded.text)
+    i2t_pairs = torch.arange(len(i2t))[:, None] * captions + i2t
+    t2i_pairs = t2i * captions + torch.arange(captions)[:, None]
+    pairs, place = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
+    with inference(model, device, precision):
+        logits = _fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, description)
+    i2t_logit, t2i_logit = logits[place[: i2t.numel()]].view_as(i2t), logits[place[i2t.numel() :]].view_as(t2i)
+    own = torch.from_numpy(embedded.image_of_caption)
+    i2t_ranks, t2i_ranks = ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption)
+    i2t_right, t2i_right = own[i2t] == torch.arange(len(i2t))[:, None], t2i == own[:, None]
+    return Candidates(
+        Shortlist(i2t, i2t_cosine, i2t_logit, i2t_right, torch.from_numpy(i2t_ranks)),
+        Shortlist(t2i, t2i_cosine, t2i_logit, t2i_right, torch.from_numpy(t2i_ranks)),
+    )
+
+
+def reranked_ranks(candidates: Candidates, logit_scale: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks after re-ranking, i2t int64 (N,) and t2i int64 (M,), as `ranks_from_embeddings` defines them."""
+    return candidates.i2t.ranks(logit_scale, weight), candidates.t2i.ranks(logit_scale, weight)
+
+
+def choose_weight(candidates: Candidates, logit_scale: float) -> float:
+    """The weight of the match logit, of `WEIGHTS`, with the best RSUM; of equally good ones the smallest."""
+    rsums = [metrics_from_ranks(*reranked_ranks(candidates, logit_scale, weight))["rsum"] for weight in WEIGHTS]
+    return WEIGHTS[int(np.argmax(rsums))]
+
+
+def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The best `top_k` of `gallery` (G, d) for each of `queries` (Q, d) by inner product; of equals the first ones.
+
+    Returns:
+        index int64 (Q, K) and inner product float32 (Q, K), with K = min(top_k, G), best first.
+    """
+    top_k = min(top_k, len(gallery))
+    rows = max(1, BLOCK_SCORES // len(gallery))
+    indices, products = [], []
+    for start in range(0, len(queries), rows):
+        scores = queries[start : start + rows] @ gallery.T
+        index = _sort_keys(scores).topk(top_k, dim=1).indices
+        indices.append(index)
+        products.append(scores.gather(1, index))
+    return torch.cat(indices), torch.cat(products)
+
+
+def _sort_keys(scores: Tensor) -> Tensor:
+    """Distinct int64 (Q, G) in the order of `scores` float32 (Q, G), of equal ones the first one highest.
+
+    `topk` alone picks among equals as it likes. A float's bits, read as an integer, are in the order of its value, and
+    below zero in the reverse order.
+    """
+    bits = (scores + 0.0).view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    return (ordered << 32) - torch.arange(scores.shape[1])
+
+
+def _fuse_pairs(
+    model: DualEncoder, embedded: Embedded, images: Tensor, captions: Tensor, device: torch.device, description: str
+) -> Tensor:
+    """Match logits float32 (P,) of the pairs of `images` and `captions`, both int64 (P,)."""
+    order = embedded.lengths[captions].argsort(stable=True)
+    logits = torch.empty(len(order))
+    with progress(None, description, unit="pair", total=len(order)) as bar:
+        for start in range(0, len(order), PAIRS):
+            batch = order[start : start + PAIRS]
+            tokens, mask = embedded.padded_tokens(captions[batch])
+            fused = model.fuse(embedded.grid[images[batch]].to(device), tokens.to(device), mask.to(device))
+            logits[batch] = fused.score.float().cpu()
+            bar.update(len(batch))
+    return logits

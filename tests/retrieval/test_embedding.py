@@ -1,0 +1,81 @@
+"""Embedding a split: equal to one image or caption at a time, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.retrieval.embedding import embed_split
+
+CPU = torch.device("cpu")
+
+
+def close(value, expected, tolerance=1e-6):
+    torch.testing.assert_close(value, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_every_item_is_embedded_as_if_it_were_alone_and_in_the_order_of_the_split(model, split, batch_size):
+    embedded = embed_split(model, split, batch_size=batch_size, device=CPU)
+    model.eval()
+    for i in range(len(split)):
+        alone = model.encode_images(torch.from_numpy(split.pixels([i])))
+        close(embedded.image[i], alone.pooled[0].detach())
+        close(embedded.grid[i], alone.grid[0].detach())
+    for j in range(len(split.captions)):
+        alone = model.encode_texts(*map(torch.from_numpy, split.tokens([j])))
+        close(embedded.text[j], alone.pooled[0].detach())
+        close(embedded.tokens[embedded.offsets[j] : embedded.offsets[j + 1]], alone.tokens[0].detach())
+
+
+def test_little_padding_is_computed_because_captions_come_by_length(model, split, monkeypatch):
+    widths = []
+    encode = model.encode_texts
+    monkeypatch.setattr(model, "encode_texts", lambda ids, mask: widths.append(mask.shape[1]) or encode(ids, mask))
+    embed_split(model, split, batch_size=2, device=CPU)
+    assert widths == sorted(widths)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_works_in_evaluation_mode_and_comes_back_in_its_own(model, split, training):
+    model.train(training)
+    first = embed_split(model, split, batch_size=4, device=CPU)
+    second = embed_split(model, split, batch_size=4, device=CPU)
+    assert torch.equal(first.image, second.image)
+    assert model.training is training
+
+
+def test_the_mode_comes_back_even_when_embedding_fails(model, split, monkeypatch):
+    monkeypatch.setattr(split, "pixels", lambda indices: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        embed_split(model, split, batch_size=4, device=CPU)
+    assert model.training
+
+
+def test_bf16_comes_close_and_is_stored_as_float32(model, split):
+    exact = embed_split(model, split, batch_size=4, device=CPU)
+    rough = embed_split(model, split, batch_size=4, device=CPU, precision="bf16")
+    assert rough.image.dtype == rough.grid.dtype == rough.text.dtype == rough.tokens.dtype == torch.float32
+    close(rough.image, exact.image, tolerance=0.03)
+    assert not torch.equal(rough.image, exact.image)
+
+
+def test_padded_tokens_are_zero_beyond_each_captions_end(model, split):
+    embedded = embed_split(model, split, batch_size=4, device=CPU)
+    captions = torch.tensor([len(split.captions) - 1, 0, 3])
+    tokens, mask = embedded.padded_tokens(captions)
+    assert mask.sum(dim=1).tolist() == split.token_lengths[captions].tolist()
+    assert torch.equal(tokens[0][mask[0]], embedded.tokens[embedded.offsets[-2] :])
+    assert not tokens[~mask].any()
+
+
+def test_a_part_is_the_gallery_of_its_images_and_captions(model, split):
+    embedded = embed_split(model, split, batch_size=4, device=CPU)
+    captions = np.flatnonzero((split.image_of_caption >= 2) & (split.image_of_caption < 5))
+    part = embedded.part(slice(2, 5), captions, split.image_of_caption[captions] - 2)
+    assert torch.equal(part.image, embedded.image[2:5])
+    assert torch.equal(part.grid, embedded.grid[2:5])
+    assert torch.equal(part.text, embedded.text[captions])
+    chosen = torch.arange(len(captions))
+    expected = embedded.padded_tokens(torch.from_numpy(captions))
+    assert all(torch.equal(*both) for both in zip(part.padded_tokens(chosen), expected, strict=True))
+    assert part.image_of_caption.tolist() == (split.image_of_caption[captions] - 2).tolist()

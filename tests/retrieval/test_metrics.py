@@ -1,0 +1,180 @@
+"""Ranks and metrics against a naive twin that holds the whole matrix and loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.errors import DiptychError
+from diptych.retrieval import metrics
+from diptych.retrieval.metrics import (
+    average_metrics,
+    chance_rsum,
+    folds,
+    metrics_from_ranks,
+    ranks_from_embeddings,
+    recall_at_k,
+    retrieval_metrics,
+)
+
+
+def naive_ranks(image, text, image_of_caption):
+    scores = image.astype(np.float64) @ text.astype(np.float64).T
+    i2t = []
+    for i in range(len(image)):
+        best = max(scores[i, j] for j in range(len(text)) if image_of_caption[j] == i)
+        i2t.append(1 + sum(scores[i, j] >= best for j in range(len(text)) if image_of_caption[j] != i))
+    t2i = []
+    for j, own in enumerate(image_of_caption):
+        t2i.append(1 + sum(scores[i, j] >= scores[own, j] for i in range(len(image)) if i != own))
+    return i2t, t2i
+
+
+def ragged_gallery(seed):
+    """Random counts of captions, in random order, and embeddings that are coarse (full of ties) in every other case."""
+    random = np.random.default_rng(seed)
+    images, dim = int(random.integers(1, 14)), int(random.integers(1, 6))
+    counts = random.integers(1, 5, size=images)
+    image_of_caption = random.permutation(np.repeat(np.arange(images), counts))
+    image = random.normal(size=(images, dim)).astype(np.float32)
+    text = random.normal(size=(counts.sum(), dim)).astype(np.float32) + image[image_of_caption]
+    return (image, text, image_of_caption) if seed % 2 else (image.round(), text.round(), image_of_caption)
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("block_scores", [1, 37, 4_000_000])
+def test_ranks_equal_the_naive_ones_with_ties_and_ragged_captions_in_blocks_of_any_size(
+    seed, block_scores, monkeypatch
+):
+    monkeypatch.setattr(metrics, "BLOCK_SCORES", block_scores)
+    gallery = ragged_gallery(seed)
+    i2t, t2i = ranks_from_embeddings(*gallery)
+    expected_i2t, expected_t2i = naive_ranks(*gallery)
+    assert i2t.tolist() == expected_i2t
+    assert t2i.tolist() == expected_t2i
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_ranks_follow_a_permutation_of_the_images(seed):
+    image, text, image_of_caption = ragged_gallery(seed)
+    order = np.random.default_rng(seed).permutation(len(image))
+    i2t, t2i = ranks_from_embeddings(image, text, image_of_caption)
+    moved_i2t, moved_t2i = ranks_from_embeddings(image[order], text, np.argsort(order)[image_of_caption])
+    assert moved_i2t.tolist() == i2t[order].tolist()
+    assert moved_t2i.tolist() == t2i.tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 7.0, 1e4])
+def test_ranks_do_not_change_with_the_scale_of_the_embeddings(scale):
+    image, text, image_of_caption = ragged_gallery(1)
+    expected = ranks_from_embeddings(image, text, image_of_caption)
+    scaled = ranks_from_embeddings(image * np.float32(scale), text, image_of_caption)
+    assert [ranks.tolist() for ranks in scaled] == [ranks.tolist() for ranks in expected]
+
+
+@pytest.mark.parametrize("images", [2, 33, 161])
+def test_a_constant_embedding_scores_the_pessimistic_floor(images):
+    constant = torch.nn.functional.normalize(torch.randn(1, 100, generator=torch.Generator().manual_seed(0)))
+    image_of_caption = np.repeat(np.arange(images), 5)
+    i2t, t2i = ranks_from_embeddings(constant.repeat(images, 1), constant.repeat(images * 5, 1), image_of_caption)
+    assert set(i2t.tolist()) == {1 + 5 * (images - 1)}
+    assert set(t2i.tolist()) == {images}
+
+
+def test_a_copy_of_the_right_item_ties_with_it_wherever_it_lies_in_the_matrix():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(200, 96, generator=generator))
+    image = torch.cat([image, image])
+    i2t, t2i = ranks_from_embeddings(image, image, np.arange(400))
+    assert set(i2t.tolist()) == set(t2i.tolist()) == {2}
+
+
+def test_the_ideal_embedding_scores_100_everywhere():
+    image_of_caption = np.repeat(np.arange(20), 3)
+    scores = retrieval_metrics(np.eye(20), np.eye(20)[image_of_caption], image_of_caption)
+    perfect = {"recall@1": 100.0, "recall@5": 100.0, "recall@10": 100.0, "median_rank": 1.0}
+    assert scores == {"i2t": perfect, "t2i": perfect, "rsum": 600.0}
+
+
+def test_other_captions_of_the_same_image_never_count_against_its_hit():
+    image = np.eye(2)
+    text = np.array([[0.9, 0.0], [1.0, 0.0], [0.95, 0.0], [0.0, 1.0]])
+    i2t, _ = ranks_from_embeddings(image, text, np.array([0, 0, 0, 1]))
+    assert i2t.tolist() == [1, 1]
+
+
+def test_half_precision_and_tensors_are_taken():
+    image, text, image_of_caption = ragged_gallery(2)
+    i2t, t2i = ranks_from_embeddings(torch.tensor(image).half(), text.astype(np.float16), image_of_caption)
+    expected = ranks_from_embeddings(image, text, image_of_caption)
+    assert (i2t.tolist(), t2i.tolist()) == (expected[0].tolist(), expected[1].tolist())
+
+
+def test_metrics_are_recalls_in_percent_median_rank_and_their_sum():
+    scores = metrics_from_ranks(np.array([1, 2, 6, 11]), np.array([1, 5, 10, 10]))
+    assert scores == {
+        "i2t": {"recall@1": 25.0, "recall@5": 50.0, "recall@10": 75.0, "median_rank": 4.0},
+        "t2i": {"recall@1": 25.0, "recall@5": 50.0, "recall@10": 100.0, "median_rank": 7.5},
+        "rsum": 325.0,
+    }
+
+
+def test_recall_beyond_the_gallery_is_full():
+    assert recall_at_k(np.array([1, 2, 3]), 50) == 100.0
+
+
+def test_5000_images_are_also_ranked_in_five_folds_of_1000():
+    random = np.random.default_rng(0)
+    image = random.normal(size=(5_000, 4)).astype(np.float32)
+    image_of_caption = np.concatenate([np.arange(5_000), np.arange(0, 5_000, 3)])
+    text = image[image_of_caption] + random.normal(size=(len(image_of_caption), 4)).astype(np.float32)
+    scores = retrieval_metrics(image, text, image_of_caption)
+    parts = []
+    for start in range(0, 5_000, 1_000):
+        captions = [j for j, own in enumerate(image_of_caption) if start <= own < start + 1_000]
+        fold = image[start : start + 1_000], text[captions], image_of_caption[captions] - start
+        parts.append(retrieval_metrics(*fold))
+    assert scores["folds_1k"] == average_metrics(parts)
+    assert scores["folds_1k"]["t2i"]["recall@1"] > scores["t2i"]["recall@1"]
+
+
+def test_galleries_of_another_size_have_no_folds():
+    assert list(folds(np.arange(4_999), 4_999)) == []
+
+
+def test_chance_is_what_random_orders_score_on_average():
+    random = np.random.default_rng(0)
+    image_of_caption = np.repeat(np.arange(12), [1, 2, 3, 4] * 3)
+    rounds = [
+        retrieval_metrics(random.normal(size=(12, 9)), random.normal(size=(30, 9)), image_of_caption)["rsum"]
+        for _ in range(400)
+    ]
+    assert chance_rsum(image_of_caption, 12) == pytest.approx(np.mean(rounds), abs=6)
+
+
+def test_chance_of_a_gallery_smaller_than_k_is_certainty():
+    assert chance_rsum(np.array([0]), 1) == 600.0
+
+
+def test_nan_is_refused_with_the_row_that_holds_it():
+    image = np.eye(3)
+    image[1, 2] = np.nan
+    with pytest.raises(DiptychError, match="image embedding 1 holds NaN or infinity"):
+        retrieval_metrics(image, np.eye(3), np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "image_of_caption", "message"),
+    [
+        (np.eye(3), np.full((3, 3), np.inf), [0, 1, 2], "text embedding 0 holds NaN or infinity"),
+        (np.eye(3), np.ones((3, 4)), [0, 1, 2], "3 dimensions and text embeddings 4"),
+        (np.eye(3), np.eye(3), [0, 1], "3 text embeddings, but images of 2 captions"),
+        (np.eye(3), np.eye(3), [0, 1, 3], "index 0 to 3 of 3 images"),
+        (np.eye(3), np.eye(3), [0, 1, -1], "index -1 to 1 of 3 images"),
+        (np.eye(3), np.eye(3), [0, 2, 2], "image 1 has no caption"),
+        (np.zeros((0, 3)), np.eye(3), [0, 1, 2], r"not of shape \(0, 3\)"),
+        (np.eye(3), np.ones(3), [0, 1, 2], r"not of shape \(3,\)"),
+    ],
+)
+def test_embeddings_that_cannot_be_ranked_are_refused(image, text, image_of_caption, message):
+    with pytest.raises(DiptychError, match=message):
+        retrieval_metrics(image, text, np.array(image_of_caption))
