@@ -1,0 +1,119 @@
+"""The model as MLflow loads it: a pyfunc from code, with weights in safetensors and nothing pickled.
+
+This file is copied into the package as it is, together with the few modules of diptych that it imports, and runs in a
+process that has neither the project nor its other dependencies.
+
+A row of the input has `text`, `image` (the bytes of an image file) or both. A row of the output has
+
+* `embedding`: of the text or of the image, whichever stands alone, of length one; its inner product with another one is
+  the cosine by which the towers rank;
+* for a pair of both: `similarity`, that cosine; `match`, the fusion's logit that they belong together; and `score`,
+  which joins the two as re-ranking does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.pyfunc.model import PythonModel
+from torch import Tensor
+
+from diptych.config import Validate
+from diptych.data.images import open_image, to_pixels
+from diptych.model.dual_encoder import ImageFeatures, TextFeatures
+from diptych.model.package import load_model
+
+BATCH = 64
+"""Rows computed at once."""
+
+
+class PackagedModel(PythonModel):
+    """Embeds texts and images, and scores pairs."""
+
+    def load_context(self, context: Any) -> None:
+        """Reads the weights, to the GPU where there is one."""
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.loaded = load_model(Path(context.artifacts["model"]), self.device)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One output row for each of the input, in its order.
+
+        Raises:
+            ValueError: a row has neither text nor image, or bytes that are no image; the message names the row.
+        """
+        texts, images = _column(model_input, "text"), _column(model_input, "image")
+        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
+            if text is None and image is None:
+                raise ValueError(f"row {row} has neither text nor image")
+        with torch.inference_mode():
+            rows = [
+                row for part in _parts(len(model_input)) for row in self._rows(texts[part], images[part], part.start)
+            ]
+        columns = ["embedding", "similarity", "match", "score"]
+        return pd.DataFrame(rows, columns=columns, index=model_input.index).astype(
+            dict.fromkeys(columns[1:], "float64")
+        )
+
+    def _rows(self, texts: list[str | None], images: list[bytes | None], first: int) -> list[list[Any]]:
+        with_text = [i for i, text in enumerate(texts) if text is not None]
+        with_image = [i for i, image in enumerate(images) if image is not None]
+        pairs = [i for i in with_text if images[i] is not None]
+        text = self._encode_texts([texts[i] or "" for i in with_text]) if with_text else None
+        image = self._encode_images([images[i] or b"" for i in with_image], with_image, first) if with_image else None
+        rows: list[list[Any]] = [[None, np.nan, np.nan, np.nan] for _ in texts]
+        for features, members in ((text, with_text), (image, with_image)):
+            for place, i in enumerate(members):
+                if i not in pairs and features is not None:
+                    rows[i][0] = features.pooled[place].cpu().numpy()
+        if pairs and text is not None and image is not None:
+            scores = self._score(image, text, [with_image.index(i) for i in pairs], [with_text.index(i) for i in pairs])
+            for i, values in zip(pairs, scores.tolist(), strict=True):
+                rows[i][1:] = values
+        return rows
+
+    def _encode_texts(self, texts: list[str]) -> TextFeatures:
+        length = self.loaded.preprocessing["max_tokens"]
+        encoded = self.loaded.tokenizer(
+            texts, truncation=True, max_length=length, padding=True, return_tensors="pt", return_token_type_ids=False
+        ).to(self.device)
+        return self.loaded.model.encode_texts(encoded["input_ids"], encoded["attention_mask"].bool())
+
+    def _encode_images(self, images: list[bytes], places: list[int], first: int) -> ImageFeatures:
+        settings = self.loaded.preprocessing
+        pixels = []
+        for place, content in zip(places, images, strict=True):
+            try:
+                image = open_image(bytes(content), Validate().max_pixels)
+            except ValueError as error:
+                raise ValueError(f"row {first + place}: {error}") from None
+            pixels.append(to_pixels(image, settings["image_size"], settings["resize"]))
+        return self.loaded.model.encode_images(torch.from_numpy(np.stack(pixels)).to(self.device))
+
+    def _score(self, image: ImageFeatures, text: TextFeatures, images: list[int], texts: list[int]) -> Tensor:
+        """Similarity, match logit and score of P pairs, float (P, 3)."""
+        model = self.loaded.model
+        similarity = (image.pooled[images] * text.pooled[texts]).sum(dim=1)
+        match = model.fuse(image.grid[images], text.tokens[texts], text.mask[texts]).score.float()
+        score = model.logit_scale * similarity + self.loaded.reranking["weight"] * match
+        return torch.stack([similarity, match, score], dim=1)
+
+
+def _column(frame: pd.DataFrame, name: str) -> list[Any]:
+    """The column with None for what is missing; all None where there is no such column."""
+    if name not in frame:
+        return [None] * len(frame)
+    return [value if isinstance(value, str | bytes | bytearray) else None for value in frame[name]]
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, BATCH):
+        yield slice(start, start + BATCH)
+
+
+mlflow.models.set_model(PackagedModel())

@@ -1,0 +1,58 @@
+"""Where a model comes from: the tags that every MLflow run and model version bears."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from diptych.dvc import dataset_version
+from diptych.workspace import Workspace
+
+UNKNOWN = "unknown"
+"""In place of a fact that the project does not have, such as a commit outside of git."""
+
+
+def provenance(workspace: Workspace) -> dict[str, str]:
+    """git_sha, git_dirty, data_md5, dvc_lock_sha256, params_sha256, and weights_sha256 once there are weights."""
+    tags = {
+        "git_sha": git_sha(workspace.root),
+        "git_dirty": git_dirty(workspace.root),
+        "data_md5": dataset_version(workspace) or UNKNOWN,
+        "dvc_lock_sha256": file_sha256(workspace.root / "dvc.lock") or UNKNOWN,
+        "params_sha256": file_sha256(workspace.params) or UNKNOWN,
+    }
+    weights = file_sha256(workspace.model / "model.safetensors")
+    return tags | ({"weights_sha256": weights} if weights else {})
+
+
+def git_sha(root: Path) -> str:
+    """The commit that is checked out, 40 digits."""
+    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or UNKNOWN
+
+
+def git_dirty(root: Path) -> str:
+    """ "true" where the project differs from its commit, "false" where not.
+
+    dvc.lock does not count: a run writes it, and its content has a tag of its own.
+    """
+    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
+    return UNKNOWN if changes is None else str(bool(changes)).lower()
+
+
+def file_sha256(path: Path) -> str | None:
+    """None where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git answers; None without git, outside of a repository, or before the first commit."""
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

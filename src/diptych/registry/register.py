@@ -1,0 +1,234 @@
+"""Registration: the trained model becomes a version of the registered model, once for the same weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.registry.provenance import provenance
+from diptych.registry.tracking import (
+    connect,
+    flatten,
+    metric_name,
+    send_metrics,
+    send_params,
+    tracking_uri,
+    without_secret,
+)
+from diptych.workspace import Workspace
+
+CHALLENGER = "challenger"
+"""The alias of the version that was registered last."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of the registered model; `created` tells whether this call made it."""
+
+    name: str
+    version: str
+    aliases: list[str]
+    created: bool
+    run_id: str
+    uri: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for people."""
+        known = "registered" if self.created else "registered already, with the same weights"
+        return f"{self.name} version {self.version} ({CHALLENGER}): {known}"
+
+
+def register(workspace: Workspace, params: Params) -> RegisteredVersion:
+    """Makes artifacts/model a model version with the alias `challenger`, unless its weights have one already.
+
+    A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
+    whole version or none.
+
+    Raises:
+        DiptychError: there is no trained model or no metrics yet, or MLflow does not answer.
+    """
+    tags = provenance(workspace)
+    metrics = _read_metrics(workspace)
+    if "weights_sha256" not in tags:
+        raise DiptychError(f"{workspace.model} holds no trained model yet: run `diptych run`.")
+    try:
+        client, experiment = connect(workspace, params)
+        name = params.register_.model_name
+        known = find_version(client, name, tags["weights_sha256"])
+        with _addressed(tracking_uri(workspace, params)):
+            version = known or _create(client, experiment, workspace, params, metrics, tags)
+        client.set_registered_model_alias(name, CHALLENGER, version.version)
+        version = client.get_model_version(name, version.version)
+    except MlflowException as error:
+        where = without_secret(tracking_uri(workspace, params))
+        raise DiptychError(f"MLflow at {where} refuses the registration: {error.message}") from error
+    uri = f"models:/{name}/{version.version}"
+    return RegisteredVersion(
+        name=name,
+        version=str(version.version),
+        aliases=list(version.aliases),
+        created=known is None,
+        run_id=str(version.run_id),
+        uri=uri,
+        metrics=metrics,
+        tags=dict(version.tags),
+    )
+
+
+def find_version(client: MlflowClient, name: str, weights: str) -> ModelVersion | None:
+    """The newest version of the registered model that has these weights."""
+    found = client.search_model_versions(f"name = '{name}' and tags.weights_sha256 = '{weights}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested metrics as `reranked/i2t/recall_at_1` to value; what is no number is left out."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= flat_metrics(value, f"{prefix}{metric_name(key)}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix + metric_name(key)] = float(value)
+    return flat
+
+
+def _create(
+    client: MlflowClient,
+    experiment: str,
+    workspace: Workspace,
+    params: Params,
+    metrics: dict[str, float],
+    tags: dict[str, str],
+) -> ModelVersion:
+    run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
+    _complete_run(client, run_id, workspace, metrics, tags)
+    source, model_id = _log_package(run_id, workspace)
+    name = params.register_.model_name
+    try:
+        client.create_registered_model(
+            name, description="Finds the image for a sentence and the sentence for an image."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(name, source, run_id, tags=tags, model_id=model_id)
+    client.set_tag(run_id, "model_version", f"{name}/{version.version}")
+    return version
+
+
+def _find_run(client: MlflowClient, experiment: str, weights: str) -> str | None:
+    runs = client.search_runs([experiment], f"tags.weights_sha256 = '{weights}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _make_run(client: MlflowClient, experiment: str, workspace: Workspace, params: Params) -> str:
+    """A run from the files: its training's own is in another store, or MLflow did not answer then."""
+    run_id = str(client.create_run(experiment, run_name="train").info.run_id)
+    send_params(client, run_id, flatten(params.model_dump(by_alias=True)))
+    send_metrics(client, run_id, _training_figures(workspace))
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _complete_run(
+    client: MlflowClient, run_id: str, workspace: Workspace, metrics: dict[str, float], tags: dict[str, str]
+) -> None:
+    """What is known only after the evaluation: its figures, the reports, and the final dvc.lock."""
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+    client.log_artifacts(run_id, str(workspace.reports), "reports")
+    client.log_artifact(run_id, str(workspace.params))
+    if (workspace.root / "dvc.lock").exists():
+        client.log_artifact(run_id, str(workspace.root / "dvc.lock"))
+    for name, value in sorted(tags.items()):
+        client.set_tag(run_id, name, value)
+
+
+def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
+    """Address and id of the logged package."""
+    import mlflow
+
+    from diptych.registry.packaging import ENTRY, copy_modules, requirements
+    from diptych.registry.signature import input_example, signature
+
+    with tempfile.TemporaryDirectory() as folder:
+        code = copy_modules(Path(folder))
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(ENTRY),
+                artifacts={"model": str(workspace.model)},
+                code_paths=[str(code)],
+                signature=signature(),
+                input_example=input_example(),
+                pip_requirements=requirements(),
+            )
+    return str(logged.model_uri), str(logged.model_id)
+
+
+@contextmanager
+def _addressed(uri: str) -> Iterator[None]:
+    """MLflow's logged models know only a global address, which stays in the environment; here it is undone."""
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _read_metrics(workspace: Workspace) -> dict[str, float]:
+    path = workspace.reports / "metrics.json"
+    try:
+        return flat_metrics(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        raise DiptychError(f"{path} is missing or damaged: run `dvc repro evaluate`.") from None
+
+
+def _training_figures(workspace: Workspace) -> list[Metric]:
+    """reports/training.csv, a row an epoch."""
+    path = workspace.reports / "training.csv"
+    if not path.exists():
+        return []
+    now = int(time.time() * 1000)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return [
+        Metric(metric_name(name), value, now, int(row["epoch"]))
+        for row in rows
+        for name, value in row.items()
+        if name != "epoch"
+    ]

@@ -1,0 +1,36 @@
+"""A project that has been trained and evaluated."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_model import write_reports, write_tiny_model
+
+from diptych.config import Params
+from diptych.registry.tracking import connect
+from diptych.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = Workspace(tmp_path_factory.mktemp("trained"))
+    write_tiny_model(workspace.model)
+    write_reports(workspace.reports)
+    workspace.params.write_text("seed: 0\n")
+    (workspace.root / "dvc.lock").write_text("schema: '2.0'\n")
+    return workspace.root
+
+
+@pytest.fixture
+def trained(_trained: Path, mlflow_store: Path, tmp_path: Path) -> Workspace:
+    """Outside of git; with a fresh store of its own."""
+    workspace = Workspace(shutil.copytree(_trained, tmp_path / "trained"))
+    workspace.local.mkdir()
+    shutil.copy(mlflow_store, workspace.local / "mlflow.db")
+    return workspace
+
+
+@pytest.fixture
+def client(trained: Workspace):
+    """Of the trained project's store."""
+    return connect(trained, Params())[0]

@@ -1,0 +1,118 @@
+"""The packaged model embeds and scores as the model does, whatever else is in the table."""
+
+from io import BytesIO
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tiny_model import write_tiny_model
+
+from diptych.data.images import open_image, to_pixels
+from diptych.model.package import load_model
+from diptych.registry import packaged_model
+from diptych.registry.packaged_model import PackagedModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("packaged") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    packaged = PackagedModel()
+    packaged.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    return packaged
+
+
+def picture(colour: str, mode: str = "RGB") -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, (40, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def predict(model, **columns) -> pd.DataFrame:
+    return model.predict(None, pd.DataFrame(columns))
+
+
+def test_texts_are_embedded_as_the_text_tower_does(model, folder):
+    loaded = load_model(folder)
+    ids = loaded.tokenizer("a red square", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        expected = loaded.model.encode_texts(ids, torch.ones_like(ids).bool()).pooled[0].numpy()
+
+    output = predict(model, text=["a red square", "a much longer sentence about a small green triangle"])
+
+    np.testing.assert_allclose(output["embedding"][0], expected, atol=1e-5)
+    assert output[["similarity", "match", "score"]].isna().all(axis=None)
+
+
+def test_images_are_embedded_as_the_image_tower_does(model, folder):
+    loaded = load_model(folder)
+    pixels = torch.tensor(to_pixels(open_image(picture("red"), 10_000), 32, "stretch"))[None]
+    with torch.inference_mode():
+        expected = loaded.model.encode_images(pixels).pooled[0].numpy()
+
+    output = predict(model, image=[picture("red"), picture("grey", "L")])
+
+    np.testing.assert_allclose(output["embedding"][0], expected, atol=1e-5)
+    assert np.linalg.norm(output["embedding"][1]) == pytest.approx(1, abs=1e-5)
+
+
+def test_pairs_are_scored_by_cosine_match_and_both(model, folder):
+    images, texts = [picture("red"), picture("blue")], ["a red square", "a small blue circle"]
+
+    output = predict(model, image=images, text=texts)
+
+    cosine = [
+        float(np.dot(image, text))
+        for image, text in zip(
+            predict(model, image=images)["embedding"], predict(model, text=texts)["embedding"], strict=True
+        )
+    ]
+    scale = load_model(folder).model.logit_scale.item()
+    np.testing.assert_allclose(output["similarity"], cosine, atol=1e-5)
+    np.testing.assert_allclose(output["score"], scale * output["similarity"] + 0.5 * output["match"], atol=1e-4)
+    assert output["embedding"].isna().all()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model, monkeypatch):
+    rows = {"image": [None, picture("red"), picture("red"), None], "text": ["a red square", None, "two stars", "stars"]}
+    together = predict(model, **rows)
+    monkeypatch.setattr(packaged_model, "BATCH", 1)
+    alone = predict(model, **rows)
+
+    for a, b in zip(together.itertuples(), alone.itertuples(), strict=True):
+        assert (a.embedding is None) == (b.embedding is None)
+        if a.embedding is not None:
+            np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
+        np.testing.assert_allclose([a.similarity, a.match, a.score], [b.similarity, b.match, b.score], atol=1e-4)
+
+
+def test_the_index_of_the_input_is_that_of_the_output(model):
+    output = model.predict(None, pd.DataFrame({"text": ["a", "b"]}, index=[7, 3]))
+
+    assert list(output.index) == [7, 3]
+
+
+def test_an_empty_table_gives_an_empty_table(model):
+    assert len(predict(model, text=[])) == 0
+
+
+def test_an_empty_text_is_a_text(model):
+    assert predict(model, text=[""])["embedding"][0] is not None
+
+
+def test_a_row_without_text_and_image_is_named(model):
+    with pytest.raises(ValueError, match="row 1 has neither text nor image"):
+        predict(model, text=["a", None])
+
+
+def test_bytes_that_are_no_image_are_named_by_their_row(model, monkeypatch):
+    monkeypatch.setattr(packaged_model, "BATCH", 1)
+
+    with pytest.raises(ValueError, match="row 1: "):
+        predict(model, image=[picture("red"), b"text"])

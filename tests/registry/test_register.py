@@ -1,0 +1,249 @@
+"""Weights become a version once, whole, and loadable by whoever has the packages it lists."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from tiny_model import write_tiny_model
+
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.registry.register import flat_metrics, register
+from diptych.registry.tracking import TrackedRun, connect
+from diptych.workspace import Workspace
+
+LOAD = """
+import io, os, sys, mlflow, pandas as pd
+from PIL import Image
+buffer = io.BytesIO()
+Image.new("RGB", (50, 40), "red").save(buffer, "JPEG")
+picture = buffer.getvalue()
+model = mlflow.pyfunc.load_model(sys.argv[1])
+text = "a red square"
+output = model.predict(pd.DataFrame({"image": [picture, None, picture], "text": [None, text, text]}))
+texts = model.predict(pd.DataFrame({"text": [text]}))
+images = model.predict(pd.DataFrame({"image": [picture]}))
+assert [value is None for value in output["embedding"]] == [False, False, True], output
+assert output["score"].isna().tolist() == [True, True, False], output
+assert len(texts["embedding"][0]) == len(images["embedding"][0]) == 16
+import diptych
+print(diptych.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def registered(_trained: Path, mlflow_store: Path, tmp_path_factory):
+    """A project with one version, and that version; tests only look at it."""
+    root = tmp_path_factory.mktemp("registered")
+    workspace = Workspace(shutil.copytree(_trained, root / "trained"))
+    workspace.local.mkdir()
+    shutil.copy(mlflow_store, workspace.local / "mlflow.db")
+    return workspace, register(workspace, Params())
+
+
+def versions(workspace: Workspace) -> list[str]:
+    client, _ = connect(workspace, Params())
+    return sorted(str(version.version) for version in client.search_model_versions("name = 'diptych'"))
+
+
+def package_of(workspace: Workspace) -> Path:
+    (package,) = (workspace.local / "mlartifacts").glob("models/*/artifacts")
+    return package
+
+
+def challenger(workspace: Workspace) -> str:
+    client, _ = connect(workspace, Params())
+    return str(client.get_model_version_by_alias("diptych", "challenger").version)
+
+
+def test_a_version_bears_its_origin_and_the_alias(registered):
+    workspace, version = registered
+
+    found = connect(workspace, Params())[0].get_model_version("diptych", "1")
+    assert (version.created, version.version, challenger(workspace)) == (True, "1", "1")
+    assert found.tags == version.tags
+    assert set(version.tags) == {
+        "git_sha",
+        "git_dirty",
+        "data_md5",
+        "dvc_lock_sha256",
+        "params_sha256",
+        "weights_sha256",
+    }
+
+
+def test_its_run_has_parameters_figures_reports_and_tags(registered):
+    workspace, version = registered
+    client, _ = connect(workspace, Params())
+
+    run = client.get_run(version.run_id)
+
+    assert run.data.params["train.epochs"] == str(Params().train.epochs)
+    assert run.data.metrics["reranked/i2t/recall_at_1"] == 10.0
+    assert [metric.value for metric in client.get_metric_history(version.run_id, "val_rsum")] == [100.0, 120.0]
+    assert {file.path for file in client.list_artifacts(version.run_id, "reports")} >= {"reports/report.html"}
+    assert run.data.tags["weights_sha256"] == version.tags["weights_sha256"]
+    assert run.info.status == "FINISHED"
+
+
+def test_its_package_holds_no_pickle_and_a_signature_with_an_example(registered):
+    package = package_of(registered[0])
+
+    files = {path.name for path in package.rglob("*") if path.is_file()}
+    assert {"MLmodel", "model.safetensors", "input_example.json", "requirements.txt"} <= files
+    assert not {name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))}
+
+
+def test_it_loads_without_the_project_and_without_pickle(registered, tmp_path):
+    package = package_of(registered[0])
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+
+    answer = subprocess.run(
+        [sys.executable, "-c", LOAD, package], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert Path(answer.stdout.strip()).is_relative_to(package)
+
+
+@pytest.mark.slow
+def test_it_loads_with_nothing_but_the_packages_that_it_lists(registered, tmp_path):
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.prefix) / "uv" / "bin"), os.environ["PATH"]]))
+    lock = Path(__file__).parents[2] / "requirements.lock"
+    if uv is None or not lock.exists():
+        pytest.skip("uv, which `make setup` installs, or requirements.lock is not there")
+    package = package_of(registered[0])
+    # Constraints are without hashes and continued lines.
+    pins = [line.removesuffix(" \\") for line in lock.read_text().splitlines() if not line.startswith(" ")]
+    (tmp_path / "pins.txt").write_text("\n".join(pins))
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)
+    install = [uv, "pip", "install", "--offline", "--quiet", "--python", python, "-c", tmp_path / "pins.txt"]
+    subprocess.run([*install, "-r", package / "requirements.txt"], check=True)
+
+    answer = subprocess.run(
+        [python, "-I", "-c", LOAD, package],
+        env={"PATH": "/usr/bin:/bin", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_same_weights_make_no_second_version(registered):
+    workspace, first = registered
+    client, _ = connect(workspace, Params())
+    client.delete_registered_model_alias("diptych", "challenger")
+
+    again = register(workspace, Params())
+
+    assert (again.created, again.version, again.run_id) == (False, first.version, first.run_id)
+    assert versions(workspace) == ["1"]
+    assert challenger(workspace) == "1"
+
+
+def test_other_weights_make_the_next_version_and_take_the_alias(trained):
+    register(trained, Params())
+    write_tiny_model(trained.model, seed=1)
+
+    second = register(trained, Params())
+
+    assert (second.created, second.version, challenger(trained)) == (True, "2", "2")
+
+
+def test_the_run_of_the_training_is_the_run_of_the_version(trained):
+    from diptych.model.package import weights_sha256
+
+    with TrackedRun(trained, Params()) as run:
+        run.log_metrics({"loss": 3.0}, 1)
+        run.finish({"weights_sha256": weights_sha256(trained.model)})
+
+    version = register(trained, Params())
+
+    client, experiment = connect(trained, Params())
+    (found,) = client.search_runs([experiment])
+    assert found.info.run_id == version.run_id
+    assert found.data.metrics["loss"] == 3.0
+    assert found.data.tags["dvc_lock_sha256"] == version.tags["dvc_lock_sha256"]
+
+
+@pytest.mark.parametrize("moment", ["create_registered_model", "create_model_version", "set_registered_model_alias"])
+def test_a_registration_that_was_killed_is_made_whole_by_the_next(trained, monkeypatch, moment):
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, moment, kill)
+        with pytest.raises(KeyboardInterrupt):
+            register(trained, Params())
+
+    version = register(trained, Params())
+
+    assert versions(trained) == ["1"]
+    assert (version.version, challenger(trained)) == ("1", "1")
+
+
+@pytest.mark.parametrize("before", [None, "http://mine"])
+def test_where_mlflow_is_stays_as_it_was(trained, monkeypatch, before):
+    params = Params.model_validate({"register": {"tracking_uri": f"sqlite:///{trained.local}/mlflow.db"}})
+    if before is not None:
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", before)
+
+    register(trained, params)
+
+    assert (os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")) == (None, before)
+
+
+def test_without_a_model_there_is_nothing_to_register(trained):
+    shutil.rmtree(trained.model)
+
+    with pytest.raises(DiptychError, match="holds no trained model yet: run `diptych run`"):
+        register(trained, Params())
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_without_metrics_there_is_nothing_to_judge_the_model_by(trained, content):
+    metrics = trained.reports / "metrics.json"
+    metrics.unlink() if content is None else metrics.write_text(content)
+
+    with pytest.raises(DiptychError, match=r"metrics\.json is missing or damaged: run `dvc repro evaluate`"):
+        register(trained, Params())
+
+
+def test_without_the_history_of_the_training_the_run_has_the_metrics_alone(trained):
+    (trained.reports / "training.csv").unlink()
+    (trained.root / "dvc.lock").unlink()
+
+    version = register(trained, Params())
+
+    client, _ = connect(trained, Params())
+    assert "loss" not in client.get_run(version.run_id).data.metrics
+    assert version.metrics["towers/rsum"] == 120.0
+
+
+def test_a_store_that_refuses_is_an_error_for_the_user(trained, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    with pytest.raises(DiptychError, match="MLflow"):
+        register(trained, Params())
+
+
+def test_metrics_are_flattened_and_what_is_no_number_left_out():
+    metrics = {"towers": {"i2t": {"recall@1": 1, "name": "x"}, "rsum": 2.5}, "ok": True, "list": [1]}
+
+    assert flat_metrics(metrics) == {"towers/i2t/recall_at_1": 1.0, "towers/rsum": 2.5}
+
+
+def test_a_version_is_told_in_a_line_and_as_json(registered):
+    version = registered[1]
+
+    assert version.describe() == "diptych version 1 (challenger): registered"
+    assert json.loads(json.dumps(version.to_json()))["uri"] == "models:/diptych/1"

@@ -1,0 +1,181 @@
+"""A training's run in MLflow: complete when MLflow answers, never in the way when it does not."""
+
+import logging
+
+import pytest
+from mlflow import MlflowClient
+
+from diptych.config import Params
+from diptych.registry import tracking
+from diptych.registry.tracking import TrackedRun, connect, flatten, metric_name, tracking_uri
+from diptych.workspace import Workspace
+
+
+def runs(workspace: Workspace) -> list:
+    client, experiment = connect(workspace, Params())
+    return client.search_runs([experiment])
+
+
+def history(workspace: Workspace, run_id: str, name: str) -> list[tuple[int, float]]:
+    client, _ = connect(workspace, Params())
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """An MLflow that fails until it is mended."""
+    state = {"broken": True}
+    log_batch = MlflowClient.log_batch
+
+    def fail(*args, **kwargs):
+        if state["broken"]:
+            raise ConnectionError("no route to host\nand more")
+        return log_batch(*args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail)
+    return state
+
+
+def test_the_environment_goes_before_params_and_those_before_the_workspaces_own_store(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    named = Params.model_validate({"register": {"tracking_uri": "http://params"}})
+
+    assert tracking_uri(workspace, Params()) == f"sqlite:///{tmp_path}/.diptych/mlflow.db"
+    assert tracking_uri(workspace, named) == "http://params"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
+    assert tracking_uri(workspace, named) == "http://environment"
+
+
+def test_artifacts_lie_beside_the_workspaces_own_store(trained, client):
+    experiment = client.get_experiment_by_name("diptych")
+
+    assert experiment.artifact_location == (trained.local / "mlartifacts").as_uri()
+
+
+def test_the_experiment_is_found_again(trained, client):
+    assert connect(trained, Params())[1] == client.get_experiment_by_name("diptych").experiment_id
+
+
+def test_nested_parameters_become_dotted_names():
+    values = {
+        "seed": 0,
+        "train": {"epochs": 3, "objectives": {"matching": 1.0}},
+        "mean": [0.5],
+        "config": {},
+        "name": "x",
+    }
+
+    assert flatten(values) == {
+        "seed": "0",
+        "train.epochs": "3",
+        "train.objectives.matching": "1.0",
+        "mean": "[0.5]",
+        "config": "{}",
+        "name": "x",
+    }
+
+
+def test_metrics_have_names_that_mlflow_takes():
+    assert metric_name("val_i2t_recall@1") == "val_i2t_recall_at_1"
+
+
+def test_a_training_is_logged_with_parameters_figures_and_tags(trained):
+    with TrackedRun(trained, Params()) as run:
+        run.log_params({"train": {"epochs": 2}})
+        run.log_metrics({"loss": 2.0, "recall@1": 5.0}, 1)
+        run.log_metrics({"loss": 1.0}, 2)
+        run.finish({"weights_sha256": "abc"})
+
+    (logged,) = runs(trained)
+    assert logged.data.params == {"train.epochs": "2"}
+    assert history(trained, logged.info.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    assert logged.data.metrics["recall_at_1"] == 5.0
+    assert (logged.data.tags["weights_sha256"], logged.info.status) == ("abc", "FINISHED")
+
+
+def test_many_figures_are_sent_in_parts(trained):
+    with TrackedRun(trained, Params()) as run:
+        for step in range(1200):
+            run.log_metrics({"loss": float(step)}, step)
+
+    (logged,) = runs(trained)
+    assert len(history(trained, logged.info.run_id, "loss")) == 1200
+
+
+def test_a_training_that_fails_leaves_a_failed_run(trained):
+    def fail() -> None:
+        with TrackedRun(trained, Params()) as run:
+            run.log_metrics({"loss": 1.0}, 1)
+            raise ValueError("the loss is nan")
+
+    with pytest.raises(ValueError, match="the loss is nan"):
+        fail()
+
+    assert [run.info.status for run in runs(trained)] == ["FAILED"]
+
+
+def test_a_training_that_was_killed_goes_on_in_its_run(trained):
+    TrackedRun(trained, Params()).log_metrics({"loss": 2.0}, 1)
+
+    with TrackedRun(trained, Params()) as run:
+        run.log_metrics({"loss": 1.0}, 2)
+        run.finish({})
+
+    (logged,) = runs(trained)
+    assert history(trained, logged.info.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    assert logged.info.status == "FINISHED"
+
+
+def test_after_other_parameters_a_killed_training_is_closed_and_a_new_run_begun(trained):
+    TrackedRun(trained, Params()).log_metrics({"loss": 2.0}, 1)
+    trained.params.write_text("seed: 1\n")
+
+    TrackedRun(trained, Params()).finish({})
+
+    assert sorted(run.info.status for run in runs(trained)) == ["FINISHED", "KILLED"]
+
+
+def test_a_killed_training_whose_run_was_deleted_begins_a_new_one(trained, client, caplog):
+    TrackedRun(trained, Params()).log_metrics({"loss": 2.0}, 1)
+    (logged,) = runs(trained)
+    client.delete_run(logged.info.run_id)
+
+    TrackedRun(trained, Params()).finish({})
+
+    assert len(runs(trained)) == 1
+
+
+def test_figures_that_could_not_be_sent_are_sent_later(trained, broken, caplog):
+    with TrackedRun(trained, Params()) as run:
+        run.log_metrics({"loss": 2.0}, 1)
+        run.log_metrics({"loss": 1.0}, 2)
+        broken["broken"] = False
+        run.finish({})
+
+    (logged,) = runs(trained)
+    assert history(trained, logged.info.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    assert [record.message for record in caplog.records if "takes no figures" in record.message] != []
+    assert not any("are not in MLflow" in record.message for record in caplog.records)
+
+
+def test_what_never_could_be_sent_is_told_at_the_end_and_the_training_goes_on(trained, broken, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_AFTER", 0.0)
+    with caplog.at_level(logging.WARNING), TrackedRun(trained, Params()) as run:
+        for step in range(5):
+            run.log_metrics({"loss": 1.0}, step)
+        run.finish({"weights_sha256": "abc"})
+
+    warnings = [record.message for record in caplog.records if record.name == "diptych.registry.tracking"]
+    assert len(warnings) == 2
+    assert "(no route to host); the training goes on" in warnings[0]
+    assert warnings[1].startswith("5 figures of this training are not in MLflow")
+
+
+def test_a_warning_does_not_show_the_servers_password(trained, broken, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "connect", lambda *_: (_ for _ in ()).throw(ConnectionError("no")))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example")
+
+    TrackedRun(trained, Params()).log_metrics({"loss": 1.0}, 1)
+
+    assert "http://mlflow.example" in caplog.text
+    assert "secret" not in caplog.text
