@@ -1,0 +1,148 @@
+"""The `diptych` command. Nothing heavy is imported before a subcommand needs it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diptych import __version__
+from diptych.cli_data import data
+from diptych.console import log_to_console
+from diptych.environment import enter
+from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    from diptych.config import Params
+    from diptych.workspace import Workspace
+
+STAGES = ("validate", "preprocess", "train", "evaluate")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks and everything that is logged.")
+@click.version_option(__version__)
+def cli(debug: bool) -> None:
+    """From captioned images to a registered, evaluated, reproducible retrieval model."""
+    log_to_console(debug)
+
+
+@cli.command()
+@click.option("--preset", metavar="NAME", help="Put presets/NAME.yaml in force as params.yaml first.")
+@click.option("--force", is_flag=True, help="Run every stage, changed or not.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def run(preset: str | None, force: bool, as_json: bool) -> None:
+    """Run the whole chain: data, validate, preprocess, train, evaluate, register."""
+    workspace = enter()
+    from diptych.presets import use_preset
+    from diptych.processes import holding
+
+    with holding(workspace, "diptych run"):
+        if preset:
+            use_preset(workspace, preset)
+        _params(workspace)
+        summary = _load_flow(workspace)(force=force)
+    from diptych.summary import render
+
+    click.echo(json.dumps(summary, indent=2) if as_json else render(summary, workspace))
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(STAGES))
+def stage(name: str) -> None:
+    """Run one stage by itself; `dvc repro` calls this."""
+    workspace = enter()
+    from diptych.processes import die_with_dvc, holding
+
+    die_with_dvc()
+    params = _params(workspace)
+    with holding(workspace, f"diptych stage {name}"):
+        importlib.import_module(f"diptych.stages.{name}").run(workspace, params)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
+def register(as_json: bool) -> None:
+    """Make the trained model a version of the registered model, with the alias challenger."""
+    workspace = enter()
+    from diptych.processes import holding
+    from diptych.registry.register import register as register_model
+
+    with holding(workspace, "diptych register"):
+        version = register_model(workspace, _params(workspace))
+    click.echo(json.dumps(version.to_json(), indent=2) if as_json else version.describe())
+
+
+cli.add_command(data)
+
+
+def _params(workspace: Workspace) -> Params:
+    from diptych.config import load_params
+
+    return load_params(workspace.params)
+
+
+def _load_flow(workspace: Workspace) -> Any:
+    """The flow as it stands in the project's flows/: the project is what people edit, the package what they install."""
+    path = workspace.root / "flows" / "retrain.py"
+    if not path.is_file():
+        raise DiptychError(f"{path} is missing; it is part of the project: `git checkout flows`.")
+    spec = importlib.util.spec_from_file_location("flows.retrain", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.retrain
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: every failure is one message on stderr and its own exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        sys.exit(cli.main(arguments, prog_name="diptych", standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        message, code = _explain(error)
+        click.echo(message, err=True)
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What the user reads of an exception, and the exit code."""
+    if isinstance(error, DiptychError):
+        return f"error: {error}", 1
+    if _is_disk_full(error):
+        path = getattr(error, "filename", None) or Path.cwd()
+        return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
+    name, text = type(error).__name__, " ".join(str(error).split())
+    return f"unexpected error: {name}: {text}; run again with --debug for the traceback", 70
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Libraries wrap the error, or keep only its words: safetensors, sqlite, and NumPy, which counts the bytes."""
+    words = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(word in str(error) for word in words) or (isinstance(error, OSError) and " requested and " in str(error)):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _is_disk_full(cause)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""DVC's commands as this project uses them.
+
+There is no Python interface for `repro`, so each call is a process; it dies with its parent, and with it the stage it
+runs, so that a killed flow leaves no orphaned training behind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from diptych.errors import DiptychError
+from diptych.files import atomic_path, remove
+from diptych.processes import die_with_parent, stream
+from diptych.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.data.captions import Dataset
+
+STAGES = ("validate", "preprocess", "train", "evaluate")
+"""In their order; what depends on what stands in dvc.yaml."""
+
+_CHATTER = re.compile(
+    r"(To track the changes with git|\tgit add |To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
+    r"|Generating lock file|Updating lock file)"
+)
+"""What DVC says after every stage, whatever happened."""
+
+
+def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
+    """What differs from dvc.lock and data.dvc, by stage or .dvc file; empty when nothing does."""
+    output = _call(workspace, "status", "--json", *targets)
+    start = output.find("{")
+    return dict(json.loads(output[start:])) if start >= 0 else {}
+
+
+def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callable[[str], None]) -> bool:
+    """Runs one stage if anything that it depends on has changed; returns whether it ran (or its result was reused).
+
+    Raises:
+        DiptychError: the stage failed; the message is the stage's own.
+    """
+    ran, lines = False, list[str]()
+
+    def listen(line: str) -> None:
+        nonlocal ran
+        ran = ran or line.startswith(f"Running stage '{stage}'")
+        if not _CHATTER.match(line):
+            lines.append(line)
+            del lines[:-200]
+            on_line(line)
+
+    options = ["--single-item", "--force"] if force else ["--single-item"]
+    if stream(_command("repro", *options, stage), workspace.root, listen):
+        raise DiptychError(f"stage {stage} failed: {_last_error(lines)}")
+    return ran
+
+
+def record_dataset(workspace: Workspace) -> None:
+    """Makes data/ as it is now the dataset version: `dvc add`, and how to make it again, if it can be, in data.dvc."""
+    if not (workspace.root / ".dvc").is_dir():
+        return
+    _call(workspace, "add", "--quiet", "data")
+    _note_origin(workspace)
+
+
+def dataset_version(workspace: Workspace) -> str | None:
+    """The hash that data.dvc records; None where there is none."""
+    outputs = _recorded(workspace).get("outs") or [{}]
+    return outputs[0].get("md5")
+
+
+def bring_own_dataset(workspace: Workspace) -> None:
+    """Brings a recorded dataset that is not here yet, lest an import begin a new one; scenes are not worth it.
+
+    Raises:
+        DiptychError: nothing here can bring it.
+    """
+    if not workspace.data.exists() and _recorded(workspace) and not _recorded_scenes(workspace):
+        bring_dataset(workspace)
+
+
+def bring_dataset(workspace: Workspace) -> str:
+    """Sees to it that data/ is what data.dvc records; returns how, in a few words.
+
+    A dataset that is missing comes from the cache, else from the remote, else, where it is made of the embedded
+    scenes, it is drawn again and its hash compared.
+
+    Raises:
+        DiptychError: data/ has changes that no version holds, or nothing here can bring it.
+    """
+    if not _recorded(workspace):
+        raise DiptychError("There is no dataset yet: run `diptych data import` or `diptych data scenes`.")
+    missing = not workspace.data.exists()
+    if not missing and (not status(workspace, "data.dvc") or _keep_if_recorded(workspace)):
+        return "present"
+    if _succeeds(workspace, "checkout", "--quiet", "data.dvc"):
+        return "taken from DVC's cache"
+    if not missing:
+        raise DiptychError(
+            "data/ is not the version that data.dvc records. Run `dvc add data` to make it the new version, or "
+            "`dvc checkout --force data.dvc` to go back to the recorded one."
+        )
+    if _call(workspace, "remote", "list").strip() and _succeeds(workspace, "pull", "--quiet", "data.dvc"):
+        return "pulled from the DVC remote"
+    return _draw_again(workspace)
+
+
+def mend(workspace: Workspace) -> None:
+    """Clears what a killed DVC left behind; the caller holds the workspace, so nothing here is in use by a run."""
+    lock = workspace.root / "dvc.lock"
+    if lock.exists() and not _is_mapping(lock):
+        # DVC writes it in place. Without it the run cache still knows every stage, so nothing is computed again.
+        lock.unlink()
+    users = workspace.root / ".dvc" / "tmp" / "rwlock"
+    if users.exists() and not _has_live_user(users):
+        users.unlink()
+
+
+def _command(*arguments: str) -> list[str]:
+    # -P: what lies in the workspace must not hide an installed package.
+    return [sys.executable, "-P", "-m", "diptych.dvc", *arguments]
+
+
+def _call(workspace: Workspace, *arguments: str) -> str:
+    lines: list[str] = []
+    if code := stream(_command(*arguments), workspace.root, lines.append):
+        raise DiptychError(f"`dvc {' '.join(arguments)}` failed (exit code {code}): {_last_error(lines)}")
+    return "\n".join(lines)
+
+
+def _succeeds(workspace: Workspace, *arguments: str) -> bool:
+    return stream(_command(*arguments), workspace.root, lambda line: None) == 0
+
+
+def _last_error(lines: list[str]) -> str:
+    """The stage's own `error:` with what follows it, else DVC's, else the last line."""
+    for pattern in (r"(error|unexpected error): ", r"ERROR: "):
+        for start in range(len(lines) - 1, -1, -1):
+            if re.match(pattern, lines[start]):
+                rest = takewhile(lambda line: not line.startswith("ERROR: "), lines[start + 1 :])
+                return "\n".join([lines[start].split(": ", 1)[1], *rest])
+    return lines[-1] if lines else "no output"
+
+
+def _note_origin(workspace: Workspace) -> None:
+    """Keeps data.dvc's `meta` true: `dvc add` carries the old one over to whatever data/ has become."""
+    from diptych.data.captions import read_dataset
+
+    path = workspace.root / "data.dvc"
+    content = _recorded(workspace)
+    meta = _origin(read_dataset(workspace.data))
+    if content.pop("meta", None) != meta:
+        with atomic_path(path) as temporary:
+            temporary.write_text(yaml.safe_dump(content | ({"meta": meta} if meta else {}), sort_keys=False))
+
+
+def _origin(dataset: Dataset) -> dict[str, Any] | None:
+    """What scenes are drawn from; None for a dataset that came from elsewhere."""
+    from diptych.data.scenes import holds_scenes
+
+    if not holds_scenes(dataset) or not dataset.images:
+        return None
+    counts = Counter(image["split"] for image in dataset.images)
+    return {"scenes": {**counts, "seed": dataset.info["seed"], "size": dataset.images[0]["width"]}}
+
+
+def _recorded(workspace: Workspace) -> dict[str, Any]:
+    """The content of data.dvc; empty where there is none."""
+    path = workspace.root / "data.dvc"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return dict(content)
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise DiptychError(f"{path} is damaged ({error}); `git checkout data.dvc` brings it back.") from None
+
+
+def _recorded_scenes(workspace: Workspace) -> dict[str, Any] | None:
+    """What the recorded dataset is drawn from, if it is."""
+    return (_recorded(workspace).get("meta") or {}).get("scenes")
+
+
+def _draw_again(workspace: Workspace) -> str:
+    """Draws the scenes that data.dvc names, and keeps them only if they are the very bytes it records."""
+    scenes = _recorded_scenes(workspace)
+    if not scenes:
+        raise DiptychError(
+            "data/ is missing, and neither DVC's cache nor a remote has the version that data.dvc records. Bring the "
+            "remote (`dvc remote list`), or import the images anew with `diptych data import`."
+        )
+    from diptych.data.scenes import write_scenes
+
+    write_scenes(workspace.data, **scenes)
+    if not _keep_if_recorded(workspace):
+        remove(workspace.data)
+        raise DiptychError(
+            "The scenes drawn here are not those that data.dvc records; another version of the project drew them. Make "
+            "them the dataset version with `diptych data scenes`."
+        )
+    return "drawn: the embedded scenes"
+
+
+def _keep_if_recorded(workspace: Workspace) -> bool:
+    """Whether data/ is what data.dvc records; if so, the cache has it too afterwards.
+
+    Where the cache lacks the version, DVC's status does not look at the files, so they are hashed by a commit.
+    """
+    path = workspace.root / "data.dvc"
+    before = path.read_bytes()
+    if status(workspace, "data.dvc")["data.dvc"] != [{"changed outs": {"data": "not in cache"}}]:
+        return False
+    version = dataset_version(workspace)
+    _call(workspace, "commit", "--quiet", "--force", "data.dvc")
+    same = dataset_version(workspace) == version
+    if path.read_bytes() != before:
+        path.write_bytes(before)
+    return same
+
+
+def _is_mapping(path: Path) -> bool:
+    try:
+        return isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+
+
+def _has_live_user(rwlock: Path) -> bool:
+    """Whether a process of DVC that still runs has files of this workspace in use."""
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        users = re.findall(r'"pid": (\d+)', rwlock.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        return False
+    for pid in {int(user) for user in users}:
+        try:
+            if "dvc" in " ".join(psutil.Process(pid).cmdline()):
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def main() -> None:
+    """`python -m diptych.dvc` is `dvc`, but ends when the process that started it ends."""
+    die_with_parent()
+    from dvc.cli import main as dvc
+
+    sys.exit(dvc(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Child processes: their output line by line, and none of them outliving its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diptych.errors import DiptychError
+from diptych.workspace import Workspace
+
+HOLDER = "DIPTYCH_HOLDER"
+"""Environment variable of all that works beneath a run that holds a workspace: the run's process id, and the folder."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends, however that ends; Linux only, elsewhere nothing happens.
+
+    Raises:
+        SystemExit: the run that this process works for has ended already.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    holder = os.environ.get(HOLDER, "").partition(":")[0]
+    if os.getppid() != parent or (holder and not _is_alive(int(holder))):
+        raise SystemExit(1)
+
+
+def die_with_dvc() -> None:
+    """`die_with_parent` beneath DVC; a stage started by hand may well outlive its shell."""
+    if "DVC_STAGE" in os.environ:
+        die_with_parent()
+
+
+@contextmanager
+def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
+    """Holds the workspace while the block runs, unless the run that started this process holds it already.
+
+    What a killed run has left running in the workspace (Prefect's own server; where the kernel does not help, a stage)
+    is ended first.
+
+    Raises:
+        DiptychError: another run holds the workspace; the message says which.
+    """
+    if HOLDER in os.environ:
+        yield
+        return
+    with workspace.held(purpose):
+        _end_leftovers(workspace.root)
+        os.environ[HOLDER] = f"{os.getpid()}:{workspace.root}"
+        try:
+            yield
+        finally:
+            del os.environ[HOLDER]
+
+
+def stream(command: Sequence[str], folder: Path, on_line: Callable[[str], None]) -> int:
+    """Runs `command` in `folder`, hands each line of its stdout and stderr to `on_line`, and returns its exit code.
+
+    Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or
+    an interrupt, ends the child before it goes on upwards.
+
+    Raises:
+        DiptychError: the program is not there.
+    """
+    try:
+        child = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+    except FileNotFoundError:
+        raise DiptychError(f"{command[0]} is not installed or not on PATH.") from None
+    try:
+        assert child.stdout is not None
+        for line in _lines(child.stdout.fileno()):
+            on_line(line)
+        return child.wait()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    finally:
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def _lines(descriptor: int) -> Iterator[str]:
+    """Non-empty lines of text, each as soon as its end arrives."""
+    rest = b""
+    while chunk := os.read(descriptor, 65536):
+        *complete, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        yield from _texts(complete)
+    yield from _texts([rest])
+
+
+def _texts(lines: Sequence[bytes]) -> Iterator[str]:
+    for line in lines:
+        text = line.decode("utf-8", errors="replace").rstrip()
+        if text:
+            yield text
+
+
+def _end_leftovers(root: Path) -> None:
+    """Kills what worked beneath an earlier holder of `root`; the caller holds it now, so that one is gone."""
+    import psutil  # type: ignore[import-untyped]
+
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(HOLDER, "").partition(":")[2] == str(root):
+                process.kill()
+        except psutil.Error:
+            # It has ended in the meantime, or belongs to somebody else.
+            continue
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

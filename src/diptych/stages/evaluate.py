@@ -1,0 +1,70 @@
+"""The evaluate stage: from the model and the test split to reports/metrics.json, plots and report.html."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+from diptych.config import Params
+from diptych.data.prepared import Prepared
+from diptych.files import atomic_path, write_json
+from diptych.model.device import choose_device, set_threads
+from diptych.model.package import load_model, weights_sha256
+from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
+from diptych.retrieval.figures import DIRECTIONS, STAGES
+from diptych.retrieval.metrics import KS
+from diptych.retrieval.report import Setting, read_history, write_report
+from diptych.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(workspace: Workspace, params: Params) -> None:
+    """Measures retrieval on the test split, by the towers alone and with the top k re-ranked by the fusion.
+
+    Raises:
+        DiptychError: the model, the prepared data or the device is not there.
+    """
+    set_threads(params.threads)
+    device = choose_device(params.device)
+    loaded = load_model(workspace.model, str(device))
+    model = loaded.model
+    split = Prepared(workspace.prepared, params.data.splits).split("test")
+    embedded = embed_split(model, split, batch_size=params.evaluate.batch_size, device=device, description="embed test")
+    top_k, weight = params.evaluate.top_k, float(loaded.reranking["weight"])
+    evaluation = evaluate_gallery(model, embedded, top_k=top_k, weight=weight, device=device)
+    setting = Setting(
+        split=params.data.splits.test,
+        top_k=top_k,
+        weight=weight,
+        logit_scale=model.logit_scale.item(),
+        weights_sha256=weights_sha256(workspace.model),
+    )
+    history = read_history(workspace.reports / "training.csv")
+    write_json(workspace.reports / "metrics.json", evaluation.metrics)
+    _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
+    write_report(workspace.reports / "report.html", split, evaluation, setting, history, params.evaluate.report_queries)
+    log.info("%s", summary(evaluation, setting.split, len(split), len(split.captions)))
+
+
+def summary(evaluation: Evaluation, split: str, images: int, captions: int) -> str:
+    """The metrics as a table for the log."""
+    columns = [f"R@{k}" for k in KS] + ["median"]
+    lines = [f"Retrieval on {split}, {images:,} images and {captions:,} captions:"]
+    lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in columns))
+    for stage, metrics in evaluation.metrics.items():
+        for way, name in DIRECTIONS.items():
+            values = "".join(f"{value:8.1f}" for value in metrics[way].values())
+            lines.append(f"  {STAGES[stage]:10} {name:15}{values}")
+    rsums = ", ".join(f"{STAGES[stage]} {metrics['rsum']:.1f}" for stage, metrics in evaluation.metrics.items())
+    return "\n".join([*lines, f"  RSUM: {rsums}"])
+
+
+def _write_curves(path: Path, evaluation: Evaluation) -> None:
+    """For `dvc plots`."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["direction", "stage", "k", "recall"])
+        writer.writerows((way, stage, k, f"{recall:.4f}") for way, stage, k, recall in recall_curves(evaluation))

@@ -1,0 +1,66 @@
+"""The preprocess stage: accepted images and captions to pixels and token ids."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from diptych.config import Params
+from diptych.data.preparing import prepare_captions, prepare_images
+from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
+from diptych.data.workers import worker_count
+from diptych.errors import DiptychError
+from diptych.files import atomic_path
+from diptych.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+
+def run(workspace: Workspace, params: Params) -> None:
+    """Writes artifacts/tokenizer/ and artifacts/prepared/.
+
+    Raises:
+        DiptychError: validate has not run, the pretrained tokenizer is missing, or an image cannot be prepared.
+    """
+    begin = time.monotonic()
+    manifest, captions = _read(workspace.manifest), _read(workspace.captions)
+    with atomic_path(workspace.tokenizer) as folder:
+        _make_tokenizer(folder, manifest, captions, params)
+    with atomic_path(workspace.prepared) as folder:
+        reused = prepare_images(
+            workspace.data,
+            manifest,
+            folder,
+            cache=workspace.local / "cache" / "prepared",
+            settings=params.preprocess,
+            workers=worker_count(params.threads),
+        )
+        prepare_captions(captions, folder, tokenizer=workspace.tokenizer, settings=params.preprocess)
+    _log.info(
+        "Prepared %d images (%d of %d shards from the cache) and %d captions in %.1f s.",
+        len(manifest),
+        reused,
+        manifest["shard"].nunique(),
+        len(captions),
+        time.monotonic() - begin,
+    )
+
+
+def _make_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFrame, params: Params) -> None:
+    """The text tower's own tokenizer; for a tower from scratch one learned from the train captions."""
+    if params.model.text_tower.pretrained is not None:
+        copy_tokenizer(params.model.text_tower, folder)
+        return
+    train = manifest.loc[manifest["split"] == params.data.splits.train, "image_id"]
+    texts = captions.loc[captions["image_id"].isin(train), "caption"].tolist()
+    save_tokenizer(learn_tokenizer(texts, params.preprocess.vocabulary_size), folder, params.preprocess.max_tokens)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro validate`.") from None

@@ -1,0 +1,140 @@
+"""The train stage: from prepared data to artifacts/model and reports/training.csv."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import diptych
+from diptych.config import Params
+from diptych.data.prepared import Prepared, PreparedSplit
+from diptych.files import atomic_path
+from diptych.model.device import choose_device, set_threads
+from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.model.package import save_model, weights_sha256
+from diptych.registry.tracking import TrackedRun
+from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.reranking import choose_weight, match_logits
+from diptych.training.checkpoints import Checkpoints
+from diptych.training.loop import Trainer
+from diptych.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(workspace: Workspace, params: Params) -> None:
+    """Trains the model of params.yaml, or goes on with a training that was interrupted.
+
+    Raises:
+        DiptychError: the data or the towers are not there, or training cannot go on.
+    """
+    started = time.perf_counter()
+    threads = set_threads(params.threads)
+    device = choose_device(params.device)
+    # Some GPU kernels have no deterministic form; on the CPU all that is used here have one.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    prepared = Prepared(workspace.prepared, params.data.splits)
+    train, val = prepared.split("train"), prepared.split("val")
+    torch.manual_seed(params.seed)
+    model = build_model(
+        params.model,
+        prepared.settings["image_size"],
+        prepared.settings["vocabulary_size"],
+        params.train.temperature,
+    )
+    checkpoints = Checkpoints(workspace.local / "checkpoints", _identity(workspace, params, threads))
+    with TrackedRun(workspace, params) as tracked:
+        tracked.log_params(params.model_dump(by_alias=True))
+        trainer = Trainer(
+            model,
+            train,
+            val,
+            params.train,
+            seed=params.seed,
+            evaluation_batch=params.evaluate.batch_size,
+            checkpoints=checkpoints,
+            report=tracked.log_metrics,
+            device=device,
+        )
+        position = trainer.run()
+        weight = _choose_weight(model, val, params, trainer.device)
+        _write_history(workspace.reports / "training.csv", position.history)
+        save_model(
+            workspace.model,
+            model,
+            params.model,
+            workspace.tokenizer,
+            {name: prepared.settings[name] for name in ("image_size", "resize", "max_tokens")},
+            {"top_k": params.evaluate.top_k, "weight": weight},
+        )
+        checkpoints.discard()
+        weights = weights_sha256(workspace.model)
+        tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
+    best = position.history[position.best_epoch - 1]
+    log.info(
+        "Trained on %d images with %d captions in %.0f s: best val RSUM %.1f in epoch %d of %d; weights %s.",
+        len(train),
+        len(train.captions),
+        time.perf_counter() - started,
+        best["val_rsum"],
+        position.best_epoch,
+        len(position.history),
+        weights[:12],
+    )
+
+
+def _choose_weight(model: DualEncoder, val: PreparedSplit, params: Params, device: torch.device) -> float:
+    """How much the match score counts beside the towers, chosen on val; nothing if it was not trained."""
+    if not params.train.objectives.matching:
+        return 0.0
+    precision = params.train.precision
+    embedded = embed_split(
+        model,
+        val,
+        batch_size=params.evaluate.batch_size,
+        device=device,
+        precision=precision,
+        description="embed val",
+    )
+    candidates = match_logits(
+        model, embedded, params.evaluate.top_k, device=device, precision=precision, description="re-rank val"
+    )
+    return choose_weight(candidates, model.logit_scale.item())
+
+
+def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, Any]:
+    """What the weights depend on: a checkpoint is taken up only by a training for which all of it is the same."""
+    files = ("settings.json", "images.parquet", "captions.parquet", "tokens.npy")
+    return {
+        "params": params.model_dump(include={"seed", "data", "model", "train"}),
+        "threads": threads,
+        "torch": torch.__version__,
+        "data": {name: _sha256(workspace.prepared / name) for name in files},
+        "code": _code_sha256(),
+    }
+
+
+def _code_sha256() -> str:
+    """Of the modules that train: a checkpoint made by other code is not taken up."""
+    package = Path(diptych.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("model", "training") for path in (package / folder).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    with atomic_path(path) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")

@@ -1,0 +1,88 @@
+"""The validate stage: the dataset to accepted images and captions, a quarantine table and reports."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from diptych.config import Params
+from diptych.data.captions import Dataset, Record, read_dataset
+from diptych.data.workers import worker_count
+from diptych.errors import DiptychError
+from diptych.files import atomic_path, write_json
+from diptych.validation.audit import Audit, audit
+from diptych.validation.inspection import Inspection
+from diptych.validation.scan import scan_images
+from diptych.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+
+def run(workspace: Workspace, params: Params) -> None:
+    """Writes artifacts/manifest.parquet, artifacts/captions.parquet and, in reports/, what people read about them.
+
+    Raises:
+        DiptychError: the dataset cannot be read, breaks a promise, or has too many bad rows; the reports on it are
+            written nevertheless, the artifacts not.
+    """
+    begin = time.monotonic()
+    settings = params.validate_
+    dataset = _read(workspace)
+    images = scan_images(workspace.data, dataset, max_pixels=settings.max_pixels, workers=worker_count(params.threads))
+    splits = list(dict.fromkeys(params.data.splits.roles().values()))
+    with atomic_path(workspace.reports / "data-docs") as docs:
+        inspection = Inspection(docs)
+        result = audit(dataset, images, settings, splits, inspection)
+        inspection.write_docs()
+    _write_reports(workspace, result)
+    if result.failures:
+        raise _refusal(workspace, result.failures)
+    for path, table in ((workspace.manifest, result.manifest), (workspace.captions, result.captions)):
+        with atomic_path(path) as temporary:
+            table.to_parquet(temporary, index=False)
+    _log.info("%s in %.1f s.", _describe(result), time.monotonic() - begin)
+
+
+def _read(workspace: Workspace) -> Dataset:
+    dataset = read_dataset(workspace.data)
+    for name, records in (("images", dataset.images), ("annotations", dataset.annotations)):
+        if not records:
+            raise DiptychError(
+                f"{workspace.data / 'captions.json'} has no {name}. Bring some in with `diptych data import`."
+            )
+        for record in records:
+            _check_ids(workspace, record)
+    return dataset
+
+
+def _check_ids(workspace: Workspace, record: Record) -> None:
+    for key in ("id", "image_id"):
+        value = record.get(key, 0)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise DiptychError(
+                f"{workspace.data / 'captions.json'}: {key} {value} does not fit into 64 bits. "
+                "Give the images other ids and import them again."
+            )
+
+
+def _write_reports(workspace: Workspace, result: Audit) -> None:
+    write_json(workspace.reports / "validation.json", result.summary)
+    with atomic_path(workspace.reports / "quarantine.csv") as temporary:
+        result.quarantine.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _refusal(workspace: Workspace, failures: list[str]) -> DiptychError:
+    return DiptychError(
+        "The dataset is refused.\n" + "\n".join(failures) + f"\nAll that was found: "
+        f"{workspace.reports / 'quarantine.csv'} and {workspace.reports / 'data-docs' / 'index.html'}. "
+        "Correct the data, or what `validate` and `data.splits` in params.yaml ask of it."
+    )
+
+
+def _describe(result: Audit) -> str:
+    images, captions = result.summary["images"], result.summary["captions"]
+    return (
+        f"Accepted {images['accepted']} images and {captions['accepted']} captions, "
+        f"quarantined {images['quarantined']} and {captions['quarantined']}, "
+        f"found {result.summary['near_duplicate_pairs']} near-duplicate pairs across splits,"
+    )

@@ -1,0 +1,59 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from diptych.registry.tracking import without_secret
+from diptych.workspace import Workspace
+
+
+def render(summary: dict[str, Any], workspace: Workspace) -> str:
+    """Lines for people: what ran, the metrics, the model version, and how to look at them."""
+    ran = [name for name, how in summary["stages"].items() if how == "ran"]
+    reused = [name for name, how in summary["stages"].items() if how == "reused"]
+    version = summary["version"]
+    state = "new" if version["created"] else "known already"
+    lines = [
+        "",
+        f"data       {summary['data']}",
+        f"ran        {', '.join(ran) or 'nothing: nothing has changed'}",
+        f"reused     {', '.join(reused) or 'nothing'}",
+        *_metrics(summary["metrics"]),
+        f"version    {version['name']} {version['version']} (challenger), {state}",
+        f"report     {_open_command()} {_short(workspace.reports / 'report.html')}",
+        f"MLflow     {_mlflow_command(summary['tracking_uri'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _metrics(metrics: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, label in (("towers", "towers"), ("reranked", "re-ranked"), ("chance", "chance")):
+        if name in metrics:
+            both = (f"{metrics[name][way]['recall@1']:.1f}" for way in ("i2t", "t2i"))
+            rows.append(f"{label:<11}RSUM {metrics[name]['rsum']:.1f}, recall@1 {' / '.join(both)}")
+    return rows
+
+
+def _open_command() -> str:
+    return "open" if sys.platform == "darwin" else "xdg-open"
+
+
+def _mlflow_command(uri: str) -> str:
+    """How to see the runs; a server has its own page."""
+    if uri.startswith(("http://", "https://")):
+        return without_secret(uri)
+    program = Path(sys.executable).with_name("mlflow")
+    return f"{shlex.quote(_short(program))} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _short(path: Path) -> str:
+    """As seen from the current folder, where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

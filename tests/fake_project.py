@@ -1,0 +1,126 @@
+"""A project whose stages take no time, for the tests of the command, of DVC and of the flow: a pytest plugin."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diptych import environment
+from diptych.config import Params
+from diptych.processes import HOLDER
+from diptych.workspace import Workspace
+
+CHAIN = """
+stages:
+  validate:
+    cmd: python stage.py validate
+    deps: [data, stage.py]
+    outs: [reports/validation.json]
+  preprocess:
+    cmd: python stage.py preprocess
+    deps: [data]
+    outs: [artifacts/prepared]
+  train:
+    cmd: python stage.py train
+    deps: [artifacts/prepared]
+    params: [seed]
+    outs: [artifacts/model, reports/training.csv]
+  evaluate:
+    cmd: python stage.py evaluate
+    deps: [artifacts/model]
+    outs: [reports/report.html]
+    metrics: [reports/metrics.json]
+"""
+STAGE = """
+import json, os, pathlib, shutil, sys, time
+name, here = sys.argv[1], pathlib.Path()
+with open("ran.txt", "a") as log: log.write(name + "\\n")
+(here / "artifacts").mkdir(exist_ok=True)
+(here / "reports").mkdir(exist_ok=True)
+if os.environ.get("FAIL") == name:
+    sys.exit("error: captions.json, row 3: it is broken\\n  mend it")
+if os.environ.get("SLEEP") == name:
+    (here / "sleeping").write_text(str(os.getpid()))
+    time.sleep(60)
+if name == "validate":
+    counts = {"total": 3, "accepted": 2, "quarantined": 1}
+    failed = {"table": "images", "expectation": "unique", "column": "image_id", "success": False, "failed": 1}
+    holds = {**failed, "success": True}
+    (here / "reports/validation.json").write_text(
+        json.dumps({"images": counts, "captions": counts, "expectations": [failed, holds]})
+    )
+elif name == "preprocess":
+    (here / "artifacts/prepared").write_text("prepared")
+elif name == "train":
+    shutil.copytree("trained", here / "artifacts/model")
+    shutil.copy("trained-reports/training.csv", here / "reports")
+else:
+    for file in ("metrics.json", "report.html"):
+        shutil.copy(here / "trained-reports" / file, here / "reports")
+"""
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+PARAMS = yaml.safe_dump(Params().model_dump(by_alias=True))
+IGNORED = "/data\n/artifacts\n/reports\n/trained*\n/.diptych\n/ran.txt\n/sleeping\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Python's programs are found, and what `diptych` sets in its environment ends with the test."""
+    for name in (HOLDER, "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("PATH", "PREFECT_HOME", *environment.DEFAULTS):
+        # Set and then deleted, so that monkeypatch knows the value to bring back, even if that is none.
+        before = os.environ.get(name)
+        monkeypatch.setenv(name, before or "")
+        if before is None:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", PATH)
+
+
+@pytest.fixture(scope="session")
+def _project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("template") / "project"
+    root.mkdir()
+    (root / "dvc.yaml").write_text(CHAIN)
+    (root / "stage.py").write_text(STAGE)
+    (root / "params.yaml").write_text(PARAMS)
+    (root / ".gitignore").write_text(IGNORED)
+    (root / "data").mkdir()
+    (root / "data" / "captions.json").write_text('{"info": {}, "images": [], "annotations": []}')
+    run("git", "init", "--quiet", cwd=root)
+    run("dvc", "init", "--quiet", cwd=root)
+    run("dvc", "config", "core.analytics", "false", cwd=root)
+    run("dvc", "add", "--quiet", "data", cwd=root)
+    commit(root)
+    return root
+
+
+@pytest.fixture
+def project(_project: Path, tmp_path: Path) -> Workspace:
+    """A committed project with one file of data, and stages that take no time."""
+    return Workspace(shutil.copytree(_project, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without experiments, to copy: making its tables takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+def run(*command: str, cwd: Path) -> None:
+    """A command that has to succeed."""
+    subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": PATH}, check=True, capture_output=True)
+
+
+def commit(root: Path) -> None:
+    """Everything, by nobody in particular."""
+    run("git", "add", "--all", cwd=root)
+    run("git", "-c", "user.name=x", "-c", "user.email=x@localhost", "commit", "--quiet", "--message", "x", cwd=root)

@@ -1,0 +1,161 @@
+"""The retrain flow on a chain of stages that take no time, with Prefect's own server."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from tiny_model import write_reports, write_tiny_model
+
+from diptych.cli import _load_flow
+from diptych.errors import DiptychError
+from diptych.processes import holding
+from diptych.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def retrain():
+    """The flow, and a server for it, which takes ten seconds to start."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield _load_flow(Workspace(ROOT))
+
+
+@pytest.fixture(scope="module")
+def module(retrain):
+    import sys
+
+    return sys.modules["flows.retrain"]
+
+
+@pytest.fixture(scope="session")
+def _results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write_tiny_model(folder / "trained")
+    write_reports(folder / "trained-reports")
+    return folder
+
+
+@pytest.fixture
+def chain(project, _results, mlflow_store, monkeypatch):
+    """The project, with what its stages hand out."""
+    shutil.copytree(_results, project.root, dirs_exist_ok=True)
+    project.local.mkdir()
+    shutil.copy(mlflow_store, project.local / "mlflow.db")
+    monkeypatch.chdir(project.root)
+    return project
+
+
+def ran(workspace: Workspace) -> list[str]:
+    log = workspace.root / "ran.txt"
+    return log.read_text().split() if log.exists() else []
+
+
+STAGES = ["validate", "preprocess", "train", "evaluate"]
+
+
+def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrain, chain):
+    first = retrain()
+    second = retrain()
+
+    assert first["stages"] == dict.fromkeys(STAGES, "ran")
+    assert (first["version"]["version"], first["version"]["created"]) == ("1", True)
+    assert first["metrics"]["reranked"]["rsum"] == 130.0
+    assert second["stages"] == dict.fromkeys(STAGES, "reused")
+    assert second["version"] == {**first["version"], "created": False}
+    assert ran(chain) == STAGES
+    json.dumps(first)
+    with get_client(sync_client=True) as client:
+        assert {"validation", "metrics", "report"} <= {artifact.key for artifact in client.read_artifacts()}
+
+
+def test_a_change_runs_what_depends_on_it_and_force_runs_everything(retrain, chain):
+    retrain()
+    chain.presets.mkdir()
+    (chain.presets / "other.yaml").write_text(chain.params.read_text().replace("seed: 0", "seed: 1"))
+
+    other = retrain(preset="other")
+
+    assert other["stages"] == {"validate": "reused", "preprocess": "reused", "train": "ran", "evaluate": "reused"}
+    assert retrain(force=True)["stages"] == dict.fromkeys(STAGES, "ran")
+
+
+def test_a_stage_that_fails_ends_the_flow_with_its_own_message_and_the_next_run_goes_on_from_there(
+    retrain, chain, monkeypatch
+):
+    monkeypatch.setenv("FAIL", "train")
+    with pytest.raises(DiptychError, match=r"stage train failed: captions\.json, row 3: it is broken\n  mend it"):
+        retrain()
+
+    monkeypatch.delenv("FAIL")
+    assert retrain()["stages"] == {"validate": "reused", "preprocess": "reused", "train": "ran", "evaluate": "ran"}
+
+
+def test_a_workspace_that_is_in_use_is_left_alone(retrain, chain, monkeypatch):
+    with chain.held("diptych data import"), pytest.raises(DiptychError, match="in use by `diptych data import`"):
+        retrain()
+
+    assert ran(chain) == []
+
+
+def test_beneath_a_command_that_holds_the_workspace_the_flow_runs(retrain, chain):
+    with holding(chain, "diptych run"):
+        assert retrain()["version"]["created"]
+
+
+def test_wrong_params_end_it_before_any_stage(retrain, chain):
+    chain.params.write_text("sede: 1")
+
+    with pytest.raises(DiptychError, match="sede: unknown key"):
+        retrain()
+
+    assert ran(chain) == []
+
+
+VALIDATION = {
+    "images": {"total": 3000, "accepted": 2999, "quarantined": 1},
+    "captions": {"total": 3, "accepted": 3, "quarantined": 0},
+    "expectations": [
+        {"table": "images", "expectation": "unique", "column": "image_id", "success": True, "failed": 0},
+    ],
+}
+
+
+def test_the_validation_summary_counts_what_was_accepted(module):
+    text = module.validation_summary(VALIDATION)
+
+    assert "| images | 3,000 | 2,999 | 1 |" in text
+    assert text.endswith("All expectations hold.")
+
+
+def test_the_validation_summary_names_what_does_not_hold(module):
+    failed = {"table": "captions", "expectation": "not null", "column": None, "success": False, "failed": 2}
+
+    text = module.validation_summary({**VALIDATION, "expectations": [failed]})
+
+    assert text.endswith("* captions: not null (table), 2 rows")
+
+
+def test_the_metrics_are_a_row_a_ranking_and_direction(module):
+    way = {"recall@1": 1.0}
+    metrics = {"towers": {"i2t": way, "t2i": way, "rsum": 2.0}, "note": "x"}
+
+    table = module.metrics_table(metrics)
+
+    assert [(row["ranking"], row["direction"], row["recall@1"], row["rsum"]) for row in table] == [
+        ("towers", "i2t", 1.0, 2.0),
+        ("towers", "t2i", 1.0, 2.0),
+    ]
+
+
+def test_of_a_progress_bar_one_state_is_shown_now_and_then(module):
+    said = []
+    say = module._throttled(said.append)
+
+    for line in ["start", "train: 10%|█", "train: 20%|██", "epoch 1", "train: 30%|███"]:
+        say(line)
+
+    assert said == ["start", "train: 10%|█", "epoch 1"]

@@ -1,0 +1,131 @@
+"""The whole chain on a tiny preset: it registers a model, repeats nothing, and survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from pipeline_clone import Clone
+
+from diptych.model.package import weights_sha256
+
+pytestmark = pytest.mark.slow
+STAGES = ["validate", "preprocess", "train", "evaluate"]
+
+
+def test_the_chain_ends_with_a_registered_challenger(chain: Clone) -> None:
+    assert chain.summary["stages"] == dict.fromkeys(STAGES, "ran")
+    version = chain.summary["version"]
+    assert (version["name"], version["version"], version["aliases"]) == ("diptych-tiny", "1", ["challenger"])
+    assert version["tags"]["weights_sha256"] == weights_sha256(chain.root / "artifacts" / "model")
+
+
+def test_the_metrics_have_the_form_that_is_documented(chain: Clone) -> None:
+    metrics = json.loads((chain.root / "reports" / "metrics.json").read_text())
+    assert list(metrics) == ["towers", "reranked"]
+    for figures in metrics.values():
+        recalls = [figures[way][f"recall@{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
+        assert figures["rsum"] == pytest.approx(sum(recalls))
+        assert figures["i2t"]["median_rank"] >= 1
+
+
+def test_everything_is_in_the_lock(chain: Clone) -> None:
+    assert "up to date" in chain.command("dvc", "status")
+    assert list(chain.lock()["stages"]) == STAGES
+
+
+def test_a_second_run_repeats_no_stage(chain: Clone) -> None:
+    before = (chain.root / "dvc.lock").read_bytes()
+    summary = chain.run()
+    assert summary["stages"] == dict.fromkeys(STAGES, "reused")
+    assert summary["version"]["version"] == "1"
+    assert (chain.root / "dvc.lock").read_bytes() == before
+
+
+def test_every_stage_forced_gives_the_same_bits(chain: Clone, tmp_path: Path) -> None:
+    copy = chain.copy(tmp_path / "copy")
+    copy.command("dvc", "repro", "--force")
+    assert copy.lock() == chain.lock()
+
+
+def test_a_changed_parameter_runs_only_what_depends_on_it(chain: Clone, tmp_path: Path) -> None:
+    copy = chain.copy(tmp_path / "copy")
+    params = yaml.safe_load((copy.root / "params.yaml").read_text())
+    params["evaluate"]["report_queries"] = 1
+    (copy.root / "params.yaml").write_text(yaml.safe_dump(params))
+    assert copy.run()["stages"] == {**dict.fromkeys(STAGES, "reused"), "evaluate": "ran"}
+
+
+@pytest.mark.parametrize("victim", ["flow", "stage"])
+def test_a_training_killed_and_run_again_has_the_weights_of_an_uninterrupted_one(
+    chain: Clone, tmp_path: Path, victim: str
+) -> None:
+    whole, broken = chain.copy(tmp_path / "whole"), chain.copy(tmp_path / "broken")
+    for clone in (whole, broken):
+        params = yaml.safe_load((clone.root / "params.yaml").read_text())
+        params["train"]["epochs"] = 12
+        (clone.root / "params.yaml").write_text(yaml.safe_dump(params))
+    assert whole.diptych("stage", "train").returncode == 0
+
+    process = broken.start("run")
+    stage = wait_for_checkpoint(broken.root)
+    os.kill(process.pid if victim == "flow" else stage, signal.SIGKILL)
+    # Not until its pipes are closed: the killed flow's server holds them, until the next run ends it.
+    assert process.wait(timeout=120) != 0
+    if victim == "stage":
+        errors = process.communicate()[1]
+        assert "error: " in errors
+        assert "Traceback" not in errors
+    assert not is_running(stage)
+
+    summary = broken.run()
+    assert summary["stages"]["train"] == "ran"
+    assert summary["version"]["tags"]["weights_sha256"] == weights_sha256(whole.root / "artifacts" / "model")
+
+
+def wait_for_checkpoint(root: Path) -> int:
+    """Waits until the training has written a checkpoint, and returns its process."""
+    for _ in range(1200):
+        if any((root / ".diptych" / "checkpoints").glob("*/state.pt")):
+            found = subprocess.run(
+                ["pgrep", "-f", "diptych stage train"], capture_output=True, text=True
+            ).stdout.split()
+            own = [int(pid) for pid in found if Path(f"/proc/{pid}/cwd").resolve() == root.resolve()]
+            return max(own)
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint within two minutes")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives, within a moment given to it to die."""
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_two_runs_at_once_the_second_says_who_holds_the_workspace(chain: Clone, tmp_path: Path) -> None:
+    copy = chain.copy(tmp_path / "copy")
+    first = copy.start("run", "--force")
+    holder = copy.root / ".diptych" / "holder.json"
+    for _ in range(300):
+        if holder.exists():
+            break
+        time.sleep(0.1)
+    second = copy.diptych("run")
+    first.kill()
+    first.wait()
+    assert second.returncode == 1
+    assert f"is in use by `diptych run` (process {first.pid}" in second.stderr
+    assert "Traceback" not in second.stderr

@@ -1,0 +1,104 @@
+"""The evaluate stage on a small real model and prepared split."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SIZE, make_model, model_settings, write_prepared
+
+from diptych.config import Params
+from diptych.data.prepared import Prepared
+from diptych.errors import DiptychError
+from diptych.model.package import load_model, save_model
+from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.metrics import retrieval_metrics
+from diptych.stages.evaluate import run
+from diptych.workspace import Workspace
+
+OUTPUTS = ("metrics.json", "report.html", "plots/recall_at_k.csv")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path)
+    write_prepared(workspace.prepared, train=4, val=4, test=12)
+    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
+    reranking = {"top_k": 4, "weight": 0.5}
+    save_model(
+        workspace.model,
+        make_model(vocabulary_size=200),
+        model_settings(),
+        workspace.prepared / "tokenizer",
+        preprocessing,
+        reranking,
+    )
+    return workspace
+
+
+def params(**changes: object) -> Params:
+    return Params.model_validate(
+        {"threads": 1, "device": "cpu", "evaluate": {"top_k": 4, "report_queries": 2}, **changes}
+    )
+
+
+def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace) -> None:
+    run(workspace, params())
+    metrics = json.loads((workspace.reports / "metrics.json").read_text())
+    assert list(metrics) == ["towers", "reranked"]
+    for stage in metrics.values():
+        assert list(stage) == ["i2t", "t2i", "rsum"]
+        for way in ("i2t", "t2i"):
+            assert list(stage[way]) == ["recall@1", "recall@5", "recall@10", "median_rank"]
+
+
+def test_the_towers_metrics_are_those_of_the_test_split(workspace: Workspace) -> None:
+    run(workspace, params())
+    split = Prepared(workspace.prepared, params().data.splits).split("test")
+    embedded = embed_split(load_model(workspace.model).model, split, batch_size=64, device=torch.device("cpu"))
+    expected = retrieval_metrics(embedded.image, embedded.text, split.image_of_caption)
+    assert json.loads((workspace.reports / "metrics.json").read_text())["towers"] == expected
+
+
+def test_another_run_writes_the_same_bytes(workspace: Workspace) -> None:
+    run(workspace, params())
+    before = {name: (workspace.reports / name).read_bytes() for name in OUTPUTS}
+    shutil.rmtree(workspace.reports)
+    run(workspace, params())
+    assert {name: (workspace.reports / name).read_bytes() for name in OUTPUTS} == before
+
+
+def test_the_plot_has_a_line_for_each_direction_and_stage(workspace: Workspace) -> None:
+    run(workspace, params())
+    with (workspace.reports / "plots" / "recall_at_k.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["direction"], row["stage"]) for row in rows} == {
+        (direction, stage) for direction in ("i2t", "t2i") for stage in ("towers", "reranked")
+    }
+    assert {int(row["k"]) for row in rows} == set(range(1, 51))
+    assert all(0 <= float(row["recall"]) <= 100 for row in rows)
+
+
+def test_the_split_that_plays_test_is_the_one_evaluated(workspace: Workspace) -> None:
+    run(workspace, params(data={"splits": {"test": "val"}}))
+    assert "Gallery (val)" in (workspace.reports / "report.html").read_text()
+
+
+def test_a_table_of_the_metrics_is_logged(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "diptych.stages.evaluate"):
+        run(workspace, params())
+    assert "Retrieval on test, 12 images and" in caplog.text
+    assert "re-ranked  Text → image" in caplog.text
+    assert "RSUM: towers" in caplog.text
+
+
+def test_without_a_model_nothing_is_written(workspace: Workspace) -> None:
+    shutil.rmtree(workspace.model)
+    with pytest.raises(DiptychError, match="run `dvc repro train`"):
+        run(workspace, params())
+    assert not workspace.reports.exists()

@@ -1,0 +1,98 @@
+"""The train stage: from prepared data to a model folder and a history, the same bits each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tiny import model_settings, train_settings, write_prepared
+
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.model.package import load_model, weights_sha256
+from diptych.registry.tracking import connect
+from diptych.stages import train
+from diptych.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, mlflow_store: Path) -> Workspace:
+    made = Workspace(tmp_path)
+    write_prepared(made.prepared)
+    (made.prepared / "tokenizer").rename(made.tokenizer)
+    made.local.mkdir()
+    (made.local / "mlflow.db").write_bytes(mlflow_store.read_bytes())
+    (tmp_path / "params.yaml").write_text("")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def fresh_process():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def params(**changes: object) -> Params:
+    settings = {"model": model_settings(), "train": train_settings(), "threads": 1, "device": "cpu"} | changes
+    return Params(**settings)
+
+
+def test_it_leaves_a_model_and_a_row_an_epoch(workspace: Workspace) -> None:
+    train.run(workspace, params())
+    history = pd.read_csv(workspace.reports / "training.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert {"loss", "contrastive", "matching", "learning_rate", "temperature", "val_rsum"} <= set(history.columns)
+    loaded = load_model(workspace.model)
+    assert loaded.preprocessing == {"image_size": 32, "resize": "stretch", "max_tokens": 16}
+    assert loaded.reranking["top_k"] == 32
+
+
+def test_twice_gives_the_same_bytes_and_leaves_no_checkpoint(workspace: Workspace) -> None:
+    train.run(workspace, params())
+    before = {path.name: path.read_bytes() for path in workspace.model.iterdir()}
+    train.run(workspace, params())
+    assert {path.name: path.read_bytes() for path in workspace.model.iterdir()} == before
+    assert list((workspace.local / "checkpoints").iterdir()) == []
+
+
+def test_the_run_is_found_by_the_hash_of_its_weights(workspace: Workspace) -> None:
+    train.run(workspace, params())
+    client, experiment = connect(workspace, params())
+    found = client.search_runs([experiment], f"tags.weights_sha256 = '{weights_sha256(workspace.model)}'")
+    assert len(found) == 1
+    assert found[0].data.params["train.epochs"] == "2"
+    assert {"loss", "val_rsum", "images_per_second", "learning_rate"} <= set(found[0].data.metrics)
+
+
+def test_without_matching_the_fusion_has_no_weight(workspace: Workspace) -> None:
+    train.run(workspace, params(train=train_settings(objectives={"matching": 0.0})))
+    assert load_model(workspace.model).reranking["weight"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"seed": 1}, {"seed": 2}), ({"train": train_settings()}, {"train": train_settings(epochs=3)})],
+)
+def test_a_checkpoint_belongs_to_its_parameters(workspace: Workspace, one: dict, other: dict) -> None:
+    assert train._identity(workspace, params(**one), 1) != train._identity(workspace, params(**other), 1)
+    assert train._identity(workspace, params(**one), 1) == train._identity(workspace, params(**one), 1)
+
+
+def test_a_checkpoint_belongs_to_its_data(workspace: Workspace) -> None:
+    before = train._identity(workspace, params(), 1)
+    tokens = workspace.prepared / "tokens.npy"
+    content = bytearray(tokens.read_bytes())
+    content[-1] ^= 1
+    tokens.write_bytes(content)
+    assert train._identity(workspace, params(), 1) != before
+
+
+def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match="dvc repro preprocess"):
+        train.run(Workspace(tmp_path), params())

@@ -1,0 +1,99 @@
+"""The validate stage, from a dataset on disk to its artifacts and reports."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.stages import validate
+from diptych.workspace import Workspace
+
+Make = Callable[..., Path]
+PARAMS = Params.model_validate({"threads": 1, "data": {"splits": {"test": "val"}}})
+
+
+@pytest.fixture
+def images(photo: Callable[..., bytes]) -> list[tuple[str, bytes]]:
+    """Sixty images, of which three may be bad by the default share."""
+    return [("val" if seed % 6 == 0 else "train", photo(seed)) for seed in range(60)]
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for folder in ("artifacts", "reports")
+        for path in (root / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_accepted_rows_and_reports_are_written(tmp_path: Path, make_dataset: Make, images: Any) -> None:
+    make_dataset([*images, ("train", b"text")])
+    workspace = Workspace(tmp_path)
+    validate.run(workspace, PARAMS)
+    assert len(pd.read_parquet(workspace.manifest)) == 60
+    assert len(pd.read_parquet(workspace.captions)) == 120
+    assert len(pd.read_csv(workspace.reports / "quarantine.csv")) == 3
+    assert json.loads((workspace.reports / "validation.json").read_text())["success"]
+    assert (workspace.reports / "data-docs" / "index.html").is_file()
+
+
+def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path, make_dataset: Make, images: Any) -> None:
+    make_dataset([*images, ("train", b"text")])
+    validate.run(Workspace(tmp_path), PARAMS)
+    first = snapshot(tmp_path)
+    validate.run(Workspace(tmp_path), PARAMS.model_copy(update={"threads": 2}))
+    assert snapshot(tmp_path) == first
+
+
+def test_a_refused_dataset_leaves_its_reports_but_no_artifacts(tmp_path: Path, make_dataset: Make, images: Any) -> None:
+    make_dataset([*images, ("train", b"text"), ("train", b"")])
+    workspace = Workspace(tmp_path)
+    with pytest.raises(DiptychError) as caught:
+        validate.run(workspace, PARAMS)
+    assert "image 61 (photos/61.png): not an image" in str(caught.value)
+    assert "quarantine.csv" in str(caught.value)
+    assert not workspace.manifest.exists()
+    assert len(pd.read_csv(workspace.reports / "quarantine.csv")) == 6
+    assert not json.loads((workspace.reports / "validation.json").read_text())["success"]
+    assert (workspace.reports / "data-docs" / "index.html").is_file()
+
+
+def test_a_dataset_without_images_is_refused(tmp_path: Path, make_dataset: Make) -> None:
+    make_dataset([])
+    with pytest.raises(DiptychError, match=r"no images.*diptych data import"):
+        validate.run(Workspace(tmp_path), PARAMS)
+
+
+def test_a_dataset_without_captions_is_refused(tmp_path: Path, make_dataset: Make, images: Any) -> None:
+    make_dataset(images, change=lambda dataset: dataset.annotations.clear())
+    with pytest.raises(DiptychError, match="no annotations"):
+        validate.run(Workspace(tmp_path), PARAMS)
+
+
+def test_ids_beyond_64_bits_are_refused(tmp_path: Path, make_dataset: Make, images: Any) -> None:
+    make_dataset(images, change=lambda dataset: dataset.images[0].update(id=2**70))
+    with pytest.raises(DiptychError, match=r"id 1180591620717411303424 does not fit"):
+        validate.run(Workspace(tmp_path), PARAMS)
+
+
+def test_without_a_dataset_it_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match="diptych data import"):
+        validate.run(Workspace(tmp_path), PARAMS)
+
+
+def test_it_ends_with_a_summary(
+    tmp_path: Path, make_dataset: Make, images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_dataset([*images, ("train", b"text")])
+    with caplog.at_level(logging.INFO, logger="diptych"):
+        validate.run(Workspace(tmp_path), PARAMS)
+    assert "Accepted 60 images and 120 captions, quarantined 1 and 2" in caplog.text

@@ -1,0 +1,77 @@
+"""dvc.yaml, prefect.yaml and the Makefile say what the code does."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diptych import dvc
+from diptych.registry import packaging
+
+ROOT = Path(__file__).parents[1]
+CHAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# What carries a stage's work without having a part in its outputs.
+PLUMBING = {"__init__.py", "errors.py", "files.py", "processes.py", "progress.py", "workspace.py", "dvc.py"}
+
+
+def modules_of(stage: str) -> set[str]:
+    """What the stage imports, as paths in the repository; tracking and plumbing are not followed."""
+    found: set[Path] = set()
+    waiting = [packaging.PACKAGE / "stages" / f"{stage}.py"]
+    while waiting:
+        path = waiting.pop()
+        name = str(path.relative_to(packaging.PACKAGE))
+        if path not in found and name not in PLUMBING and not name.startswith("registry/"):
+            found.add(path)
+            waiting += [file for module in packaging._imports(path) for file in packaging._files(module)]
+    return {str(path.relative_to(ROOT)) for path in found if ast.parse(path.read_text()).body}
+
+
+@pytest.mark.parametrize("stage", dvc.STAGES)
+def test_a_stage_depends_on_the_modules_that_it_imports(stage):
+    dependencies = [Path(one) for one in CHAIN[stage]["deps"]]
+
+    imported = modules_of(stage)
+
+    unlisted = {one for one in imported if not any(Path(one).is_relative_to(listed) for listed in dependencies)}
+    idle = {str(one) for one in dependencies if one.suffix == ".py" and str(one) not in imported}
+    assert (unlisted, idle) == (set(), set())
+
+
+def test_the_stages_are_a_chain_in_their_order():
+    graph = subprocess.run(
+        ["dvc", "dag", "--dot"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+    edges = {tuple(line.strip(" ;").replace('"', "").split(" -> ")) for line in graph if "->" in line}
+    assert set(zip(dvc.STAGES, dvc.STAGES[1:], strict=False)) <= edges
+    assert tuple(CHAIN) == dvc.STAGES
+
+
+def test_every_output_is_cached_and_every_stage_described():
+    outputs = [out for stage in CHAIN.values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+
+    assert all(isinstance(out, str) for out in outputs)
+    assert all(stage["desc"] and stage["cmd"] == f"diptych stage {name}" for name, stage in CHAIN.items())
+
+
+def test_the_deployment_runs_one_at_a_time_on_a_schedule():
+    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+    assert (ROOT / deployment["entrypoint"].partition(":")[0]).is_file()
+    assert deployment["concurrency_limit"]["limit"] == 1
+    assert deployment["schedules"][0]["cron"]
+
+
+def test_make_lists_its_targets():
+    listed = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert all(f"make {target}" in listed for target in ("setup", "run", "test", "lint", "lock"))
+
+
+def test_what_checks_a_change_hides_nothing():
+    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and line[0] != "#"]
+
+    assert commands[-1] == "exec make test"

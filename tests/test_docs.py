@@ -1,0 +1,123 @@
+"""README and docs are true: their commands run, their links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pipeline_clone import Clone, clone_project
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+BLOCKS = [
+    (language, block) for text in TEXT.values() for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.S)
+]
+COMMANDS = sorted({line for language, block in BLOCKS if language == "sh" for line in block.splitlines()})
+SERVERS = ("mlflow ui", "prefect worker", "prefect deploy", "prefect work-pool")
+"""These need a server, or are one; what is checked of them is that they have the options."""
+IMPORTS = [command for command in COMMANDS if command.startswith("diptych data import")]
+IN_THE_CHAIN = [
+    command
+    for command in COMMANDS
+    if command.startswith(("diptych", "dvc"))
+    and command not in IMPORTS
+    and "scenes" not in command
+    and not command.startswith("dvc push")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", IN_THE_CHAIN)
+def test_a_command_runs_where_the_chain_has_run(command: str, chain: Clone) -> None:
+    chain.command(*shlex.split(command))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone without data, with images and captions by the names that the documents use."""
+    root = tmp_path_factory.mktemp("sources") / "diptych"
+    clone_project(root)
+    for number, folder in enumerate(("photos", "train2017", "coco", "a", "b")):
+        (root / folder).mkdir()
+        for image in range(20):
+            Image.new("RGB", (64, 64), (12 * image, 50 * number, 90)).save(root / folder / f"{image}.png")
+    images = [{"id": 1 + i, "file_name": f"{i}.png", "split": ("train", "val", "test")[i % 3]} for i in range(20)]
+    captions = [{"id": 1 + i, "image_id": 1 + i, "caption": f"photo number {i}"} for i in range(20)]
+    coco = json.dumps({"images": images, "annotations": captions})
+    for name in ("captions.json", "captions_train2017.json", "a.json", "b.json"):
+        (root / name).write_text(coco)
+    karpathy = [
+        {"filename": f"{i}.png", "split": "restval", "imgid": i, "sentences": [{"raw": "one", "sentid": i}]}
+        for i in range(20)
+    ]
+    (root / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": karpathy}))
+    (root / "captions.csv").write_text("file,caption\n" + "".join(f"{i}.png,number {i}\n" for i in range(20)))
+    return root
+
+
+@pytest.mark.parametrize("command", IMPORTS)
+def test_an_import_imports(command: str, sources: Path, tmp_path: Path) -> None:
+    clone = Clone(Path(shutil.copytree(sources, tmp_path / "clone")), {})
+    clone.command(*shlex.split(command))
+    status = json.loads(clone.command("diptych", "data", "status", "--json"))
+    assert sum(status["images"].values()) == 20 * command.count("--images")
+
+
+def test_the_scenes_are_drawn(sources: Path, tmp_path: Path) -> None:
+    """With the very bytes that the committed data.dvc records."""
+    clone = Clone(Path(shutil.copytree(sources, tmp_path / "clone")), {})
+    clone.command("diptych", "data", "scenes")
+    assert clone.command("git", "status", "--porcelain", "data.dvc") == ""
+
+
+@pytest.mark.slow
+def test_the_model_is_loaded_and_used_as_written(chain: Clone, tmp_path: Path) -> None:
+    (example,) = (block for language, block in BLOCKS if language == "python")
+    copy = chain.copy(tmp_path / "copy")
+    Image.new("RGB", (64, 64), "red").save(copy.root / "photo.jpg")
+    printed = copy.command("python", "-W", "ignore", "-c", example.replace("models:/diptych@", "models:/diptych-tiny@"))
+    length, similarity, score = printed.splitlines()[-1].split()
+    assert int(length) == 32
+    assert -1 <= float(similarity) <= 1
+    assert float(score) == float(score)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith(SERVERS)])
+def test_a_server_command_has_the_options_it_is_given(command: str, chain: Clone) -> None:
+    words = shlex.split(command)
+    options = [word for word in words if word.startswith("--")]
+    verbs = words[: 3 if words[1] in ("worker", "work-pool") else 2]
+    described = chain.command(*verbs, "--help")
+    assert all(option in described for option in options)
+
+
+def test_every_make_target_exists() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    found = [names for text in TEXT.values() for names in re.findall(r"^make ([a-z]+)$|`make ([a-z]+)`", text, re.M)]
+    named = {name for names in found for name in names if name}
+    assert {"run", "test", "lint", "lock"} <= named <= set(targets)
+
+
+def test_every_link_leads_to_a_file() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", TEXT[page.name]):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_preset_is_described() -> None:
+    described = set(re.findall(r"^\| `([\w-]+)` \|", TEXT["README.md"], re.M))
+    assert {path.stem for path in (ROOT / "presets").glob("*.yaml")} <= described
+
+
+def test_every_place_that_the_readme_names_is_tracked_or_ignored() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \|", TEXT["README.md"].split("## Where everything lies")[1], re.M)
+    for place in re.findall(r"`([^`]+)`", " ".join(rows)):
+        ignored = subprocess.run(["git", "check-ignore", "-q", place], cwd=ROOT).returncode == 0
+        assert ignored or (ROOT / place).exists(), place
