@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from waiting import dies
 
 from diptych import dvc
 from diptych.data.scenes import write_scenes
@@ -86,11 +86,7 @@ def test_a_killed_run_leaves_no_orphan_and_the_next_one_works(project, monkeypat
     run.send_signal(signal.SIGKILL)
     run.wait()
 
-    deadline = time.monotonic() + 5
-    process = Path(f"/proc/{note.read_text()}")
-    while process.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not process.exists()
+    assert dies(int(note.read_text()))
     dvc.mend(project)
     assert dvc.reproduce(project, "validate", force=False, on_line=str)
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import dies
 
 from diptych.errors import DiptychError
-from diptych.processes import HOLDER, die_with_parent, holding, stream
+from diptych.processes import HOLDER, die_with_parent, holding, is_alive, stream
 from diptych.workspace import Workspace
 
 CHILD = """
@@ -28,11 +29,18 @@ child.wait()
 """
 
 
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-    except FileNotFoundError:
-        return False
+@pytest.mark.skipif(sys.platform != "linux", reason="only used on Linux")
+def test_what_has_ended_is_not_alive_even_if_nobody_has_waited_for_it():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert is_alive(child.pid)
+
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    assert Path(f"/proc/{child.pid}").exists()
+    assert not is_alive(child.pid)
+    child.wait()
+    assert not is_alive(child.pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
@@ -43,10 +51,7 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed():
     parent.send_signal(signal.SIGKILL)
     parent.wait()
 
-    deadline = time.monotonic() + 5
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (up.strip(), alive(pid)) == ("up", False)
+    assert (up.strip(), dies(pid)) == ("up", True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pipeline_clone import Clone
+from waiting import dies
 
 from diptych.model.package import weights_sha256
 
@@ -82,7 +83,7 @@ def test_a_training_killed_and_run_again_has_the_weights_of_an_uninterrupted_one
         errors = process.communicate()[1]
         assert "error: " in errors
         assert "Traceback" not in errors
-    assert not is_running(stage)
+    assert dies(stage)
 
     summary = broken.run()
     assert summary["stages"]["train"] == "ran"
@@ -100,19 +101,6 @@ def wait_for_checkpoint(root: Path) -> int:
             return max(own)
         time.sleep(0.1)
     raise AssertionError("no checkpoint within two minutes")
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process lives, within a moment given to it to die."""
-    for _ in range(50):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            return False
-        if state == "Z":
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_two_runs_at_once_the_second_says_who_holds_the_workspace(chain: Clone, tmp_path: Path) -> None:

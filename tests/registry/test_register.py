@@ -5,10 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib import metadata
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_model import write_tiny_model
 
 from diptych.config import Params
@@ -113,28 +118,52 @@ def test_it_loads_without_the_project_and_without_pickle(registered, tmp_path):
 
 @pytest.mark.slow
 def test_it_loads_with_nothing_but_the_packages_that_it_lists(registered, tmp_path):
-    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.prefix) / "uv" / "bin"), os.environ["PATH"]]))
-    lock = Path(__file__).parents[2] / "requirements.lock"
-    if uv is None or not lock.exists():
-        pytest.skip("uv, which `make setup` installs, or requirements.lock is not there")
     package = package_of(registered[0])
-    # Constraints are without hashes and continued lines.
-    pins = [line.removesuffix(" \\") for line in lock.read_text().splitlines() if not line.startswith(" ")]
-    (tmp_path / "pins.txt").write_text("\n".join(pins))
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)
-    install = [uv, "pip", "install", "--offline", "--quiet", "--python", python, "-c", tmp_path / "pins.txt"]
-    subprocess.run([*install, "-r", package / "requirements.txt"], check=True)
+    listed = (package / "requirements.txt").read_text().split()
+    link_distributions(closure(listed), tmp_path / "site")
+    code = f"import sys; sys.path.append({str(tmp_path / 'site')!r})\n{LOAD}"
 
+    # -S: without the site-packages of the environment that the tests run in.
     answer = subprocess.run(
-        [python, "-I", "-c", LOAD, package],
+        [sys.executable, "-I", "-S", "-c", code, package],
         env={"PATH": "/usr/bin:/bin", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
 
+    assert not (tmp_path / "site" / "diptych").exists()
     assert answer.returncode == 0, answer.stderr
+
+
+def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
+    """What pip would install for `requirements`, taken from the packages that are installed here."""
+    found: dict[str, Distribution] = {}
+    waiting = [(Requirement(text), "") for text in requirements]
+    seen = set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        found[name] = distribution = metadata.distribution(name)
+        assert requirement.specifier.contains(distribution.version, prereleases=True), requirement
+        for wanted in {"", *requirement.extras}:
+            if (name, wanted) not in seen:
+                seen.add((name, wanted))
+                waiting += [(Requirement(text), wanted) for text in distribution.requires or []]
+    return found
+
+
+def link_distributions(distributions: dict[str, Distribution], site: Path) -> None:
+    """Makes `site` a site-packages folder with these alone, file by file: several may share a folder."""
+    for distribution in distributions.values():
+        for file in distribution.files or []:
+            target = site / file
+            # mlflow brings the files of mlflow-skinny once more.
+            if ".." not in file.parts and not target.is_symlink():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(distribution.locate_file(file))
 
 
 def test_the_same_weights_make_no_second_version(registered):
