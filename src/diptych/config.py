@@ -25,7 +25,7 @@ Pooling = Literal["cls", "mean", "max", "generalized"]
 class Section(BaseModel):
     """A part of params.yaml: refuses what it does not know, converts nothing silently, never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Splits(Section):
@@ -113,7 +113,7 @@ class ImageTower(Tower):
     """A vision backbone that yields a feature map."""
 
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    std: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     """Of a tower from scratch, in RGB of 0..1; a pretrained tower brings its own (preprocessor_config.json)."""
 
 
