@@ -265,6 +265,13 @@ def test_a_store_that_refuses_is_an_error_for_the_user(trained, monkeypatch):
         register(trained, Params())
 
 
+def test_a_damaged_store_is_an_error_that_names_it(trained):
+    (trained.local / "mlflow.db").write_bytes(b"no database" * 1000)
+
+    with pytest.raises(DiptychError, match=r"mlflow\.db is damaged \(file is not a database\)"):
+        register(trained, Params())
+
+
 def test_metrics_are_flattened_and_what_is_no_number_left_out():
     metrics = {"towers": {"i2t": {"recall@1": 1, "name": "x"}, "rsum": 2.5}, "ok": True, "list": [1]}
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
@@ -86,6 +87,15 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
     except MlflowException as error:
         where = without_secret(tracking_uri(workspace, params))
         raise DiptychError(f"MLflow at {where} refuses the registration: {error.message}") from error
+    except OperationalError:
+        # A full disk, for one; the command line knows how to say that.
+        raise
+    except DatabaseError as error:
+        where = without_secret(tracking_uri(workspace, params))
+        raise DiptychError(
+            f"MLflow's store {where} is damaged ({error.orig}). Bring back a copy of it, or move it away and run "
+            "again: the model is registered anew, older versions are lost."
+        ) from error
     uri = f"models:/{name}/{version.version}"
     return RegisteredVersion(
         name=name,
