@@ -17,20 +17,20 @@ from diptych.workspace import Workspace
 CHAIN = """
 stages:
   validate:
-    cmd: python stage.py validate
+    cmd: exec python stage.py validate
     deps: [data, stage.py]
     outs: [reports/validation.json]
   preprocess:
-    cmd: python stage.py preprocess
+    cmd: exec python stage.py preprocess
     deps: [data]
     outs: [artifacts/prepared]
   train:
-    cmd: python stage.py train
+    cmd: exec python stage.py train
     deps: [artifacts/prepared]
     params: [seed]
     outs: [artifacts/model, reports/training.csv]
   evaluate:
-    cmd: python stage.py evaluate
+    cmd: exec python stage.py evaluate
     deps: [artifacts/model]
     outs: [reports/report.html]
     metrics: [reports/metrics.json]

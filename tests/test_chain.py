@@ -54,7 +54,7 @@ def test_every_output_is_cached_and_every_stage_described():
     outputs = [out for stage in CHAIN.values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
 
     assert all(isinstance(out, str) for out in outputs)
-    assert all(stage["desc"] and stage["cmd"] == f"diptych stage {name}" for name, stage in CHAIN.items())
+    assert all(stage["desc"] and stage["cmd"] == f"exec diptych stage {name}" for name, stage in CHAIN.items())
 
 
 def test_the_deployment_runs_one_at_a_time_on_a_schedule():

@@ -41,7 +41,7 @@ def test_a_stage_runs_once_and_is_then_reused(project):
     again = dvc.reproduce(project, "validate", force=False, on_line=lines.append)
 
     assert (first, again) == (True, False)
-    assert "> python stage.py validate" in lines
+    assert "> exec python stage.py validate" in lines
     assert not any("git add" in line for line in lines)
     assert "validate" not in dvc.status(project)
 
@@ -72,13 +72,15 @@ def test_a_stage_that_says_nothing_still_fails_with_a_message():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
-def test_a_killed_run_leaves_no_orphan_and_the_next_one_works(project, monkeypatch):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_killed_run_leaves_no_orphan_and_the_next_one_works(project, shell):
     code = "from pathlib import Path; import sys; from diptych import dvc; from diptych.workspace import Workspace\n"
     code += "dvc.reproduce(Workspace(Path(sys.argv[1])), 'validate', force=False, on_line=print)"
     stage = (project.root / "stage.py").read_text()
     follow = "from diptych.processes import die_with_dvc; die_with_dvc()\n"
     (project.root / "stage.py").write_text(follow + stage)
-    run = subprocess.Popen([sys.executable, "-c", code, project.root], env={**os.environ, "SLEEP": "validate"})
+    environment = {**os.environ, "SLEEP": "validate", "SHELL": shell}
+    run = subprocess.Popen([sys.executable, "-c", code, project.root], env=environment)
     note = project.root / "sleeping"
     while not (note.exists() and note.read_text()):
         time.sleep(0.02)
