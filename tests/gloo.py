@@ -82,7 +82,7 @@ def make_trainer(folder: str, processes: int) -> Trainer:
         model,
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(objectives={"matching": 0.0}, epochs=2),
+        train_settings(objectives={"matching": 0.0}, epochs=2, image_tower_frozen_epochs=1),
         seed=0,
         evaluation_batch=8,
         checkpoints=Checkpoints(Path(folder) / f"checkpoints-{processes}", {}),

@@ -145,8 +145,6 @@ class Model(Section):
     def _heads_divide(self) -> Model:
         if self.dim % self.fusion.heads:
             raise ValueError(f"fusion.heads ({self.fusion.heads}) must divide dim ({self.dim})")
-        if self.image_tower.pooling == "cls":
-            raise ValueError("image_tower.pooling cls needs a class token, which a feature map does not have")
         return self
 
 
@@ -169,6 +167,9 @@ class Train(Section):
     image_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     text_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of the learning rate, for the tower's own weights; 0 freezes it."""
+    image_tower_frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    text_tower_frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the start in which the tower's own weights stay as they are."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Share = 0.1
     """Share of all steps in which the learning rate rises."""
@@ -181,6 +182,21 @@ class Train(Section):
     checkpoint_every: Positive = 100
     """Steps between two checkpoints; there is one after each epoch anyway."""
     objectives: Objectives = Objectives()
+
+    @model_validator(mode="after")
+    def _released_towers_learn(self) -> Train:
+        for tower, factor, epochs in (
+            ("image_tower", self.image_tower_factor, self.image_tower_frozen_epochs),
+            ("text_tower", self.text_tower_factor, self.text_tower_frozen_epochs),
+        ):
+            if epochs and not factor:
+                raise ValueError(f"{tower}_frozen_epochs ends a freeze, but {tower}_factor 0 never ends it")
+            if epochs >= self.epochs:
+                raise ValueError(
+                    f"{tower}_frozen_epochs ({epochs}) must be less than epochs ({self.epochs}); "
+                    f"{tower}_factor 0 freezes a tower for good"
+                )
+        return self
 
 
 class Evaluate(Section):

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import SIZE, model_settings
-from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+)
 
 from diptych.config import ImageTower, TextTower
 from diptych.errors import DiptychError
@@ -59,8 +67,41 @@ def test_a_pickle_is_never_read(bert: Path) -> None:
 def test_missing_weights_are_an_error_that_names_them(bert: Path) -> None:
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(DiptychError, match=r"lacks .*layer\.2"):
+    with pytest.raises(DiptychError, match=r"lacks encoder\.layer\.2"):
         text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_foreign_weights_are_an_error_that_names_them(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(DiptychError, match=r"has no place for .*: encoder\.layer\.1.* and 15 more"):
+        text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_the_head_of_another_task_is_left_out(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    classifier = ResNetForImageClassification(config)
+    classifier.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    backbone = image_backbone(ImageTower(pretrained=str(tmp_path)))[0]
+    weights = classifier.resnet.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.state_dict().items())
+
+
+def test_the_normalization_of_timm_stands_in_its_configuration(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("timm_wrapper", architecture="tf_efficientnet_lite0", do_pooling=False)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["pretrained_cfg"] = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert image_backbone(ImageTower(pretrained=str(tmp_path)))[1:] == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("std", [[0.2, 0.2], [0.2, 0.2, 0.0], "0.2", None])
+def test_an_impossible_normalization_is_an_error(resnet: Path, std: object) -> None:
+    (resnet / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": std}))
+    with pytest.raises(DiptychError, match="must give the image tower"):
+        image_backbone(ImageTower(pretrained=str(resnet)))
 
 
 def test_a_damaged_file_is_an_error_that_names_the_folder(bert: Path) -> None:

@@ -155,6 +155,44 @@ def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_pat
     assert torch.equal(before, made.model.fusion.score.weight)
 
 
+def test_a_tower_is_released_after_its_frozen_epochs(prepared: Prepared, tmp_path: Path) -> None:
+    made = trainer(prepared, tmp_path, epochs=2, image_tower_frozen_epochs=1)
+    first = next(made.model.image_tower.backbone.parameters())
+    seen = [first.detach().clone()]
+    validate = made._validate
+
+    def watching() -> dict[str, float]:
+        seen.append(first.detach().clone())
+        return validate()
+
+    made._validate = watching  # type: ignore[method-assign]
+    made.run()
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_training_with_a_release_resumes_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
+    changes = {"epochs": 3, "text_tower_frozen_epochs": 1}
+    whole = trainer(prepared, tmp_path / "whole", **changes)
+    expected = whole.run()
+    broken = trainer(prepared, tmp_path / "broken", **changes)
+    validate, epochs = broken._validate, 0
+
+    def stopping() -> dict[str, float]:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            raise KeyboardInterrupt
+        return validate()
+
+    broken._validate = stopping  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    resumed = trainer(prepared, tmp_path / "broken", **changes)
+    assert resumed.run() == expected
+    assert same_weights(resumed.model, whole.model)
+
+
 def test_too_few_images_are_an_error_before_training(tmp_path: Path) -> None:
     small = open_prepared(write_prepared(tmp_path / "p", train=1))
     with pytest.raises(DiptychError, match="1 image"):

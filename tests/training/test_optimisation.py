@@ -8,13 +8,12 @@ import pytest
 import torch
 from tiny import make_model, train_settings
 
-from diptych.training.optimisation import freeze, make_optimizer, make_schedule
+from diptych.training.optimisation import make_optimizer, make_schedule
 
 
 def groups_of(**changes: object) -> dict[int, dict]:
     model = make_model()
     settings = train_settings(**changes)
-    freeze(model, settings)
     optimizer = make_optimizer(model, settings)
     return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]} | {
         "model": model

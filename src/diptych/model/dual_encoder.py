@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from diptych import config
+from diptych.errors import DiptychError
 from diptych.model.fusion import CrossAttentionFusion, Fused
 from diptych.model.pooling import POOLINGS
 from diptych.model.towers import ImageTower, TextTower, image_backbone, text_backbone
@@ -85,5 +86,9 @@ def build_model(model: config.Model, image_size: int, vocabulary_size: int, temp
     """
     backbone, mean, std = image_backbone(model.image_tower)
     image_tower = ImageTower(backbone, model.dim, image_size, mean, std)
+    if model.image_tower.pooling == "cls" and not image_tower.has_class_token:
+        raise DiptychError(
+            f"params.yaml: model.image_tower.pooling is cls, but {type(backbone).__name__} has no class token."
+        )
     text_tower = TextTower(text_backbone(model.text_tower, vocabulary_size), model.dim, model.text_tower.layers)
     return DualEncoder(image_tower, text_tower, model, temperature)

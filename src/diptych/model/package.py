@@ -90,7 +90,7 @@ def _restore(description: dict[str, Any]) -> DualEncoder:
     image_tower = ImageTower(
         restore_backbone(description["image_backbone"]), settings.dim, image_size, [0.0] * 3, [1.0] * 3
     )
-    text_backbone = restore_backbone(description["text_backbone"], add_pooling_layer=False)
+    text_backbone = restore_backbone(description["text_backbone"])
     return DualEncoder(image_tower, TextTower(text_backbone, settings.dim, settings.text_tower.layers), settings)
 
 

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from diptych import config
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
 
 
-class ImageTower(nn.Module):
+class Tower(nn.Module):
+    """A backbone of transformers, which learns or stays as it came."""
+
+    backbone: PreTrainedModel
+    _idle: frozenset[str] = frozenset()
+    """Names of the backbone's weights that have no part in its output."""
+    _learning = True
+    _statistics_frozen = False
+
+    def set_learning(self, learning: bool, *, statistics_frozen: bool = False) -> None:
+        """Whether the backbone's weights learn, and whether its batch norms keep the statistics that they came with.
+
+        A backbone that does not learn also drops nothing out, so its features depend on its input alone.
+        """
+        for name, parameter in self.backbone.named_parameters():
+            # Several processes would wait for the gradient of a weight that has none.
+            parameter.requires_grad_(learning and name not in self._idle)
+        self._learning = learning
+        self._statistics_frozen = statistics_frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if not self._learning:
+            self.backbone.eval()
+        for module in self.backbone.modules() if self._statistics_frozen else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+class ImageTower(Tower):
     """A vision backbone's feature map as a sequence of grid tokens.
 
     Args:
-        backbone: a transformers model whose `last_hidden_state` is a feature map (B, C, H, W).
+        backbone: a transformers model whose `last_hidden_state` is a feature map (B, C, H, W), or the tokens (B, N, C)
+            of a square grid of patches with class and register tokens, if it has any, before them.
         dim: of the projection.
         image_size: pixels of both sides of its input.
         mean, std: of its input in RGB, with values from 0 to 1.
@@ -38,17 +75,19 @@ class ImageTower(nn.Module):
         # Scaled to uint8, so that pixels are normalized by one multiplication and one addition.
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(3, 1, 1))
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1))
-        channels, self.grid_size = _feature_map(backbone, image_size)
-        self.projection = nn.Sequential(nn.Linear(channels, dim), nn.LayerNorm(dim))
+        features, self._idle = _features(backbone, image_size)
+        self.grid_size = features.shape[1]
+        self.has_class_token = math.isqrt(self.grid_size) ** 2 != self.grid_size
+        self.projection = nn.Sequential(nn.Linear(features.shape[2], dim), nn.LayerNorm(dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """`pixels` (B, S, S, 3) uint8 RGB to grid tokens (B, N, d)."""
+        """`pixels` (B, S, S, 3) uint8 RGB to grid tokens (B, N, d), a class token first if there is one."""
         normalized = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        feature_map = self.backbone(normalized.contiguous(memory_format=torch.channels_last)).last_hidden_state
-        return self.projection(feature_map.flatten(2).transpose(1, 2))
+        output = self.backbone(normalized.contiguous(memory_format=torch.channels_last)).last_hidden_state
+        return self.projection(_as_tokens(output))
 
 
-class TextTower(nn.Module):
+class TextTower(Tower):
     """A BERT's token states, its last layers mixed by learned weights.
 
     The mix is that of Peters et al., "Deep contextualized word representations", NAACL 2018, equation 1.
@@ -76,7 +115,7 @@ class TextTower(nn.Module):
 def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:
     """The image backbone of params.yaml with the mean and std of its input."""
     if tower.pretrained is None:
-        return AutoModel.from_config(_from_scratch("image_tower", tower, "resnet")), tower.mean, tower.std
+        return _build(_from_scratch("image_tower", tower, "resnet")), tower.mean, tower.std
     folder = locate(tower)
     return _load(folder), *_normalization(folder)
 
@@ -84,14 +123,23 @@ def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[floa
 def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedModel:
     """The text backbone of params.yaml; from scratch it has the vocabulary learned from the train captions."""
     if tower.pretrained is None:
-        configuration = _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size)
-        return AutoModel.from_config(configuration, add_pooling_layer=False)
-    return _load(locate(tower), add_pooling_layer=False)
+        return _build(_from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size))
+    return _load(locate(tower))
 
 
-def restore_backbone(configuration: dict[str, Any], **options: Any) -> PreTrainedModel:
+def restore_backbone(configuration: dict[str, Any]) -> PreTrainedModel:
     """A backbone with random weights from the transformers configuration of a saved model."""
-    return AutoModel.from_config(AutoConfig.for_model(**configuration), **options)
+    return _build(AutoConfig.for_model(**configuration))
+
+
+def _build(configuration: PretrainedConfig) -> PreTrainedModel:
+    return AutoModel.from_config(configuration, **_without_pooler(configuration))
+
+
+def _without_pooler(configuration: PretrainedConfig) -> dict[str, bool]:
+    """Leaves out a layer above the class token that some architectures add; pooling is the model's own."""
+    model: Any = MODEL_MAPPING[type(configuration)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
 
 
 def _from_scratch(key: str, tower: config.Tower, model_type: str, **fields: Any) -> PretrainedConfig:
@@ -106,40 +154,80 @@ def _from_scratch(key: str, tower: config.Tower, model_type: str, **fields: Any)
         raise DiptychError(f"params.yaml: model.{key}.config is not a {type(default).__name__}: {error}") from None
 
 
-def _load(folder: Path, **options: Any) -> PreTrainedModel:
+def _load(folder: Path) -> PreTrainedModel:
     """Weights from safetensors alone: other formats may carry pickles."""
+    # What it warns of is an error below, or to be expected.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
+        configuration = AutoConfig.from_pretrained(folder, local_files_only=True)
         model, info = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            folder,
+            config=configuration,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_without_pooler(configuration),
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a transformers model with safetensors weights: {error}") from None
-    if info["missing_keys"]:
-        raise DiptychError(f"{folder}: model.safetensors lacks {', '.join(sorted(info['missing_keys'])[:3])}, …")
+    if lacking := info["missing_keys"]:
+        raise DiptychError(f"{folder}: model.safetensors lacks {_some(lacking)}")
+    if foreign := _foreign(model, info["unexpected_keys"]):
+        raise DiptychError(f"{folder}: config.json has no place for weights in model.safetensors: {_some(foreign)}")
     return model
 
 
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{first} and {len(rest)} more" if rest else first
+
+
+def _foreign(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights that the backbone has no place for, those that claim one beside its own.
+
+    A head for another task, which many published models bring, is none of them.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name.split(".")[0] for name in model.state_dict()}
+    own = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in parts]
+    return [name for name in own if not name.removeprefix(prefix).startswith("pooler.")]
+
+
 def _normalization(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and std of the tower's input: transformers and timm keep them at different places."""
     path = folder / "preprocessor_config.json"
     try:
-        content = json.loads(path.read_text())
-        return content["image_mean"], content["image_std"]
-    except (OSError, ValueError, KeyError) as error:
+        if path.exists():
+            content = json.loads(path.read_text())
+            checked = config.ImageTower(mean=content["image_mean"], std=content["image_std"])
+        else:
+            content = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+            checked = config.ImageTower(mean=content["mean"], std=content["std"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DiptychError(f"{path} must give the image tower's image_mean and image_std: {error!r}") from None
+    return checked.mean, checked.std
 
 
-def _feature_map(backbone: PreTrainedModel, image_size: int) -> tuple[int, int]:
-    """Channels, and number of places, of the feature map for pictures of this size."""
+def _as_tokens(output: Tensor) -> Tensor:
+    """A feature map (B, C, H, W) as tokens (B, H·W, C); tokens as they are."""
+    return output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
+
+
+def _features(backbone: PreTrainedModel, image_size: int) -> tuple[Tensor, frozenset[str]]:
+    """Grid tokens (1, N, C) of a picture of this size, and the names of the weights that have no part in them."""
     training = backbone.training
     try:
-        with torch.no_grad():
-            output = backbone.eval()(torch.zeros(1, 3, image_size, image_size)).last_hidden_state
-        _, channels, height, width = output.shape
+        tokens = _as_tokens(backbone.eval()(torch.zeros(1, 3, image_size, image_size)).last_hidden_state)
+        if tokens.ndim != 3:
+            raise ValueError
     except (TypeError, ValueError, RuntimeError, AttributeError):
         raise DiptychError(
-            f"{type(backbone).__name__} yields no feature map (B, C, H, W) of images of {image_size}×{image_size} "
-            "pixels and cannot be the image tower."
+            f"{type(backbone).__name__} yields no feature map (B, C, H, W) and no tokens (B, N, C) of images of "
+            f"{image_size}×{image_size} pixels and cannot be the image tower."
         ) from None
     finally:
         backbone.train(training)
-    return channels, height * width
+    names, weights = zip(*backbone.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(tokens.sum(), weights, allow_unused=True)
+    return tokens.detach(), frozenset(name for name, grad in zip(names, gradients, strict=True) if grad is None)

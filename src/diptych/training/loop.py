@@ -88,7 +88,6 @@ class Trainer:
                 f"the train split has {len(train)} image(s), too few for {world_size()} process(es) of two images "
                 "each; import more images, or name another split in data.splits.train."
             )
-        freeze(model, settings)
         optimizer = make_optimizer(model, settings)
         self.schedule = make_schedule(optimizer, self.plan.steps * settings.epochs, settings.warmup)
         step = TrainingStep(model, settings.objectives)
@@ -130,7 +129,16 @@ class Trainer:
         self.model.load_state_dict(self.checkpoints.load_best())
         return self.position
 
+    def _freeze(self) -> None:
+        """Freezes and releases the towers as the epoch demands."""
+        before = [parameter.requires_grad for parameter in self.model.parameters()]
+        freeze(self.model, self.settings, self.position.epoch)
+        if before != [parameter.requires_grad for parameter in self.model.parameters()]:
+            # Several processes wait for the gradients that were wanted when the step was prepared.
+            self.step = self.accelerator.prepare(self.accelerator.unwrap_model(self.step, keep_fp32_wrapper=False))
+
     def _train_epoch(self, bar: Any) -> None:
+        self._freeze()
         self.step.train()
         started, captions = time.perf_counter(), 0
         first_step = self.position.step

@@ -10,16 +10,28 @@ from torch import nn
 from diptych.config import Train
 from diptych.model.dual_encoder import DualEncoder
 
+FROZEN_STATISTICS_BELOW = 0.1
+"""Factor of the learning rate below which a tower's batch norms keep their statistics: these would follow the small
+batches of fine-tuning faster than the weights can.
+"""
 
-def freeze(model: DualEncoder, settings: Train) -> None:
-    """Takes out of training what the settings leave alone: towers with factor 0, a fusion without an objective."""
-    model.image_tower.backbone.requires_grad_(settings.image_tower_factor > 0)
-    model.text_tower.backbone.requires_grad_(settings.text_tower_factor > 0)
+
+def freeze(model: DualEncoder, settings: Train, epoch: int) -> None:
+    """Takes out of training what the settings leave alone in `epoch` (0, 1, …): towers with factor 0 or not released
+    yet, and a fusion without an objective.
+    """
+    for tower, factor, frozen_epochs in (
+        (model.image_tower, settings.image_tower_factor, settings.image_tower_frozen_epochs),
+        (model.text_tower, settings.text_tower_factor, settings.text_tower_frozen_epochs),
+    ):
+        learning = factor > 0 and epoch >= frozen_epochs
+        tower.set_learning(learning, statistics_frozen=factor < FROZEN_STATISTICS_BELOW)
     model.fusion.requires_grad_(settings.objectives.matching > 0)
 
 
 def make_optimizer(model: DualEncoder, settings: Train) -> torch.optim.AdamW:
-    """AdamW over the trainable weights; no weight decay on biases, norms and scalars."""
+    """AdamW over the weights that learn in some epoch; no weight decay on biases, norms and scalars."""
+    freeze(model, settings, epoch=settings.epochs)
     factors = {
         id(parameter): factor
         for backbone, factor in (

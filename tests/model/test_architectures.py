@@ -1,0 +1,114 @@
+"""Backbones of every kind as towers: their features, what of them learns, and the way to disk and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import SIZE, make_model, model_settings, write_prepared
+from torch import nn
+
+from diptych.errors import DiptychError
+from diptych.model.dual_encoder import DualEncoder
+from diptych.model.package import load_model, save_model
+
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+VIT = {
+    "model_type": "vit",
+    "image_size": SIZE,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+TIMM = {"model_type": "timm_wrapper", "architecture": "tf_efficientnet_lite0", "do_pooling": False}
+DISTILBERT = {"model_type": "distilbert", "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+ROBERTA = {
+    "model_type": "roberta",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+IMAGE_TOWERS = pytest.mark.parametrize(
+    ("config", "grid_size"), [(CONVNEXT, 16), (VIT, 17), (TIMM, 1)], ids=["convnext", "vit", "timm"]
+)
+TEXT_TOWERS = pytest.mark.parametrize("config", [DISTILBERT, ROBERTA], ids=["distilbert", "roberta"])
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+
+
+def there_and_back(model: DualEncoder, folder: Path, **towers: Any) -> DualEncoder:
+    tokenizer = write_prepared(folder / "prepared", train=4, val=2, test=2) / "tokenizer"
+    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
+    save_model(folder / "model", model, model_settings(**towers), tokenizer, preprocessing, {})
+    return load_model(folder / "model").model
+
+
+@IMAGE_TOWERS
+def test_all_that_learns_in_an_image_tower_has_a_gradient(config: dict[str, Any], grid_size: int) -> None:
+    model = make_model(image_tower={"config": config})
+    model.image_tower.set_learning(True)
+    features = model.encode_images(pixels(2))
+    assert features.grid.shape == (2, grid_size, 16)
+    features.pooled.sum().backward()
+    for parameter in model.image_tower.backbone.parameters():
+        assert parameter.requires_grad == (parameter.grad is not None)
+
+
+@IMAGE_TOWERS
+def test_an_image_tower_comes_back_from_disk(config: dict[str, Any], grid_size: int, tmp_path: Path) -> None:
+    model = make_model(image_tower={"config": config})
+    back = there_and_back(model, tmp_path, image_tower={"config": config})
+    assert torch.equal(back.encode_images(pixels(2)).pooled, model.encode_images(pixels(2)).pooled)
+
+
+@TEXT_TOWERS
+def test_a_text_tower_of_the_family_comes_back_from_disk(config: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(text_tower={"config": config, "layers": 2})
+    back = there_and_back(model, tmp_path, text_tower={"config": config, "layers": 2})
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(back.encode_texts(ids, mask).pooled, model.encode_texts(ids, mask).pooled)
+
+
+def test_a_class_token_can_stand_for_the_image() -> None:
+    model = make_model(image_tower={"config": VIT, "pooling": "cls"})
+    features = model.encode_images(pixels(2))
+    expected = nn.functional.normalize(model.image_head(features.grid[:, 0]), dim=1)
+    assert torch.allclose(features.pooled, expected)
+
+
+def test_a_feature_map_has_no_class_token() -> None:
+    with pytest.raises(DiptychError, match=r"image_tower\.pooling is cls, but ConvNextModel"):
+        make_model(image_tower={"config": CONVNEXT, "pooling": "cls"})
+
+
+def test_a_frozen_backbone_drops_nothing_out_and_keeps_its_statistics() -> None:
+    tower = make_model(text_tower={"config": ROBERTA}).train().text_tower
+    tower.set_learning(False)
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(tower.train()(ids, mask), tower(ids, mask))
+    assert not any(parameter.requires_grad for parameter in tower.backbone.parameters())
+    assert tower.projection[0].weight.requires_grad
+
+
+def test_frozen_statistics_stay_while_the_weights_learn() -> None:
+    tower = make_model().image_tower
+    tower.set_learning(True, statistics_frozen=True)
+    before = [norm.running_mean.clone() for norm in batch_norms(tower)]
+    tower.train()(pixels(4))
+    assert before
+    assert all(torch.equal(mean, norm.running_mean) for mean, norm in zip(before, batch_norms(tower), strict=True))
+    assert all(parameter.requires_grad for parameter in tower.backbone.parameters())
+    tower.set_learning(True)
+    tower(pixels(4))
+    assert not all(torch.equal(mean, norm.running_mean) for mean, norm in zip(before, batch_norms(tower), strict=True))
