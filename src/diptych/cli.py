@@ -15,6 +15,7 @@ import click
 
 from diptych import __version__
 from diptych.cli_data import data
+from diptych.cli_weights import weights
 from diptych.console import log_to_console
 from diptych.environment import enter
 from diptych.errors import DiptychError
@@ -81,6 +82,7 @@ def register(as_json: bool) -> None:
 
 
 cli.add_command(data)
+cli.add_command(weights)
 
 
 def _params(workspace: Workspace) -> Params:

