@@ -125,8 +125,10 @@ class TextTower(Tower):
 
 
 class Fusion(Section):
-    """Cross-attention between text tokens and grid tokens, in both directions."""
+    """Cross-attention between text tokens and grid tokens."""
 
+    direction: Literal["both", "text_to_image", "image_to_text"] = "both"
+    """Who looks at whom: the text at the image, the image at the text, or each at the other."""
     layers: Positive = 2
     heads: Positive = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

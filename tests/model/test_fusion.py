@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import pytest
 import torch
 
 from diptych.config import Fusion
 from diptych.model.fusion import CrossAttention, CrossAttentionFusion
+
+Direction = Literal["both", "text_to_image", "image_to_text"]
+DIRECTIONS = pytest.mark.parametrize("direction", ["both", "text_to_image", "image_to_text"])
 
 
 def inputs(pairs: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -15,9 +21,9 @@ def inputs(pairs: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return grid, tokens, torch.arange(5) < torch.tensor([[5], [3], [1], [4]])[:pairs]
 
 
-def fusion() -> CrossAttentionFusion:
+def fusion(direction: Direction = "both") -> CrossAttentionFusion:
     torch.manual_seed(0)
-    return CrossAttentionFusion(16, 9, Fusion(layers=2, heads=2)).eval()
+    return CrossAttentionFusion(16, 9, Fusion(layers=2, heads=2, direction=direction)).eval()
 
 
 def test_shapes_are_those_documented() -> None:
@@ -41,10 +47,28 @@ def test_cross_attention_equals_attention_written_out() -> None:
     assert torch.allclose(layer(grid, tokens, mask), expected, atol=1e-5)
 
 
-def test_padding_is_not_looked_at() -> None:
+@pytest.mark.parametrize(
+    ("direction", "looks"), [("both", {"text", "image"}), ("text_to_image", {"text"}), ("image_to_text", {"image"})]
+)
+def test_a_side_that_does_not_look_stays_as_it_is(direction: Direction, looks: set[str]) -> None:
+    grid, tokens, mask = inputs()
+    layer = fusion(direction).layers[0]
+    seeing = dict(zip(("text", "image"), layer(tokens, grid, mask), strict=True))
+    assert looks == {side for side, before in (("text", tokens), ("image", grid)) if not seeing[side].equal(before)}
+
+
+@pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
+def test_one_direction_learns_with_every_weight_that_it_has(direction: Direction) -> None:
+    model = fusion(direction)
+    model(*inputs()).score.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@DIRECTIONS
+def test_padding_is_not_looked_at(direction: Direction) -> None:
     grid, tokens, mask = inputs()
     noisy = tokens.masked_fill(~mask.unsqueeze(-1), 1e3)
-    model = fusion()
+    model = fusion(direction)
     assert torch.allclose(model(grid, tokens, mask).score, model(grid, noisy, mask).score, atol=1e-5)
 
 
@@ -55,9 +79,10 @@ def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
     assert torch.allclose(model(grid, tokens, mask).joint, alone, atol=1e-5)
 
 
-def test_either_side_changes_the_score() -> None:
+@DIRECTIONS
+def test_either_side_changes_the_score(direction: Direction) -> None:
     grid, tokens, mask = inputs()
-    model = fusion()
+    model = fusion(direction)
     score = model(grid, tokens, mask).score
     assert not torch.allclose(score, model(grid.roll(1, dims=0), tokens, mask).score, atol=1e-4)
     assert not torch.allclose(score, model(grid, tokens.roll(1, dims=0), mask.roll(1, dims=0)).score, atol=1e-4)

@@ -41,20 +41,26 @@ class CrossAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Both directions at once: neither side sees what the other learned in the same layer."""
+    """One or both directions: a side that does not look stays as it is, and of two that do, neither sees what the other
+    learned in the same layer.
+    """
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, config: Fusion) -> None:
         super().__init__()
-        self.text_to_image = CrossAttention(dim, heads, dropout)
-        self.image_to_text = CrossAttention(dim, heads, dropout)
+        self.text_to_image, self.image_to_text = (
+            CrossAttention(dim, config.heads, config.dropout) if config.direction in ("both", direction) else None
+            for direction in ("text_to_image", "image_to_text")
+        )
 
     def forward(self, tokens: Tensor, grid: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes."""
-        return self.text_to_image(tokens, grid, None), self.image_to_text(grid, tokens, mask)
+        seeing_tokens = self.text_to_image(tokens, grid, None) if self.text_to_image else tokens
+        seeing_grid = self.image_to_text(grid, tokens, mask) if self.image_to_text else grid
+        return seeing_tokens, seeing_grid
 
 
 class CrossAttentionFusion(nn.Module):
-    """Layers of cross-attention in both directions, means over both sides, and an MLP.
+    """Layers of cross-attention, means over both sides, and an MLP.
 
     It is given tokens, never pooled vectors: over sequences of length one a query has no effect on what it attends to.
     """
@@ -62,7 +68,7 @@ class CrossAttentionFusion(nn.Module):
     def __init__(self, dim: int, grid_size: int, config: Fusion) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.randn(grid_size, dim) * 0.02)
-        self.layers = nn.ModuleList(FusionLayer(dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.layers = nn.ModuleList(FusionLayer(dim, config) for _ in range(config.layers))
         self.joint = nn.Sequential(
             nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
