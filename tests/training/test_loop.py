@@ -139,6 +139,7 @@ def test_losses_rates_throughput_and_recalls_are_reported(prepared: Prepared, tm
         reported
     )
     assert {("images_per_second", 16), ("captions_per_second", 32), ("val_rsum", 32)} <= set(reported)
+    assert {("waiting_share", 16), ("peak_memory_gib", 32)} <= set(reported)
 
 
 def test_bf16_trains_with_float32_weights(prepared: Prepared, tmp_path: Path) -> None:

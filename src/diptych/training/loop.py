@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.optimisation import freeze, make_optimizer, make_schedule
 from diptych.training.step import Losses, TrainingStep
+from diptych.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,6 @@ class Trainer:
             while self.position.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(bar)
                 self._finish_epoch()
-                bar.set_postfix(val_rsum=f"{self.position.history[-1]['val_rsum']:.1f}")
         self.accelerator.wait_for_everyone()
         self.model.load_state_dict(self.checkpoints.load_best())
         return self.position
@@ -140,11 +139,9 @@ class Trainer:
     def _train_epoch(self, bar: Any) -> None:
         self._freeze()
         self.step.train()
-        started, captions = time.perf_counter(), 0
-        first_step = self.position.step
-        for batch in self.plan.epoch(self.position.epoch, first_step):
+        throughput = Throughput()
+        for batch in throughput.watch(self.plan.epoch(self.position.epoch, self.position.step)):
             losses = self._train_step(batch.to(self.device))
-            captions += len(batch.image_of_caption) * world_size()
             self.position.step += 1
             self.sums += torch.stack([loss.detach().double() for loss in losses]).cpu()
             bar.update()
@@ -152,9 +149,9 @@ class Trainer:
                 self._report_step(losses)
             if self.position.step % self.settings.checkpoint_every == 0 and self.position.step < self.plan.steps:
                 self._save()
-        seconds = time.perf_counter() - started
-        images = (self.position.step - first_step) * self.settings.batch_size
-        self.report({"images_per_second": images / seconds, "captions_per_second": captions / seconds}, self._steps())
+        speed = throughput.figures(world_size(), self.device)
+        bar.set_postfix_str(_speed(speed))
+        self.report(speed, self._steps())
 
     def _train_step(self, batch: Batch) -> Losses:
         with self.accelerator.autocast():
@@ -287,3 +284,10 @@ def _silent(values: dict[str, float], step: int) -> None:
 
 def _line(row: dict[str, float]) -> str:
     return f"loss {row['loss']:.3f}, val RSUM {row['val_rsum']:.1f}, temperature {row['temperature']:.3f}"
+
+
+def _speed(figures: dict[str, float]) -> str:
+    return (
+        f"{figures['images_per_second']:.0f} images/s, {figures['waiting_share']:.1%} waiting for data, "
+        f"{figures['peak_memory_gib']:.1f} GiB"
+    )

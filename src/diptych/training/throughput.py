@@ -1,0 +1,56 @@
+"""What a training costs: how fast it goes, how long it waits for data, how much memory it takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+from diptych.training.batches import Batch
+
+GIB = 2**30
+
+
+class Throughput:
+    """Watches the batches of one epoch, or of the rest of one, from its making on."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+        self._captions = 0
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what they take to come is time spent waiting."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self._images += len(batch.image_ids)
+            self._captions += len(batch.image_of_caption)
+            yield batch
+
+    def figures(self, processes: int, device: torch.device) -> dict[str, float]:
+        """Images and captions a second over all `processes` of equal shares, and of this process the share of its time
+        that it waited for data, and the most memory that it has had, of the GPU or else of the machine, in GiB.
+        """
+        seconds = time.perf_counter() - self._started
+        return {
+            "images_per_second": processes * self._images / seconds,
+            "captions_per_second": processes * self._captions / seconds,
+            "waiting_share": self._waited / seconds,
+            "peak_memory_gib": peak_memory(device) / GIB,
+        }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch has allocated on a GPU, or that this process has had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # macOS counts bytes, Linux KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
