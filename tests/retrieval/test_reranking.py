@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.errors import DiptychError
 from diptych.retrieval import reranking
 from diptych.retrieval.embedding import Embedded, embed_split
 from diptych.retrieval.metrics import ranks_from_embeddings
@@ -182,3 +183,11 @@ def test_precision_reaches_the_fusion(model, split):
     rough = match_logits(model, embedded, 3, device=CPU, precision="bf16").t2i.logit
     assert rough.dtype == torch.float32
     assert not torch.equal(exact, rough)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_match_logit_that_is_no_number_is_an_error_and_not_a_hit(model, split, value):
+    model.match.bias.data.fill_(value)
+    embedded = embed_split(model, split, batch_size=4, device=CPU)
+    with pytest.raises(DiptychError, match="match logit is NaN or infinite for"):
+        match_logits(model, embedded, 3, device=CPU)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, Precision, inference
@@ -154,4 +155,7 @@ def _fuse_pairs(
             fused = model.fuse(embedded.grid[images[batch]].to(device), tokens.to(device), mask.to(device))
             logits[batch] = fused.score.float().cpu()
             bar.update(len(batch))
+    if broken := int((~torch.isfinite(logits)).sum()):
+        # Nothing ranks ahead of NaN, so each of these would count as a hit.
+        raise DiptychError(f"the fusion's match logit is NaN or infinite for {broken} of {len(logits)} pairs.")
     return logits
