@@ -27,6 +27,14 @@ def inside(project, monkeypatch):
     return project
 
 
+@pytest.fixture
+def empty(inside):
+    """The project before it has data."""
+    shutil.rmtree(inside.data)
+    (inside.root / "data.dvc").unlink()
+    return inside
+
+
 def diptych(*arguments: object) -> int:
     """Runs the command in this process and returns its exit code."""
     with pytest.raises(SystemExit) as ended:
@@ -91,6 +99,13 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_70(monkeypatch, capsys):
     assert diptych("register") == 70
     expected = "unexpected error: KeyError: 'a\\nb'; run again with --debug for the traceback\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_prefect_server_that_does_not_answer_is_for_the_user_to_mend(monkeypatch, capsys):
+    failing(monkeypatch, RuntimeError("Failed to reach API at http://127.0.0.1:9/api/."))
+
+    assert diptych("stage", "train") == 1
+    assert "unset PREFECT_API_URL" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
@@ -193,7 +208,7 @@ def test_the_version_is_printed_for_people_and_for_programs(inside, monkeypatch,
     monkeypatch.setattr(register, "register", lambda workspace, params: version)
 
     assert diptych("register") == 0
-    assert capsys.readouterr().out == "diptych version 3 (challenger): registered already, with the same weights\n"
+    assert capsys.readouterr().out == "diptych version 3 (challenger): registered already, as it is\n"
     assert diptych("register", "--json") == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"towers/rsum": 1.0}
 
@@ -224,12 +239,11 @@ def scenes(*more: object) -> int:
     return diptych("data", "scenes", "--train", 3, "--val", 1, "--test", 1, "--size", 32, *more)
 
 
-def test_scenes_are_drawn_and_recorded(inside, capsys):
-    shutil.rmtree(inside.data)
+def test_scenes_are_drawn_and_recorded(empty, capsys):
 
     assert scenes() == 0
     assert capsys.readouterr().out == "5 scenes are in data/.\n"
-    assert dvc.status(inside, "data.dvc") == {}
+    assert dvc.status(empty, "data.dvc") == {}
 
     assert scenes() == 0
     assert capsys.readouterr().out == "data/ had exactly these scenes already.\n"
@@ -244,8 +258,23 @@ def test_scenes_do_not_replace_a_dataset_unasked(inside, capsys):
     assert scenes("--replace") == 0
 
 
-def test_the_datasets_status_is_printed_for_people_and_for_programs(inside, capsys):
+def test_a_recorded_dataset_that_cannot_be_brought_gives_way_only_when_told(inside, photos, capsys):
     shutil.rmtree(inside.data)
+    shutil.rmtree(inside.root / ".dvc" / "cache")
+    table = photos.parent / "captions.csv"
+    table.write_text("file,caption\n" + "".join(f"{path.name},a photo\n" for path in sorted(photos.iterdir())))
+    before = (inside.root / "data.dvc").read_bytes()
+
+    assert diptych("data", "scenes", "--train", 1, "--val", 1, "--test", 1) == 1
+    assert diptych("data", "import", "--table", table, "--images", photos) == 1
+    assert "`diptych data import --replace`" in capsys.readouterr().err
+    assert (inside.root / "data.dvc").read_bytes() == before
+
+    assert diptych("data", "import", "--table", table, "--images", photos, "--replace") == 0
+    assert (inside.root / "data.dvc").read_bytes() != before
+
+
+def test_the_datasets_status_is_printed_for_people_and_for_programs(empty, capsys):
     scenes()
     capsys.readouterr()
 
@@ -275,14 +304,6 @@ def coco(path, indices) -> str:
 def splits(workspace) -> dict[str, str]:
     content = json.loads((workspace.data / "captions.json").read_text())
     return {image["source"]: image["split"] for image in content["images"]}
-
-
-@pytest.fixture
-def empty(inside):
-    """The project before it has data."""
-    shutil.rmtree(inside.data)
-    (inside.root / "data.dvc").unlink()
-    return inside
 
 
 def test_several_coco_files_come_with_their_splits(empty, photos, tmp_path, capsys):
@@ -348,16 +369,15 @@ def test_as_many_folders_as_coco_files_are_needed(empty, photos, tmp_path):
     assert diptych("data", "import", *three, "--images", photos, "--images", photos) == 2
 
 
-def test_importing_over_scenes_needs_a_decision(inside, photos, tmp_path, capsys):
-    shutil.rmtree(inside.data)
+def test_importing_over_scenes_needs_a_decision(empty, photos, tmp_path, capsys):
     scenes()
     arguments = ["--coco", coco(tmp_path / "a.json", [0]), "--images", photos, "--split", "train"]
 
     assert diptych("data", "import", *arguments) == 1
     assert "--replace" in capsys.readouterr().err
     assert diptych("data", "import", *arguments, "--add") == 0
-    assert len(splits(inside)) == 6
-    assert "meta" not in yaml.safe_load((inside.root / "data.dvc").read_text())
+    assert len(splits(empty)) == 6
+    assert "meta" not in yaml.safe_load((empty.root / "data.dvc").read_text())
 
 
 def test_the_environment_is_prepared_but_what_the_user_has_set_stays(inside, monkeypatch):

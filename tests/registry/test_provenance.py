@@ -21,6 +21,8 @@ def test_a_committed_project_is_known_by_its_commit_and_its_files(project):
     assert tags["params_sha256"] == hashlib.sha256(project.params.read_bytes()).hexdigest()
     assert tags["dvc_lock_sha256"] == hashlib.sha256(b"schema: '2.0'\n").hexdigest()
     assert tags["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    listed = f"model.safetensors {tags['weights_sha256']}"
+    assert tags["model_sha256"] == hashlib.sha256(listed.encode()).hexdigest()
 
 
 def test_a_run_that_wrote_dvc_lock_does_not_make_the_project_dirty(project):

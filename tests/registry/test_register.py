@@ -79,6 +79,7 @@ def test_a_version_bears_its_origin_and_the_alias(registered):
         "dvc_lock_sha256",
         "params_sha256",
         "weights_sha256",
+        "model_sha256",
     }
 
 
@@ -181,6 +182,17 @@ def test_the_same_weights_make_no_second_version(registered):
 def test_other_weights_make_the_next_version_and_take_the_alias(trained):
     register(trained, Params())
     write_tiny_model(trained.model, seed=1)
+
+    second = register(trained, Params())
+
+    assert (second.created, second.version, challenger(trained)) == (True, "2", "2")
+
+
+def test_the_same_weights_that_rerank_otherwise_make_the_next_version(trained):
+    register(trained, Params())
+    description = json.loads((trained.model / "config.json").read_text())
+    description["reranking"]["weight"] = 4.0
+    (trained.model / "config.json").write_text(json.dumps(description))
 
     second = register(trained, Params())
 

@@ -14,7 +14,9 @@ UNKNOWN = "unknown"
 
 
 def provenance(workspace: Workspace) -> dict[str, str]:
-    """git_sha, git_dirty, data_md5, dvc_lock_sha256, params_sha256, and weights_sha256 once there are weights."""
+    """git_sha, git_dirty, data_md5, dvc_lock_sha256, params_sha256, and, once there is a model, weights_sha256 and
+    model_sha256, which its configuration and tokenizer count for as well.
+    """
     tags = {
         "git_sha": git_sha(workspace.root),
         "git_dirty": git_dirty(workspace.root),
@@ -23,7 +25,7 @@ def provenance(workspace: Workspace) -> dict[str, str]:
         "params_sha256": file_sha256(workspace.params) or UNKNOWN,
     }
     weights = file_sha256(workspace.model / "model.safetensors")
-    return tags | ({"weights_sha256": weights} if weights else {})
+    return tags | ({"weights_sha256": weights, "model_sha256": folder_sha256(workspace.model)} if weights else {})
 
 
 def git_sha(root: Path) -> str:
@@ -47,6 +49,13 @@ def file_sha256(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
+
+
+def folder_sha256(folder: Path) -> str:
+    """Of the names and contents of all files in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = "\n".join(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}" for path in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _git(root: Path, *arguments: str) -> str | None:

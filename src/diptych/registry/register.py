@@ -1,4 +1,4 @@
-"""Registration: the trained model becomes a version of the registered model, once for the same weights."""
+"""Registration: the trained model becomes a version of the registered model, once for the same model."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class RegisteredVersion:
 
     def describe(self) -> str:
         """One line for people."""
-        known = "registered" if self.created else "registered already, with the same weights"
+        known = "registered" if self.created else "registered already, as it is"
         return f"{self.name} version {self.version} ({CHALLENGER}): {known}"
 
 
 def register(workspace: Workspace, params: Params) -> RegisteredVersion:
-    """Makes artifacts/model a model version with the alias `challenger`, unless its weights have one already.
+    """Makes artifacts/model a model version with the alias `challenger`, unless it is one already.
 
     A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
     whole version or none.
@@ -79,7 +79,7 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
     try:
         client, experiment = connect(workspace, params)
         name = params.register_.model_name
-        known = find_version(client, name, tags["weights_sha256"])
+        known = find_version(client, name, tags["model_sha256"])
         with _addressed(tracking_uri(workspace, params)):
             version = known or _create(client, experiment, workspace, params, metrics, tags)
         client.set_registered_model_alias(name, CHALLENGER, version.version)
@@ -109,9 +109,9 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
     )
 
 
-def find_version(client: MlflowClient, name: str, weights: str) -> ModelVersion | None:
-    """The newest version of the registered model that has these weights."""
-    found = client.search_model_versions(f"name = '{name}' and tags.weights_sha256 = '{weights}'")
+def find_version(client: MlflowClient, name: str, model_sha256: str) -> ModelVersion | None:
+    """The newest version that is this very model: its weights, and how they are used."""
+    found = client.search_model_versions(f"name = '{name}' and tags.model_sha256 = '{model_sha256}'")
     return max(found, key=lambda version: int(version.version), default=None)
 
 

@@ -186,8 +186,9 @@ class TrackedRun:
 
     def _start(self, client: MlflowClient, experiment: str) -> str:
         tags = provenance(self._workspace)
-        # The weights that lie there are those of an earlier training.
+        # The model that lies there is that of an earlier training.
         tags.pop("weights_sha256", None)
+        tags.pop("model_sha256", None)
         run_id = str(client.create_run(experiment, tags=tags, run_name="train").info.run_id)
         write_json(self._note, {"run_id": run_id, "of": self._identity()})
         return run_id
