@@ -76,3 +76,13 @@ def test_discarding_leaves_nothing(tmp_path: Path) -> None:
     checkpoints.save({"step": 3})
     checkpoints.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rest", [b"cut off", None])
+def test_a_checkpoint_whose_best_weights_are_damaged_or_gone_is_dropped(tmp_path: Path, rest: bytes | None) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save_best({"weights": torch.arange(4)})
+    checkpoints.save({"step": 3})
+    best = checkpoints.folder / "best.safetensors"
+    best.unlink() if rest is None else best.write_bytes(rest)
+    assert checkpoints.load() is None

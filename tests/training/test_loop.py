@@ -129,6 +129,13 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_images(prepared: Prepar
         made.run()
 
 
+def test_a_temperature_without_bounds_is_an_error(prepared: Prepared, tmp_path: Path) -> None:
+    made = trainer(prepared, tmp_path)
+    made.model.log_scale.data.fill_(-1e4)
+    with pytest.raises(DiptychError, match=r"lower train\.learning_rate"):
+        made.run()
+
+
 def test_losses_rates_throughput_and_recalls_are_reported(prepared: Prepared, tmp_path: Path) -> None:
     reported: list[tuple[str, int]] = []
     made = trainer(

@@ -17,6 +17,9 @@ from diptych.files import atomic_path, remove
 
 log = logging.getLogger(__name__)
 
+_HAS_BEST = "has_best"
+"""Whether there were best weights beside the state, so that their loss is noticed before training goes on."""
+
 
 class Checkpoints:
     """The checkpoint of one training, and the best weights that it has seen.
@@ -35,7 +38,7 @@ class Checkpoints:
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint. `state` may hold tensors, numbers, strings, lists and dicts."""
         with self._writing(), atomic_path(self._state) as temporary:
-            torch.save(state, temporary)
+            torch.save({**state, _HAS_BEST: self._best.exists()}, temporary)
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, on the CPU, or None where there is none; a damaged one is dropped with a warning."""
@@ -43,8 +46,10 @@ class Checkpoints:
             return None
         try:
             state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
+            if state.pop(_HAS_BEST):
+                self.load_best()
         except Exception as error:  # a damaged archive may raise anything
-            log.warning("The checkpoint %s is damaged (%s); training starts from the beginning.", self._state, error)
+            log.warning("The checkpoint %s is damaged (%s); training starts from the beginning.", self.folder, error)
             self.discard()
             return None
         return state

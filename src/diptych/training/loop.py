@@ -208,10 +208,10 @@ class Trainer:
         return {**_named(Losses(*(self.sums / self.plan.steps))), **self._rates()}
 
     def _rates(self) -> dict[str, float]:
-        return {
-            "learning_rate": float(self.schedule.get_last_lr()[0]),
-            "temperature": 1 / self.model.logit_scale.item(),
-        }
+        scale = self.model.logit_scale.item()
+        if not scale > 0:
+            raise DiptychError("the temperature has grown beyond all bounds; lower train.learning_rate.")
+        return {"learning_rate": float(self.schedule.get_last_lr()[0]), "temperature": 1 / scale}
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
