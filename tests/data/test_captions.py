@@ -67,6 +67,19 @@ def test_a_cut_off_file_is_named_with_the_place(tmp_path: Path) -> None:
         read_coco(dump(tmp_path / "c.json", whole[:-20]))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("\ufeff{}", "begins with a byte order mark"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "no JSON that can be read"),
+        ("[" * 200_000, "no JSON that can be read"),
+    ],
+)
+def test_json_that_python_does_not_read_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(DiptychError, match=words):
+        read_coco(dump(tmp_path / "c.json", content))
+
+
 def test_binary_content_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(DiptychError, match="not a text file"):

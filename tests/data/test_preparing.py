@@ -123,6 +123,16 @@ def test_other_settings_do_not_use_the_cache(project: Project, settings: Preproc
     assert project.prepare(settings=settings)[0] == 0
 
 
+def test_other_code_that_decodes_does_not_use_the_cache(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.add(0, 1)
+    project.prepare()
+    (tmp_path / "images.py").write_text("# other code")
+    monkeypatch.setattr(preparing.images, "__file__", str(tmp_path / "images.py"))
+    assert project.prepare()[0] == 0
+
+
 def test_a_quarantined_image_renews_only_its_shard(project: Project) -> None:
     project.prepare()
     assert project.prepare(project.manifest.drop(index=4).reset_index(drop=True))[0] == 2

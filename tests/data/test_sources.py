@@ -47,6 +47,18 @@ def test_a_coco_record_keeps_its_split_and_further_fields(folder: Path) -> None:
     assert (image.split, image.fields, image.captions[0].text) == ("val", {"license": 3}, "an a")
 
 
+@pytest.mark.parametrize("field", [{"score": float("nan")}, {"author": "\ud800"}, {"\ud800": 1}])
+def test_a_field_that_no_file_can_hold_is_refused_with_its_record(folder: Path, field: dict) -> None:
+    path = coco(folder, [{"id": 1, "file_name": "a.jpg", **field}])
+    with pytest.raises(DiptychError, match="image 1: a field cannot be kept"):
+        coco_source(path, folder)
+
+
+def test_an_address_that_is_none_is_no_obstacle(folder: Path) -> None:
+    record = {"id": 1, "file_name": "a.jpg", "coco_url": "http://[x"}
+    assert coco_source(coco(folder, [record]), folder).images[0].name == "a.jpg"
+
+
 def test_a_split_that_is_given_goes_before_the_records_own(folder: Path) -> None:
     path = coco(folder, [{"id": 1, "file_name": "a.jpg", "split": "val"}])
     assert coco_source(path, folder, "test").images[0].split == "test"

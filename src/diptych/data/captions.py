@@ -59,10 +59,14 @@ def read_coco(path: Path) -> Dataset:
     except UnicodeDecodeError:
         raise DiptychError(f"{path} is not a text file in UTF-8, so no COCO JSON.") from None
     except json.JSONDecodeError as error:
+        if "BOM" in error.msg:
+            raise DiptychError(f"{path} begins with a byte order mark; save it as UTF-8 without one.") from None
         raise DiptychError(
             f"{path} is not complete JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
             "A file that was cut off while it was copied ends so; fetch it again."
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise DiptychError(f"{path} is no JSON that can be read: {error}.") from None
     except (AssertionError, KeyError, TypeError):
         # pycocotools indexes the records before anyone can look at them; the same checks, said in words.
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """Reading what preprocess wrote: pixels and token ids, mapped into memory split by split.
 
 The folder holds
-    settings.json    format, image_size, resize, max_tokens, vocabulary_size, pad_token_id
+    settings.json    format, image_size, resize, decoding (SHA-256 of how files became pixels), max_tokens,
+                     vocabulary_size, pad_token_id
     images.parquet   image_id, split, sha256 of the file, shard (stem of its .npy), row, file_name, source; in the
                      manifest's order
     images/*.npy     uint8 (n, S, S, 3), one a data shard

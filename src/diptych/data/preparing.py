@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.config import Preprocess
+from diptych.data import images
 from diptych.data.images import ImageError, open_image, to_pixels
 from diptych.data.prepared import FORMAT
 from diptych.data.shards import Member, read_member
@@ -119,6 +120,7 @@ def prepare_captions(captions: pd.DataFrame, output: Path, *, tokenizer: Path, s
             "format": FORMAT,
             "image_size": settings.image_size,
             "resize": settings.resize,
+            "decoding": _decoding(settings),
             "max_tokens": settings.max_tokens,
             "vocabulary_size": vocabulary_size,
             "pad_token_id": pad_token_id,
@@ -139,8 +141,14 @@ def _plan(manifest: pd.DataFrame, settings: Preprocess, cache: Path) -> list[_Sh
 
 def _key(hashes: list[str], settings: Preprocess) -> str:
     """What the pixels of a shard depend on, as one SHA-256."""
-    how = [FORMAT, settings.image_size, settings.resize, PIL.__version__]
-    return hashlib.sha256(json.dumps([how, hashes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_decoding(settings), hashes]).encode()).hexdigest()
+
+
+def _decoding(settings: Preprocess) -> str:
+    """How files become pixels, the code included, as one SHA-256."""
+    code = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()
+    how = [FORMAT, settings.image_size, settings.resize, PIL.__version__, code]
+    return hashlib.sha256(json.dumps(how).encode()).hexdigest()
 
 
 def _is_sound(shard: _Shard) -> bool:

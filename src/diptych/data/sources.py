@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from diptych.data.captions import Record, read_coco
 from diptych.errors import DiptychError
@@ -79,10 +78,11 @@ def coco_source(annotations: Path, images: Path, split: str | None = None) -> So
             split=split or _split_of(record, f"{annotations}: image {record['id']}"),
             captions=tuple(captions[record["id"]]),
             id=record["id"],
-            fields={key: value for key, value in record.items() if key not in _OWN_FIELDS},
+            fields=_kept_fields(record, f"{annotations}: image {record['id']}"),
         )
         for record in coco.images
     ]
+    _check_storable(coco.licenses, f"{annotations}: licenses")
     return Source(_checked(annotations, found, folder), coco.licenses)
 
 
@@ -177,9 +177,24 @@ def _coco_candidates(record: Record) -> list[str]:
     if match := _COCO_FOLDER.match(name):
         candidates.append(f"{match[1]}/{name}")
     if isinstance(address := record.get("coco_url"), str):
-        parts = PurePosixPath(urlsplit(address).path).parts[-2:]
-        candidates += ["/".join(parts), parts[-1]] if len(parts) == 2 and parts[0] != "/" else []
+        # The path alone matters, and urlsplit refuses some hosts.
+        parts = PurePosixPath(address.partition("://")[2].partition("?")[0]).parts[-2:]
+        candidates += ["/".join(parts), parts[-1]] if len(parts) == 2 else []
     return candidates
+
+
+def _kept_fields(record: Record, where: str) -> Record:
+    fields = {key: value for key, value in record.items() if key not in _OWN_FIELDS}
+    _check_storable(fields, where)
+    return fields
+
+
+def _check_storable(value: Any, where: str) -> None:
+    """Python reads more than JSON and UTF-8 can hold: NaN, and halves of characters."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise DiptychError(f"{where}: a field cannot be kept: {error}.") from None
 
 
 def _karpathy_image(record: Any, folder: _Folder, where: str) -> SourceImage:
@@ -236,7 +251,7 @@ def _read_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise DiptychError(f"{table} is not in UTF-8: {error.reason} at byte {error.start}.") from None
     except csv.Error as error:
-        raise DiptychError(f"{table}, line {reader.line_num}: {error}.") from None
+        raise DiptychError(f"{table}, line {reader.reader.line_num}: {error}.") from None
 
 
 def _complete_rows(table: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[str, str]]]:
