@@ -62,6 +62,14 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),
         ("model: {text_tower: {pretrained: ./bert, config: {a: 1}}}", "either pretrained or config"),
         ("model: {text_tower: {pretrained: ./bert, revision: abc}}", "revision belongs to a hub id"),
+        (
+            "preprocess: {max_tokens: 48}\nmodel: {text_tower: {config: {max_position_embeddings: 16}}}",
+            "preprocess.max_tokens (48) is more than the places",
+        ),
+        ("seed: 2020-13-45", "is not valid YAML"),
+        ("? [1, 2]\n: 3", "is not valid YAML"),
+        ("seed: !!timestamp abc", "is not valid YAML"),
+        ("{" * 5000, "is not valid YAML"),
         ("data: {splits: {train: a, val: a}}", "splits never mix"),
         ("seed: 1\nseed: 2", "key 'seed' is repeated"),
         ("seed: [", "is not valid YAML"),
@@ -101,4 +109,10 @@ def test_a_folder_or_a_hub_id_with_its_commit_names_a_tower(tmp_path):
 def test_a_list_is_no_configuration(tmp_path):
     (tmp_path / "params.yaml").write_text("- seed")
     with pytest.raises(DiptychError, match="must hold keys and values, not list"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(DiptychError, match=r"params\.yaml cannot be read: Is a directory"):
         load_params(tmp_path / "params.yaml")

@@ -66,6 +66,13 @@ def test_a_failure_of_dvc_itself_has_dvcs_message(project):
         dvc.reproduce(project, "no-such-stage", force=False, on_line=str)
 
 
+def test_a_dvc_that_was_killed_is_told_as_such(project, monkeypatch):
+    monkeypatch.setattr(dvc, "stream", lambda *arguments: -9)
+
+    with pytest.raises(DiptychError, match=r"stage train was killed \(signal 9\)\. Run again"):
+        dvc.reproduce(project, "train", force=False, on_line=str)
+
+
 def test_a_stage_that_says_nothing_still_fails_with_a_message():
     assert dvc._last_error([]) == "no output"
     assert dvc._last_error(["one", "two"]) == "two"
@@ -93,10 +100,11 @@ def test_a_killed_run_leaves_no_orphan_and_the_next_one_works(project, shell):
     assert dvc.reproduce(project, "validate", force=False, on_line=str)
 
 
-def test_a_lock_file_that_was_cut_off_costs_no_computation(project):
+@pytest.mark.parametrize("rest", ["schema: '2.0'\n\t{", "schema: '2.0'\nstages:\n  validate:\n    c", "\xff", ""])
+def test_a_lock_file_that_was_cut_off_costs_no_computation(project, rest):
     dvc.reproduce(project, "validate", force=False, on_line=str)
     lock = project.root / "dvc.lock"
-    lock.write_text(lock.read_text()[:20] + "\n\t{")
+    lock.write_text(rest, encoding="latin-1")
 
     dvc.mend(project)
 

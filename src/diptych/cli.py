@@ -131,6 +131,9 @@ def _explain(error: Exception) -> tuple[str, int]:
     if _is_disk_full(error):
         path = getattr(error, "filename", None) or Path.cwd()
         return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
+    if isinstance(error, RuntimeError) and "Failed to reach API" in str(error):
+        # Prefect's words for a server that PREFECT_API_URL names.
+        return f"error: {error} Start that Prefect server, or unset PREFECT_API_URL for one of its own.", 1
     name, text = type(error).__name__, " ".join(str(error).split())
     return f"unexpected error: {name}: {text}; run again with --debug for the traceback", 70
 

@@ -38,10 +38,12 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
     """Draw the embedded synthetic dataset."""
     workspace = enter()
     from diptych.data.scenes import write_scenes
-    from diptych.dvc import dataset_version, record_dataset
+    from diptych.dvc import bring_own_dataset, dataset_version, record_dataset
     from diptych.processes import holding
 
     with holding(workspace, "diptych data scenes"):
+        if not replace:
+            bring_own_dataset(workspace)
         before = dataset_version(workspace) if workspace.data.exists() else None
         write_scenes(workspace.data, train=train, val=val, test=test, seed=seed, size=size, replace=replace)
         record_dataset(workspace)
@@ -57,7 +59,7 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @click.option("--split", multiple=True, help="Split of all of a file's images; one, or one a --coco.")
 @click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
 @click.option("--keep-split", is_flag=True, help="Leave images that are there in another split where they are.")
-@click.option("--replace", "onto_scenes", flag_value="replace", help="Replace the generated scenes.")
+@click.option("--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or a missing dataset.")
 @click.option("--add", "onto_scenes", flag_value="add", help="Add to the generated scenes.")
 def import_(
     coco: tuple[Path, ...],
@@ -82,7 +84,8 @@ def import_(
 
     rules = _rules(deal, keep_split, onto_scenes)
     with holding(workspace, "diptych data import"):
-        bring_own_dataset(workspace)
+        if onto_scenes != "replace":
+            bring_own_dataset(workspace)
         if coco:
             summary = importing.import_coco(workspace.data, _coco_sources(coco, images, split), rules)
         elif karpathy:

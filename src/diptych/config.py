@@ -236,6 +236,16 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     register_: Annotated[Register, Field(alias="register")] = Register()
 
+    @model_validator(mode="after")
+    def _captions_fit_the_text_tower(self) -> Params:
+        places = self.model.text_tower.config.get("max_position_embeddings")
+        if isinstance(places, int) and places < self.preprocess.max_tokens:
+            raise ValueError(
+                f"preprocess.max_tokens ({self.preprocess.max_tokens}) is more than the places that the text tower has "
+                f"(model.text_tower.config.max_position_embeddings: {places})"
+            )
+        return self
+
 
 def load_params(path: Path) -> Params:
     """Reads params.yaml.
@@ -248,7 +258,10 @@ def load_params(path: Path) -> Params:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
         raise DiptychError(f"{path} is missing; copy one of presets/ there.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
+    # PyYAML lets through what Python says of an impossible date, number, key or depth.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DiptychError(f"{path} is not valid YAML: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise DiptychError(f"{path} must hold keys and values, not {type(content).__name__}.")

@@ -59,7 +59,10 @@ def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callabl
             on_line(line)
 
     options = ["--single-item", "--force"] if force else ["--single-item"]
-    if stream(_command("repro", *options, stage), workspace.root, listen):
+    code = stream(_command("repro", *options, stage), workspace.root, listen)
+    if code < 0:
+        raise DiptychError(f"stage {stage} was killed (signal {-code}). Run again; what it had finished is kept.")
+    if code:
         raise DiptychError(f"stage {stage} failed: {_last_error(lines)}")
     return ran
 
@@ -117,7 +120,7 @@ def bring_dataset(workspace: Workspace) -> str:
 def mend(workspace: Workspace) -> None:
     """Clears what a killed DVC left behind; the caller holds the workspace, so nothing here is in use by a run."""
     lock = workspace.root / "dvc.lock"
-    if lock.exists() and not _is_mapping(lock):
+    if lock.exists() and not _is_whole(lock):
         # DVC writes it in place. Without it the run cache still knows every stage, so nothing is computed again.
         lock.unlink()
     users = workspace.root / ".dvc" / "tmp" / "rwlock"
@@ -196,7 +199,7 @@ def _draw_again(workspace: Workspace) -> str:
     if not scenes:
         raise DiptychError(
             "data/ is missing, and neither DVC's cache nor a remote has the version that data.dvc records. Bring the "
-            "remote (`dvc remote list`), or import the images anew with `diptych data import`."
+            "remote (`dvc remote list`), or begin a new dataset with `diptych data import --replace`."
         )
     from diptych.data.scenes import write_scenes
 
@@ -227,11 +230,17 @@ def _keep_if_recorded(workspace: Workspace) -> bool:
     return same
 
 
-def _is_mapping(path: Path) -> bool:
+def _is_whole(lock: Path) -> bool:
+    """Whether DVC would take it; what is left of a file that was cut off may well be YAML."""
+    from dvc.exceptions import DvcException
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.strictyaml import load
+
     try:
-        return isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
-    except (yaml.YAMLError, UnicodeDecodeError):
+        load(str(lock), COMPILED_LOCKFILE_SCHEMA)
+    except DvcException:
         return False
+    return True
 
 
 def _has_live_user(rwlock: Path) -> bool:

@@ -72,6 +72,10 @@ def test_bf16_autocast_keeps_embeddings_in_float32_and_close() -> None:
     [
         ({"image_tower": {"config": {"hidden_sises": [8]}}}, "image_tower.config.hidden_sises"),
         ({"image_tower": {"config": {"depths": "two"}}}, "image_tower.config"),
+        ({"image_tower": {"config": {"hidden_sizes": []}}}, "image_tower.config"),
+        ({"text_tower": {"config": {"hidden_size": 33, "num_attention_heads": 2}}}, "text_tower.config"),
+        ({"text_tower": {"config": {"hidden_act": "foo"}}}, "text_tower.config"),
+        ({"text_tower": {"config": {"hidden_dropout_prob": 2.0}}}, "text_tower.config"),
         ({"text_tower": {"config": {"num_hidden_layers": 1}, "layers": 2}}, "text_tower.layers is 2"),
         (
             {"image_tower": {"config": {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2}}},

@@ -115,7 +115,7 @@ class TextTower(Tower):
 def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:
     """The image backbone of params.yaml with the mean and std of its input."""
     if tower.pretrained is None:
-        return _build(_from_scratch("image_tower", tower, "resnet")), tower.mean, tower.std
+        return _from_scratch("image_tower", tower, "resnet"), tower.mean, tower.std
     folder = locate(tower)
     return _load(folder), *_normalization(folder)
 
@@ -123,7 +123,7 @@ def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[floa
 def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedModel:
     """The text backbone of params.yaml; from scratch it has the vocabulary learned from the train captions."""
     if tower.pretrained is None:
-        return _build(_from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size))
+        return _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size)
     return _load(locate(tower))
 
 
@@ -142,16 +142,16 @@ def _without_pooler(configuration: PretrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
 
 
-def _from_scratch(key: str, tower: config.Tower, model_type: str, **fields: Any) -> PretrainedConfig:
+def _from_scratch(key: str, tower: config.Tower, model_type: str, **fields: Any) -> PreTrainedModel:
     """Transformers takes any field without a word, so names are checked against the configuration's own."""
     default = AutoConfig.for_model(tower.config.get("model_type", model_type))
     for name in tower.config:
         if not hasattr(default, name):
             raise DiptychError(f"params.yaml: model.{key}.config.{name}: {type(default).__name__} has no such field.")
     try:
-        return AutoConfig.for_model(**{"model_type": model_type, **tower.config, **fields})
-    except Exception as error:  # each configuration class checks its fields in a way of its own
-        raise DiptychError(f"params.yaml: model.{key}.config is not a {type(default).__name__}: {error}") from None
+        return _build(AutoConfig.for_model(**{"model_type": model_type, **tower.config, **fields}))
+    except Exception as error:  # each architecture checks its fields in a way of its own
+        raise DiptychError(f"params.yaml: model.{key}.config makes no {type(default).__name__}: {error!r}") from None
 
 
 def _load(folder: Path) -> PreTrainedModel:
