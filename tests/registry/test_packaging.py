@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+from tiny_model import write_tiny_model
+
 from diptych.registry import packaging
 
 
@@ -27,8 +29,8 @@ def test_the_copied_modules_import_without_the_project(tmp_path):
     assert answer.stdout.strip() == str(copied / "__init__.py")
 
 
-def test_requirements_are_pinned_and_installable_from_an_index():
-    requirements = packaging.requirements()
+def test_requirements_are_pinned_and_installable_from_an_index(tmp_path):
+    requirements = packaging.requirements(write_tiny_model(tmp_path / "model"))
 
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][^+]*", line) for line in requirements)
     names = {line.partition("==")[0].lower() for line in requirements}
@@ -43,4 +45,10 @@ def test_requirements_are_pinned_and_installable_from_an_index():
         "pydantic",
         "pyyaml",
     } <= names
-    assert not names & {"prefect", "dvc", "great-expectations", "accelerate", "pytest"}
+    assert not names & {"prefect", "dvc", "great-expectations", "accelerate", "pytest", "timm"}
+
+
+def test_a_model_with_a_tower_of_timm_requires_timm(tmp_path):
+    (tmp_path / "config.json").write_text('{"image_backbone": {"model_type": "timm_wrapper"}}')
+
+    assert any(line.startswith("timm==") for line in packaging.requirements(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 import sys
 from importlib import metadata
@@ -35,13 +36,19 @@ def copy_modules(folder: Path) -> Path:
     return folder / "diptych"
 
 
-def requirements() -> list[str]:
-    """The distributions that the packaged modules import, pinned to the versions here, for pip."""
+def requirements(model: Path) -> list[str]:
+    """The distributions that the packaged modules import to load the folder `model`, pinned to the versions here."""
     owners = metadata.packages_distributions()
     names = {name.partition(".")[0] for path in imported_modules(ENTRY) for name in _imports(path)}
-    outside = names - set(sys.stdlib_module_names) - {"diptych"}
+    outside = names - set(sys.stdlib_module_names) - {"diptych"} | _behind_transformers(model)
     # Several distributions may share a folder, such as mlflow and mlflow-skinny: the folder's own goes first.
     return [_pinned(owner) for owner in sorted({name if name in owners[name] else owners[name][0] for name in outside})]
+
+
+def _behind_transformers(model: Path) -> set[str]:
+    """What transformers imports for this model's towers alone."""
+    description = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return {"timm"} if description["image_backbone"]["model_type"] == "timm_wrapper" else set()
 
 
 def _pinned(distribution: str) -> str:

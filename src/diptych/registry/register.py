@@ -195,7 +195,7 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
                 code_paths=[str(code)],
                 signature=signature(),
                 input_example=input_example(),
-                pip_requirements=requirements(),
+                pip_requirements=requirements(workspace.model),
             )
     return str(logged.model_uri), str(logged.model_id)
 
