@@ -33,10 +33,13 @@ ROBERTA = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+ELECTRA = {**ROBERTA, "model_type": "electra", "embedding_size": 8}
 IMAGE_TOWERS = pytest.mark.parametrize(
     ("config", "grid_size"), [(CONVNEXT, 16), (VIT, 17), (TIMM, 1)], ids=["convnext", "vit", "timm"]
 )
-TEXT_TOWERS = pytest.mark.parametrize("config", [DISTILBERT, ROBERTA], ids=["distilbert", "roberta"])
+TEXT_TOWERS = pytest.mark.parametrize(
+    "config", [DISTILBERT, ROBERTA, ELECTRA], ids=["distilbert", "roberta", "electra"]
+)
 
 
 def pixels(count: int) -> torch.Tensor:
