@@ -24,7 +24,7 @@ VIT = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
-TIMM = {"model_type": "timm_wrapper", "architecture": "tf_efficientnet_lite0", "do_pooling": False}
+TIMM = {"model_type": "timm_wrapper", "architecture": "test_efficientnet", "do_pooling": False}
 DISTILBERT = {"model_type": "distilbert", "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
 ROBERTA = {
     "model_type": "roberta",

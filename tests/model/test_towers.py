@@ -89,7 +89,7 @@ def test_the_head_of_another_task_is_left_out(tmp_path: Path) -> None:
 
 
 def test_the_normalization_of_timm_stands_in_its_configuration(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("timm_wrapper", architecture="tf_efficientnet_lite0", do_pooling=False)
+    config = AutoConfig.for_model("timm_wrapper", architecture="test_efficientnet", do_pooling=False)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     content["pretrained_cfg"] = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
