@@ -14,7 +14,7 @@ from tiny import make_model, open_prepared, train_settings
 from torch.nn.functional import normalize
 
 from diptych.model.gathering import row_counts
-from diptych.model.objectives import contrastive_loss
+from diptych.model.objectives import contrastive_loss, nt_xent_loss
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.loop import Trainer
 
@@ -25,6 +25,11 @@ OWNERS = ([0, 0, 1], [0, 1, 1, 1, 2])
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(5, 8, generator=generator), torch.randn(8, 8, generator=generator)
+
+
+def views() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 8, generator=generator), torch.randn(8, 8, generator=generator)
 
 
 def loss_of(image: torch.Tensor, text: torch.Tensor, owner: list[int], scale: torch.Tensor) -> torch.Tensor:
@@ -45,6 +50,26 @@ def contrastive_process(index: int, folder: str) -> None:
     assert text.grad is not None
     assert scale.grad is not None
     torch.save([loss.detach(), image.grad, text.grad, scale.grad, torch.tensor(counts)], f"{folder}/{index}.pt")
+    dist.destroy_process_group()
+
+
+def nt_xent_of(first: torch.Tensor, second: torch.Tensor, owner: list[int] | None) -> torch.Tensor:
+    given = None if owner is None else torch.tensor(owner)
+    return nt_xent_loss(normalize(first, dim=1), normalize(second, dim=1), 0.2, given)
+
+
+def nt_xent_process(index: int, folder: str) -> None:
+    """Three of the eight captions are the first process's, five the second's; once with siblings, once without."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=index, world_size=2)
+    mine = (slice(0, 3), slice(3, 8))[index]
+    for name, owner in (("siblings", OWNERS[index]), ("alone", None)):
+        first, second = (view[mine].clone().requires_grad_() for view in views())
+        loss = nt_xent_of(first, second, owner)
+        loss.backward()
+        assert first.grad is not None
+        assert second.grad is not None
+        torch.save([loss.detach(), first.grad, second.grad], f"{folder}/{name}-{index}.pt")
     dist.destroy_process_group()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from gloo import contrastive_process, data, loss_of
+from gloo import contrastive_process, data, loss_of, nt_xent_of, nt_xent_process, views
 
 from diptych.model.gathering import gather_rows, rank, world_size
 
@@ -25,6 +25,18 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
     assert torch.allclose(torch.cat([part[1] for part in parts]) / 2, image.grad, atol=1e-6)
     assert torch.allclose(torch.cat([part[2] for part in parts]) / 2, text.grad, atol=1e-6)
     assert parts[0][4].tolist() == [2, 3]
+
+
+def test_two_processes_have_the_nt_xent_loss_and_gradients_of_one(tmp_path: Path) -> None:
+    mp.spawn(nt_xent_process, args=(str(tmp_path),), nprocs=2)
+    for name, owner in (("siblings", [0, 0, 1, 2, 3, 3, 3, 4]), ("alone", None)):
+        first, second = (view.requires_grad_() for view in views())
+        loss = nt_xent_of(first, second, owner)
+        loss.backward()
+        parts = [torch.load(tmp_path / f"{name}-{index}.pt", weights_only=True) for index in range(2)]
+        assert torch.allclose((parts[0][0] + parts[1][0]) / 2, loss)
+        assert torch.allclose(torch.cat([part[1] for part in parts]) / 2, first.grad, atol=1e-6)
+        assert torch.allclose(torch.cat([part[2] for part in parts]) / 2, second.grad, atol=1e-6)
 
 
 def test_alone_there_is_nothing_to_gather() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from tiny import make_model
 from torch.nn.functional import normalize
 
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
-from diptych.model.objectives import contrastive_loss, matching_loss
+from diptych.model.objectives import contrastive_loss, matching_loss, nt_xent_loss
 
 OWNER = torch.tensor([0, 0, 1, 2, 2, 2])
 
@@ -47,6 +48,57 @@ def test_contrastive_gradient_reaches_the_temperature() -> None:
     contrastive_loss(vectors(3, 0), vectors(6, 1), OWNER, scale).backward()
     assert scale.grad is not None
     assert scale.grad.item() != 0
+
+
+def slow_nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float, owner: list[int]) -> float:
+    """View by view: against its partner and both views of the rows of other owners."""
+    count, total = len(first), 0.0
+    for views, partners in ((first, second), (second, first)):
+        for row in range(count):
+            others = [other for other in range(count) if owner[other] != owner[row]]
+            positive = math.exp(float(views[row] @ partners[row]) / temperature)
+            negatives = sum(
+                math.exp(float(views[row] @ side[other]) / temperature) for side in (first, second) for other in others
+            )
+            total += -math.log(positive / (positive + negatives))
+    return total / (2 * count)
+
+
+def test_nt_xent_loss_equals_the_slow_formula() -> None:
+    first, second = vectors(5, 0), vectors(5, 1)
+    loss = nt_xent_loss(first, second, 0.2)
+    assert loss.dtype == torch.float32
+    assert math.isclose(loss.item(), slow_nt_xent(first, second, 0.2, list(range(5))), rel_tol=1e-5)
+
+
+def test_nt_xent_loss_with_siblings_equals_the_slow_formula() -> None:
+    first, second = vectors(6, 0), vectors(6, 1)
+    loss = nt_xent_loss(first, second, 0.2, OWNER)
+    assert math.isclose(loss.item(), slow_nt_xent(first, second, 0.2, OWNER.tolist()), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("captions", [1, 4])
+def test_nt_xent_of_a_single_image_is_zero_and_so_is_its_gradient(captions: int) -> None:
+    first, second = vectors(captions, 0).requires_grad_(), vectors(captions, 1).requires_grad_()
+    loss = nt_xent_loss(first, second, 0.01, torch.zeros(captions, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+    assert first.grad is not None
+    assert second.grad is not None
+    assert first.grad.count_nonzero() == second.grad.count_nonzero() == 0
+
+
+def test_nt_xent_stays_in_full_precision_under_autocast() -> None:
+    first, second = vectors(5, 0), vectors(5, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent_loss(first, second, 0.05)
+    assert torch.equal(loss, nt_xent_loss(first, second, 0.05))
+
+
+def test_nt_xent_falls_as_the_two_views_draw_near() -> None:
+    first, second = vectors(5, 0), vectors(5, 1)
+    nearer = normalize(first + 0.2 * second, dim=1)
+    assert nt_xent_loss(first, nearer, 0.2) < nt_xent_loss(first, second, 0.2)
 
 
 class Recorder:

@@ -45,6 +45,37 @@ def contrastive_loss(image: Tensor, text: Tensor, image_of_caption: Tensor, logi
     return total / 2 * world_size() / len(all_texts)
 
 
+def nt_xent_loss(first: Tensor, second: Tensor, temperature: float, owner: Tensor | None = None) -> Tensor:
+    """NT-Xent: each view is to find the other view of the same thing among the views of all processes' batches.
+
+    Chen et al. 2020 (SimCLR), equation 1 and algorithm 1, with one thing added: views of different captions of the same
+    image are left out of the denominator.
+
+    Args:
+        first, second: (B, d) float32, of length one; two views of this process's images or captions.
+        temperature: what the cosines are divided by.
+        owner: (B,) int64, which of this process's images each row belongs to; rows with the same one are never
+            negatives of each other. None: each row stands for itself.
+
+    Returns:
+        A scalar whose mean over the processes is the mean over the views of all of them; zero if there is one image.
+    """
+    if owner is None:
+        owner = torch.arange(len(first), device=first.device)
+    owner = owner * world_size() + rank()
+    all_first, all_second, all_owners = gather_rows(first), gather_rows(second), gather_rows(owner)
+    place = torch.arange(len(first), device=first.device) + sum(row_counts(len(first), first.device)[: rank()])
+    partner = torch.cat([place + len(all_first), place])
+
+    # In half precision cosines near one, divided by a small temperature, would be told apart no more.
+    with torch.autocast(first.device.type, enabled=False):
+        similarity = torch.cat([first, second]) @ torch.cat([all_first, all_second]).T / temperature
+    left_out = (all_owners == owner.unsqueeze(1)).repeat(2, 2)
+    left_out[torch.arange(len(partner)), partner] = False
+    similarity = similarity.masked_fill(left_out, float("-inf"))
+    return cross_entropy(similarity, partner, reduction="sum") * world_size() / similarity.shape[1]
+
+
 def matching_loss(model: DualEncoder, images: ImageFeatures, texts: TextFeatures, image_of_caption: Tensor) -> Tensor:
     """Image-text matching with hard negatives, after ALBEF (Li et al. 2021, section 3.2).
 
