@@ -157,6 +157,24 @@ class Objectives(Section):
     matching: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Augmentation(Section):
+    """Random views of an image; the defaults are SimCLR's (Chen et al. 2020, appendix A).
+
+    A milder one for training images: crop_scale 0.6, flip 0.5, and 0 for the rest.
+    """
+
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Smallest share of its area that a random crop keeps; 1: no crop."""
+    flip: Share = 0.5
+    """Probability of the mirror image; captions that say left or right do not fit it."""
+    jitter: Share = 1.0
+    """Strength of the changes of brightness, contrast, saturation and hue, in random order; 0: none."""
+    grayscale: Share = 0.2
+    """Probability of a view without colours."""
+    blur: Share = 0.5
+    """Probability of a Gaussian blur."""
+
+
 class Train(Section):
     """The training loop."""
 

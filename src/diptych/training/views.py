@@ -1,0 +1,141 @@
+"""Random views of images: crops, mirrorings and colours, each drawn from seed, epoch, view and image alone.
+
+So a view is the same in one process or many, after a resumption, and whatever else has been drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from diptych.config import Augmentation
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Width over height of a crop: Chen et al. 2020, appendix A, as are the figures below."""
+CROP_ATTEMPTS = 10
+JITTER_PROBABILITY = 0.8
+BLUR_SIGMAS = (0.1, 2.0)
+BLUR_KERNEL = 0.1
+"""Side of the Gaussian kernel as a share of the image's."""
+
+ADJUSTMENTS: tuple[tuple[Callable[[Tensor, float], Tensor], float, float], ...] = (
+    (transforms.adjust_brightness, 1.0, 0.8),
+    (transforms.adjust_contrast, 1.0, 0.8),
+    (transforms.adjust_saturation, 1.0, 0.8),
+    (transforms.adjust_hue, 0.0, 0.2),
+)
+"""What colour jitter changes, the factor that changes nothing, and how far from it a jitter of strength 1 goes."""
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """What makes a view of an image of S×S pixels."""
+
+    crop: tuple[int, int, int, int]
+    """Top, left, height and width in pixels."""
+    mirrored: bool
+    factors: tuple[tuple[int, float], ...]
+    """Indices into ADJUSTMENTS in the order of their use, each with its factor; none: the colours stay."""
+    gray: bool
+    sigma: float | None
+    """Of the blur, in pixels; None: no blur."""
+
+
+class ImageViews:
+    """Makes views of images by `settings`; `seed` is the run's.
+
+    The draws are made on the CPU, so they are the same on every device; resizing and colours round differently there.
+    """
+
+    def __init__(self, settings: Augmentation, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+
+    def __call__(self, pixels: Tensor, image_ids: Sequence[int], epoch: int, view: int) -> Tensor:
+        """One view of each image.
+
+        Args:
+            pixels: (B, S, S, 3) uint8 RGB, on any device.
+            image_ids: as in the dataset (B).
+            epoch: 0, 1, …
+            view: which of an epoch's views of the image, 0, 1, …
+
+        Returns:
+            (B, S, S, 3) uint8 RGB on the same device.
+        """
+        views = [
+            make_view(image, self.draw(pixels.shape[1], image_id, epoch, view)).permute(1, 2, 0)
+            for image, image_id in zip(pixels.permute(0, 3, 1, 2), image_ids, strict=True)
+        ]
+        return torch.stack(views)
+
+    def draw(self, size: int, image_id: int, epoch: int, view: int) -> ViewDraw:
+        """What makes this view of an image of `size`×`size` pixels."""
+        # COCO does not say that ids are not negative; numpy wants it so.
+        key = (epoch, view, int(image_id) % 2**64)
+        return draw_view(self.settings, size, np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key)))
+
+
+def draw_view(settings: Augmentation, size: int, generator: np.random.Generator) -> ViewDraw:
+    """Draws a view of an image of `size`×`size` pixels.
+
+    Everything is drawn, needed or not, so that a changed setting changes its own effect alone.
+    """
+    crop = _draw_crop(settings.crop_scale, size, generator)
+    mirrored, jittered, gray, blurred = generator.random(4) < (
+        settings.flip,
+        JITTER_PROBABILITY if settings.jitter else 0.0,
+        settings.grayscale,
+        settings.blur,
+    )
+    order = generator.permutation(len(ADJUSTMENTS)).tolist()
+    shifts = generator.uniform(-settings.jitter, settings.jitter, len(ADJUSTMENTS)).tolist()
+    sigma = generator.uniform(*BLUR_SIGMAS)
+    return ViewDraw(
+        crop=crop,
+        mirrored=bool(mirrored),
+        factors=tuple((index, _factor(index, shifts[index])) for index in order) if jittered else (),
+        gray=bool(gray),
+        sigma=sigma if blurred else None,
+    )
+
+
+def make_view(image: Tensor, draw: ViewDraw) -> Tensor:
+    """The view of `image` (3, S, S) uint8 that `draw` describes, in the same shape."""
+    size = list(image.shape[-2:])
+    image = transforms.resized_crop(image, *draw.crop, size=size, antialias=True)
+    if draw.mirrored:
+        image = transforms.horizontal_flip(image)
+    for index, factor in draw.factors:
+        image = ADJUSTMENTS[index][0](image, factor)
+    if draw.gray:
+        image = transforms.rgb_to_grayscale(image, num_output_channels=3)
+    if draw.sigma is not None:
+        kernel = 2 * round(BLUR_KERNEL * size[0] / 2) + 1
+        image = transforms.gaussian_blur(image, [kernel, kernel], [draw.sigma, draw.sigma])
+    return image
+
+
+def _draw_crop(smallest: float, size: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """The first of several random boxes that fits into the image, or else the whole of it (Szegedy et al. 2015)."""
+    areas = generator.uniform(smallest, 1.0, CROP_ATTEMPTS) * size**2
+    ratios = np.exp(generator.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1]), CROP_ATTEMPTS))
+    place = generator.random(2)
+    for area, ratio in zip(areas.tolist(), ratios.tolist(), strict=True):
+        height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < height <= size and 0 < width <= size:
+            top, left = (int(share * (size - side + 1)) for share, side in zip(place, (height, width), strict=True))
+            return top, left, height, width
+    return 0, 0, size, size
+
+
+def _factor(index: int, shift: float) -> float:
+    """The factor of an adjustment for a `shift` in -1..1."""
+    _, neutral, reach = ADJUSTMENTS[index]
+    return neutral + reach * shift
