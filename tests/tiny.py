@@ -87,7 +87,7 @@ def write_prepared(folder: Path, train: int = 32, val: int = 8, test: int = 8, s
     np.save(folder / "tokens.npy", tokens)
     np.save(folder / "offsets.npy", offsets)
     vocabulary_size, pad = vocabulary_facts(folder / "tokenizer")
-    settings = {"format": FORMAT, "image_size": SIZE, "resize": "stretch", "max_tokens": 16}
+    settings = {"format": FORMAT, "image_size": SIZE, "resize": "stretch", "decoding": "d" * 64, "max_tokens": 16}
     settings |= {"vocabulary_size": vocabulary_size, "pad_token_id": pad}
     (folder / "settings.json").write_text(json.dumps(settings))
     return folder

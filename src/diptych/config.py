@@ -89,6 +89,8 @@ class Tower(Section):
     config: dict[str, Any] = {}
     """Fields of the transformers configuration of a tower from scratch."""
     pooling: Pooling = "mean"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the backbone's features that are left out, at random, where the projection learns from them."""
 
     @property
     def is_folder(self) -> bool:
@@ -155,6 +157,11 @@ class Objectives(Section):
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
     matching: Annotated[float, Field(ge=0)] = 1.0
+    simclr_image: Annotated[float, Field(ge=0)] = 0.0
+    """NT-Xent between an image and a random view of it, which `train.views` describes."""
+    simclr_text: Annotated[float, Field(ge=0)] = 0.0
+    """NT-Xent between a caption and itself under other dropout."""
+    simclr_temperature: Annotated[float, Field(gt=0)] = 0.1
 
 
 class Augmentation(Section):
@@ -196,7 +203,24 @@ class Train(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
     """Where the learnable temperature starts."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Of matrix products and convolutions; auto: bf16 where the device computes in it, else no."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile of the towers that learn; auto: on CUDA."""
+    chunk_size: Positive | None = None
+    """Images that the towers encode at once, while gradient caching gives the gradients of the whole batch; null: a
+    process's whole share, or what fits where the memory of a GPU runs out."""
+    keep_features: Literal["auto", "always", "never"] = "auto"
+    """Compute a frozen tower's features once and keep them across runs; auto: where the tower is frozen and its input
+    is not augmented."""
+    features_gib: Annotated[float, Field(gt=0)] = 50.0
+    """What .diptych/cache/features may hold."""
+    augmentation: Augmentation | None = None
+    """Of the training images; null: they are as prepared."""
+    views: Augmentation = Augmentation()
+    """For objectives.simclr_image."""
+    launch: list[Annotated[str, Field(min_length=1)]] = []
+    """Command that starts the processes of the training, such as [torchrun, --standalone, --nproc-per-node=8]."""
     patience: Positive | None = None
     """Epochs without a better val RSUM after which training stops; null: never."""
     checkpoint_every: Positive = 100
@@ -217,6 +241,28 @@ class Train(Section):
                     f"{tower}_factor 0 freezes a tower for good"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _features_can_be_kept(self) -> Train:
+        frozen = {
+            "image": self.image_tower_factor == 0 or self.image_tower_frozen_epochs > 0,
+            "text": self.text_tower_factor == 0 or self.text_tower_frozen_epochs > 0,
+        }
+        if self.keep_features == "always" and not any(frozen.values()):
+            raise ValueError(
+                "keep_features is always, but no tower is frozen: what learns has other features in each step"
+            )
+        if self.keep_features == "always" and frozen["image"] and self.images_vary:
+            raise ValueError(
+                "keep_features is always, but a frozen image tower sees other views in every epoch: leave out "
+                "augmentation and objectives.simclr_image, or set keep_features to auto"
+            )
+        return self
+
+    @property
+    def images_vary(self) -> bool:
+        """Whether the image tower sees anything but the images as prepared."""
+        return self.augmentation is not None or self.objectives.simclr_image > 0
 
 
 class Evaluate(Section):
@@ -261,6 +307,15 @@ class Params(Section):
             raise ValueError(
                 f"preprocess.max_tokens ({self.preprocess.max_tokens}) is more than the places that the text tower has "
                 f"(model.text_tower.config.max_position_embeddings: {places})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _text_views_differ(self) -> Params:
+        if self.train.objectives.simclr_text and not self.train.text_tower_factor and not self.model.text_tower.dropout:
+            raise ValueError(
+                "train.objectives.simclr_text compares a caption under two dropouts, but a frozen text tower drops "
+                "nothing out: set train.text_tower_factor above 0, or model.text_tower.dropout"
             )
         return self
 

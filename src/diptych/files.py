@@ -12,14 +12,15 @@ from typing import Any
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends without an exception.
 
     The block may create a file or a folder there. Leftovers of a killed process are removed first; on an exception
-    nothing of the new content stays.
+    nothing of the new content stays. A `shared` path may be written by several processes at once: the temporary name
+    then has the process's id as its last part but one, and leftovers are for the caller to remove.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     remove(temporary)
     try:
         yield temporary

@@ -101,6 +101,10 @@ def test_nt_xent_falls_as_the_two_views_draw_near() -> None:
     assert nt_xent_loss(first, nearer, 0.2) < nt_xent_loss(first, second, 0.2)
 
 
+def uniforms(images: int, seed: int) -> torch.Tensor:
+    return torch.rand(3, images, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 class Recorder:
     """A model whose fusion notes which pairs it is shown; grid and tokens hold the index of image and caption."""
 
@@ -124,9 +128,8 @@ def features(images: int, captions: int) -> tuple[ImageFeatures, TextFeatures]:
 
 def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
     for seed in range(50):
-        torch.manual_seed(seed)
         recorder = Recorder()
-        loss = matching_loss(recorder, *features(3, 6), OWNER)  # type: ignore[arg-type]
+        loss = matching_loss(recorder, *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
         right = [OWNER[caption] == image for image, caption in recorder.pairs]
         assert right == [True] * 3 + [False] * 6
         assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
@@ -137,12 +140,12 @@ def test_likely_confusions_are_drawn_most() -> None:
     pooled = normalize(torch.tensor([[1.0, 0, 0], [0.95, 0.3, 0], [0, 0, 1.0]]), dim=1)
     recorder, drawn = Recorder(20.0), 0
     for seed in range(40):
-        torch.manual_seed(seed)
-        matching_loss(recorder, images._replace(pooled=pooled), texts._replace(pooled=pooled), torch.arange(3))  # type: ignore[arg-type]
+        chosen = images._replace(pooled=pooled), texts._replace(pooled=pooled)
+        matching_loss(recorder, *chosen, torch.arange(3), uniforms(3, seed))  # type: ignore[arg-type]
         drawn += recorder.pairs[3] == (0, 1)
     assert drawn == 40
 
 
 def test_matching_of_a_single_image_is_zero() -> None:
     images, texts = features(1, 2)
-    assert matching_loss(make_model(), images, texts, torch.zeros(2, dtype=torch.long)).item() == 0
+    assert matching_loss(make_model(), images, texts, torch.zeros(2, dtype=torch.long), uniforms(1, 0)).item() == 0

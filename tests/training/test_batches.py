@@ -25,7 +25,7 @@ def plan(split: PreparedSplit, **changes: int) -> BatchPlan:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    fields = ("pixels", "token_ids", "mask", "image_of_caption")
+    fields = ("images", "texts", "mask", "image_of_caption")
     return one.image_ids == other.image_ids and all(torch.equal(getattr(one, f), getattr(other, f)) for f in fields)
 
 
@@ -36,7 +36,7 @@ def test_every_image_comes_once_an_epoch(split: PreparedSplit) -> None:
 
 def test_captions_belong_to_their_images_and_are_not_repeated(split: PreparedSplit) -> None:
     for batch in plan(split).epoch(0):
-        for caption, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
+        for caption, (ids, mask) in enumerate(zip(batch.texts, batch.mask, strict=True)):
             image = split.image_ids.tolist().index(batch.image_ids[batch.image_of_caption[caption]])
             first, last = split.caption_ranges[image : image + 2]
             own = [split.tokens(np.array([index]))[0][0].tolist() for index in range(first, last)]

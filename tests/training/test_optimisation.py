@@ -9,12 +9,13 @@ import torch
 from tiny import make_model, train_settings
 
 from diptych.training.optimisation import make_optimizer, make_schedule
+from diptych.training.step import TrainingStep
 
 
 def groups_of(**changes: object) -> dict[int, dict]:
     model = make_model()
     settings = train_settings(**changes)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(TrainingStep(model, settings.objectives, seed=0), settings)
     return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]} | {
         "model": model
     }

@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 
 def batch(images: int, captions: int) -> Batch:
-    return Batch(list(range(images)), *(torch.zeros(count) for count in (images, captions, captions, captions)))
+    tensors = (torch.zeros(count) for count in (images, captions, captions))
+    return Batch(0, 0, list(range(images)), *tensors, groups=(), image_of_caption=torch.zeros(captions))
 
 
 def slowly(batches: list[Batch]) -> Iterator[Batch]:

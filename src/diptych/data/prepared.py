@@ -93,6 +93,9 @@ class PreparedSplit:
         image_of_caption: int64 (M,), each caption's image as an index into this split; non-decreasing.
         caption_ranges: int64 (N + 1,); the captions of image i are caption_ranges[i]:caption_ranges[i + 1].
         token_lengths: int64 (M,), special tokens included.
+        shard_of_image: int64 (N,), which of the files of pixels holds each image.
+        image_hashes: SHA-256 of each image's file (N).
+        decoding: SHA-256 of how files became pixels.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class PreparedSplit:
         self._pad = int(settings["pad_token_id"])
         self._size = int(settings["image_size"])
         self._folder = folder
-        self._shard_of_image, self._shards = pd.factorize(images["shard"])
+        self.shard_of_image, self._shards = pd.factorize(images["shard"])
+        self.image_hashes: list[str] = images["sha256"].tolist()
+        self.decoding = str(settings["decoding"])
         self._rows = images["row"].to_numpy(np.int64)
         self._maps: dict[int, NDArray[np.uint8]] = {}
 
@@ -134,7 +139,7 @@ class PreparedSplit:
         """
         indices = np.asarray(indices)
         batch = np.empty((len(indices), self._size, self._size, 3), np.uint8)
-        shards, rows = self._shard_of_image[indices], self._rows[indices]
+        shards, rows = self.shard_of_image[indices], self._rows[indices]
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             batch[here] = self._map(int(shard), int(rows[here].max()))[rows[here]]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Literal, cast
 
 import torch
 
 from diptych.errors import DiptychError
+
+Precision = Literal["no", "bf16", "fp16"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -21,6 +24,14 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise DiptychError(f"params.yaml: device is {name}, which this machine does not have; set it to auto or cpu.")
     return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision that params.yaml names; ``auto`` takes bf16 where `device` computes in it."""
+    if name != "auto":
+        return cast(Precision, name)
+    native = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
+    return "bf16" if native.get(device.type, bool)() else "no"
 
 
 def set_threads(threads: int | None) -> int:

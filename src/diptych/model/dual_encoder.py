@@ -13,7 +13,7 @@ from diptych import config
 from diptych.errors import DiptychError
 from diptych.model.fusion import CrossAttentionFusion, Fused
 from diptych.model.pooling import POOLINGS
-from diptych.model.towers import ImageTower, TextTower, image_backbone, text_backbone
+from diptych.model.towers import Groups, ImageTower, TextTower, image_backbone, text_backbone
 
 MAX_LOGIT_SCALE = 100.0
 """CLIP's bound: Radford et al. 2021, section 2.5."""
@@ -60,16 +60,19 @@ class DualEncoder(nn.Module):
         """What cosines are multiplied by (1 / temperature), a scalar of at most 100."""
         return self.log_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
 
-    def encode_images(self, pixels: Tensor) -> ImageFeatures:
-        """`pixels` (B, S, S, 3) uint8 RGB."""
-        grid = self.image_tower(pixels)
+    def encode_images(self, images: Tensor) -> ImageFeatures:
+        """`images` (B, S, S, 3) uint8 RGB, or what the image tower's backbone made of them (B, N, C)."""
+        grid = self.image_tower(images)
         everywhere = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device)
         pooled = self.image_head(self.image_pooling(grid, everywhere))
         return ImageFeatures(grid, normalize(pooled.float(), dim=-1))
 
-    def encode_texts(self, token_ids: Tensor, mask: Tensor) -> TextFeatures:
-        """`token_ids` (B, T) int64 and `mask` (B, T) bool, True where there is a token."""
-        tokens = self.text_tower(token_ids, mask)
+    def encode_texts(self, texts: Tensor, mask: Tensor, groups: Groups | None = None) -> TextFeatures:
+        """`texts` (B, T) int64 token ids, or what the text tower's backbone made of them (B, T, L, C).
+
+        `mask` (B, T) bool is True where there is a token; `groups` spare padding, as `TextTower.features` says.
+        """
+        tokens = self.text_tower(texts, mask, groups)
         pooled = self.text_head(self.text_pooling(tokens, mask))
         return TextFeatures(tokens, mask, normalize(pooled.float(), dim=-1))
 
@@ -85,10 +88,11 @@ def build_model(model: config.Model, image_size: int, vocabulary_size: int, temp
         DiptychError: a tower's weights are not on this machine, or its configuration is impossible.
     """
     backbone, mean, std = image_backbone(model.image_tower)
-    image_tower = ImageTower(backbone, model.dim, image_size, mean, std)
+    image_tower = ImageTower(backbone, model.dim, image_size, mean, std, model.image_tower.dropout)
     if model.image_tower.pooling == "cls" and not image_tower.has_class_token:
         raise DiptychError(
             f"params.yaml: model.image_tower.pooling is cls, but {type(backbone).__name__} has no class token."
         )
-    text_tower = TextTower(text_backbone(model.text_tower, vocabulary_size), model.dim, model.text_tower.layers)
+    text = model.text_tower
+    text_tower = TextTower(text_backbone(text, vocabulary_size), model.dim, text.layers, text.dropout)
     return DualEncoder(image_tower, text_tower, model, temperature)

@@ -19,6 +19,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def wait_for_all() -> None:
+    """Returns when every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """`rows` (n, ...) of every process one below the other, in the order of ranks; n may differ between processes."""
     if world_size() == 1:

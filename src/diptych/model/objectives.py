@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import gather_rows, rank, row_counts, world_size
@@ -36,8 +36,10 @@ def contrastive_loss(image: Tensor, text: Tensor, image_of_caption: Tensor, logi
     all_owners = gather_rows(owner)
     place = torch.arange(len(text), device=text.device) + first_caption
 
-    text_to_image = logit_scale * text @ all_images.T
-    image_to_text = logit_scale * (image @ all_texts.T)[image_of_caption]
+    # In half precision cosines near one, times a large scale, would be told apart no more.
+    with torch.autocast(image.device.type, enabled=False):
+        text_to_image = logit_scale * text @ all_images.T
+        image_to_text = logit_scale * (image @ all_texts.T)[image_of_caption]
     siblings = all_owners == owner.unsqueeze(1)
     siblings[torch.arange(len(place)), place] = False
     image_to_text = image_to_text.masked_fill(siblings, float("-inf"))
@@ -76,29 +78,68 @@ def nt_xent_loss(first: Tensor, second: Tensor, temperature: float, owner: Tenso
     return cross_entropy(similarity, partner, reduction="sum") * world_size() / similarity.shape[1]
 
 
-def matching_loss(model: DualEncoder, images: ImageFeatures, texts: TextFeatures, image_of_caption: Tensor) -> Tensor:
-    """Image-text matching with hard negatives, after ALBEF (Li et al. 2021, section 3.2).
+def matching_loss(
+    model: DualEncoder, images: ImageFeatures, texts: TextFeatures, image_of_caption: Tensor, uniforms: Tensor
+) -> Tensor:
+    """Image-text matching with hard negatives, after ALBEF (Li et al. 2021, section 3.2), over all processes' batches.
 
     One caption an image, drawn at random, makes the positive pairs. Each of their images meets a caption of another
     image, and each of their captions another image, both drawn with the softmax of the contrastive similarities as
-    probabilities, so that likely confusions are met most often. Two thirds of the pairs are thus negatives.
+    probabilities, so that likely confusions are met most often. Two thirds of the pairs are thus negatives. Every
+    process draws the same pairs for all images, and judges its share of them.
+
+    Args:
+        uniforms: (3, B over all processes) float64 in [0, 1), what is drawn by: the same on every process.
 
     Returns:
-        The mean binary cross-entropy of the match logits, a scalar; zero if the batch has one image only.
+        A scalar whose mean over the processes is the mean binary cross-entropy of the match logits of all pairs; zero
+        if there is one image only.
     """
-    count = len(images.grid)
+    grid, image, tokens, mask, text, owner = _from_all_processes(images, texts, image_of_caption)
+    count = len(grid)
     if count < 2:
         return images.grid.sum() * 0
     with torch.no_grad():
-        logits = model.logit_scale * images.pooled @ texts.pooled.T
-        own = image_of_caption == torch.arange(count, device=logits.device).unsqueeze(1)
-        positive = own.float().multinomial(1).squeeze(1)
-        negative_text = logits.masked_fill(own, float("-inf")).softmax(dim=1).multinomial(1).squeeze(1)
+        logits = (model.logit_scale * image @ text.T).double()
+        own = owner == torch.arange(count, device=owner.device).unsqueeze(1)
+        positive = _draw(own.double(), uniforms[0])
+        negative_text = _draw(logits.masked_fill(own, float("-inf")).softmax(dim=1), uniforms[1])
         captions_images = logits.T[positive].masked_fill(own.T[positive], float("-inf"))
-        negative_image = captions_images.softmax(dim=1).multinomial(1).squeeze(1)
-    every = torch.arange(count, device=logits.device)
+        negative_image = _draw(captions_images.softmax(dim=1), uniforms[2])
+    every = torch.arange(count, device=owner.device)
     image_index = torch.cat([every, every, negative_image])
     text_index = torch.cat([positive, negative_text, positive])
-    score = model.fuse(images.grid[image_index], texts.tokens[text_index], texts.mask[text_index]).score
-    target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(score.device)
-    return binary_cross_entropy_with_logits(score, target)
+    target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(owner.device)
+    share = torch.arange(rank(), len(target), world_size(), device=owner.device)
+    pair_images, pair_texts = image_index[share], text_index[share]
+    score = model.fuse(grid[pair_images], tokens[pair_texts], mask[pair_texts]).score
+    total = binary_cross_entropy_with_logits(score, target[share], reduction="sum")
+    return total * world_size() / len(target)
+
+
+def _from_all_processes(
+    images: ImageFeatures, texts: TextFeatures, image_of_caption: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Grid, pooled images, tokens, mask, pooled texts and owners of all processes, tokens padded to the longest."""
+    device = image_of_caption.device
+    missing = max(row_counts(texts.mask.shape[1], device)) - texts.mask.shape[1]
+    owner = image_of_caption + sum(row_counts(len(images.grid), device)[: rank()])
+    return (
+        gather_rows(images.grid),
+        gather_rows(images.pooled.detach()),
+        gather_rows(pad(texts.tokens, (0, 0, 0, missing))),
+        gather_rows(pad(texts.mask, (0, missing)).byte()).bool(),
+        gather_rows(texts.pooled.detach()),
+        gather_rows(owner),
+    )
+
+
+def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """An index for each row of `weights` (R, n) float64, with these probabilities, by `uniforms` (R,); int64 (R,).
+
+    By the inverse of the distribution function and not by `multinomial`, whose draws differ between devices. Weights
+    that are not numbers give index 0: the loss of such features says so itself.
+    """
+    cumulative = weights.cumsum(dim=1)
+    below = cumulative <= cumulative[:, -1:] * uniforms.to(weights).unsqueeze(1)
+    return below.sum(dim=1).clamp(max=weights.shape[1] - 1)

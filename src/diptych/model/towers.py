@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from diptych import config
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
+
+Groups = Sequence[tuple[int, int]]
+"""Of captions in the order of their lengths: the row at which each group ends, and its longest caption's tokens."""
 
 
 class Tower(nn.Module):
@@ -41,6 +46,14 @@ class Tower(nn.Module):
         self._statistics_frozen = statistics_frozen
         self.train(self.training)
 
+    def backbone_sha256(self) -> str:
+        """Of the backbone's weights and configuration, and of whatever else its features depend on."""
+        digest = hashlib.sha256(json.dumps(self.backbone.config.to_diff_dict(), sort_keys=True, default=str).encode())
+        for name, tensor in [*self.backbone.state_dict().items(), *self.named_buffers(recurse=False)]:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def train(self, mode: bool = True) -> Self:
         """As ever, but what is frozen stays in evaluation mode."""
         super().train(mode)
@@ -61,13 +74,20 @@ class ImageTower(Tower):
         dim: of the projection.
         image_size: pixels of both sides of its input.
         mean, std: of its input in RGB, with values from 0 to 1.
+        dropout: of the backbone's features while the projection learns from them.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(
-        self, backbone: PreTrainedModel, dim: int, image_size: int, mean: list[float], std: list[float]
+        self,
+        backbone: PreTrainedModel,
+        dim: int,
+        image_size: int,
+        mean: list[float],
+        std: list[float],
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -78,13 +98,19 @@ class ImageTower(Tower):
         features, self._idle = _features(backbone, image_size)
         self.grid_size = features.shape[1]
         self.has_class_token = math.isqrt(self.grid_size) ** 2 != self.grid_size
+        self.feature_shape = tuple(features.shape[1:])
+        self.dropout = nn.Dropout(dropout)
         self.projection = nn.Sequential(nn.Linear(features.shape[2], dim), nn.LayerNorm(dim))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """`pixels` (B, S, S, 3) uint8 RGB to grid tokens (B, N, d), a class token first if there is one."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """`pixels` (B, S, S, 3) uint8 RGB to the backbone's tokens (B, N, C), a class token first if there is one."""
         normalized = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        output = self.backbone(normalized.contiguous(memory_format=torch.channels_last)).last_hidden_state
-        return self.projection(_as_tokens(output))
+        return _as_tokens(self.backbone(normalized.contiguous(memory_format=torch.channels_last)).last_hidden_state)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels (B, S, S, 3) uint8, or what `features` made of them, to grid tokens (B, N, d)."""
+        features = images if images.is_floating_point() else self.features(images)
+        return self.projection(self.dropout(features.float()))
 
 
 class TextTower(Tower):
@@ -93,7 +119,7 @@ class TextTower(Tower):
     The mix is that of Peters et al., "Deep contextualized word representations", NAACL 2018, equation 1.
     """
 
-    def __init__(self, backbone: PreTrainedModel, dim: int, layers: int) -> None:
+    def __init__(self, backbone: PreTrainedModel, dim: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
         if layers > backbone.config.num_hidden_layers:
             raise DiptychError(
@@ -102,14 +128,31 @@ class TextTower(Tower):
             )
         self.backbone = backbone
         self.mix = nn.Parameter(torch.zeros(layers))
+        self.feature_shape = (layers, backbone.config.hidden_size)
+        self.dropout = nn.Dropout(dropout)
         self.projection = nn.Sequential(nn.Linear(backbone.config.hidden_size, dim), nn.LayerNorm(dim))
 
-    def forward(self, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """`token_ids` (B, T) int64 and `mask` (B, T) bool, True where there is a token, to token states (B, T, d)."""
-        output = self.backbone(token_ids, attention_mask=mask.long(), output_hidden_states=True)
-        states = torch.stack(output.hidden_states[-len(self.mix) :])
-        mixed = (self.mix.softmax(dim=0).view(-1, 1, 1, 1) * states).sum(dim=0)
-        return self.projection(mixed)
+    def features(self, token_ids: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
+        """`token_ids` (B, T) int64 and `mask` (B, T) bool, True where there is a token, to the token states of the last
+        layers (B, T, L, C).
+
+        `groups` says how far down (rows) the captions have at most how many tokens: each group is computed by itself,
+        without the padding that only longer captions need; beyond it states are zero.
+        """
+        states, first = [], 0
+        for end, length in groups or ((len(token_ids), token_ids.shape[1]),):
+            rows = (slice(first, end), slice(length))
+            output = self.backbone(token_ids[rows], attention_mask=mask[rows].long(), output_hidden_states=True)
+            group = torch.stack(output.hidden_states[-len(self.mix) :], dim=2)
+            states.append(pad(group, (0, 0, 0, 0, 0, token_ids.shape[1] - length)))
+            first = end
+        return states[0] if len(states) == 1 else torch.cat(states)
+
+    def forward(self, texts: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
+        """Token ids (B, T) int64, or what `features` made of them, to token states (B, T, d)."""
+        states = texts if texts.is_floating_point() else self.features(texts, mask, groups)
+        mixed = torch.einsum("btlc,l->btc", states.float(), self.mix.softmax(dim=0))
+        return self.projection(self.dropout(mixed))
 
 
 def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
+from diptych.model.device import Precision
 from diptych.model.dual_encoder import DualEncoder
 from diptych.progress import progress
 
-Precision = Literal["no", "bf16", "fp16"]
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,6 +73,7 @@ def embed_split(
     model: DualEncoder,
     split: PreparedSplit,
     *,
+    inputs: Inputs | None = None,
     batch_size: int,
     device: torch.device,
     precision: Precision = "no",
@@ -79,12 +81,14 @@ def embed_split(
 ) -> Embedded:
     """Runs both towers over a split, captions in the order of their lengths so that little padding is computed.
 
-    The model is on `device`; it works in evaluation mode and is left in the mode in which it came.
+    `inputs`, if given, are the split's with features of frozen towers. The model is on `device`; it works in evaluation
+    mode and is left in the mode in which it came.
     """
+    inputs = inputs or Inputs(split)
     bar = progress(None, description, unit="item", total=len(split) + len(split.captions))
     with bar, inference(model, device, precision):
-        image, grid = _embed_images(model, split, batch_size, device, bar)
-        text, tokens, offsets = _embed_texts(model, split, batch_size, device, bar)
+        image, grid = _embed_images(model, inputs, batch_size, device, bar)
+        text, tokens, offsets = _embed_texts(model, inputs, batch_size, device, bar)
     return Embedded(image, text, grid, tokens, offsets, split.image_of_caption)
 
 
@@ -102,12 +106,12 @@ def inference(model: torch.nn.Module, device: torch.device, precision: Precision
 
 
 def _embed_images(
-    model: DualEncoder, split: PreparedSplit, batch_size: int, device: torch.device, bar: Any
+    model: DualEncoder, inputs: Inputs, batch_size: int, device: torch.device, bar: Any
 ) -> tuple[Tensor, Tensor]:
     pooled, grids = [], []
-    for start in range(0, len(split), batch_size):
-        indices = np.arange(start, min(start + batch_size, len(split)))
-        features = model.encode_images(torch.from_numpy(split.pixels(indices)).to(device))
+    for start in range(0, len(inputs.split), batch_size):
+        indices = np.arange(start, min(start + batch_size, len(inputs.split)))
+        features = model.encode_images(inputs.images(indices).to(device))
         pooled.append(features.pooled.float().cpu())
         grids.append(features.grid.float().cpu())
         bar.update(len(indices))
@@ -115,16 +119,17 @@ def _embed_images(
 
 
 def _embed_texts(
-    model: DualEncoder, split: PreparedSplit, batch_size: int, device: torch.device, bar: Any
+    model: DualEncoder, inputs: Inputs, batch_size: int, device: torch.device, bar: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    split = inputs.split
     lengths = torch.from_numpy(split.token_lengths)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     order = np.argsort(split.token_lengths, kind="stable")
     pooled, states = [], []
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        token_ids, mask = (torch.from_numpy(array).to(device) for array in split.tokens(indices))
-        features = model.encode_texts(token_ids, mask)
+        texts, mask = (tensor.to(device) for tensor in inputs.texts(indices))
+        features = model.encode_texts(texts, mask)
         pooled.append(features.pooled.float().cpu())
         states.append(features.tokens[mask].float().cpu())
         bar.update(len(indices))

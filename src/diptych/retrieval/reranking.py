@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from diptych.errors import DiptychError
+from diptych.model.device import Precision
 from diptych.model.dual_encoder import DualEncoder
 from diptych.progress import progress
-from diptych.retrieval.embedding import Embedded, Precision, inference
+from diptych.retrieval.embedding import Embedded, inference
 from diptych.retrieval.metrics import BLOCK_SCORES, TIE, metrics_from_ranks, ranks_from_embeddings
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

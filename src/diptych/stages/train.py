@@ -13,15 +13,17 @@ import torch
 
 import diptych
 from diptych.config import Params
-from diptych.data.prepared import Prepared, PreparedSplit
+from diptych.data.inputs import Inputs
+from diptych.data.prepared import Prepared
 from diptych.files import atomic_path
-from diptych.model.device import choose_device, set_threads
+from diptych.model.device import Precision, choose_device, choose_precision, set_threads
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import save_model, weights_sha256
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import choose_weight, match_logits
 from diptych.training.checkpoints import Checkpoints
+from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
 from diptych.workspace import Workspace
 
@@ -37,6 +39,7 @@ def run(workspace: Workspace, params: Params) -> None:
     started = time.perf_counter()
     threads = set_threads(params.threads)
     device = choose_device(params.device)
+    precision = choose_precision(params.train.precision, device)
     # Some GPU kernels have no deterministic form; on the CPU all that is used here have one.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
@@ -49,7 +52,9 @@ def run(workspace: Workspace, params: Params) -> None:
         prepared.settings["vocabulary_size"],
         params.train.temperature,
     )
-    checkpoints = Checkpoints(workspace.local / "checkpoints", _identity(workspace, params, threads))
+    towers = [tower.backbone_sha256() for tower in (model.image_tower, model.text_tower)]
+    identity = {**_identity(workspace, params, threads), "precision": precision, "towers": towers}
+    checkpoints = Checkpoints(workspace.local / "checkpoints", identity)
     with TrackedRun(workspace, params) as tracked:
         tracked.log_params(params.model_dump(by_alias=True))
         trainer = Trainer(
@@ -62,9 +67,15 @@ def run(workspace: Workspace, params: Params) -> None:
             checkpoints=checkpoints,
             report=tracked.log_metrics,
             device=device,
+            features=FeatureCache(
+                workspace.local / "cache" / "features",
+                limit_gib=params.train.features_gib,
+                device=device,
+                precision=precision,
+            ),
         )
         position = trainer.run()
-        weight = _choose_weight(model, val, params, trainer.device)
+        weight = _choose_weight(model, trainer.val_inputs, params, trainer.device, precision)
         _write_history(workspace.reports / "training.csv", position.history)
         save_model(
             workspace.model,
@@ -90,14 +101,16 @@ def run(workspace: Workspace, params: Params) -> None:
     )
 
 
-def _choose_weight(model: DualEncoder, val: PreparedSplit, params: Params, device: torch.device) -> float:
+def _choose_weight(
+    model: DualEncoder, inputs: Inputs, params: Params, device: torch.device, precision: Precision
+) -> float:
     """How much the match score counts beside the towers, chosen on val; nothing if it was not trained."""
     if not params.train.objectives.matching:
         return 0.0
-    precision = params.train.precision
     embedded = embed_split(
         model,
-        val,
+        inputs.split,
+        inputs=inputs,
         batch_size=params.evaluate.batch_size,
         device=device,
         precision=precision,

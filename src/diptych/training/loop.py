@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,18 +14,26 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diptych.config import Train
+from diptych.data.inputs import Inputs, KeptImages, KeptTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
+from diptych.model.device import choose_precision
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.gathering import gather_rows, rank, world_size
+from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.metrics import retrieval_metrics
-from diptych.training.batches import Batch, BatchPlan
+from diptych.training.batches import Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
-from diptych.training.optimisation import freeze, make_optimizer, make_schedule
+from diptych.training.features import FeatureCache
+from diptych.training.flops import count_flops, matrix_product_rate
+from diptych.training.gradients import average_gradients, backward_in_chunks
+from diptych.training.optimisation import freeze, frozen_towers, make_optimizer, make_schedule
+from diptych.training.random_state import random_state, replayed, set_random_state
 from diptych.training.step import Losses, TrainingStep
 from diptych.training.throughput import Throughput
+from diptych.training.views import ImageViews
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +42,9 @@ Report = Callable[[dict[str, float], int], None]
 
 REPORT_EVERY = 10
 """Steps between two reports of the losses; the first step of an epoch is reported too."""
+
+COUNTED_IMAGES = 8
+"""So many images of a step have their floating-point operations counted; the rest takes as many each."""
 
 
 @dataclass
@@ -55,10 +68,14 @@ class Trainer:
         model: changed in place; holds the best weights after `run`.
         train, val: never the same images.
         settings: params.yaml's `train`.
-        seed: of batches, dropout and negatives.
+        seed: of batches, dropout, views and negatives.
         evaluation_batch: how many images or captions are embedded at once on val.
         checkpoints: where to stand by; what it holds already is taken up.
+        features: where features of frozen towers are kept; None: they are computed anew each time.
         report: is told losses, rates, throughput and recalls; only the first process calls it.
+
+    Raises:
+        DiptychError: the train split is too small for a batch, or a batch for the processes.
     """
 
     def __init__(
@@ -73,8 +90,11 @@ class Trainer:
         checkpoints: Checkpoints,
         report: Report,
         device: torch.device,
+        features: FeatureCache | None = None,
     ) -> None:
-        self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu")
+        self.precision = choose_precision(settings.precision, device)
+        self.accelerator = Accelerator(mixed_precision=self.precision, cpu=device.type == "cpu")
+        _check_sizes(len(train), settings.batch_size)
         self.plan = BatchPlan(
             train,
             batch_size=settings.batch_size,
@@ -83,41 +103,52 @@ class Trainer:
             rank=rank(),
             world_size=world_size(),
         )
-        if self.plan.steps == 0:
-            raise DiptychError(
-                f"the train split has {len(train)} image(s), too few for {world_size()} process(es) of two images "
-                "each; import more images, or name another split in data.splits.train."
-            )
-        optimizer = make_optimizer(model, settings)
-        self.schedule = make_schedule(optimizer, self.plan.steps * settings.epochs, settings.warmup)
-        step = TrainingStep(model, settings.objectives)
-        self.step, self.optimizer = self.accelerator.prepare(step, optimizer)
-        self.model = model
-        self.val = val
+        self.model = model.to(self.device)
+        synchronize_batch_norms(model)
+        self.step = TrainingStep(model, settings.objectives, seed).to(self.device)
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.step, settings))
+        self.schedule = make_schedule(self.optimizer, self.plan.steps * settings.epochs, settings.warmup)
+        if settings.compile == "always" or (settings.compile == "auto" and self.device.type == "cuda"):
+            for tower in (model.image_tower, model.text_tower):
+                tower.backbone.compile(dynamic=tower is model.text_tower)
+        self.train, self.val = train, val
         self.settings = settings
         self.evaluation_batch = evaluation_batch
         self.checkpoints = checkpoints
+        self.features = features
         self.report = report if self.accelerator.is_main_process else _silent
         self.position = Position()
-        self.sums = torch.zeros(3, dtype=torch.float64)
+        self.sums = self._no_sums()
         self.seed = seed
+        self.chunk_size = settings.chunk_size
+        self._kept_images: list[KeptImages] | None = None
+        self._kept_texts: list[KeptTexts] | None = None
+        self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
+        self._second_views = ImageViews(settings.views, seed) if settings.objectives.simclr_image else None
+        self._unchecked: tuple[Batch, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.accelerator.device
 
+    @property
+    def val_inputs(self) -> Inputs:
+        """Of the val split, with the features of the towers that never learn."""
+        return self._inputs(1, self.settings.epochs - 1)
+
     def run(self) -> Position:
         """Trains to the end, or until `patience` runs out; the model holds the best weights afterwards.
 
         Raises:
-            DiptychError: a loss is NaN or infinite; the message names step and images.
+            DiptychError: a loss is NaN or infinite; the message names step and images. Or memory does not suffice.
         """
-        # Each process drops out and draws negatives of its own.
+        # Each process drops out by itself.
         torch.manual_seed(self.seed + rank())
         self._resume()
         total = self.plan.steps * self.settings.epochs
         done = self.plan.steps * self.position.epoch + self.position.step
+        self._keep_features()
         with progress(
             None, "train", unit="steps", total=total, initial=done, disable=not self.accelerator.is_main_process
         ) as bar:
@@ -128,45 +159,133 @@ class Trainer:
         self.model.load_state_dict(self.checkpoints.load_best())
         return self.position
 
-    def _freeze(self) -> None:
-        """Freezes and releases the towers as the epoch demands."""
-        before = [parameter.requires_grad for parameter in self.model.parameters()]
-        freeze(self.model, self.settings, self.position.epoch)
-        if before != [parameter.requires_grad for parameter in self.model.parameters()]:
-            # Several processes wait for the gradients that were wanted when the step was prepared.
-            self.step = self.accelerator.prepare(self.accelerator.unwrap_model(self.step, keep_fp32_wrapper=False))
+    def _keep_features(self) -> None:
+        """Of the towers that are frozen in the present epoch; they have been so from the first one on."""
+        frozen = frozen_towers(self.settings, self.position.epoch)
+        if self.features is None or self.settings.keep_features == "never":
+            return
+        if frozen.image and not self.settings.images_vary:
+            self._kept_images = self.features.images(self.model.image_tower, (self.train, self.val))
+        if frozen.text:
+            self._kept_texts = self.features.texts(self.model.text_tower, (self.train, self.val))
+
+    def _inputs(self, split: int, epoch: int) -> Inputs:
+        """What the towers are given of train (0) or val (1) in an epoch."""
+        frozen = frozen_towers(self.settings, epoch)
+        return Inputs(
+            (self.train, self.val)[split],
+            self._kept_images[split] if self._kept_images and frozen.image else None,
+            self._kept_texts[split] if self._kept_texts and frozen.text else None,
+        )
 
     def _train_epoch(self, bar: Any) -> None:
-        self._freeze()
+        epoch = self.position.epoch
+        freeze(self.step, self.settings, epoch)
         self.step.train()
         throughput = Throughput()
-        for batch in throughput.watch(self.plan.epoch(self.position.epoch, self.position.step)):
-            losses = self._train_step(batch.to(self.device))
+        flops_per_image = 0.0
+        batches = self.plan.epoch(epoch, self.position.step, self._inputs(0, epoch))
+        for loaded in throughput.watch(prefetched(batches, self.device)):
+            batch = self._with_views(loaded.to(self.device))
+            if not flops_per_image:
+                flops_per_image = self._count_flops(batch, throughput)
+            losses = self._train_step(batch)
             self.position.step += 1
-            self.sums += torch.stack([loss.detach().double() for loss in losses]).cpu()
+            self.sums += torch.stack([loss.detach() for loss in losses])
             bar.update()
             if self._steps() % REPORT_EVERY == 0 or self.position.step == 1:
                 self._report_step(losses)
             if self.position.step % self.settings.checkpoint_every == 0 and self.position.step < self.plan.steps:
                 self._save()
-        speed = throughput.figures(world_size(), self.device)
+        self._check_loss()
+        speed = throughput.figures(world_size(), self.device, flops_per_image)
+        rate = matrix_product_rate(self.device, self.precision)
+        speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
         bar.set_postfix_str(_speed(speed))
         self.report(speed, self._steps())
 
-    def _train_step(self, batch: Batch) -> Losses:
+    def _with_views(self, batch: Batch) -> Batch:
+        """The batch with its images augmented and their second views made, as the settings say."""
+        images, place = batch.images, (batch.image_ids, batch.epoch)
+        return replace(
+            batch,
+            images=self._views(images, *place, view=0) if self._views else images,
+            views=self._second_views(images, *place, view=1) if self._second_views else None,
+        )
+
+    def _count_flops(self, batch: Batch, throughput: Throughput) -> float:
+        """Floating-point operations of a step an image, counted on a copy that nothing else sees."""
+        started = time.perf_counter()
+        step, few = copy.deepcopy(self.step), batch.first_images(COUNTED_IMAGES)
+        with replayed(random_state(self.device), self.device):
+            flops = count_flops(lambda: self._autocast(step, few).total.backward())
+        throughput.pause(time.perf_counter() - started)
+        return flops / len(few.images)
+
+    def _autocast(self, step: TrainingStep, batch: Batch) -> Losses:
         with self.accelerator.autocast():
-            losses: Losses = self.step(batch)
-        if not torch.isfinite(losses.total):
-            raise DiptychError(
-                f"the loss is {losses.total.item()} in epoch {self.position.epoch + 1}, step {self.position.step + 1}, "
-                f"with images {batch.image_ids}. Look at these, lower train.learning_rate or raise train.warmup."
-            )
-        self.accelerator.backward(losses.total)
+            return step(batch)
+
+    def _train_step(self, batch: Batch) -> Losses:
+        losses = self._backward(batch)
+        average_gradients(self.step.parameters())
         self.accelerator.clip_grad_norm_(self.step.parameters(), self.settings.clip_norm)
+        self._check_loss()
+        self._unchecked = batch, losses.total
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
         return losses
+
+    def _backward(self, batch: Batch) -> Losses:
+        """Losses and gradients of the batch, in ever smaller chunks while the memory of a GPU does not suffice."""
+        before = random_state(self.device)
+        while True:
+            try:
+                return self._backward_at_once(batch)
+            except torch.OutOfMemoryError as error:
+                reason = error
+            self._shrink_chunks(len(batch.images), reason)
+            self.optimizer.zero_grad()
+            set_random_state(before, self.device)
+
+    def _backward_at_once(self, batch: Batch) -> Losses:
+        if self.chunk_size is not None and self.chunk_size < len(batch.images):
+            return backward_in_chunks(
+                self.step,
+                batch,
+                self.chunk_size,
+                autocast=self.accelerator.autocast,
+                backward=self.accelerator.backward,
+            )
+        losses = self._autocast(self.step, batch)
+        self.accelerator.backward(losses.total)
+        return losses
+
+    def _shrink_chunks(self, images: int, reason: Exception) -> None:
+        now = min(self.chunk_size or images, images)
+        # The other processes may be waiting for this one already.
+        if now == 1 or world_size() > 1:
+            raise DiptychError(
+                f"the GPU's memory does not suffice for {now} image(s) at once ({reason}). "
+                "Set train.chunk_size to less, or lower train.batch_size."
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.chunk_size = -(-now // 2)
+        log.warning("Memory does not suffice for %d images at once: going on with %d.", now, self.chunk_size)
+
+    def _check_loss(self) -> None:
+        """Of the step before: to read the present one's would keep a GPU waiting."""
+        if self._unchecked is None:
+            return
+        batch, loss = self._unchecked
+        self._unchecked = None
+        if not torch.isfinite(loss):
+            raise DiptychError(
+                f"the loss is {loss.item()} in epoch {batch.epoch + 1}, step {batch.step + 1}, "
+                f"with images {batch.image_ids}. Look at these, lower train.learning_rate or raise train.warmup."
+            )
 
     def _finish_epoch(self) -> None:
         """Validates, keeps the weights if they are the best, and stands ready for the next epoch."""
@@ -179,7 +298,7 @@ class Trainer:
             position.best_epoch = position.epoch
             if self.accelerator.is_main_process:
                 self.checkpoints.save_best(self.model.state_dict())
-        self.sums.zero_()
+        self.sums = self._no_sums()
         self._save()
         self.report(metrics, self._steps())
         log.info("epoch %d of %d: %s", position.epoch, self.settings.epochs, _line(position.history[-1]))
@@ -187,25 +306,33 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Recalls of the towers on val; computed once, so that all processes select the same weights."""
         names = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-        figures = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.device)
+        figures = torch.zeros(len(names) + 1, dtype=torch.float64)
         if self.accelerator.is_main_process:
             embedded = embed_split(
                 self.model,
                 self.val,
+                inputs=self._inputs(1, self.position.epoch),
                 batch_size=self.evaluation_batch,
                 device=self.device,
-                precision=self.settings.precision,
+                precision=self.precision,
                 description="validate",
             )
             metrics = retrieval_metrics(embedded.image, embedded.text, self.val.image_of_caption)
             values = [metrics["rsum"], *(metrics[name[:3]][name[4:]] for name in names)]
             figures.copy_(torch.tensor(values))
-        if world_size() > 1:
-            torch.distributed.broadcast(figures, src=0)
+        # The first process's own; the others' are zero.
+        figures = gather_rows(figures.unsqueeze(0).to(self.device))[0]
         return dict(zip(["val_rsum", *(f"val_{name}" for name in names)], figures.tolist(), strict=True))
 
+    def _no_sums(self) -> Tensor:
+        """Of the losses of an epoch, on the device: to read them each step would keep a GPU waiting."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros(len(Losses._fields), dtype=dtype, device=self.device)
+
     def _means(self) -> dict[str, float]:
-        return {**_named(Losses(*(self.sums / self.plan.steps))), **self._rates()}
+        """Over the epoch's steps and all processes."""
+        means = gather_rows(self.sums.unsqueeze(0)).mean(dim=0) / self.plan.steps
+        return {**_named(Losses(*means)), **self._rates()}
 
     def _rates(self) -> dict[str, float]:
         scale = self.model.logit_scale.item()
@@ -221,18 +348,21 @@ class Trainer:
         return self.position.epoch * self.plan.steps + self.position.step
 
     def _report_step(self, losses: Losses) -> None:
+        self._check_loss()
         self.report({**_named(losses), **self._rates()}, self._steps())
 
     def _save(self) -> None:
         """Every process's random state goes into the one checkpoint, which the first process writes."""
-        random = gather_rows(self._random_state().unsqueeze(0).to(self.device)).cpu()
+        self._check_loss()
+        random = gather_rows(random_state(self.device).unsqueeze(0).to(self.device)).cpu()
+        sums = gather_rows(self.sums.unsqueeze(0)).cpu()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             self.checkpoints.save(
                 {
                     "position": asdict(self.position),
-                    "sums": self.sums,
-                    "model": self.model.state_dict(),
+                    "sums": sums,
+                    "step": self.step.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "schedule": self.schedule.state_dict(),
                     "scaler": scaler.state_dict() if scaler else {},
@@ -246,36 +376,37 @@ class Trainer:
         if state is None:
             return
         self.position = Position(**state["position"])
-        self.sums = state["sums"]
-        self.model.load_state_dict(state["model"])
+        self.sums = state["sums"][rank()].to(self.device)
+        self.step.load_state_dict(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._set_random_state(state["random"][rank()])
+        set_random_state(state["random"][rank()], self.device)
         log.info("resumed in epoch %d after step %d", self.position.epoch + 1, self.position.step)
 
-    def _random_state(self) -> Tensor:
-        """The CPU generator's state with the GPU's behind it, uint8 (bytes,)."""
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return torch.cat(states)
 
-    def _set_random_state(self, state: Tensor) -> None:
-        own = len(torch.get_rng_state())
-        # A clone of its own: torch reads the state as if it were aligned, and crashes where a row is not.
-        torch.set_rng_state(state[:own].clone())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state[own:].clone(), self.device)
+def _check_sizes(images: int, batch_size: int) -> None:
+    processes = world_size()
+    if images < 2 * processes:
+        raise DiptychError(
+            f"the train split has {images} image(s), too few for {processes} process(es) of two images each; "
+            "import more images, or name another split in data.splits.train."
+        )
+    if batch_size > images:
+        raise DiptychError(
+            f"train.batch_size is {batch_size}, but the train split has only {images} images; lower it, or import more."
+        )
+    if batch_size < 2 * processes:
+        raise DiptychError(
+            f"train.batch_size is {batch_size}, too few for {processes} processes of two images each; raise it."
+        )
 
 
 def _named(losses: Losses) -> dict[str, float]:
-    return {
-        "loss": losses.total.item(),
-        "contrastive": losses.contrastive.item(),
-        "matching": losses.matching.item(),
-    }
+    """By the names that reports use."""
+    values = {name: value.item() for name, value in losses._asdict().items()}
+    return {"loss": values.pop("total"), **values}
 
 
 def _silent(values: dict[str, float], step: int) -> None:
@@ -288,6 +419,7 @@ def _line(row: dict[str, float]) -> str:
 
 def _speed(figures: dict[str, float]) -> str:
     return (
-        f"{figures['images_per_second']:.0f} images/s, {figures['waiting_share']:.1%} waiting for data, "
+        f"{figures['images_per_second']:.0f} images/s, {figures['captions_per_second']:.0f} captions/s, "
+        f"{figures['waiting_share']:.1%} waiting for data, {figures['model_flops_utilization']:.0%} MFU, "
         f"{figures['peak_memory_gib']:.1f} GiB"
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from diptych.config import Train
-from diptych.model.dual_encoder import DualEncoder
+from diptych.training.step import TrainingStep
 
 FROZEN_STATISTICS_BELOW = 0.1
 """Factor of the learning rate below which a tower's batch norms keep their statistics: these would follow the small
@@ -16,32 +17,45 @@ batches of fine-tuning faster than the weights can.
 """
 
 
-def freeze(model: DualEncoder, settings: Train, epoch: int) -> None:
-    """Takes out of training what the settings leave alone in `epoch` (0, 1, …): towers with factor 0 or not released
-    yet, and a fusion without an objective.
-    """
-    for tower, factor, frozen_epochs in (
-        (model.image_tower, settings.image_tower_factor, settings.image_tower_frozen_epochs),
-        (model.text_tower, settings.text_tower_factor, settings.text_tower_frozen_epochs),
+class Frozen(NamedTuple):
+    """Which towers stay as they are."""
+
+    image: bool
+    text: bool
+
+
+def frozen_towers(settings: Train, epoch: int) -> Frozen:
+    """In `epoch` (0, 1, …): those with factor 0, or not released yet."""
+    return Frozen(
+        settings.image_tower_factor == 0 or epoch < settings.image_tower_frozen_epochs,
+        settings.text_tower_factor == 0 or epoch < settings.text_tower_frozen_epochs,
+    )
+
+
+def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
+    """Takes out of training what the settings leave alone in `epoch`: towers, and a fusion without an objective."""
+    model, frozen = step.model, frozen_towers(settings, epoch)
+    for tower, stays, factor in (
+        (model.image_tower, frozen.image, settings.image_tower_factor),
+        (model.text_tower, frozen.text, settings.text_tower_factor),
     ):
-        learning = factor > 0 and epoch >= frozen_epochs
-        tower.set_learning(learning, statistics_frozen=factor < FROZEN_STATISTICS_BELOW)
+        tower.set_learning(not stays, statistics_frozen=factor < FROZEN_STATISTICS_BELOW)
     model.fusion.requires_grad_(settings.objectives.matching > 0)
 
 
-def make_optimizer(model: DualEncoder, settings: Train) -> torch.optim.AdamW:
+def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
     """AdamW over the weights that learn in some epoch; no weight decay on biases, norms and scalars."""
-    freeze(model, settings, epoch=settings.epochs)
+    freeze(step, settings, epoch=settings.epochs)
     factors = {
         id(parameter): factor
         for backbone, factor in (
-            (model.image_tower.backbone, settings.image_tower_factor),
-            (model.text_tower.backbone, settings.text_tower_factor),
+            (step.model.image_tower.backbone, settings.image_tower_factor),
+            (step.model.text_tower.backbone, settings.text_tower_factor),
         )
         for parameter in backbone.parameters()
     }
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter in step.parameters():
         if parameter.requires_grad:
             key = (factors.get(id(parameter), 1.0), parameter.ndim >= 2)
             groups.setdefault(key, []).append(parameter)

@@ -8,36 +8,85 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config import Objectives
-from diptych.model.dual_encoder import DualEncoder
-from diptych.model.objectives import contrastive_loss, matching_loss
+from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
+from diptych.model.gathering import row_counts
+from diptych.model.objectives import contrastive_loss, matching_loss, nt_xent_loss
+from diptych.model.projection import ProjectionHead
 from diptych.training.batches import Batch
+from diptych.training.draws import Purpose, generator
 
 
 class Losses(NamedTuple):
-    """Scalars; `total` is their weighted sum."""
+    """Scalars; `total` is the weighted sum of the others."""
 
     total: Tensor
     contrastive: Tensor
     matching: Tensor
+    simclr_image: Tensor
+    simclr_text: Tensor
+
+
+class Encoded(NamedTuple):
+    """What the towers say of a batch."""
+
+    images: ImageFeatures
+    texts: TextFeatures
+    image_view: Tensor | None
+    """(B, d) float32, of length one: pooled vectors of another view of each image."""
+    text_view: Tensor | None
+    """(C, d) float32, of length one: pooled vectors of each caption under another dropout."""
 
 
 class TrainingStep(nn.Module):
-    """The model under its objectives, as one module whose forward pass several processes can synchronise."""
+    """The model under its objectives, with the heads that only training needs.
 
-    def __init__(self, model: DualEncoder, objectives: Objectives) -> None:
+    Args:
+        seed: of what the objectives draw, which depends on it and on the batch's place in the training alone.
+    """
+
+    def __init__(self, model: DualEncoder, objectives: Objectives, seed: int) -> None:
         super().__init__()
         self.model = model
         self.objectives = objectives
+        dim = model.image_head.out_features
+        self.image_view_head = ProjectionHead(dim) if objectives.simclr_image else None
+        self.text_view_head = ProjectionHead(dim) if objectives.simclr_text else None
+        self.seed = seed
 
     def forward(self, batch: Batch) -> Losses:
-        """The losses of this process's share of a step."""
-        images = self.model.encode_images(batch.pixels)
-        texts = self.model.encode_texts(batch.token_ids, batch.mask)
-        owner = batch.image_of_caption
+        """The losses of this process's share of a step; their means over the processes are those of the whole step."""
+        return self.losses(self.encode(batch), batch)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Both towers over the batch, and over the views of it that the objectives ask for."""
+        return Encoded(
+            self.model.encode_images(batch.images),
+            self.model.encode_texts(batch.texts, batch.mask, batch.groups),
+            None if batch.views is None else self.model.encode_images(batch.views).pooled,
+            self.model.encode_texts(batch.texts, batch.mask, batch.groups).pooled if self.text_view_head else None,
+        )
+
+    def losses(self, encoded: Encoded, batch: Batch) -> Losses:
+        """The objectives of what the towers said."""
+        images, texts, image_view, text_view = encoded
+        owner, weights = batch.image_of_caption, self.objectives
         contrastive = contrastive_loss(images.pooled, texts.pooled, owner, self.model.logit_scale)
-        # Of features that are not numbers no negatives can be drawn; the loop stops at this loss.
-        if not self.objectives.matching or not torch.isfinite(contrastive):
-            return Losses(self.objectives.contrastive * contrastive, contrastive, contrastive.new_zeros(()))
-        matching = matching_loss(self.model, images, texts, owner)
-        total = self.objectives.contrastive * contrastive + self.objectives.matching * matching
-        return Losses(total, contrastive, matching)
+        matching = simclr_image = simclr_text = contrastive.new_zeros(())
+        total = weights.contrastive * contrastive
+        if weights.matching:
+            matching = matching_loss(self.model, images, texts, owner, self._uniforms(batch))
+            total = total + weights.matching * matching
+        if self.image_view_head and image_view is not None:
+            views = self.image_view_head(images.pooled), self.image_view_head(image_view)
+            simclr_image = nt_xent_loss(*views, weights.simclr_temperature)
+            total = total + weights.simclr_image * simclr_image
+        if self.text_view_head and text_view is not None:
+            views = self.text_view_head(texts.pooled), self.text_view_head(text_view)
+            simclr_text = nt_xent_loss(*views, weights.simclr_temperature, owner)
+            total = total + weights.simclr_text * simclr_text
+        return Losses(total, contrastive, matching, simclr_image, simclr_text)
+
+    def _uniforms(self, batch: Batch) -> Tensor:
+        """What the matching loss draws by, the same on every process; (3, images of all processes) float64."""
+        images = sum(row_counts(len(batch.images), batch.images.device))
+        return torch.from_numpy(generator(self.seed, Purpose.PAIRS, batch.epoch, batch.step).random((3, images)))

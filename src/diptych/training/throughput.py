@@ -35,15 +35,21 @@ class Throughput:
             self._captions += len(batch.image_of_caption)
             yield batch
 
-    def figures(self, processes: int, device: torch.device) -> dict[str, float]:
+    def pause(self, seconds: float) -> None:
+        """Takes `seconds` that were spent on something else out of the account."""
+        self._started += seconds
+
+    def figures(self, processes: int, device: torch.device, flops_per_image: float = 0.0) -> dict[str, float]:
         """Images and captions a second over all `processes` of equal shares, and of this process the share of its time
-        that it waited for data, and the most memory that it has had, of the GPU or else of the machine, in GiB.
+        that it waited for data, its floating-point operations a second, and the most memory that it has had, of the GPU
+        or else of the machine, in GiB.
         """
         seconds = time.perf_counter() - self._started
         return {
             "images_per_second": processes * self._images / seconds,
             "captions_per_second": processes * self._captions / seconds,
             "waiting_share": self._waited / seconds,
+            "flops_per_second": flops_per_image * self._images / seconds,
             "peak_memory_gib": peak_memory(device) / GIB,
         }
 

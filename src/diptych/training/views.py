@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from diptych.config import Augmentation
+from diptych.training.draws import Purpose, generator
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Width over height of a crop: Chen et al. 2020, appendix A, as are the figures below."""
@@ -79,24 +80,24 @@ class ImageViews:
         """What makes this view of an image of `size`×`size` pixels."""
         # COCO does not say that ids are not negative; numpy wants it so.
         key = (epoch, view, int(image_id) % 2**64)
-        return draw_view(self.settings, size, np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key)))
+        return draw_view(self.settings, size, generator(self.seed, Purpose.VIEW, *key))
 
 
-def draw_view(settings: Augmentation, size: int, generator: np.random.Generator) -> ViewDraw:
+def draw_view(settings: Augmentation, size: int, random: np.random.Generator) -> ViewDraw:
     """Draws a view of an image of `size`×`size` pixels.
 
     Everything is drawn, needed or not, so that a changed setting changes its own effect alone.
     """
-    crop = _draw_crop(settings.crop_scale, size, generator)
-    mirrored, jittered, gray, blurred = generator.random(4) < (
+    crop = _draw_crop(settings.crop_scale, size, random)
+    mirrored, jittered, gray, blurred = random.random(4) < (
         settings.flip,
         JITTER_PROBABILITY if settings.jitter else 0.0,
         settings.grayscale,
         settings.blur,
     )
-    order = generator.permutation(len(ADJUSTMENTS)).tolist()
-    shifts = generator.uniform(-settings.jitter, settings.jitter, len(ADJUSTMENTS)).tolist()
-    sigma = generator.uniform(*BLUR_SIGMAS)
+    order = random.permutation(len(ADJUSTMENTS)).tolist()
+    shifts = random.uniform(-settings.jitter, settings.jitter, len(ADJUSTMENTS)).tolist()
+    sigma = random.uniform(*BLUR_SIGMAS)
     return ViewDraw(
         crop=crop,
         mirrored=bool(mirrored),
@@ -122,11 +123,11 @@ def make_view(image: Tensor, draw: ViewDraw) -> Tensor:
     return image
 
 
-def _draw_crop(smallest: float, size: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+def _draw_crop(smallest: float, size: int, random: np.random.Generator) -> tuple[int, int, int, int]:
     """The first of several random boxes that fits into the image, or else the whole of it (Szegedy et al. 2015)."""
-    areas = generator.uniform(smallest, 1.0, CROP_ATTEMPTS) * size**2
-    ratios = np.exp(generator.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1]), CROP_ATTEMPTS))
-    place = generator.random(2)
+    areas = random.uniform(smallest, 1.0, CROP_ATTEMPTS) * size**2
+    ratios = np.exp(random.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1]), CROP_ATTEMPTS))
+    place = random.random(2)
     for area, ratio in zip(areas.tolist(), ratios.tolist(), strict=True):
         height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < height <= size and 0 < width <= size:

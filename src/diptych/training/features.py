@@ -1,0 +1,296 @@
+"""Features of a frozen tower, computed once and kept across runs, in half precision.
+
+A split lies in blocks: the images of one data shard, or their captions. A block's file is named after all that its
+numbers depend on: the tower's weights and how it computes, and the content of the images or the token ids. Data that
+was added makes new blocks and leaves the old ones alone. A file is an .npy array with the array's SHA-256 behind it; it
+appears under its name when it is whole, so processes may read and write the folder at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych.data.inputs import Half, KeptImages, KeptTexts
+from diptych.data.prepared import PreparedSplit
+from diptych.errors import DiptychError
+from diptych.files import atomic_path
+from diptych.model import towers
+from diptych.model.device import Precision
+from diptych.model.gathering import rank, wait_for_all, world_size
+from diptych.model.towers import ImageTower, TextTower, Tower
+from diptych.progress import progress
+from diptych.retrieval.embedding import inference
+
+GIB = 2**30
+_DIGEST_BYTES = 32
+_IMAGES_AT_ONCE = {"cpu": 16}
+_CAPTIONS_AT_ONCE = {"cpu": 128}
+_ON_A_GPU = 256
+"""Images or captions computed at once; a block's numbers depend on it in their last bits."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One file's worth of features: of `items` (places in the split), with this key and shape."""
+
+    items: NDArray[np.int64]
+    key: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return 2 * int(np.prod(self.shape, dtype=np.int64)) + _DIGEST_BYTES
+
+
+class FeatureCache:
+    """The folder of kept features.
+
+    Args:
+        folder: of all runs; may be deleted at any time.
+        limit_gib: how much it may hold. What does not fit is not kept, and what was used longest ago goes first.
+        device, precision: to compute with.
+    """
+
+    def __init__(self, folder: Path, *, limit_gib: float, device: torch.device, precision: Precision) -> None:
+        self.folder = folder
+        self.limit = int(limit_gib * GIB)
+        self.device = device
+        self.precision: Precision = precision
+        self._used: dict[Path, int] = {}
+
+    def images(self, tower: ImageTower, splits: Sequence[PreparedSplit]) -> list[KeptImages] | None:
+        """Features of the images of each split; None if they are more than the folder may hold.
+
+        Raises:
+            DiptychError: the disk is full, or the features are beyond half precision.
+        """
+        how = self._how(tower)
+
+        def blocks(split: PreparedSplit) -> list[_Block]:
+            made = []
+            for items in _by_shard(split.shard_of_image):
+                content = [split.decoding, [split.image_hashes[i] for i in items]]
+                made.append(_Block(items, _sha256(how, content), (len(items), *tower.feature_shape)))
+            return made
+
+        def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+            for some in _parts(np.arange(len(block.items)), _IMAGES_AT_ONCE.get(self.device.type, _ON_A_GPU)):
+                pixels = torch.from_numpy(split.pixels(block.items[some])).to(self.device)
+                yield some, tower.features(pixels)
+
+        kept = self._keep("image", tower, splits, blocks, compute)
+        if kept is None:
+            return None
+        return [KeptImages(maps, _block_of(made, len(split))) for split, made, maps in kept]
+
+    def texts(self, tower: TextTower, splits: Sequence[PreparedSplit]) -> list[KeptTexts] | None:
+        """Features of the captions of each split, as `images`."""
+        how = self._how(tower)
+
+        def blocks(split: PreparedSplit) -> list[_Block]:
+            made = []
+            for items in _by_shard(split.shard_of_image[split.image_of_caption]):
+                content = [split.tokens(items[i : i + 1])[0].tolist() for i in range(len(items))]
+                tokens = int(split.token_lengths[items].sum())
+                made.append(_Block(items, _sha256(how, content), (tokens, *tower.feature_shape)))
+            return made
+
+        def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+            lengths = split.token_lengths[block.items]
+            starts = lengths.cumsum() - lengths
+            by_length = np.argsort(lengths, kind="stable")
+            for some in _parts(by_length, _CAPTIONS_AT_ONCE.get(self.device.type, _ON_A_GPU)):
+                token_ids, mask = (torch.from_numpy(array) for array in split.tokens(block.items[some]))
+                places = (torch.from_numpy(starts[some])[:, None] + torch.arange(mask.shape[1]))[mask]
+                features = tower.features(token_ids.to(self.device), mask.to(self.device))
+                yield places.numpy(), features[mask.to(self.device)]
+
+        kept = self._keep("text", tower, splits, blocks, compute)
+        if kept is None:
+            return None
+        return [
+            KeptTexts(maps, _block_of(made, len(split.captions)), split.token_lengths) for split, made, maps in kept
+        ]
+
+    def _keep(
+        self,
+        name: str,
+        tower: Tower,
+        splits: Sequence[PreparedSplit],
+        blocks_of: Callable[[PreparedSplit], list[_Block]],
+        compute: Callable[[PreparedSplit, _Block], Iterator[tuple[NDArray[np.int64], Tensor]]],
+    ) -> list[tuple[PreparedSplit, list[_Block], list[Half]]] | None:
+        plan = [(split, blocks_of(split)) for split in splits]
+        needed = {self._path(block): block.bytes for _, blocks in plan for block in blocks}
+        if not self._has_room(name, needed):
+            return None
+        self._used |= needed
+        started = time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _sweep(self.folder)
+        everything = [(split, block) for split, blocks in plan for block in blocks]
+        # The processes share the work; what one of them has made, all of them map.
+        missing = [one for one in everything[rank() :: world_size()] if _map(self._path(one[1]), one[1].shape) is None]
+        items = sum(len(block.items) for _, block in missing)
+        with (
+            progress(None, f"{name} features", unit="items", total=items, disable=not missing) as bar,
+            inference(tower, self.device, self.precision),
+        ):
+            for split, block in missing:
+                self._write(block, compute(split, block))
+                bar.update(len(block.items))
+        wait_for_all()
+        kept = [
+            (split, blocks, [self._open(split, block, compute, tower) for block in blocks]) for split, blocks in plan
+        ]
+        self._make_room()
+        _log.info(
+            "Features of the frozen %s tower: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
+            name,
+            sum(needed.values()) / GIB,
+            self.folder,
+            len(missing),
+            len(needed),
+            time.perf_counter() - started,
+        )
+        return kept
+
+    def _how(self, tower: Tower) -> list[str]:
+        """What features depend on beside the content: weights, code, precision, and what settles the last bits."""
+        computing = [self.device.type, self.precision, torch.get_num_threads(), torch.__version__]
+        code = hashlib.sha256(Path(towers.__file__).read_bytes()).hexdigest()
+        return [tower.backbone_sha256(), code, *map(str, computing)]
+
+    def _path(self, block: _Block) -> Path:
+        return self.folder / f"{block.key}.npy"
+
+    def _has_room(self, name: str, needed: dict[Path, int]) -> bool:
+        size = sum(needed.values()) + sum(self._used.values())
+        missing = sum(size for path, size in needed.items() if not path.exists())
+        free = shutil.disk_usage(_existing(self.folder)).free
+        if size <= self.limit and missing < free:
+            return True
+        _log.warning(
+            "The features of the %s tower are not kept: %.1f GiB, but train.features_gib allows %.1f and the disk has "
+            "%.1f free. They are computed anew in every epoch.",
+            name,
+            size / GIB,
+            self.limit / GIB,
+            free / GIB,
+        )
+        return False
+
+    def _open(
+        self,
+        split: PreparedSplit,
+        block: _Block,
+        compute: Callable[[PreparedSplit, _Block], Iterator[tuple[NDArray[np.int64], Tensor]]],
+        tower: Tower,
+    ) -> Half:
+        """The block's file, made anew if another process has removed or damaged it meanwhile."""
+        features = _map(self._path(block), block.shape)
+        if features is None:
+            with inference(tower, self.device, self.precision):
+                self._write(block, compute(split, block))
+            features = _map(self._path(block), block.shape)
+        assert features is not None
+        os.utime(self._path(block))
+        return features
+
+    def _write(self, block: _Block, parts: Iterator[tuple[NDArray[np.int64], Tensor]]) -> None:
+        features = np.empty(block.shape, np.float16)
+        for places, values in parts:
+            features[places] = values.half().cpu().numpy()
+        if not np.isfinite(features).all():
+            raise DiptychError(
+                "The features of a frozen tower are beyond half precision; set train.keep_features to never."
+            )
+        try:
+            with atomic_path(self._path(block), shared=True) as temporary, temporary.open("wb") as file:
+                np.save(file, features)
+                file.write(_digest(features))
+        except OSError as error:
+            raise DiptychError(
+                f"{self.folder} cannot be written: {error.strerror}. Free disk space, or lower train.features_gib."
+            ) from None
+
+    def _make_room(self) -> None:
+        """Removes what was used longest ago until the rest is within the limit; never what this run uses."""
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.npy"))
+        surplus = sum(size for _, size, _ in files) - self.limit
+        for _, size, path in files:
+            if surplus > 0 and path not in self._used:
+                path.unlink(missing_ok=True)
+                surplus -= size
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Half | None:
+    """The whole and sound file in memory; None if there is none, with a warning if it is damaged."""
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            file.seek(-_DIGEST_BYTES, os.SEEK_END)
+            sound = features.dtype == np.float16 and features.shape == shape and file.read() == _digest(features)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError):
+        sound = False
+    if not sound:
+        _log.warning("%s is damaged and is computed anew.", path)
+        return None
+    return features
+
+
+def _digest(features: Half) -> bytes:
+    return hashlib.sha256(features.reshape(-1).view(np.uint8).data).digest()
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes left: temporary files are named after their process."""
+    for path in folder.glob(".*.tmp"):
+        process = int(path.name.split(".")[-2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            pass
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _sha256(*content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _by_shard(shards: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [np.flatnonzero(shards == shard) for shard in np.unique(shards)]
+
+
+def _parts(items: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _block_of(blocks: Sequence[_Block], count: int) -> NDArray[np.int64]:
+    block_of = np.empty(count, np.int64)
+    for number, block in enumerate(blocks):
+        block_of[block.items] = number
+    return block_of
