@@ -1,6 +1,9 @@
 """open_clip: its trainer's own loop (open_clip_train.train.train_one_epoch) on a CustomTextCLIP with the same towers.
 
-Options that are not named here have open_clip's defaults. Its augmentation is left out, as in diptych.
+Options that are not named here have open_clip's defaults. Its augmentation is left out, as in diptych. A frozen image
+tower is locked by its own lock_image_tower and kept in evaluation mode besides: its option for that,
+--lock-image-freeze-bn-stats, takes the activations out of a timm EfficientNet (they are part of the batch norms that it
+replaces), after which the features are worthless.
 
     cd WORKSPACE && PYTHONPATH=…/src:…/benchmarks …/.venv-benchmarks/bin/python -m peers.open_clip_peer --steps=10
 """
@@ -27,9 +30,10 @@ from torch.utils.data import DataLoader
 
 from diptych.data.prepared import PreparedSplit
 from peers.clock import EpochClock, StepClock
-from peers.pairs import IMAGE_TOWER, TEXT_TOWER, make_loader, read_splits
+from peers.pairs import make_loader, read_splits
 from peers.recall import val_rsum
 from peers.task import Result, Task, answer
+from peers.towers import IMAGE_TOWER, TEXT_TOWER, keep_in_evaluation
 
 CONTEXT_LENGTH = 77
 """The default of open_clip's text towers."""
@@ -104,7 +108,7 @@ def make_options(task: Task) -> argparse.Namespace:
             f"--lr={task.learning_rate or LEARNING_RATE}",
             f"--device={task.device}",
             f"--seed={task.seed}",
-            *(["--lock-image", "--lock-image-freeze-bn-stats"] if task.frozen != "none" else []),
+            *(["--lock-image"] if task.frozen != "none" else []),
             *(["--lock-text", "--lock-text-freeze-layer-norm"] if task.frozen == "both" else []),
         ]
     )
@@ -129,7 +133,8 @@ def make_model(options: argparse.Namespace) -> CustomTextCLIP:
     weights = load_file(IMAGE_TOWER / "model.safetensors")
     model.visual.trunk.load_state_dict({name.removeprefix("timm_model."): value for name, value in weights.items()})
     if options.lock_image:
-        model.lock_image_tower(freeze_bn_stats=options.lock_image_freeze_bn_stats)
+        model.lock_image_tower()
+        keep_in_evaluation(model.visual.trunk)
     if options.lock_text:
         model.lock_text_tower(freeze_layer_norm=options.lock_text_freeze_layer_norm)
     return model.to(options.device)

@@ -18,9 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from diptych.config import load_params
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.workspace import Workspace
-
-IMAGE_TOWER = Path("weights/efficientnet-lite0")
-TEXT_TOWER = Path("weights/all-minilm-l6-v2")
+from peers.towers import IMAGE_TOWER
 
 Pair = tuple[Tensor, Tensor]
 """Pixels (3, S, S) float32, normalized, and token ids (T,) int64."""

@@ -2,7 +2,8 @@
 
 The model takes the timm tower, a TimmWrapperModel, as it is; only the width of its output has to be added to its
 configuration, and the pooling switched on. Captions are padded to 128 tokens, the learning rate 5e-5 without warm-up,
-weight decay 0.1, as in that example; loader processes, of which it has none, are a gift.
+weight decay 0.1, as in that example. Gifts: loader processes, of which it has none, and evaluation mode for a frozen
+image tower, whose batch norms would follow the batches.
 
     cd WORKSPACE && PYTHONPATH=…/src:…/benchmarks …/.venv-benchmarks/bin/python -m peers.vision_text_peer --steps=10
 """
@@ -21,9 +22,10 @@ from transformers import AutoModel, Trainer, TrainerCallback, TrainingArguments,
 
 from diptych.data.prepared import PreparedSplit
 from peers.clock import EpochClock, StepClock
-from peers.pairs import IMAGE_TOWER, TEXT_TOWER, CaptionPairs, Pair, collate, read_splits
+from peers.pairs import CaptionPairs, Pair, collate, read_splits
 from peers.recall import val_rsum
 from peers.task import Result, Task, answer
+from peers.towers import IMAGE_TOWER, TEXT_TOWER, keep_in_evaluation
 
 MAX_LENGTH = 128
 LEARNING_RATE = 5e-5
@@ -80,7 +82,8 @@ def make_model(task: Task) -> VisionTextDualEncoderModel:
     image_tower.config.hidden_size = image_tower.timm_model.num_features
     text_tower = AutoModel.from_pretrained(TEXT_TOWER)
     model = VisionTextDualEncoderModel(vision_model=image_tower, text_model=text_tower)
-    model.vision_model.requires_grad_(task.frozen == "none")
+    if task.frozen != "none":
+        keep_in_evaluation(model.vision_model.requires_grad_(False))
     model.text_model.requires_grad_(task.frozen != "both")
     return model
 
