@@ -10,7 +10,8 @@ not count, medians do.
   image  the image tower is frozen; diptych from its second epoch on, when it has the tower's features
   both   both towers are frozen, only projections and temperature learn; diptych from its second epoch on
 The peers take part as they recommend (open_clip: 77 tokens; transformers' example: 128) and, in a second row, with
-captions padded only to the batch's longest, as diptych has them. Ratios are diptych over peer.
+captions padded only to the batch's longest, as diptych has them. Ratios are diptych over peer. Part of them is that
+diptych encodes an image once for all its captions (params.yaml: train.captions_per_image), a peer once a pair.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ EMBED_DIM = 512
 """As in its configurations of a text tower from transformers, such as roberta-ViT-B-32."""
 LEARNING_RATE = 5e-4
 WARMUP_SHARE = 0.1
-"""Of all steps: the example's 2,000 steps are a part of this size where it has 10 epochs of CC3M, scaled to be had."""
+"""Of all steps. Its examples' 2,000 steps are a small part of theirs, but more than there are here."""
 
 
 class Batches:
