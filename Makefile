@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 UV := $(VENV)/uv/bin/uv
 export UV_PYTHON := $(BIN)/python
 export PYTHONPATH :=
+LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
+	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run test lint lock
+.PHONY: help setup run test lint benchmarks lock
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -26,14 +28,22 @@ lint: setup ## Check types and style
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(UV) ## Renew requirements.lock
-	$(UV) pip compile --quiet --universal --generate-hashes --group dev --no-annotate --no-header --upgrade \
-		--no-emit-index-url --no-emit-find-links --python-version 3.11 pyproject.toml -o requirements.lock
+benchmarks: setup $(VENV)-benchmarks/.installed ## Create .venv-benchmarks with the systems to compare with
+
+lock: $(UV) ## Renew requirements.lock, and benchmarks/requirements.txt after it
+	$(LOCK) --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --constraint requirements.lock benchmarks/requirements.in -o benchmarks/requirements.txt
 
 # Compiled at once: every later start would otherwise compile what it imports, or be three times slower without.
 $(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
 	$(UV) pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Apart, so that no requirement of another system has a say in requirements.lock.
+$(VENV)-benchmarks/.installed: benchmarks/requirements.txt | $(UV)
+	$(UV) venv --quiet --allow-existing $(@D)
+	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes benchmarks/requirements.txt
 	@touch $@
 
 # uv lies beside the packages, not among them: the lock decides about those alone.

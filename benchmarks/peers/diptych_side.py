@@ -1,0 +1,184 @@
+"""diptych: its real Trainer on the prepared data, watched through the reports that it makes anyway.
+
+All that depends on Trainer is here: `settings_for` says what a task changes in params.yaml, `run_trainer` puts the
+Trainer together as the train stage does, and the two watches read its reports.
+
+    cd WORKSPACE && PYTHONPATH=…/src:…/benchmarks …/.venv/bin/python -m peers.diptych_side --steps=20
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diptych.config import Params, Train, load_params
+from diptych.data.prepared import Prepared, PreparedSplit
+from diptych.model.dual_encoder import build_model
+from diptych.training.checkpoints import Checkpoints
+from diptych.training.loop import REPORT_EVERY, Report, Trainer
+from diptych.workspace import Workspace
+from peers.clock import EpochClock, now
+from peers.task import Result, Task, answer
+
+
+class EnoughError(Exception):
+    """Ends a training that has been watched for long enough."""
+
+
+class SpeedWatch:
+    """Measures from report to report, in the first epoch whose towers' features are kept already.
+
+    Reports of the losses come every REPORT_EVERY steps; of what follows an epoch, only that it has ended counts.
+    """
+
+    def __init__(self, warmup_epochs: int, warmup_steps: int, steps: int) -> None:
+        self._warmup_epochs = warmup_epochs
+        self._warmup_steps = warmup_steps
+        self._steps = steps
+        self._epoch_began = 0
+        self.marks: list[tuple[int, float]] = []
+        self.losses: list[float] = []
+
+    def __call__(self, values: dict[str, float], step: int) -> None:
+        """A report of the Trainer."""
+        if "loss" not in values:
+            self._end_epoch(step)
+            return
+        self.losses.append(round(values["loss"], 4))
+        if self._warmup_epochs == 0 and step - self._epoch_began >= self._warmup_steps:
+            self.marks.append((step, now()))
+            if step - self.marks[0][0] >= self._steps:
+                raise EnoughError
+
+    def _end_epoch(self, step: int) -> None:
+        if len(self.marks) > 1:
+            raise EnoughError
+        self.marks.clear()
+        if step > self._epoch_began:
+            self._warmup_epochs = max(0, self._warmup_epochs - 1)
+        self._epoch_began = step
+
+    def steps_per_second(self) -> float:
+        """Between the first and the last mark."""
+        if len(self.marks) < 2:
+            raise SystemExit(f"diptych: an epoch is too short to measure; it needs {2 * REPORT_EVERY} steps or more.")
+        (first, begin), (last, end) = self.marks[0], self.marks[-1]
+        return (last - first) / (end - begin)
+
+
+class EpochWatch:
+    """Val RSUM over seconds: training rests between the report of its speed, which ends an epoch, and that of val."""
+
+    def __init__(self, budget: float) -> None:
+        self._clock = EpochClock()
+        self._budget = budget
+
+    @property
+    def epochs(self) -> list[dict[str, float]]:
+        """Seconds of training and val RSUM so far."""
+        return self._clock.epochs
+
+    def __call__(self, values: dict[str, float], step: int) -> None:
+        """A report of the Trainer."""
+        if "images_per_second" in values:
+            self._clock.pause()
+        if "val_rsum" in values:
+            self._clock.record(values["val_rsum"])
+            if self._clock.is_over(self._budget):
+                raise EnoughError
+            self._clock.resume()
+
+
+def settings_for(task: Task, train: Train) -> Train:
+    """params.yaml's `train` with what the task changes.
+
+    A measurement of speed has the contrastive objective alone and no checkpoints within an epoch, like the peers; all
+    towers learn that the task does not freeze.
+    """
+    changes = {
+        "batch_size": task.batch_size or train.batch_size,
+        "epochs": task.epochs or 100,
+        "precision": {"fp32": "no", "bf16": "bf16"}[task.precision],
+        "learning_rate": task.learning_rate or train.learning_rate,
+        "image_tower_factor": (train.image_tower_factor or 1.0) if task.frozen == "none" else 0.0,
+        "text_tower_factor": (train.text_tower_factor or 1.0) if task.frozen != "both" else 0.0,
+    }
+    if not task.epochs:
+        changes |= {
+            "objectives": {"contrastive": 1.0, "matching": 0.0},
+            "checkpoint_every": 1_000_000,
+            "patience": None,
+        }
+    for tower in ("image_tower", "text_tower"):
+        if not task.epochs or not changes[f"{tower}_factor"]:
+            changes[f"{tower}_frozen_epochs"] = 0
+    return Train.model_validate(train.model_dump() | changes)
+
+
+def run_trainer(params: Params, settings: Train, report: Report, device: str) -> None:
+    """Trains until the end or until `report` has had enough, as the train stage does."""
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    prepared = Prepared(Workspace().prepared, params.data.splits)
+    model = build_model(
+        params.model,
+        prepared.settings["image_size"],
+        prepared.settings["vocabulary_size"],
+        settings.temperature,
+    )
+    with tempfile.TemporaryDirectory() as checkpoints:
+        trainer = Trainer(
+            model,
+            prepared.split("train"),
+            prepared.split("val"),
+            settings,
+            seed=params.seed,
+            evaluation_batch=params.evaluate.batch_size,
+            checkpoints=Checkpoints(Path(checkpoints), {"process": os.getpid()}),
+            report=report,
+            device=torch.device(device),
+        )
+        with contextlib.suppress(EnoughError):
+            trainer.run()
+
+
+def pairs_per_step(split: PreparedSplit, settings: Train) -> float:
+    """Captions that a step has on average."""
+    captions = np.minimum(np.diff(split.caption_ranges), settings.captions_per_image)
+    return float(captions.mean() * settings.batch_size)
+
+
+def perform(task: Task) -> Result:
+    """Measures the speed of training, or trains and evaluates after each epoch."""
+    params = load_params(Path(task.params))
+    settings = settings_for(task, params.train)
+    described = {"settings": describe(task, settings)}
+    if task.epochs:
+        epochs = EpochWatch(task.budget)
+        run_trainer(params, settings, epochs, task.device)
+        return described | {"epochs": epochs.epochs}
+    # The first epoch computes the features of frozen towers.
+    speed = SpeedWatch(0 if task.frozen == "none" else 1, task.warmup_steps, task.steps)
+    run_trainer(params, settings, speed, task.device)
+    split = Prepared(Workspace().prepared, params.data.splits).split("train")
+    pairs = speed.steps_per_second() * pairs_per_step(split, settings)
+    return described | {"pairs_per_second": pairs, "losses": speed.losses}
+
+
+def describe(task: Task, settings: Train) -> str:
+    """What was run, for the reader of the figures."""
+    objectives = "contrastive and matching" if settings.objectives.matching else "contrastive alone"
+    return (
+        f"diptych: Trainer, {settings.batch_size} images a step with up to {settings.captions_per_image} captions "
+        f"each, padded to the longest, {task.precision}, {objectives}, AdamW {settings.learning_rate:g}, weight decay "
+        f"{settings.weight_decay:g}, cosine with {settings.warmup:.0%} warm-up"
+    )
+
+
+if __name__ == "__main__":
+    answer(__doc__, perform)

@@ -1,0 +1,121 @@
+"""Training pairs (a caption with its image) a second: diptych beside open_clip and transformers.
+
+    make benchmarks
+    .venv/bin/python benchmarks/throughput.py WORKSPACE [--settings none image both] [--steps 10] [--rounds 3]
+
+WORKSPACE holds prepared images and captions, and both towers' weights. All systems train the same towers on the same
+pixels and token ids; each measurement is a process of its own, rounds alternate between the systems, warm-up steps do
+not count, medians do.
+  none   all towers learn
+  image  the image tower is frozen; diptych from its second epoch on, when it has the tower's features
+  both   both towers are frozen, only projections and temperature learn; diptych from its second epoch on
+The peers take part as they recommend (open_clip: 77 tokens; transformers' example: 128) and, in a second row, with
+captions padded only to the batch's longest, as diptych has them. Ratios are diptych over peer. Part of them is that
+diptych encodes an image once for all its captions (params.yaml: train.captions_per_image), a peer once a pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from peers.processes import Side, add_common_options, chosen, faster_precision, make_task, perform, say
+from peers.task import Frozen, Result, Task
+
+TITLES: dict[Frozen, str] = {
+    "none": "all towers learn",
+    "image": "image tower frozen",
+    "both": "both towers frozen",
+}
+
+
+@dataclass
+class Row:
+    """One system in one setting, with what its rounds gave."""
+
+    side: Side
+    task: Task
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def speeds(self) -> list[float]:
+        """Pairs a second of each round."""
+        return [result["pairs_per_second"] for result in self.results]
+
+    @property
+    def median(self) -> float:
+        """Of the rounds."""
+        return statistics.median(self.speeds)
+
+
+def make_rows(options: argparse.Namespace, frozen: Frozen, scratch: str) -> list[Row]:
+    """The systems in the setting `frozen`; each peer a second time with short captions."""
+    rows = []
+    for side in chosen(options):
+        task = replace(make_task(side, options, scratch), frozen=frozen)
+        task = replace(task, precision=faster_precision(side, task, options.workspace, options.precision))
+        rows.append(Row(side, task))
+        if side.is_peer:
+            rows.append(Row(side, replace(task, text_length="longest")))
+    return rows
+
+
+def measure(rows: list[Row], rounds: int, workspace: Path) -> None:
+    """Takes turns, so that what slows the machine down slows all of them down."""
+    for round_ in range(rounds):
+        for row in rows:
+            row.results.append(perform(row.side, row.task, workspace))
+            say(
+                f"round {round_ + 1}: {row.side.name}, frozen: {row.task.frozen}, {row.task.text_length}: "
+                f"{row.speeds[-1]:.1f} pairs/s, loss {row.results[-1]['losses'][0]} to {row.results[-1]['losses'][-1]}"
+            )
+
+
+def print_rows(frozen: Frozen, rows: list[Row]) -> None:
+    """A line a system, and its settings below."""
+    ours = next((row.median for row in rows if not row.side.is_peer), None)
+    print(f"\n{TITLES[frozen]}")
+    for row in rows:
+        text = "as recommended" if row.task.text_length == "recommended" and row.side.is_peer else "shortest padding"
+        ratio = f"diptych is {ours / row.median:5.2f} times as fast" if ours and row.side.is_peer else ""
+        spread = f"({min(row.speeds):.1f} to {max(row.speeds):.1f})"
+        print(f"  {row.side.name:13} {text:17} {row.median:8.1f} pairs/s {spread:20} {ratio}")
+    for row in rows:
+        print(f"    {row.results[0]['settings']}")
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser)
+    parser.add_argument("--settings", nargs="+", choices=list(TITLES), default=list(TITLES), help="default: all three")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each system and setting (default: 3)")
+    parser.add_argument("--record", type=Path, help="a file that gets a JSON line a measurement")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as scratch:
+        for frozen in options.settings:
+            rows = make_rows(options, frozen, scratch)
+            measure(rows, options.rounds, options.workspace)
+            print_rows(frozen, rows)
+            if options.record:
+                record(options.record, rows)
+
+
+def record(path: Path, rows: list[Row]) -> None:
+    """Appends every measurement to `path`."""
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            for result in row.results:
+                file.write(json.dumps({"system": row.side.name, "frozen": row.task.frozen, **result}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
