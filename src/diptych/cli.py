@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,13 @@ def run(preset: str | None, force: bool, as_json: bool) -> None:
 def stage(name: str) -> None:
     """Run one stage by itself; `dvc repro` calls this."""
     workspace = enter()
-    from diptych.processes import die_with_dvc, holding
+    from diptych.processes import die_with_dvc, holding, is_first_process, launch
 
     die_with_dvc()
     params = _params(workspace)
-    with holding(workspace, f"diptych stage {name}"):
+    if name == "train" and params.train.launch:
+        launch(params.train.launch)
+    with holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext():
         importlib.import_module(f"diptych.stages.{name}").run(workspace, params)
 
 

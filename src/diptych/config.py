@@ -29,11 +29,18 @@ class Section(BaseModel):
 
 
 class Splits(Section):
-    """Which split of the dataset plays which role; `test: val` reports on val where there is no test split."""
+    """Which split of the dataset plays which role.
+
+    A dataset of train and val alone has `test: val` for the report, and either `val: null`, so that what training
+    chooses is chosen on images that are held out of train, or `val: val` too, where the figures need not be honest.
+    """
 
     train: str = "train"
-    val: str = "val"
+    val: str | None = "val"
     test: str = "test"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Where val is null: the share of train that plays val. Which images these are is decided by the content of each,
+    so they stay so when the dataset grows."""
 
     @model_validator(mode="after")
     def _train_apart(self) -> Splits:
@@ -41,9 +48,13 @@ class Splits(Section):
             raise ValueError("train must be another split than val and test: splits never mix")
         return self
 
-    def roles(self) -> dict[Role, str]:
-        """Role to split name."""
-        return {role: getattr(self, role) for role in ROLES}
+    def names(self) -> list[str]:
+        """The splits of the dataset that play a role, each once."""
+        return list(dict.fromkeys(name for name in (self.train, self.val, self.test) if name is not None))
+
+    def is_held_out(self, sha256: str) -> bool:
+        """Whether an image of train, by the SHA-256 of its file, plays val."""
+        return self.val is None and int(sha256[:8], 16) < self.held_out * 2**32
 
 
 class Data(Section):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from diptych.processes import is_first_process
+
 
 def log_to_console(debug: bool) -> None:
     """Sends the log to stderr, which leaves stdout to results; `debug` brings details and tracebacks."""
@@ -13,7 +15,9 @@ def log_to_console(debug: bool) -> None:
     # Great Expectations logs tracebacks of what it also raises.
     handler.addFilter(lambda record: debug or not record.name.startswith("great_expectations"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("diptych").setLevel(logging.DEBUG if debug else logging.INFO)
+    # Of several processes that train together the first speaks for all; the others have their warnings.
+    level = logging.INFO if is_first_process() else logging.WARNING
+    logging.getLogger("diptych").setLevel(logging.DEBUG if debug else level)
 
 
 class ConsoleFormatter(logging.Formatter):

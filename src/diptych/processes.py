@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from diptych.workspace import Workspace
 
 HOLDER = "DIPTYCH_HOLDER"
 """Environment variable of all that works beneath a run that holds a workspace: the run's process id, and the folder."""
+
+_LAUNCHED = "DIPTYCH_LAUNCHED"
+"""Environment variable of what `launch` has started: a launcher that passes on no ranks would start itself forever."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -50,6 +54,36 @@ def die_with_dvc() -> None:
     """`die_with_parent` beneath DVC; a stage started by hand may well outlive its shell."""
     if "DVC_STAGE" in os.environ:
         die_with_parent()
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of those that torchrun or accelerate has started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def launch(command: Sequence[str]) -> None:
+    """Has `command` (torchrun or accelerate launch, with its options) start this program in several processes.
+
+    It takes the place of this process; in the processes that it starts, and where somebody else has started several,
+    nothing happens.
+
+    Raises:
+        DiptychError: the program is not there, or it starts this one again without a place among several.
+    """
+    if "RANK" in os.environ:
+        return
+    if _LAUNCHED in os.environ:
+        raise DiptychError(
+            f"params.yaml: train.launch: `{' '.join(command)}` starts one process alone. torchrun wants "
+            "--nproc-per-node, accelerate launch wants --multi_gpu beside --num_processes; or leave train.launch empty."
+        )
+    os.environ[_LAUNCHED] = "1"
+    program = shutil.which(command[0], path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if program is None:
+        raise DiptychError(f"params.yaml: train.launch names {command[0]}, which is not installed or not on PATH.")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(program, [program, *command[1:], "-m", "diptych", *sys.argv[1:]])
 
 
 @contextmanager

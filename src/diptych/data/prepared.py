@@ -60,8 +60,7 @@ class Prepared:
         Raises:
             DiptychError: that split has no images, or none of them has a caption.
         """
-        name = getattr(self._splits, role)
-        images = self._images[self._images["split"] == name]
+        name, images = self._images_of(role)
         index = pd.Index(images["image_id"]).get_indexer(pd.Index(self._captions["image_id"]))
         chosen = np.flatnonzero(index >= 0)
         if len(chosen) == 0:
@@ -80,6 +79,16 @@ class Prepared:
             lengths=self._offsets[chosen + 1] - self._offsets[chosen],
             settings=self.settings,
         )
+
+    def _images_of(self, role: Role) -> tuple[str, pd.DataFrame]:
+        """The name of the split that plays `role`, and its images, or those that are or are not held out of it."""
+        splits = self._splits
+        name = getattr(splits, role) or splits.train
+        images = self._images[self._images["split"] == name]
+        if splits.val is None and role in ("train", "val"):
+            held_out = images["sha256"].map(splits.is_held_out).astype(bool)
+            images = images[held_out == (role == "val")]
+        return name, images
 
 
 class PreparedSplit:

@@ -35,10 +35,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def set_threads(threads: int | None) -> int:
-    """Has torch compute with `threads` CPU threads (default: one a core) and returns their number.
+    """Has torch compute with `threads` CPU threads and returns their number; by default one a core, or this process's
+    share of them where several train together on a machine.
 
     The order in which a sum is taken depends on it, and so do the last bits of a result.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads

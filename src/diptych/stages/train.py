@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from diptych.files import atomic_path
 from diptych.model.device import Precision, choose_device, choose_precision, set_threads
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import save_model, weights_sha256
+from diptych.processes import is_first_process
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import choose_weight, match_logits
@@ -45,6 +48,8 @@ def run(workspace: Workspace, params: Params) -> None:
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     prepared = Prepared(workspace.prepared, params.data.splits)
     train, val = prepared.split("train"), prepared.split("val")
+    # TF32, where a GPU has it, in what is left of float32.
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     torch.manual_seed(params.seed)
     model = build_model(
         params.model,
@@ -55,8 +60,16 @@ def run(workspace: Workspace, params: Params) -> None:
     towers = [tower.backbone_sha256() for tower in (model.image_tower, model.text_tower)]
     identity = {**_identity(workspace, params, threads), "precision": precision, "towers": towers}
     checkpoints = Checkpoints(workspace.local / "checkpoints", identity)
-    with TrackedRun(workspace, params) as tracked:
-        tracked.log_params(params.model_dump(by_alias=True))
+    features = FeatureCache(
+        workspace.local / "cache" / "features",
+        limit_gib=params.train.features_gib,
+        device=device,
+        precision=precision,
+    )
+    # Of several processes that train together the first keeps the records.
+    with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:
+        if tracked:
+            tracked.log_params(params.model_dump(by_alias=True))
         trainer = Trainer(
             model,
             train,
@@ -65,16 +78,13 @@ def run(workspace: Workspace, params: Params) -> None:
             seed=params.seed,
             evaluation_batch=params.evaluate.batch_size,
             checkpoints=checkpoints,
-            report=tracked.log_metrics,
+            report=tracked.log_metrics if tracked else _silent,
             device=device,
-            features=FeatureCache(
-                workspace.local / "cache" / "features",
-                limit_gib=params.train.features_gib,
-                device=device,
-                precision=precision,
-            ),
+            features=features,
         )
         position = trainer.run()
+        if not tracked:
+            return
         weight = _choose_weight(model, trainer.val_inputs, params, trainer.device, precision)
         _write_history(workspace.reports / "training.csv", position.history)
         save_model(
@@ -99,6 +109,10 @@ def run(workspace: Workspace, params: Params) -> None:
         len(position.history),
         weights[:12],
     )
+
+
+def _silent(values: dict[str, float], step: int) -> None:
+    """The other processes have nothing to report."""
 
 
 def _choose_weight(
@@ -128,6 +142,7 @@ def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, A
     return {
         "params": params.model_dump(include={"seed", "data", "model", "train"}),
         "threads": threads,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "torch": torch.__version__,
         "data": {name: _sha256(workspace.prepared / name) for name in files},
         "code": _code_sha256(),

@@ -29,7 +29,7 @@ def run(workspace: Workspace, params: Params) -> None:
     settings = params.validate_
     dataset = _read(workspace)
     images = scan_images(workspace.data, dataset, max_pixels=settings.max_pixels, workers=worker_count(params.threads))
-    splits = list(dict.fromkeys(params.data.splits.roles().values()))
+    splits = params.data.splits.names()
     with atomic_path(workspace.reports / "data-docs") as docs:
         inspection = Inspection(docs)
         result = audit(dataset, images, settings, splits, inspection)

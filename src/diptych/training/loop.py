@@ -72,7 +72,7 @@ class Trainer:
         evaluation_batch: how many images or captions are embedded at once on val.
         checkpoints: where to stand by; what it holds already is taken up.
         features: where features of frozen towers are kept; None: they are computed anew each time.
-        report: is told losses, rates, throughput and recalls; only the first process calls it.
+        report: is told losses, rates, throughput and recalls.
 
     Raises:
         DiptychError: the train split is too small for a batch, or a batch for the processes.
@@ -116,7 +116,7 @@ class Trainer:
         self.evaluation_batch = evaluation_batch
         self.checkpoints = checkpoints
         self.features = features
-        self.report = report if self.accelerator.is_main_process else _silent
+        self.report = report
         self.position = Position()
         self.sums = self._no_sums()
         self.seed = seed
@@ -149,9 +149,7 @@ class Trainer:
         total = self.plan.steps * self.settings.epochs
         done = self.plan.steps * self.position.epoch + self.position.step
         self._keep_features()
-        with progress(
-            None, "train", unit="steps", total=total, initial=done, disable=not self.accelerator.is_main_process
-        ) as bar:
+        with progress(None, "train", unit="steps", total=total, initial=done) as bar:
             while self.position.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(bar)
                 self._finish_epoch()
@@ -407,10 +405,6 @@ def _named(losses: Losses) -> dict[str, float]:
     """By the names that reports use."""
     values = {name: value.item() for name, value in losses._asdict().items()}
     return {"loss": values.pop("total"), **values}
-
-
-def _silent(values: dict[str, float], step: int) -> None:
-    """Of the processes that are not the first."""
 
 
 def _line(row: dict[str, float]) -> str:
