@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sharing import made_once
 
 from diptych import environment
 from diptych.config import Params
@@ -67,9 +68,8 @@ PARAMS = yaml.safe_dump(Params().model_dump(by_alias=True))
 IGNORED = "/data\n/artifacts\n/reports\n/trained*\n/.diptych\n/ran.txt\n/sleeping\n"
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This Python's programs are found, and what `diptych` sets in its environment ends with the test."""
+def keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Python's programs are found, and what `diptych` sets in its environment ends with `monkeypatch`."""
     for name in (HOLDER, "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
     for name in ("PATH", "PREFECT_HOME", *environment.DEFAULTS):
@@ -79,6 +79,11 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if before is None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", PATH)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_environment(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -108,11 +113,13 @@ def project(_project: Path, tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store without experiments, to copy: making its tables takes seconds."""
-    import mlflow
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        import mlflow
+
+        mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    return made_once(tmp_path_factory, "mlflow-store", make) / "mlflow.db"
 
 
 def run(*command: str, cwd: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sharing import made_once
 
 ROOT = Path(__file__).parents[1]
 SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
@@ -63,7 +64,7 @@ class Clone:
 
 def _environment() -> dict[str, str]:
     """As in a shell: nothing that this process has set for itself."""
-    own = ("DIPTYCH_", "PREFECT_", "MLFLOW_", "COVERAGE_")
+    own = ("DIPTYCH_", "PREFECT_", "MLFLOW_", "COVERAGE_", "PYTEST_", "OMP_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     folder = str(Path(sys.executable).parent)
     return environment | {"PATH": os.pathsep.join([folder, os.environ["PATH"]])}
@@ -85,9 +86,15 @@ def clone_project(root: Path) -> None:
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the tiny chain has run once; tests that change it work on a copy."""
-    root = tmp_path_factory.mktemp("clone") / "diptych"
-    clone_project(root)
-    empty = Clone(root, {})
-    scenes = empty.diptych(*SCENES)
-    assert scenes.returncode == 0, scenes.stderr
-    return Clone(root, empty.run("--preset", "tiny"))
+
+    def make(folder: Path) -> None:
+        empty = Clone(folder / "diptych", {})
+        clone_project(empty.root)
+        scenes = empty.diptych(*SCENES)
+        assert scenes.returncode == 0, scenes.stderr
+        (folder / "summary.json").write_text(json.dumps(empty.run("--preset", "tiny")))
+
+    folder = made_once(tmp_path_factory, "chain", make)
+    made = Clone(folder / "diptych", json.loads((folder / "summary.json").read_text()))
+    # Each process of the tests has its own: only one run at a time may hold it.
+    return made.copy(tmp_path_factory.mktemp("clone") / "diptych")

@@ -23,6 +23,8 @@ COMMANDS = sorted({line for language, block in BLOCKS if language == "sh" for li
 SERVERS = ("mlflow ui", "prefect worker", "prefect deploy", "prefect work-pool")
 """These need a server, or are one; what is checked of them is that they have the options."""
 OFFLINE = "diptych weights offline"
+ALREADY_RUN = "diptych run --preset tiny"
+"""How the chain has come about."""
 IMPORTS = [command for command in COMMANDS if command.startswith("diptych data import")]
 IN_THE_CHAIN = [
     command
@@ -31,7 +33,7 @@ IN_THE_CHAIN = [
     and command not in IMPORTS
     and "scenes" not in command
     and not command.startswith("dvc push")
-    and command != OFFLINE
+    and command not in (OFFLINE, ALREADY_RUN)
 ]
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fake_project import keep_environment
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from tiny_model import write_reports, write_tiny_model
@@ -39,14 +40,39 @@ def _results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def chain(project, _results, mlflow_store, monkeypatch):
+@pytest.fixture(scope="module")
+def _template(_project, _results, mlflow_store, tmp_path_factory) -> Path:
     """The project, with what its stages hand out."""
-    shutil.copytree(_results, project.root, dirs_exist_ok=True)
-    project.local.mkdir()
-    shutil.copy(mlflow_store, project.local / "mlflow.db")
-    monkeypatch.chdir(project.root)
-    return project
+    root = tmp_path_factory.mktemp("chain") / "project"
+    shutil.copytree(_project, root)
+    shutil.copytree(_results, root, dirs_exist_ok=True)
+    (root / ".diptych").mkdir()
+    shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
+    return root
+
+
+@pytest.fixture(scope="module")
+def first_run(retrain, _template, tmp_path_factory):
+    """A project in which the flow has run once, and what it returned; tests only look at it."""
+    workspace = Workspace(shutil.copytree(_template, tmp_path_factory.mktemp("first") / "project"))
+    with pytest.MonkeyPatch.context() as patch:
+        keep_environment(patch)
+        patch.chdir(workspace.root)
+        return workspace, retrain()
+
+
+@pytest.fixture
+def chain(_template, tmp_path, monkeypatch):
+    """A project in which nothing has run yet."""
+    monkeypatch.chdir(shutil.copytree(_template, tmp_path / "project"))
+    return Workspace(tmp_path / "project")
+
+
+@pytest.fixture
+def chain_that_ran(first_run, tmp_path, monkeypatch):
+    """A copy of the project in which the flow has run once."""
+    monkeypatch.chdir(shutil.copytree(first_run[0].root, tmp_path / "project"))
+    return Workspace(tmp_path / "project")
 
 
 def ran(workspace: Workspace) -> list[str]:
@@ -57,8 +83,8 @@ def ran(workspace: Workspace) -> list[str]:
 STAGES = ["validate", "preprocess", "train", "evaluate"]
 
 
-def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrain, chain):
-    first = retrain()
+def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrain, first_run, chain_that_ran):
+    first = first_run[1]
     second = retrain()
 
     assert first["stages"] == dict.fromkeys(STAGES, "ran")
@@ -66,16 +92,16 @@ def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrai
     assert first["metrics"]["reranked"]["rsum"] == 130.0
     assert second["stages"] == dict.fromkeys(STAGES, "reused")
     assert second["version"] == {**first["version"], "created": False}
-    assert ran(chain) == STAGES
+    assert ran(chain_that_ran) == STAGES
     json.dumps(first)
     with get_client(sync_client=True) as client:
         assert {"validation", "metrics", "report"} <= {artifact.key for artifact in client.read_artifacts()}
 
 
-def test_a_change_runs_what_depends_on_it_and_force_runs_everything(retrain, chain):
-    retrain()
-    chain.presets.mkdir()
-    (chain.presets / "other.yaml").write_text(chain.params.read_text().replace("seed: 0", "seed: 1"))
+def test_a_change_runs_what_depends_on_it_and_force_runs_everything(retrain, chain_that_ran):
+    chain_that_ran.presets.mkdir()
+    changed = chain_that_ran.params.read_text().replace("seed: 0", "seed: 1")
+    (chain_that_ran.presets / "other.yaml").write_text(changed)
 
     other = retrain(preset="other")
 
@@ -101,9 +127,9 @@ def test_a_workspace_that_is_in_use_is_left_alone(retrain, chain, monkeypatch):
     assert ran(chain) == []
 
 
-def test_beneath_a_command_that_holds_the_workspace_the_flow_runs(retrain, chain):
-    with holding(chain, "diptych run"):
-        assert retrain()["version"]["created"]
+def test_beneath_a_command_that_holds_the_workspace_the_flow_runs(retrain, chain_that_ran):
+    with holding(chain_that_ran, "diptych run"):
+        assert retrain()["stages"] == dict.fromkeys(STAGES, "reused")
 
 
 def test_wrong_params_end_it_before_any_stage(retrain, chain):

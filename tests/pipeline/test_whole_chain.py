@@ -15,6 +15,8 @@ from pipeline_clone import Clone
 from waiting import dies
 
 from diptych.model.package import weights_sha256
+from diptych.processes import holding
+from diptych.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 STAGES = ["validate", "preprocess", "train", "evaluate"]
@@ -57,23 +59,37 @@ def test_every_stage_forced_gives_the_same_bits(chain: Clone, tmp_path: Path) ->
 
 def test_a_changed_parameter_runs_only_what_depends_on_it(chain: Clone, tmp_path: Path) -> None:
     copy = chain.copy(tmp_path / "copy")
-    params = yaml.safe_load((copy.root / "params.yaml").read_text())
-    params["evaluate"]["report_queries"] = 1
-    (copy.root / "params.yaml").write_text(yaml.safe_dump(params))
+    change(copy, "evaluate", report_queries=1)
     assert copy.run()["stages"] == {**dict.fromkeys(STAGES, "reused"), "evaluate": "ran"}
+
+
+def change(clone: Clone, section: str, **values: object) -> None:
+    params = yaml.safe_load((clone.root / "params.yaml").read_text())
+    params[section] |= values
+    (clone.root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def longer(chain: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The chain with a training long enough to be killed in, not yet run."""
+    clone = chain.copy(tmp_path_factory.mktemp("longer") / "copy")
+    change(clone, "train", epochs=12)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(longer: Clone, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the weights of the longer training when nothing happens to it."""
+    whole = longer.copy(tmp_path_factory.mktemp("whole") / "copy")
+    assert whole.diptych("stage", "train").returncode == 0
+    return weights_sha256(whole.root / "artifacts" / "model")
 
 
 @pytest.mark.parametrize("victim", ["flow", "stage"])
 def test_a_training_killed_and_run_again_has_the_weights_of_an_uninterrupted_one(
-    chain: Clone, tmp_path: Path, victim: str
+    longer: Clone, uninterrupted: str, tmp_path: Path, victim: str
 ) -> None:
-    whole, broken = chain.copy(tmp_path / "whole"), chain.copy(tmp_path / "broken")
-    for clone in (whole, broken):
-        params = yaml.safe_load((clone.root / "params.yaml").read_text())
-        params["train"]["epochs"] = 12
-        (clone.root / "params.yaml").write_text(yaml.safe_dump(params))
-    assert whole.diptych("stage", "train").returncode == 0
-
+    broken = longer.copy(tmp_path / "broken")
     process = broken.start("run")
     stage = wait_for_checkpoint(broken.root)
     os.kill(process.pid if victim == "flow" else stage, signal.SIGKILL)
@@ -87,7 +103,7 @@ def test_a_training_killed_and_run_again_has_the_weights_of_an_uninterrupted_one
 
     summary = broken.run()
     assert summary["stages"]["train"] == "ran"
-    assert summary["version"]["tags"]["weights_sha256"] == weights_sha256(whole.root / "artifacts" / "model")
+    assert summary["version"]["tags"]["weights_sha256"] == uninterrupted
 
 
 def wait_for_checkpoint(root: Path) -> int:
@@ -114,6 +130,9 @@ def test_two_runs_at_once_the_second_says_who_holds_the_workspace(chain: Clone, 
     second = copy.diptych("run")
     first.kill()
     first.wait()
+    # Ends the server that the killed run has left, lest it run on beside the other tests.
+    with holding(Workspace(copy.root), "the end of the test"):
+        pass
     assert second.returncode == 1
     assert f"is in use by `diptych run` (process {first.pid}" in second.stderr
     assert "Traceback" not in second.stderr

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from importlib.metadata import Distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -160,11 +161,20 @@ def link_distributions(distributions: dict[str, Distribution], site: Path) -> No
     """Makes `site` a site-packages folder with these alone, file by file: several may share a folder."""
     for distribution in distributions.values():
         for file in distribution.files or []:
-            target = site / file
             # mlflow brings the files of mlflow-skinny once more.
-            if ".." not in file.parts and not target.is_symlink():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(distribution.locate_file(file))
+            if ".." not in file.parts and not (site / file).is_symlink():
+                link(site / file, Path(str(distribution.locate_file(file))))
+
+
+def link(target: Path, source: Path) -> None:
+    """A module with its bytecode: to compile them all takes longer than the test."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(source)
+    if source.suffix == ".py" and (compiled := Path(cache_from_source(str(source)))).is_file():
+        bytecode = Path(cache_from_source(str(target)))
+        bytecode.parent.mkdir(exist_ok=True)
+        bytecode.unlink(missing_ok=True)
+        bytecode.symlink_to(compiled)
 
 
 def test_the_same_weights_make_no_second_version(registered):
