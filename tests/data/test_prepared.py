@@ -27,6 +27,8 @@ def colour(image_id: int) -> np.ndarray:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     images = pd.DataFrame(IMAGES, columns=["image_id", "split", "shard", "row"])
+    # By these, images 10 and 40 are held out where an eighth of train is.
+    images["sha256"] = [f"{first:08x}{'0' * 56}" for first in (0x10000000, 0, 0x80000000, 0x1FFFFFFF, 0)]
     images["file_name"] = images["source"] = images["image_id"].astype(str) + ".jpg"
     images.to_parquet(tmp_path / "images.parquet")
     captions = pd.DataFrame([row[:2] for row in CAPTIONS], columns=["caption_id", "image_id"])
@@ -36,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
         np.save(tmp_path / "images" / f"{shard}.npy", np.stack([colour(number) for number in rows["image_id"]]))
     np.save(tmp_path / "tokens.npy", np.array([token for row in CAPTIONS for token in row[2]], np.int32))
     np.save(tmp_path / "offsets.npy", np.cumsum([0, *(len(row[2]) for row in CAPTIONS)]))
-    settings = {"format": 1, "image_size": SIZE, "resize": "stretch", "max_tokens": 8}
+    settings = {"format": 1, "image_size": SIZE, "resize": "stretch", "decoding": "d" * 64, "max_tokens": 8}
     (tmp_path / "settings.json").write_text(json.dumps({**settings, "vocabulary_size": 10, "pad_token_id": 0}))
     return tmp_path
 
@@ -48,6 +50,13 @@ def test_a_split_holds_its_images_and_their_captions(folder: Path) -> None:
     assert train.sources == ["10.jpg", "30.jpg", "40.jpg"]
     assert train.caption_ids.tolist() == [1, 2, 4]
     assert train.captions == ["caption 1", "caption 2", "caption 4"]
+
+
+def test_without_a_split_for_it_val_is_held_out_of_train(folder: Path) -> None:
+    prepared = Prepared(folder, Splits(val=None, test="val", held_out=0.125))
+    assert prepared.split("train").image_ids.tolist() == [30]
+    assert prepared.split("val").image_ids.tolist() == [10, 40]
+    assert prepared.split("test").image_ids.tolist() == [20]
 
 
 def test_captions_and_images_find_each_other(folder: Path) -> None:
