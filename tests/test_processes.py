@@ -11,7 +11,7 @@ import pytest
 from waiting import dies
 
 from diptych.errors import DiptychError
-from diptych.processes import HOLDER, die_with_parent, holding, is_alive, stream
+from diptych.processes import HOLDER, die_with_parent, holding, is_alive, launch, stream
 from diptych.workspace import Workspace
 
 CHILD = """
@@ -151,3 +151,21 @@ def test_what_a_killed_run_left_running_is_ended_by_the_next(tmp_path, monkeypat
     assert (code, other.poll()) == (-signal.SIGKILL, None)
     other.kill()
     other.wait()
+
+
+def test_a_launcher_that_is_missing_is_named(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(DiptychError, match=r"train\.launch names no-such-launcher"):
+        launch(["no-such-launcher", "--nproc-per-node=2"])
+
+
+def test_a_launcher_that_starts_one_process_alone_does_not_start_itself_forever(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("DIPTYCH_LAUNCHED", "1")
+    with pytest.raises(DiptychError, match="`env --x` starts one process alone"):
+        launch(["env", "--x"])
+
+
+def test_a_process_that_has_its_place_among_several_is_not_launched_again(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    launch(["no-such-launcher"])

@@ -100,8 +100,9 @@ class Tower(Section):
     config: dict[str, Any] = {}
     """Fields of the transformers configuration of a tower from scratch."""
     pooling: Pooling = "mean"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the backbone's features that are left out, at random, where the projection learns from them."""
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the backbone's channels that are left out, of all tokens of an image or caption, at random, where the
+    projection learns from them."""
 
     @property
     def is_folder(self) -> bool:
@@ -144,6 +145,8 @@ class Fusion(Section):
     """Who looks at whom: the text at the image, the image at the text, or each at the other."""
     layers: Positive = 2
     heads: Positive = 4
+    attention: bool = True
+    """False: the control, an MLP of as many weights that sees each side's mean and nothing of its parts."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -323,10 +326,14 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _text_views_differ(self) -> Params:
-        if self.train.objectives.simclr_text and not self.train.text_tower_factor and not self.model.text_tower.dropout:
+        if (
+            self.train.objectives.simclr_text
+            and not self.train.text_tower_factor
+            and not self.model.text_tower.channel_dropout
+        ):
             raise ValueError(
                 "train.objectives.simclr_text compares a caption under two dropouts, but a frozen text tower drops "
-                "nothing out: set train.text_tower_factor above 0, or model.text_tower.dropout"
+                "nothing out: set train.text_tower_factor above 0, or model.text_tower.channel_dropout"
             )
         return self
 

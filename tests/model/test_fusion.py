@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diptych.config import Fusion
-from diptych.model.fusion import CrossAttention, CrossAttentionFusion
+from diptych.model.fusion import CrossAttention, CrossAttentionFusion, make_fusion
 
 Direction = Literal["both", "text_to_image", "image_to_text"]
 DIRECTIONS = pytest.mark.parametrize("direction", ["both", "text_to_image", "image_to_text"])
@@ -93,3 +93,23 @@ def test_the_place_of_a_grid_token_matters() -> None:
     model = fusion()
     torch.nn.init.normal_(model.position)
     assert not torch.allclose(model(grid, tokens, mask).score, model(grid.flip(1), tokens, mask).score, atol=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["both", "text_to_image"])
+def test_the_control_has_as_many_weights_as_the_fusion(direction: Direction) -> None:
+    settings = Fusion(layers=3, heads=2, direction=direction)
+    attention, control = (
+        sum(parameter.numel() for parameter in make_fusion(32, 49, config).parameters())
+        for config in (settings, settings.model_copy(update={"attention": False}))
+    )
+    assert control == pytest.approx(attention, rel=0.02)
+
+
+def test_the_control_sees_the_means_of_both_sides_and_nothing_else() -> None:
+    control = make_fusion(16, 9, Fusion(layers=1, heads=2, attention=False)).eval()
+    grid, tokens, mask = inputs()
+    expected = control(grid, tokens, mask).score
+    blurred = grid.mean(dim=1, keepdim=True).expand_as(grid)
+    noisy = tokens.masked_fill(~mask.unsqueeze(-1), 7.0)
+    assert torch.allclose(control(blurred, noisy, mask).score, expected, atol=1e-6)
+    assert not torch.allclose(control(grid.roll(1, 0), tokens, mask).score, expected, atol=1e-3)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -96,3 +100,17 @@ def test_a_checkpoint_belongs_to_its_data(workspace: Workspace) -> None:
 def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match="dvc repro preprocess"):
         train.run(Workspace(tmp_path), params())
+
+
+def test_several_processes_leave_one_model_and_one_run(workspace: Workspace) -> None:
+    (workspace.root / "dvc.yaml").write_text("")
+    settings = params(train=train_settings(launch=["torchrun", "--standalone", "--nproc-per-node=2"]), threads=None)
+    workspace.params.write_text(json.dumps(settings.model_dump(by_alias=True)))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DIPTYCH", "DVC"))}
+    command = [sys.executable, "-m", "diptych", "stage", "train"]
+    done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Trained on 32 images") == 1
+    assert load_model(workspace.model).preprocessing["image_size"] == 32
+    client, experiment = connect(workspace, settings)
+    assert len(client.search_runs([experiment])) == 1

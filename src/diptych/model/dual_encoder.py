@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from diptych import config
 from diptych.errors import DiptychError
-from diptych.model.fusion import CrossAttentionFusion, Fused
+from diptych.model.fusion import Fused, make_fusion
 from diptych.model.pooling import POOLINGS
 from diptych.model.towers import Groups, ImageTower, TextTower, image_backbone, text_backbone
 
@@ -52,7 +52,7 @@ class DualEncoder(nn.Module):
         self.text_pooling = POOLINGS[model.text_tower.pooling]()
         self.image_head = nn.Linear(model.dim, model.dim)
         self.text_head = nn.Linear(model.dim, model.dim)
-        self.fusion = CrossAttentionFusion(model.dim, image_tower.grid_size, model.fusion)
+        self.fusion = make_fusion(model.dim, image_tower.grid_size, model.fusion)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     @property
@@ -88,11 +88,11 @@ def build_model(model: config.Model, image_size: int, vocabulary_size: int, temp
         DiptychError: a tower's weights are not on this machine, or its configuration is impossible.
     """
     backbone, mean, std = image_backbone(model.image_tower)
-    image_tower = ImageTower(backbone, model.dim, image_size, mean, std, model.image_tower.dropout)
+    image_tower = ImageTower(backbone, model.dim, image_size, mean, std, model.image_tower.channel_dropout)
     if model.image_tower.pooling == "cls" and not image_tower.has_class_token:
         raise DiptychError(
             f"params.yaml: model.image_tower.pooling is cls, but {type(backbone).__name__} has no class token."
         )
     text = model.text_tower
-    text_tower = TextTower(text_backbone(text, vocabulary_size), model.dim, text.layers, text.dropout)
+    text_tower = TextTower(text_backbone(text, vocabulary_size), model.dim, text.layers, text.channel_dropout)
     return DualEncoder(image_tower, text_tower, model, temperature)

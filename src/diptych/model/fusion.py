@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,41 @@ class CrossAttentionFusion(nn.Module):
         grid = grid + self.position
         for layer in self.layers:
             tokens, grid = layer(tokens, grid, mask)
-        weights = mask.unsqueeze(-1).to(tokens.dtype)
-        text = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
-        joint = self.joint(torch.cat([text, grid.mean(dim=1)], dim=1))
+        joint = self.joint(_means(grid, tokens, mask))
         return Fused(joint, self.score(joint).squeeze(-1).float())
+
+
+class MeanFusion(nn.Module):
+    """The control to attention: both sides' means, and an MLP of about `weights` weights."""
+
+    def __init__(self, dim: int, weights: int, dropout: float) -> None:
+        super().__init__()
+        # 2·dim·h + h + h² + h + h·dim + dim + dim + 1 weights, solved for h.
+        half = (3 * dim + 2) / 2
+        hidden = round(math.sqrt(half**2 + weights - 2 * dim - 1) - half)
+        self.joint = nn.Sequential(
+            *(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Dropout(dropout)),
+            *(nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout)),
+            nn.Linear(hidden, dim),
+        )
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Fused:
+        """As `CrossAttentionFusion`."""
+        joint = self.joint(_means(grid, tokens, mask))
+        return Fused(joint, self.score(joint).squeeze(-1).float())
+
+
+def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusion | MeanFusion:
+    """The fusion that params.yaml describes."""
+    if config.attention:
+        return CrossAttentionFusion(dim, grid_size, config)
+    with torch.device("meta"):
+        twin = CrossAttentionFusion(dim, grid_size, config)
+    return MeanFusion(dim, sum(parameter.numel() for parameter in twin.parameters()), config.dropout)
+
+
+def _means(grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Of the tokens that there are, and of the grid, side by side: (P, 2·d)."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return torch.cat([(tokens * weights).sum(dim=1) / weights.sum(dim=1), grid.mean(dim=1)], dim=1)

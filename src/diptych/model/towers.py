@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import dropout, pad
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -65,6 +65,20 @@ class Tower(nn.Module):
         return self
 
 
+class ChannelDropout(nn.Module):
+    """Leaves out channels of a whole sequence: what is left out of single tokens, pooling puts together again."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`tokens` (B, T, C), to the same shape."""
+        if not (self.training and self.probability):
+            return tokens
+        return tokens * dropout(torch.ones_like(tokens[:, :1]), self.probability)
+
+
 class ImageTower(Tower):
     """A vision backbone's feature map as a sequence of grid tokens.
 
@@ -74,7 +88,7 @@ class ImageTower(Tower):
         dim: of the projection.
         image_size: pixels of both sides of its input.
         mean, std: of its input in RGB, with values from 0 to 1.
-        dropout: of the backbone's features while the projection learns from them.
+        channel_dropout: of the backbone's features where the projection learns from them.
     """
 
     scale: Tensor
@@ -87,7 +101,7 @@ class ImageTower(Tower):
         image_size: int,
         mean: list[float],
         std: list[float],
-        dropout: float = 0.0,
+        channel_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -99,7 +113,7 @@ class ImageTower(Tower):
         self.grid_size = features.shape[1]
         self.has_class_token = math.isqrt(self.grid_size) ** 2 != self.grid_size
         self.feature_shape = tuple(features.shape[1:])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ChannelDropout(channel_dropout)
         self.projection = nn.Sequential(nn.Linear(features.shape[2], dim), nn.LayerNorm(dim))
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -119,7 +133,7 @@ class TextTower(Tower):
     The mix is that of Peters et al., "Deep contextualized word representations", NAACL 2018, equation 1.
     """
 
-    def __init__(self, backbone: PreTrainedModel, dim: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(self, backbone: PreTrainedModel, dim: int, layers: int, channel_dropout: float = 0.0) -> None:
         super().__init__()
         if layers > backbone.config.num_hidden_layers:
             raise DiptychError(
@@ -129,7 +143,7 @@ class TextTower(Tower):
         self.backbone = backbone
         self.mix = nn.Parameter(torch.zeros(layers))
         self.feature_shape = (layers, backbone.config.hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ChannelDropout(channel_dropout)
         self.projection = nn.Sequential(nn.Linear(backbone.config.hidden_size, dim), nn.LayerNorm(dim))
 
     def features(self, token_ids: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.files import atomic_path, write_json
-from diptych.model.device import choose_device, set_threads
+from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
@@ -27,6 +27,7 @@ def run(workspace: Workspace, params: Params) -> None:
     Raises:
         DiptychError: the model, the prepared data or the device is not there.
     """
+    keep_freed_memory()
     set_threads(params.threads)
     device = choose_device(params.device)
     loaded = load_model(workspace.model, str(device))

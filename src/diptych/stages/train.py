@@ -18,7 +18,7 @@ from diptych.config import Params
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.files import atomic_path
-from diptych.model.device import Precision, choose_device, choose_precision, set_threads
+from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import save_model, weights_sha256
 from diptych.processes import is_first_process
@@ -40,6 +40,7 @@ def run(workspace: Workspace, params: Params) -> None:
         DiptychError: the data or the towers are not there, or training cannot go on.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     threads = set_threads(params.threads)
     device = choose_device(params.device)
     precision = choose_precision(params.train.precision, device)
