@@ -39,7 +39,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep the memory that tensors give back, for those to come; glibc only, elsewhere nothing happens.
+    """Has the C library (glibc; elsewhere nothing happens) keep the memory that tensors give back, for those to come.
 
     It would return large blocks to the kernel, which then clears each page again: a third of a step's time on a CPU.
     """

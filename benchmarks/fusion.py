@@ -1,0 +1,123 @@
+"""What the fusion adds to the towers, and whether it is the look at the image that does it.
+
+    python benchmarks/fusion.py WORKSPACE [--preset presets/flickr8k-cpu.yaml] [--seeds 3]
+
+WORKSPACE is a project in which `preprocess` has run with this preset. For each seed two models are trained, one with
+cross-attention and one with the control, an MLP of as many weights that sees the means of both sides alone. Each is
+measured on the test split by its towers alone, re-ranked, and re-ranked with the images shuffled among the pairs: a
+fusion that helps because it looks at the image cannot help there. The weight of the match score is chosen on val, for
+the shuffled images too. Prints the table of docs/training.md: medians over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from diptych.config import Params, load_params
+from diptych.data.inputs import Inputs
+from diptych.data.prepared import Prepared
+from diptych.model.device import choose_device, choose_precision, keep_freed_memory, set_threads
+from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.retrieval.embedding import Embedded, embed_split
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.reranking import choose_weight, match_logits, reranked_ranks
+from diptych.training.checkpoints import Checkpoints
+from diptych.training.features import FeatureCache
+from diptych.training.loop import Trainer
+
+FUSIONS = {"cross-attention": True, "MLP of as many weights": False}
+
+
+def train(params: Params, prepared: Prepared, device: torch.device, cache: Path) -> tuple[DualEncoder, Trainer]:
+    """A model by `params`, as the train stage makes it."""
+    torch.manual_seed(params.seed)
+    settings = prepared.settings
+    model = build_model(params.model, settings["image_size"], settings["vocabulary_size"], params.train.temperature)
+    precision = choose_precision(params.train.precision, device)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        trainer = Trainer(
+            model,
+            prepared.split("train"),
+            prepared.split("val"),
+            params.train,
+            seed=params.seed,
+            evaluation_batch=params.evaluate.batch_size,
+            checkpoints=Checkpoints(Path(checkpoints), {}),
+            report=lambda values, step: None,
+            device=device,
+            features=FeatureCache(cache, limit_gib=params.train.features_gib, device=device, precision=precision),
+        )
+        trainer.run()
+    return model, trainer
+
+
+def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]:
+    """RSUM on test: of the towers, re-ranked, and re-ranked with shuffled images."""
+    device = choose_device(params.device)
+    model, trainer = train(params, prepared, device, cache)
+    scale = model.logit_scale.item()
+
+    def embed(inputs: Inputs) -> Embedded:
+        return embed_split(
+            model,
+            inputs.split,
+            inputs=inputs,
+            batch_size=params.evaluate.batch_size,
+            device=device,
+            description="embed",
+        )
+
+    def rsum(embedded: Embedded, weight: float) -> float:
+        candidates = match_logits(model, embedded, params.evaluate.top_k, device=device)
+        return metrics_from_ranks(*reranked_ranks(candidates, scale, weight))["rsum"]
+
+    def weight(embedded: Embedded) -> float:
+        return choose_weight(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
+
+    val, test = embed(trainer.val_inputs), embed(Inputs(prepared.split("test")))
+    return {
+        "towers": rsum(test, 0.0),
+        "re-ranked": rsum(test, weight(val)),
+        "shuffled": rsum(shuffled(test), weight(shuffled(val))),
+        "weights": sum(parameter.numel() for parameter in model.fusion.parameters()),
+    }
+
+
+def shuffled(embedded: Embedded) -> Embedded:
+    """Every image with the grid of another one; the towers' ranking stays as it is."""
+    return replace(embedded, grid=embedded.grid.roll(1, dims=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--preset", type=Path, default=Path("presets/flickr8k-cpu.yaml"))
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    os.chdir(arguments.workspace)
+    params = load_params(arguments.preset)
+    keep_freed_memory()
+    set_threads(params.threads)
+    prepared = Prepared(Path("artifacts/prepared"), params.data.splits)
+    print("| fusion | weights | towers | re-ranked | with shuffled images |\n|---|---|---|---|---|")
+    for name, attention in FUSIONS.items():
+        fusion = params.model.fusion.model_copy(update={"attention": attention})
+        model = params.model.model_copy(update={"fusion": fusion})
+        rows = [
+            measure(params.model_copy(update={"model": model, "seed": seed}), prepared, Path(".diptych/cache/features"))
+            for seed in range(arguments.seeds)
+        ]
+        middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        figures = " | ".join(f"{middle[key]:.1f}" for key in ("towers", "re-ranked", "shuffled"))
+        print(f"| {name} | {middle['weights']:,.0f} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
