@@ -103,7 +103,7 @@ def test_a_folder_or_a_hub_id_with_its_commit_names_a_tower(tmp_path):
     )
 
     assert (params.model.image_tower.is_folder, params.model.text_tower.is_folder) == (False, True)
-    assert params.data.splits.roles() == {"train": "train", "val": "val", "test": "test"}
+    assert params.data.splits.names() == ["train", "val", "test"]
 
 
 def test_a_list_is_no_configuration(tmp_path):

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from diptych.errors import DiptychError
 
 Role = Literal["train", "val", "test"]
-ROLES: tuple[Role, ...] = ("train", "val", "test")
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
