@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
+from diptych.errors import DiptychError
 from diptych.model.towers import Groups
 from diptych.training.draws import Purpose, generator
 
@@ -84,6 +85,9 @@ class BatchPlan:
         captions_per_image: how many captions an image brings at the most.
         seed: of everything drawn here.
         rank, world_size: which share of each step is this process's: of its images in a row, as even as can be.
+
+    Raises:
+        DiptychError: the split is too small for a batch, or a batch for the processes.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class BatchPlan:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        _check_sizes(len(split), batch_size, world_size)
         remainder = len(split) % batch_size
         self.steps = len(split) // batch_size + (remainder >= 2 * world_size)
 
@@ -139,6 +144,22 @@ class BatchPlan:
             mask=mask,
             groups=groups_of_like_length(lengths[order]),
             image_of_caption=torch.from_numpy(owner[order]),
+        )
+
+
+def _check_sizes(images: int, batch_size: int, processes: int) -> None:
+    if images < 2 * processes:
+        raise DiptychError(
+            f"the train split has {images} image(s), too few for {processes} process(es) of two images each; "
+            "import more images, or name another split in data.splits.train."
+        )
+    if batch_size > images:
+        raise DiptychError(
+            f"train.batch_size is {batch_size}, but the train split has only {images} images; lower it, or import more."
+        )
+    if batch_size < 2 * processes:
+        raise DiptychError(
+            f"train.batch_size is {batch_size}, too few for {processes} processes of two images each; raise it."
         )
 
 

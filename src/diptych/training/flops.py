@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.model.device import Precision
 from diptych.retrieval.embedding import AUTOCAST
+from diptych.training.batches import Batch
+from diptych.training.random_state import random_state, replayed
+from diptych.training.step import TrainingStep
 
+_COUNTED_IMAGES = 8
 _SIDE = {"cpu": 1024}
 _SIDE_ON_A_GPU = 8192
 _ROUNDS = 5
 
 
-def count_flops(step: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products, convolutions and attentions in `step`, forward and backward.
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attentions in `work`, backward ones too.
 
-    A multiplication with an addition counts as two. Counting takes operations apart, which changes last bits: not for a
-    step that the training keeps.
+    A multiplication with an addition counts as two. The counter takes operations apart, which changes last bits.
     """
     with FlopCounterMode(display=False) as counter:
-        step()
+        work()
     return counter.get_total_flops()
+
+
+def flops_per_image(step: TrainingStep, batch: Batch, autocast: Callable[[], AbstractContextManager[None]]) -> float:
+    """Floating-point operations of a training step, by the first few images of `batch`.
+
+    They are counted on a copy of `step`; random numbers go on as if nothing had happened.
+    """
+    twin, few = copy.deepcopy(step), batch.first_images(_COUNTED_IMAGES)
+    device = batch.images.device
+
+    def work() -> None:
+        with autocast():
+            losses = twin(few)
+        losses.total.backward()
+
+    with replayed(random_state(device), device):
+        return count_flops(work) / len(few.images)
 
 
 def matrix_product_rate(device: torch.device, precision: Precision) -> float:

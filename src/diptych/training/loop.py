@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diptych.config import Train
-from diptych.data.inputs import Inputs, KeptImages, KeptTexts
+from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model.device import choose_precision
@@ -24,13 +22,14 @@ from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.metrics import retrieval_metrics
+from diptych.training.backward import Backward
 from diptych.training.batches import Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.flops import count_flops, matrix_product_rate
-from diptych.training.gradients import average_gradients, backward_in_chunks
-from diptych.training.optimisation import freeze, frozen_towers, make_optimizer, make_schedule
-from diptych.training.random_state import random_state, replayed, set_random_state
+from diptych.training.flops import flops_per_image, matrix_product_rate
+from diptych.training.inputs import TrainingInputs
+from diptych.training.optimisation import freeze, make_optimizer, make_schedule
+from diptych.training.random_state import random_state, set_random_state
 from diptych.training.step import Losses, TrainingStep
 from diptych.training.throughput import Throughput
 from diptych.training.views import ImageViews
@@ -42,9 +41,6 @@ Report = Callable[[dict[str, float], int], None]
 
 REPORT_EVERY = 10
 """Steps between two reports of the losses; the first step of an epoch is reported too."""
-
-COUNTED_IMAGES = 8
-"""So many images of a step have their floating-point operations counted; the rest takes as many each."""
 
 
 @dataclass
@@ -94,7 +90,6 @@ class Trainer:
     ) -> None:
         self.precision = choose_precision(settings.precision, device)
         self.accelerator = Accelerator(mixed_precision=self.precision, cpu=device.type == "cpu")
-        _check_sizes(len(train), settings.batch_size)
         self.plan = BatchPlan(
             train,
             batch_size=settings.batch_size,
@@ -111,18 +106,16 @@ class Trainer:
         if settings.compile == "always" or (settings.compile == "auto" and self.device.type == "cuda"):
             for tower in (model.image_tower, model.text_tower):
                 tower.backbone.compile(dynamic=tower is model.text_tower)
-        self.train, self.val = train, val
+        self.val = val
+        self.inputs = TrainingInputs(train, val, settings, features)
         self.settings = settings
         self.evaluation_batch = evaluation_batch
         self.checkpoints = checkpoints
-        self.features = features
         self.report = report
         self.position = Position()
         self.sums = self._no_sums()
         self.seed = seed
-        self.chunk_size = settings.chunk_size
-        self._kept_images: list[KeptImages] | None = None
-        self._kept_texts: list[KeptTexts] | None = None
+        self.backward = Backward(self.step, self.accelerator, settings.chunk_size)
         self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
         self._second_views = ImageViews(settings.views, seed) if settings.objectives.simclr_image else None
         self._unchecked: tuple[Batch, Tensor] | None = None
@@ -135,7 +128,7 @@ class Trainer:
     @property
     def val_inputs(self) -> Inputs:
         """Of the val split, with the features of the towers that never learn."""
-        return self._inputs(1, self.settings.epochs - 1)
+        return self.inputs.val(self.settings.epochs - 1)
 
     def run(self) -> Position:
         """Trains to the end, or until `patience` runs out; the model holds the best weights afterwards.
@@ -148,7 +141,7 @@ class Trainer:
         self._resume()
         total = self.plan.steps * self.settings.epochs
         done = self.plan.steps * self.position.epoch + self.position.step
-        self._keep_features()
+        self.inputs.keep_features(self.model, self.position.epoch)
         with progress(None, "train", unit="steps", total=total, initial=done) as bar:
             while self.position.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(bar)
@@ -157,36 +150,18 @@ class Trainer:
         self.model.load_state_dict(self.checkpoints.load_best())
         return self.position
 
-    def _keep_features(self) -> None:
-        """Of the towers that are frozen in the present epoch; they have been so from the first one on."""
-        frozen = frozen_towers(self.settings, self.position.epoch)
-        if self.features is None or self.settings.keep_features == "never":
-            return
-        if frozen.image and not self.settings.images_vary:
-            self._kept_images = self.features.images(self.model.image_tower, (self.train, self.val))
-        if frozen.text:
-            self._kept_texts = self.features.texts(self.model.text_tower, (self.train, self.val))
-
-    def _inputs(self, split: int, epoch: int) -> Inputs:
-        """What the towers are given of train (0) or val (1) in an epoch."""
-        frozen = frozen_towers(self.settings, epoch)
-        return Inputs(
-            (self.train, self.val)[split],
-            self._kept_images[split] if self._kept_images and frozen.image else None,
-            self._kept_texts[split] if self._kept_texts and frozen.text else None,
-        )
-
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
         freeze(self.step, self.settings, epoch)
         self.step.train()
         throughput = Throughput()
-        flops_per_image = 0.0
-        batches = self.plan.epoch(epoch, self.position.step, self._inputs(0, epoch))
+        flops = 0.0
+        batches = self.plan.epoch(epoch, self.position.step, self.inputs.train(epoch))
         for loaded in throughput.watch(prefetched(batches, self.device)):
             batch = self._with_views(loaded.to(self.device))
-            if not flops_per_image:
-                flops_per_image = self._count_flops(batch, throughput)
+            if not flops:
+                with throughput.paused():
+                    flops = flops_per_image(self.step, batch, self.accelerator.autocast)
             losses = self._train_step(batch)
             self.position.step += 1
             self.sums += torch.stack([loss.detach() for loss in losses])
@@ -196,7 +171,7 @@ class Trainer:
             if self.position.step % self.settings.checkpoint_every == 0 and self.position.step < self.plan.steps:
                 self._save()
         self._check_loss()
-        speed = throughput.figures(world_size(), self.device, flops_per_image)
+        speed = throughput.figures(world_size(), self.device, flops)
         rate = matrix_product_rate(self.device, self.precision)
         speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
         bar.set_postfix_str(_speed(speed))
@@ -211,22 +186,8 @@ class Trainer:
             views=self._second_views(images, *place, view=1) if self._second_views else None,
         )
 
-    def _count_flops(self, batch: Batch, throughput: Throughput) -> float:
-        """Floating-point operations of a step an image, counted on a copy that nothing else sees."""
-        started = time.perf_counter()
-        step, few = copy.deepcopy(self.step), batch.first_images(COUNTED_IMAGES)
-        with replayed(random_state(self.device), self.device):
-            flops = count_flops(lambda: self._autocast(step, few).total.backward())
-        throughput.pause(time.perf_counter() - started)
-        return flops / len(few.images)
-
-    def _autocast(self, step: TrainingStep, batch: Batch) -> Losses:
-        with self.accelerator.autocast():
-            return step(batch)
-
     def _train_step(self, batch: Batch) -> Losses:
-        losses = self._backward(batch)
-        average_gradients(self.step.parameters())
+        losses = self.backward(batch)
         self.accelerator.clip_grad_norm_(self.step.parameters(), self.settings.clip_norm)
         self._check_loss()
         self._unchecked = batch, losses.total
@@ -234,44 +195,6 @@ class Trainer:
         self.optimizer.zero_grad()
         self.schedule.step()
         return losses
-
-    def _backward(self, batch: Batch) -> Losses:
-        """Losses and gradients of the batch, in ever smaller chunks while the memory of a GPU does not suffice."""
-        before = random_state(self.device)
-        while True:
-            try:
-                return self._backward_at_once(batch)
-            except torch.OutOfMemoryError as error:
-                reason = error
-            self._shrink_chunks(len(batch.images), reason)
-            self.optimizer.zero_grad()
-            set_random_state(before, self.device)
-
-    def _backward_at_once(self, batch: Batch) -> Losses:
-        if self.chunk_size is not None and self.chunk_size < len(batch.images):
-            return backward_in_chunks(
-                self.step,
-                batch,
-                self.chunk_size,
-                autocast=self.accelerator.autocast,
-                backward=self.accelerator.backward,
-            )
-        losses = self._autocast(self.step, batch)
-        self.accelerator.backward(losses.total)
-        return losses
-
-    def _shrink_chunks(self, images: int, reason: Exception) -> None:
-        now = min(self.chunk_size or images, images)
-        # The other processes may be waiting for this one already.
-        if now == 1 or world_size() > 1:
-            raise DiptychError(
-                f"the GPU's memory does not suffice for {now} image(s) at once ({reason}). "
-                "Set train.chunk_size to less, or lower train.batch_size."
-            )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.chunk_size = -(-now // 2)
-        log.warning("Memory does not suffice for %d images at once: going on with %d.", now, self.chunk_size)
 
     def _check_loss(self) -> None:
         """Of the step before: to read the present one's would keep a GPU waiting."""
@@ -309,7 +232,7 @@ class Trainer:
             embedded = embed_split(
                 self.model,
                 self.val,
-                inputs=self._inputs(1, self.position.epoch),
+                inputs=self.inputs.val(self.position.epoch),
                 batch_size=self.evaluation_batch,
                 device=self.device,
                 precision=self.precision,
@@ -382,23 +305,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"][rank()], self.device)
         log.info("resumed in epoch %d after step %d", self.position.epoch + 1, self.position.step)
-
-
-def _check_sizes(images: int, batch_size: int) -> None:
-    processes = world_size()
-    if images < 2 * processes:
-        raise DiptychError(
-            f"the train split has {images} image(s), too few for {processes} process(es) of two images each; "
-            "import more images, or name another split in data.splits.train."
-        )
-    if batch_size > images:
-        raise DiptychError(
-            f"train.batch_size is {batch_size}, but the train split has only {images} images; lower it, or import more."
-        )
-    if batch_size < 2 * processes:
-        raise DiptychError(
-            f"train.batch_size is {batch_size}, too few for {processes} processes of two images each; raise it."
-        )
 
 
 def _named(losses: Losses) -> dict[str, float]:

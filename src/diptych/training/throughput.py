@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,9 +36,12 @@ class Throughput:
             self._captions += len(batch.image_of_caption)
             yield batch
 
-    def pause(self, seconds: float) -> None:
-        """Takes `seconds` that were spent on something else out of the account."""
-        self._started += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What the block takes is not counted."""
+        paused = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused
 
     def figures(self, processes: int, device: torch.device, flops_per_image: float = 0.0) -> dict[str, float]:
         """Images and captions a second over all `processes` of equal shares, and of this process the share of its time

@@ -1,0 +1,75 @@
+"""Losses of a batch and their gradients, at once or in as large chunks as memory allows."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from accelerate import Accelerator
+
+from diptych.errors import DiptychError
+from diptych.model.gathering import world_size
+from diptych.training.batches import Batch
+from diptych.training.gradients import average_gradients, backward_in_chunks
+from diptych.training.random_state import random_state, set_random_state
+from diptych.training.step import Losses, TrainingStep
+
+log = logging.getLogger(__name__)
+
+
+class Backward:
+    """Gives every weight of `step` its gradient.
+
+    Args:
+        step: the model under its objectives.
+        accelerator: precision, and the scaling of losses that fp16 needs.
+        chunk_size: images encoded at once; None: all, or what fits into a GPU's memory.
+    """
+
+    def __init__(self, step: TrainingStep, accelerator: Accelerator, chunk_size: int | None) -> None:
+        self.step = step
+        self.accelerator = accelerator
+        self.chunk_size = chunk_size
+
+    def __call__(self, batch: Batch) -> Losses:
+        """The losses of this process's share of a step; gradients are the means over all processes.
+
+        Raises:
+            DiptychError: a GPU's memory does not suffice.
+        """
+        before = random_state(self.accelerator.device)
+        while True:
+            try:
+                losses = self._attempt(batch)
+                break
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            self._shrink_chunks(len(batch.images), reason)
+            self.step.zero_grad()
+            set_random_state(before, self.accelerator.device)
+        average_gradients(self.step.parameters())
+        return losses
+
+    def _attempt(self, batch: Batch) -> Losses:
+        backward = self.accelerator.backward
+        if self.chunk_size is not None and self.chunk_size < len(batch.images):
+            return backward_in_chunks(
+                self.step, batch, self.chunk_size, autocast=self.accelerator.autocast, backward=backward
+            )
+        with self.accelerator.autocast():
+            losses: Losses = self.step(batch)
+        backward(losses.total)
+        return losses
+
+    def _shrink_chunks(self, images: int, reason: str) -> None:
+        now = min(self.chunk_size or images, images)
+        # Other processes may be waiting for this one already.
+        if now == 1 or world_size() > 1:
+            raise DiptychError(
+                f"the GPU's memory does not suffice for {now} image(s) at once ({reason}). "
+                "Set train.chunk_size to less, or lower train.batch_size."
+            )
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.chunk_size = -(-now // 2)
+        log.warning("Memory does not suffice for %d images at once: going on with %d.", now, self.chunk_size)
