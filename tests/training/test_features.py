@@ -370,6 +370,12 @@ def test_more_than_the_limit_is_not_kept_and_the_warning_says_the_sizes(
     assert not kept.exists()
 
 
+def test_processes_that_train_together_keep_features_only_if_all_of_them_have_room(
+    two_processes: tuple[Path, Callable[[str], tuple[bool, bool]]],
+) -> None:
+    assert two_processes[1]("room") == (False, False)
+
+
 def test_more_than_the_disk_has_is_not_kept(
     model: DualEncoder,
     split: PreparedSplit,

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gloo import gradients_of, one_batch
 from tiny import SIZE, make_model, open_prepared, write_prepared
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -22,6 +24,7 @@ from diptych.training.step import Encoded, Losses, TrainingStep
 
 IMAGES = 7
 EVERY_OBJECTIVE = {"matching": 0.7, "simclr_image": 0.5, "simclr_text": 0.3}
+Pair = tuple[Path, Callable[[str], tuple[Any, Any]]]
 Backward = Callable[[TrainingStep, Batch, Any], Losses]
 
 
@@ -202,3 +205,28 @@ def test_one_process_alone_averages_nothing() -> None:
     weight = nn.Parameter(torch.ones(2))
     average_gradients([weight])
     assert weight.grad is None
+
+
+def test_two_processes_average_every_gradient_and_count_a_missing_one_as_zero(two_processes: Pair) -> None:
+    """The parcels hold one weight, or two: a bucket is full behind its second one."""
+    for found in two_processes[1]("averages"):
+        assert [None if grad is None else grad.unique().tolist() for grad in found] == [
+            *([0.5], [5.5], [20.5], [30.5], [40.5]),
+            None,
+        ]
+
+
+def test_two_processes_have_the_gradients_of_one_in_chunks(two_processes: Pair) -> None:
+    folder, said = two_processes
+    prepared = open_prepared(folder / "p")
+    alone = gradients_of(prepared, one_batch(prepared), 2, statistics_frozen=True)
+    for frozen, *_ in said("chunks"):
+        assert_same(frozen, alone)
+
+
+def test_two_processes_with_chunks_of_their_own_sizes_have_the_same_statistics_and_gradients(
+    two_processes: Pair,
+) -> None:
+    """That they come to an end says that their batch norms have met as often."""
+    for first, second in zip(*two_processes[1]("chunks"), strict=True):
+        assert_same(first, second, tolerance=0)

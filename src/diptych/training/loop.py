@@ -19,7 +19,7 @@ from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model.device import choose_precision
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.gathering import gather_rows, rank, world_size
+from diptych.model.gathering import gather_rows, rank, row_counts, world_size
 from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
@@ -183,13 +183,13 @@ class Trainer:
         freeze(self.step, self.settings, epoch)
         self.step.train()
         throughput = Throughput()
-        flops_per_image = 0.0
+        flops_per_image: float | None = None
         batches = self.plan.epoch(epoch, self.position.step, self._inputs(0, epoch))
         for loaded in throughput.watch(prefetched(batches, self.device)):
             batch = self._with_views(loaded.to(self.device))
-            if not flops_per_image:
-                flops_per_image = self._count_flops(batch, throughput)
             losses = self._train_step(batch)
+            if flops_per_image is None:
+                flops_per_image = self._count_flops(batch, throughput)
             self.position.step += 1
             self.sums += torch.stack([loss.detach() for loss in losses])
             bar.update()
@@ -198,7 +198,7 @@ class Trainer:
             if self.position.step % self.settings.checkpoint_every == 0 and self.position.step < self.plan.steps:
                 self._save()
         self._check_loss()
-        speed = throughput.figures(world_size(), self.device, flops_per_image)
+        speed = throughput.figures(world_size(), self.device, flops_per_image or 0.0)
         rate = matrix_product_rate(self.device, self.precision)
         speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
         bar.set_postfix_str(_speed(speed))
@@ -214,11 +214,21 @@ class Trainer:
         )
 
     def _count_flops(self, batch: Batch, throughput: Throughput) -> float:
-        """Floating-point operations of a step an image, counted on a copy that nothing else sees."""
+        """Floating-point operations of a step an image, counted on a copy that nothing else sees; 0 if memory does not
+        suffice for one.
+        """
         started = time.perf_counter()
-        step, few = copy.deepcopy(self.step), batch.first_images(COUNTED_IMAGES)
-        with replayed(random_state(self.device), self.device):
-            flops = count_flops(lambda: self._autocast(step, few).total.backward())
+        few = batch.first_images(max(2, min(COUNTED_IMAGES, self.chunk_size or COUNTED_IMAGES)))
+        flops = 0
+        try:
+            step = copy.deepcopy(self.step)
+            with replayed(random_state(self.device), self.device):
+                flops = count_flops(lambda: self._autocast(step, few).total.backward())
+        except torch.OutOfMemoryError:
+            # The other processes may be waiting for this one already.
+            if world_size() > 1:
+                raise
+            log.warning("Memory does not suffice to count floating-point operations: no utilization is reported.")
         throughput.pause(time.perf_counter() - started)
         return flops / len(few.images)
 
@@ -240,21 +250,26 @@ class Trainer:
     def _backward(self, batch: Batch) -> Losses:
         """Losses and gradients of the batch, in ever smaller chunks while the memory of a GPU does not suffice."""
         before = random_state(self.device)
+        buffers = [buffer.clone() for buffer in self.step.buffers()]
         while True:
             try:
                 return self._backward_at_once(batch)
             except torch.OutOfMemoryError as error:
-                reason = error
+                # Not the error itself: its traceback would hold on to all that the attempt had in memory.
+                reason = str(error)
             self._shrink_chunks(len(batch.images), reason)
             self.optimizer.zero_grad()
             set_random_state(before, self.device)
+            for buffer, value in zip(self.step.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
     def _backward_at_once(self, batch: Batch) -> Losses:
-        if self.chunk_size is not None and self.chunk_size < len(batch.images):
+        size = self.chunk_size
+        if size is not None and size < max(row_counts(len(batch.images), self.device)):
             return backward_in_chunks(
                 self.step,
                 batch,
-                self.chunk_size,
+                size,
                 autocast=self.accelerator.autocast,
                 backward=self.accelerator.backward,
             )
@@ -262,7 +277,7 @@ class Trainer:
         self.accelerator.backward(losses.total)
         return losses
 
-    def _shrink_chunks(self, images: int, reason: Exception) -> None:
+    def _shrink_chunks(self, images: int, reason: str) -> None:
         now = min(self.chunk_size or images, images)
         # The other processes may be waiting for this one already.
         if now == 1 or world_size() > 1:
@@ -362,6 +377,7 @@ class Trainer:
                 {
                     "position": asdict(self.position),
                     "sums": sums,
+                    "chunk_size": self.chunk_size,
                     "step": self.step.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "schedule": self.schedule.state_dict(),
@@ -377,6 +393,7 @@ class Trainer:
             return
         self.position = Position(**state["position"])
         self.sums = state["sums"][rank()].to(self.device)
+        self.chunk_size = state["chunk_size"]
         self.step.load_state_dict(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
