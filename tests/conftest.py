@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diptych.data.captions import Dataset, write_dataset
@@ -73,3 +74,21 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "data"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[[str], tuple[Any, Any]]]:
+    """The folder in which two processes went through gloo.py, and what each of them said in a part, by its name."""
+    # Both take seconds to import, which other tests need not wait for.
+    import gloo
+    import torch.multiprocessing as mp
+
+    folder = tmp_path_factory.mktemp("pair")
+    gloo.write_data(folder)
+    mp.spawn(gloo.pair, args=(str(folder),), nprocs=2)
+
+    def said(part: str) -> tuple[Any, Any]:
+        first, second = (torch.load(folder / f"{part}-{index}.pt", weights_only=True) for index in range(2))
+        return first, second
+
+    return folder, said

@@ -1,135 +1,255 @@
-"""What a process of a two-process test does: in a module of its own, so that a spawned process can import it."""
+"""What the processes of a two-process test do: in a module of its own, so that a spawned process can import it.
+
+To start two processes takes seconds, so one pair does everything: `two_processes` in conftest.py.
+"""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny import make_model, open_prepared, train_settings
+from timm.layers import BatchNormAct2d
+from tiny import make_model, open_prepared, train_settings, write_prepared
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diptych.config import Objectives
+from diptych.data.prepared import Prepared
+from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import row_counts
-from diptych.model.objectives import contrastive_loss, nt_xent_loss
+from diptych.model.normalization import synchronize_batch_norms
+from diptych.model.objectives import contrastive_loss, matching_loss, nt_xent_loss
+from diptych.training import gradients
+from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
+from diptych.training.features import FeatureCache
+from diptych.training.gradients import average_gradients, backward_in_chunks
 from diptych.training.loop import Trainer
+from diptych.training.step import TrainingStep
 
 OWNERS = ([0, 0, 1], [0, 1, 1, 1, 2])
 """Of the captions of two processes with two and three images."""
+ALL_OWNERS = [0, 0, 1, 2, 3, 3, 3, 4]
+IMAGES = (slice(0, 2), slice(2, 5))
+CAPTIONS = (slice(0, 3), slice(3, 8))
+CPU = torch.device("cpu")
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(5, 8, generator=generator), torch.randn(8, 8, generator=generator)
-
-
-def views() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(8, 8, generator=generator), torch.randn(8, 8, generator=generator)
-
-
-def loss_of(image: torch.Tensor, text: torch.Tensor, owner: list[int], scale: torch.Tensor) -> torch.Tensor:
-    return contrastive_loss(normalize(image, dim=1), normalize(text, dim=1), torch.tensor(owner), scale)
-
-
-def contrastive_process(index: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=index, world_size=2)
-    images, texts = data()
-    image = (images[:2], images[2:])[index].clone().requires_grad_()
-    text = (texts[:3], texts[3:])[index].clone().requires_grad_()
-    scale = torch.tensor(5.0, requires_grad=True)
-    loss = loss_of(image, text, OWNERS[index], scale)
-    loss.backward()
-    counts = row_counts(len(image), image.device)
-    assert image.grad is not None
-    assert text.grad is not None
-    assert scale.grad is not None
-    torch.save([loss.detach(), image.grad, text.grad, scale.grad, torch.tensor(counts)], f"{folder}/{index}.pt")
+def pair(index: int, folder: str) -> None:
+    """One of two processes: saves what each part says as NAME-INDEX.pt."""
+    torch.set_num_threads(1)
+    for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", 2), ("MASTER_PORT", 0)):
+        os.environ[variable] = str(value)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
+    meeting = f"file://{folder}/meeting"
+    # Processes that wait for each other for ever are to fail and not to hang.
+    dist.init_process_group("gloo", init_method=meeting, rank=index, world_size=2, timeout=timedelta(seconds=120))
+    for part in (contrastive, nt_xent, matching, batch_norms, averages, chunks, room, training):
+        torch.save(part(index, Path(folder)), f"{folder}/{part.__name__}-{index}.pt")
     dist.destroy_process_group()
 
 
-def nt_xent_of(first: torch.Tensor, second: torch.Tensor, owner: list[int] | None) -> torch.Tensor:
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def contrastive_of(image: Tensor, text: Tensor, owner: list[int], scale: Tensor) -> Tensor:
+    return contrastive_loss(normalize(image, dim=1), normalize(text, dim=1), torch.tensor(owner), scale)
+
+
+def contrastive(index: int, folder: Path) -> list[Tensor]:
+    image = random(5, 8)[IMAGES[index]].requires_grad_()
+    text = random(8, 8, seed=1)[CAPTIONS[index]].requires_grad_()
+    scale = torch.tensor(5.0, requires_grad=True)
+    loss = contrastive_of(image, text, OWNERS[index], scale)
+    loss.backward()
+    counts = torch.tensor(row_counts(len(image), image.device))
+    return [loss.detach(), gradient(image), gradient(text), gradient(scale), counts]
+
+
+def nt_xent_of(first: Tensor, second: Tensor, owner: list[int] | None) -> Tensor:
     given = None if owner is None else torch.tensor(owner)
     return nt_xent_loss(normalize(first, dim=1), normalize(second, dim=1), 0.2, given)
 
 
-def nt_xent_process(index: int, folder: str) -> None:
+def nt_xent(index: int, folder: Path) -> list[list[Tensor]]:
     """Three of the eight captions are the first process's, five the second's; once with siblings, once without."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=index, world_size=2)
-    mine = (slice(0, 3), slice(3, 8))[index]
-    for name, owner in (("siblings", OWNERS[index]), ("alone", None)):
-        first, second = (view[mine].clone().requires_grad_() for view in views())
+    found = []
+    for owner in (OWNERS[index], None):
+        first, second = (random(8, 8, seed=seed)[CAPTIONS[index]].requires_grad_() for seed in (2, 3))
         loss = nt_xent_of(first, second, owner)
         loss.backward()
-        assert first.grad is not None
-        assert second.grad is not None
-        torch.save([loss.detach(), first.grad, second.grad], f"{folder}/{name}-{index}.pt")
-    dist.destroy_process_group()
+        found.append([loss.detach(), gradient(first), gradient(second)])
+    return found
 
 
-def training_process(index: int, folder: str, processes: int) -> None:
-    """Trains a tiny model as one of several processes, interrupted once, and saves its weights."""
-    torch.set_num_threads(1)
-    meeting = Path(folder) / f"meeting-{processes}"
-    for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", processes), ("MASTER_PORT", 0)):
-        os.environ[variable] = str(value)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=index, world_size=processes)
-    trainer = make_trainer(folder, processes)
-    trainer._train_epoch = interrupted(trainer._train_epoch)  # type: ignore[method-assign]
+def matching_of(images: slice, captions: Tensor, owner: list[int], width: int) -> list[Tensor]:
+    """Loss and gradients of grid, tokens and score, of captions in this order that are padded to `width`."""
+    model = make_model(fusion={"layers": 1, "heads": 2, "dropout": 0.0})
+    # A scale of one, at which no negative is far likelier than the others.
+    nn.init.zeros_(model.log_scale)
+    grid = random(5, model.image_tower.grid_size, 16)[images].requires_grad_()
+    tokens = random(8, 6, 16, seed=1)[captions, :width].requires_grad_()
+    mask = torch.arange(6) < torch.tensor([2, 3, 3, 1, 4, 5, 6, 2])[:, None]
+    pooled_images, pooled_texts = (normalize(random(count, 16, seed=count), dim=1) for count in (5, 8))
+    loss = matching_loss(
+        model,
+        ImageFeatures(grid, pooled_images[images]),
+        TextFeatures(tokens, mask[captions, :width], pooled_texts[captions]),
+        torch.tensor(owner),
+        torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)),
+    )
+    loss.backward()
+    return [loss.detach(), gradient(grid), gradient(tokens), gradient(model.fusion.score.weight)]
+
+
+def matching(index: int, folder: Path) -> list[Tensor]:
+    """The first process's captions are shorter than the second's."""
+    return matching_of(IMAGES[index], torch.arange(8)[CAPTIONS[index]], OWNERS[index], (3, 6)[index])
+
+
+NORMS: dict[str, Callable[[], nn.BatchNorm2d]] = {
+    "torch": lambda: nn.BatchNorm2d(3),
+    "timm": lambda: BatchNormAct2d(3),
+}
+
+
+def normalized(norm: nn.Module, images: slice) -> list[Tensor]:
+    """Two batches learned from, with means far from zero; then one in evaluation mode and one in half precision."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0]))
+        norm.bias.copy_(torch.tensor([0.5, 0.0, 1.0]))
+    batches = [(random(5, 3, 4, 4, seed=seed) + 3 * seed)[images].requires_grad_() for seed in (1, 2)]
+    weights = random(5, 3, 4, 4, seed=3)[images]
+    outputs = [norm(values) for values in batches]
+    sum((output * weights).sum() for output in outputs).backward()  # type: ignore[union-attr]
+    half = norm(batches[0].detach().bfloat16())
+    norm.eval()
+    rows = [*outputs, norm(batches[0]), half, *map(gradient, batches)]
+    state = [norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    return [tensor.detach() for tensor in [*rows, *state] if tensor is not None]
+
+
+def batch_norms(index: int, folder: Path) -> list[list[Tensor]]:
+    made = nn.ModuleList([make() for make in NORMS.values()])
+    synchronize_batch_norms(made)
+    return [normalized(norm, IMAGES[index]) for norm in made]
+
+
+def averages(index: int, folder: Path) -> list[Tensor | None]:
+    """Weights of two types; the first process has no gradient of the second one; nobody learns the last."""
+    weights = [nn.Parameter(torch.zeros(2, 3, dtype=dtype)) for dtype in (torch.float32,) * 4 + (torch.float64,) * 2]
+    weights[-1].requires_grad_(False)
+    for place, weight in enumerate(weights[:-1]):
+        if (index, place) != (0, 1):
+            weight.grad = torch.full_like(weight, 10.0 * place + index)
+    gradients.BUCKET_BYTES = 30
+    average_gradients(weights)
+    return [weight.grad for weight in weights]
+
+
+def undropped(model: DualEncoder) -> DualEncoder:
+    """Without dropout, which each process draws for itself."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def one_batch(prepared: Prepared, rank: int = 0, world_size: int = 1) -> Batch:
+    plan = BatchPlan(
+        prepared.split("train"), batch_size=5, captions_per_image=2, seed=0, rank=rank, world_size=world_size
+    )
+    return next(plan.epoch(0))
+
+
+def gradients_of(prepared: Prepared, batch: Batch, chunk_size: int, *, statistics_frozen: bool) -> dict[str, Tensor]:
+    """Of a step in chunks, averaged over the processes; and the batch norms' statistics."""
+    model = undropped(make_model(prepared.settings["vocabulary_size"], fusion={"heads": 2, "dropout": 0.0}))
+    synchronize_batch_norms(model)
+    step = TrainingStep(model, Objectives(matching=0.7), seed=0).train()
+    model.image_tower.set_learning(True, statistics_frozen=statistics_frozen)
+    backward_in_chunks(step, batch, chunk_size, autocast=torch.enable_grad, backward=Tensor.backward)
+    average_gradients(step.parameters())
+    found = {name: weight.grad for name, weight in step.named_parameters() if weight.grad is not None}
+    return found | {name: value for name, value in step.named_buffers() if "running" in name}
+
+
+def chunks(index: int, folder: Path) -> list[dict[str, Tensor]]:
+    """Three images and two: by twos these are two chunks and one, by ones three and two."""
+    prepared = open_prepared(folder / "p")
+    batch = one_batch(prepared, index, 2)
+    frozen = gradients_of(prepared, batch, 2, statistics_frozen=True)
+    return [frozen, *(gradients_of(prepared, batch, size, statistics_frozen=False) for size in (1, 2))]
+
+
+def room(index: int, folder: Path) -> bool:
+    """Whether features are kept where the second process alone has room for them."""
+    cache = FeatureCache(folder / "room", limit_gib=(1e-9, 1.0)[index], device=CPU, precision="no")
+    prepared = open_prepared(folder / "p")
+    return cache.images(make_model().image_tower, [prepared.split("val")]) is not None
+
+
+def training(index: int, folder: Path) -> dict[str, Tensor]:
+    return trained(folder, "pair")
+
+
+def trained(folder: Path, name: str) -> dict[str, Tensor]:
+    """The weights after a training that was interrupted in its second epoch and resumed, and its mean losses."""
+    trainer = make_trainer(folder, name)
+    interrupt(trainer, at_step=8)
     try:
         trainer.run()
+        raise AssertionError("it was not interrupted")
     except KeyboardInterrupt:
-        trainer = make_trainer(folder, processes)
-        trainer.run()
-    torch.save(trainer.model.state_dict(), f"{folder}/{processes}-{index}.pt")
-    dist.destroy_process_group()
+        trainer = make_trainer(folder, name)
+    history = trainer.run().history
+    losses = {name: [row[name] for row in history] for name in ("loss", "contrastive", "matching", "val_rsum")}
+    return trainer.model.state_dict() | {f"mean {name}": torch.tensor(values) for name, values in losses.items()}
 
 
-def make_trainer(folder: str, processes: int) -> Trainer:
-    """The same whatever the number of processes: no dropout, no negatives drawn by each process for itself."""
-    prepared = open_prepared(Path(folder) / "p")
+def make_trainer(folder: Path, name: str) -> Trainer:
+    """Five steps an epoch, the last of seven images; the image tower's features are kept until it is released."""
+    prepared = open_prepared(folder / "p")
     model = make_model(prepared.settings["vocabulary_size"], fusion={"layers": 1, "heads": 2, "dropout": 0.0})
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        # Each process would take the mean over its own images.
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.0
-            module.forward = functools.partial(normalize_by_running, module)  # type: ignore[method-assign]
     return Trainer(
-        model,
+        undropped(model),
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(objectives={"matching": 0.0}, epochs=2, image_tower_frozen_epochs=1),
+        train_settings(epochs=2, image_tower_frozen_epochs=1),
         seed=0,
         evaluation_batch=8,
-        checkpoints=Checkpoints(Path(folder) / f"checkpoints-{processes}", {}),
+        checkpoints=Checkpoints(folder / f"checkpoints-{name}", {}),
         report=lambda values, step: None,
-        device=torch.device("cpu"),
+        device=CPU,
+        features=FeatureCache(folder / f"features-{name}", limit_gib=1.0, device=CPU, precision="no"),
     )
 
 
-def normalize_by_running(norm: torch.nn.BatchNorm2d, values: torch.Tensor) -> torch.Tensor:
-    """Batch normalization by the running statistics alone."""
-    return torch.nn.functional.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+def write_data(folder: Path) -> None:
+    write_prepared(folder / "p", train=39)
 
 
-def interrupted(train_epoch: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The first epoch runs, the second does not begin."""
-    epochs = 0
+def interrupt(trainer: Trainer, at_step: int) -> None:
+    """Steps are counted from 1 on, over the epochs."""
+    train_step, steps = trainer._train_step, 0
 
-    def once(bar: Any) -> None:
-        nonlocal epochs
-        epochs += 1
-        if epochs == 2:
+    def stopping(batch: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == at_step:
             raise KeyboardInterrupt
-        train_epoch(bar)
+        return train_step(batch)
 
-    return once
+    trainer._train_step = stopping  # type: ignore[method-assign]

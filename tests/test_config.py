@@ -66,6 +66,27 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
             "preprocess: {max_tokens: 48}\nmodel: {text_tower: {config: {max_position_embeddings: 16}}}",
             "preprocess.max_tokens (48) is more than the places",
         ),
+        ("train: {keep_features: always}", "train: keep_features is always, but no tower is frozen"),
+        (
+            "train: {keep_features: always, image_tower_factor: 0.0, augmentation: {}}",
+            "train: keep_features is always, but a frozen image tower sees other views",
+        ),
+        (
+            "train: {keep_features: always, image_tower_frozen_epochs: 1, objectives: {simclr_image: 1.0}}",
+            "leave out augmentation and objectives.simclr_image",
+        ),
+        (
+            "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}",
+            "train.objectives.simclr_text compares a caption under two dropouts",
+        ),
+        ("train: {chunk_size: 0}", "train.chunk_size: input should be greater than or equal to 1 (it is 0)"),
+        ("train: {features_gib: 0.0}", "train.features_gib: input should be greater than 0"),
+        ("train: {precision: fp8}", "train.precision: "),
+        ("train: {compile: true}", "train.compile: "),
+        ("train: {keep_features: sometimes}", "train.keep_features: "),
+        ("train: {augmentation: {crop_scale: 0.0}}", "train.augmentation.crop_scale: input should be greater than 0"),
+        ("train: {launch: ['']}", "train.launch.0: "),
+        ("model: {text_tower: {dropout: 1.0}}", "model.text_tower.dropout: input should be less than 1"),
         ("seed: 2020-13-45", "is not valid YAML"),
         ("? [1, 2]\n: 3", "is not valid YAML"),
         ("seed: !!timestamp abc", "is not valid YAML"),
@@ -78,6 +99,19 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
 )
 def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
     assert expected in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: {keep_features: always, image_tower_factor: 0.0}",
+        "train: {keep_features: always, text_tower_frozen_epochs: 1, augmentation: {}}",
+        "train: {image_tower_factor: 0.0, objectives: {simclr_image: 1.0}}",
+        "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {dropout: 0.1}}",
+    ],
+)
+def test_what_can_be_done_is_not_refused(tmp_path, text):
+    assert load(tmp_path, text)
 
 
 def test_every_problem_is_told_at_once(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.errors import DiptychError
-from diptych.model.device import choose_device, set_threads
+from diptych.model.device import choose_device, choose_precision, set_threads
 
 
 def test_auto_takes_a_gpu_where_there_is_one() -> None:
@@ -18,6 +18,26 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     missing = "cuda" if not torch.cuda.is_available() else "mps"
     with pytest.raises(DiptychError, match=f"device is {missing}"):
         choose_device(missing)
+
+
+@pytest.mark.parametrize("name", ["no", "bf16", "fp16"])
+def test_a_precision_that_is_named_is_taken(name: str) -> None:
+    assert choose_precision(name, torch.device("cpu")) == name
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "no")])
+def test_auto_takes_bf16_where_the_device_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native)
+    assert choose_precision("auto", torch.device("cpu")) == expected
+    assert choose_precision("auto", torch.device("cuda")) == expected
+    assert choose_precision("auto", torch.device("mps")) == "no"
+
+
+def test_this_machine_can_say_whether_it_computes_in_bf16() -> None:
+    assert choose_precision("auto", torch.device("cpu")) in ("no", "bf16")
 
 
 def test_threads_are_set_and_returned() -> None:

@@ -1,23 +1,25 @@
-"""Two processes against one: the same loss and the same gradients."""
+"""Two processes against one: the same losses and the same gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.multiprocessing as mp
-from gloo import contrastive_process, data, loss_of, nt_xent_of, nt_xent_process, views
+from gloo import ALL_OWNERS, contrastive_of, matching_of, nt_xent_of, random
 
-from diptych.model.gathering import gather_rows, rank, world_size
+from diptych.model.gathering import gather_rows, rank, row_counts, wait_for_all, world_size
+
+Pair = tuple[Path, Callable[[str], tuple[Any, Any]]]
 
 
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(contrastive_process, args=(str(tmp_path),), nprocs=2)
-    image, text = (tensor.requires_grad_() for tensor in data())
+def test_two_processes_have_the_loss_and_gradients_of_one(two_processes: Pair) -> None:
+    parts = two_processes[1]("contrastive")
+    image, text = random(5, 8).requires_grad_(), random(8, 8, seed=1).requires_grad_()
     scale = torch.tensor(5.0, requires_grad=True)
-    loss = loss_of(image, text, [0, 0, 1, 2, 3, 3, 3, 4], scale)
+    loss = contrastive_of(image, text, ALL_OWNERS, scale)
     loss.backward()
-    parts = [torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(2)]
     mean_loss, mean_scale = ((parts[0][i] + parts[1][i]) / 2 for i in (0, 3))
     assert torch.allclose(mean_loss, loss)
     assert torch.allclose(mean_scale, scale.grad)
@@ -27,20 +29,36 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
     assert parts[0][4].tolist() == [2, 3]
 
 
-def test_two_processes_have_the_nt_xent_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(nt_xent_process, args=(str(tmp_path),), nprocs=2)
-    for name, owner in (("siblings", [0, 0, 1, 2, 3, 3, 3, 4]), ("alone", None)):
-        first, second = (view.requires_grad_() for view in views())
+def test_two_processes_have_the_nt_xent_loss_and_gradients_of_one(two_processes: Pair) -> None:
+    both = two_processes[1]("nt_xent")
+    for parts, owner in zip(zip(*both, strict=True), (ALL_OWNERS, None), strict=True):
+        first, second = (random(8, 8, seed=seed).requires_grad_() for seed in (2, 3))
         loss = nt_xent_of(first, second, owner)
         loss.backward()
-        parts = [torch.load(tmp_path / f"{name}-{index}.pt", weights_only=True) for index in range(2)]
         assert torch.allclose((parts[0][0] + parts[1][0]) / 2, loss)
         assert torch.allclose(torch.cat([part[1] for part in parts]) / 2, first.grad, atol=1e-6)
         assert torch.allclose(torch.cat([part[2] for part in parts]) / 2, second.grad, atol=1e-6)
+
+
+def test_two_processes_have_the_matching_loss_and_gradients_of_one_whatever_the_order_of_its_captions(
+    two_processes: Pair,
+) -> None:
+    """Alone, all captions are in the order of their lengths, and those of different images take turns."""
+    first, second = two_processes[1]("matching")
+    order = torch.tensor([3, 0, 7, 1, 2, 4, 5, 6])
+    loss, grid, tokens, score = matching_of(slice(None), order, [ALL_OWNERS[i] for i in order], 6)
+    assert torch.allclose((first[0] + second[0]) / 2, loss)
+    assert torch.allclose(torch.cat([first[1], second[1]]) / 2, grid, atol=1e-6)
+    padded = torch.nn.functional.pad(first[2], (0, 0, 0, 3))
+    assert torch.allclose(torch.cat([padded, second[2]])[order] / 2, tokens, atol=1e-6)
+    assert torch.allclose((first[3] + second[3]) / 2, score, atol=1e-6)
+    assert tokens.abs().max() > 1e-3
 
 
 def test_alone_there_is_nothing_to_gather() -> None:
     rows = torch.randn(3, 2)
     assert world_size() == 1
     assert rank() == 0
+    assert row_counts(3, rows.device) == [3]
     assert gather_rows(rows) is rows
+    wait_for_all()

@@ -25,16 +25,23 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         """`values` (B, C, H, W); B may differ between processes."""
         if not self.training:
             return super().forward(values)
-        mean, variance, count = _moments(values)
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.momentum is not None
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
+        # In half precision the difference of a value and the mean would be lost.
+        wide = values.float()
+        mean, variance, count = _moments(wide)
+        if self.track_running_stats:
+            self._take_up(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
-        return values * scale.view(-1, 1, 1).to(values.dtype) + shift.view(-1, 1, 1).to(values.dtype)
+        return (wide * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(values.dtype)
+
+    def _take_up(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
+        self.num_batches_tracked.add_(1)
 
 
 class GlobalBatchNormAct(GlobalBatchNorm):
@@ -49,13 +56,12 @@ class GlobalBatchNormAct(GlobalBatchNorm):
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance (C,) float32 over all processes, and the number of values behind each.
+    """Mean and biased variance (C,) of `values` (B, C, H, W) float32 over all processes, and the count behind each.
 
     The variance of the whole is the mean variance of the parts plus the variance of their means: never the difference
     of two large numbers.
     """
-    wide = values.float()
-    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
     own = torch.stack([torch.full_like(mean, values.numel() / len(mean)), mean, variance])
     counts, means, variances = gather_rows(own.unsqueeze(0)).unbind(dim=1)
     weights = counts / counts.sum(dim=0)

@@ -86,7 +86,7 @@ def matching_loss(
     One caption an image, drawn at random, makes the positive pairs. Each of their images meets a caption of another
     image, and each of their captions another image, both drawn with the softmax of the contrastive similarities as
     probabilities, so that likely confusions are met most often. Two thirds of the pairs are thus negatives. Every
-    process draws the same pairs for all images, and judges its share of them.
+    process draws the pairs that one process would for all images, and judges its share of them.
 
     Args:
         uniforms: (3, B over all processes) float64 in [0, 1), what is drawn by: the same on every process.
@@ -100,15 +100,17 @@ def matching_loss(
     if count < 2:
         return images.grid.sum() * 0
     with torch.no_grad():
-        logits = (model.logit_scale * image @ text.T).double()
-        own = owner == torch.arange(count, device=owner.device).unsqueeze(1)
+        # Captions in the order of their images, however the processes share them.
+        order = owner.argsort(stable=True)
+        logits = (model.logit_scale * image @ text[order].T).double()
+        own = owner[order] == torch.arange(count, device=owner.device).unsqueeze(1)
         positive = _draw(own.double(), uniforms[0])
         negative_text = _draw(logits.masked_fill(own, float("-inf")).softmax(dim=1), uniforms[1])
         captions_images = logits.T[positive].masked_fill(own.T[positive], float("-inf"))
         negative_image = _draw(captions_images.softmax(dim=1), uniforms[2])
     every = torch.arange(count, device=owner.device)
     image_index = torch.cat([every, every, negative_image])
-    text_index = torch.cat([positive, negative_text, positive])
+    text_index = order[torch.cat([positive, negative_text, positive])]
     target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(owner.device)
     share = torch.arange(rank(), len(target), world_size(), device=owner.device)
     pair_images, pair_texts = image_index[share], text_index[share]

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from diptych.errors import DiptychError
-from diptych.model.gathering import world_size
+from diptych.model.gathering import row_counts, world_size
 from diptych.training.batches import Batch
 from diptych.training.gradients import average_gradients, backward_in_chunks
 from diptych.training.random_state import random_state, set_random_state
@@ -38,24 +38,26 @@ class Backward:
             DiptychError: a GPU's memory does not suffice.
         """
         before = random_state(self.accelerator.device)
+        buffers = [buffer.clone() for buffer in self.step.buffers()]
         while True:
             try:
                 losses = self._attempt(batch)
                 break
             except torch.OutOfMemoryError as error:
+                # Not the error itself: its traceback would hold on to all that the attempt had in memory.
                 reason = str(error)
             self._shrink_chunks(len(batch.images), reason)
             self.step.zero_grad()
             set_random_state(before, self.accelerator.device)
+            for buffer, value in zip(self.step.buffers(), buffers, strict=True):
+                buffer.copy_(value)
         average_gradients(self.step.parameters())
         return losses
 
     def _attempt(self, batch: Batch) -> Losses:
-        backward = self.accelerator.backward
-        if self.chunk_size is not None and self.chunk_size < len(batch.images):
-            return backward_in_chunks(
-                self.step, batch, self.chunk_size, autocast=self.accelerator.autocast, backward=backward
-            )
+        backward, size = self.accelerator.backward, self.chunk_size
+        if size is not None and size < max(row_counts(len(batch.images), self.accelerator.device)):
+            return backward_in_chunks(self.step, batch, size, autocast=self.accelerator.autocast, backward=backward)
         with self.accelerator.autocast():
             losses: Losses = self.step(batch)
         backward(losses.total)

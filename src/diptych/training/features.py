@@ -2,8 +2,8 @@
 
 A split lies in blocks: the images of one data shard, or their captions. A block's file is named after all that its
 numbers depend on: the tower's weights and how it computes, and the content of the images or the token ids. Data that
-was added makes new blocks and leaves the old ones alone. A file is an .npy array with the array's SHA-256 behind it; it
-appears under its name when it is whole, so processes may read and write the folder at once.
+was added makes new blocks and leaves the old ones alone. A file is an .npy file with its SHA-256 behind it; it appears
+under its name when it is whole, so processes may read and write the folder at once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +32,7 @@ from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.model import towers
 from diptych.model.device import Precision
-from diptych.model.gathering import rank, wait_for_all, world_size
+from diptych.model.gathering import gather_rows, rank, wait_for_all, world_size
 from diptych.model.towers import ImageTower, TextTower, Tower
 from diptych.progress import progress
 from diptych.retrieval.embedding import inference
@@ -84,8 +87,9 @@ class FeatureCache:
         def blocks(split: PreparedSplit) -> list[_Block]:
             made = []
             for items in _by_shard(split.shard_of_image):
+                shape = (len(items), *tower.feature_shape)
                 content = [split.decoding, [split.image_hashes[i] for i in items]]
-                made.append(_Block(items, _sha256(how, content), (len(items), *tower.feature_shape)))
+                made.append(_Block(items, _sha256(how, shape, content), shape))
             return made
 
         def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
@@ -105,9 +109,9 @@ class FeatureCache:
         def blocks(split: PreparedSplit) -> list[_Block]:
             made = []
             for items in _by_shard(split.shard_of_image[split.image_of_caption]):
+                shape = (int(split.token_lengths[items].sum()), *tower.feature_shape)
                 content = [split.tokens(items[i : i + 1])[0].tolist() for i in range(len(items))]
-                tokens = int(split.token_lengths[items].sum())
-                made.append(_Block(items, _sha256(how, content), (tokens, *tower.feature_shape)))
+                made.append(_Block(items, _sha256(how, shape, content), shape))
             return made
 
         def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
@@ -137,19 +141,18 @@ class FeatureCache:
     ) -> list[tuple[PreparedSplit, list[_Block], list[Half]]] | None:
         plan = [(split, blocks_of(split)) for split in splits]
         needed = {self._path(block): block.bytes for _, blocks in plan for block in blocks}
+        started = time.perf_counter()
+        _sweep(self.folder)
         if not self._has_room(name, needed):
             return None
         self._used |= needed
-        started = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _sweep(self.folder)
         everything = [(split, block) for split, blocks in plan for block in blocks]
         # The processes share the work; what one of them has made, all of them map.
         missing = [one for one in everything[rank() :: world_size()] if _map(self._path(one[1]), one[1].shape) is None]
         items = sum(len(block.items) for _, block in missing)
         with (
             progress(None, f"{name} features", unit="items", total=items, disable=not missing) as bar,
-            inference(tower, self.device, self.precision),
+            self._computing(tower),
         ):
             for split, block in missing:
                 self._write(block, compute(split, block))
@@ -172,7 +175,8 @@ class FeatureCache:
 
     def _how(self, tower: Tower) -> list[str]:
         """What features depend on beside the content: weights, code, precision, and what settles the last bits."""
-        computing = [self.device.type, self.precision, torch.get_num_threads(), torch.__version__]
+        versions = [torch.__version__, transformers.__version__]
+        computing = [self.device.type, self.precision, torch.get_num_threads(), *versions]
         code = hashlib.sha256(Path(towers.__file__).read_bytes()).hexdigest()
         return [tower.backbone_sha256(), code, *map(str, computing)]
 
@@ -180,10 +184,12 @@ class FeatureCache:
         return self.folder / f"{block.key}.npy"
 
     def _has_room(self, name: str, needed: dict[Path, int]) -> bool:
-        size = sum(needed.values()) + sum(self._used.values())
+        """The same answer in every process, whatever another one has written meanwhile."""
+        size = sum((self._used | needed).values())
         missing = sum(size for path, size in needed.items() if not path.exists())
         free = shutil.disk_usage(_existing(self.folder)).free
-        if size <= self.limit and missing < free:
+        fits = torch.tensor([size <= self.limit and missing < free], dtype=torch.uint8, device=self.device)
+        if gather_rows(fits).all():
             return True
         _log.warning(
             "The features of the %s tower are not kept: %.1f GiB, but train.features_gib allows %.1f and the disk has "
@@ -205,12 +211,20 @@ class FeatureCache:
         """The block's file, made anew if another process has removed or damaged it meanwhile."""
         features = _map(self._path(block), block.shape)
         if features is None:
-            with inference(tower, self.device, self.precision):
+            with self._computing(tower):
                 self._write(block, compute(split, block))
             features = _map(self._path(block), block.shape)
         assert features is not None
-        os.utime(self._path(block))
+        # Another run may have removed the name meanwhile, or own it; what is mapped stays.
+        with suppress(OSError):
+            os.utime(self._path(block))
         return features
+
+    @contextmanager
+    def _computing(self, tower: Tower) -> Iterator[None]:
+        """Without torch.compile, whose numbers depend on the sizes of the blocks that came before."""
+        with inference(tower, self.device, self.precision), torch.compiler.set_stance("force_eager"):
+            yield
 
     def _write(self, block: _Block, parts: Iterator[tuple[NDArray[np.int64], Tensor]]) -> None:
         features = np.empty(block.shape, np.float16)
@@ -222,8 +236,9 @@ class FeatureCache:
             )
         try:
             with atomic_path(self._path(block), shared=True) as temporary, temporary.open("wb") as file:
-                np.save(file, features)
-                file.write(_digest(features))
+                writing = _Digesting(file)
+                np.save(writing, features)
+                file.write(writing.sha256.digest())
         except OSError as error:
             raise DiptychError(
                 f"{self.folder} cannot be written: {error.strerror}. Free disk space, or lower train.features_gib."
@@ -231,44 +246,57 @@ class FeatureCache:
 
     def _make_room(self) -> None:
         """Removes what was used longest ago until the rest is within the limit; never what this run uses."""
-        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.npy"))
+        files = []
+        for path in self.folder.glob("*.npy"):
+            # Another process may be making room as well.
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
         surplus = sum(size for _, size, _ in files) - self.limit
-        for _, size, path in files:
+        for _, size, path in sorted(files):
             if surplus > 0 and path not in self._used:
                 path.unlink(missing_ok=True)
                 surplus -= size
 
 
+class _Digesting:
+    """A file to write to, which knows the SHA-256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """As files do."""
+        self.sha256.update(data)
+        return self.file.write(data)
+
+
 def _map(path: Path, shape: tuple[int, ...]) -> Half | None:
     """The whole and sound file in memory; None if there is none, with a warning if it is damaged."""
     try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-        with path.open("rb") as file:
-            file.seek(-_DIGEST_BYTES, os.SEEK_END)
-            sound = features.dtype == np.float16 and features.shape == shape and file.read() == _digest(features)
+        content = np.memmap(path, np.uint8, mode="r")
+        # Only bytes that are known to be right are parsed: numpy fails in many ways on others.
+        if hashlib.sha256(content[:-_DIGEST_BYTES].data).digest() == content[-_DIGEST_BYTES:].tobytes():
+            features: Half = np.load(path, mmap_mode="r", allow_pickle=False)
+            if features.dtype == np.float16 and features.shape == shape:
+                return features
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError):
-        sound = False
-    if not sound:
-        _log.warning("%s is damaged and is computed anew.", path)
-        return None
-    return features
-
-
-def _digest(features: Half) -> bytes:
-    return hashlib.sha256(features.reshape(-1).view(np.uint8).data).digest()
+    except (OSError, ValueError):  # it cannot be read, or is empty
+        pass
+    _log.warning("%s is damaged and is computed anew.", path)
+    return None
 
 
 def _sweep(folder: Path) -> None:
     """Removes what killed processes left: temporary files are named after their process."""
-    for path in folder.glob(".*.tmp"):
-        process = int(path.name.split(".")[-2])
+    for path in folder.glob(".*.npy.*.tmp"):
         try:
-            os.kill(process, 0)
+            os.kill(int(path.name.split(".")[-2]), 0)
         except ProcessLookupError:
             path.unlink(missing_ok=True)
-        except PermissionError:
+        except PermissionError:  # it lives, and is another user's
             pass
 
 

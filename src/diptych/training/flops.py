@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.model.device import Precision
+from diptych.model.gathering import world_size
 from diptych.retrieval.embedding import AUTOCAST
 from diptych.training.batches import Batch
 from diptych.training.random_state import random_state, replayed
 from diptych.training.step import TrainingStep
+
+log = logging.getLogger(__name__)
 
 _COUNTED_IMAGES = 8
 _SIDE = {"cpu": 1024}
@@ -32,21 +37,33 @@ def count_flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def flops_per_image(step: TrainingStep, batch: Batch, autocast: Callable[[], AbstractContextManager[None]]) -> float:
-    """Floating-point operations of a training step, by the first few images of `batch`.
+def flops_per_image(
+    step: TrainingStep,
+    batch: Batch,
+    autocast: Callable[[], AbstractContextManager[None]],
+    chunk_size: int | None = None,
+) -> float:
+    """Floating-point operations of a training step, by a few images of `batch`; 0 where memory does not suffice.
 
     They are counted on a copy of `step`; random numbers go on as if nothing had happened.
     """
-    twin, few = copy.deepcopy(step), batch.first_images(_COUNTED_IMAGES)
+    few = batch.first_images(max(2, min(_COUNTED_IMAGES, chunk_size or _COUNTED_IMAGES)))
     device = batch.images.device
 
-    def work() -> None:
+    def work(twin: TrainingStep) -> None:
         with autocast():
             losses = twin(few)
         losses.total.backward()
 
-    with replayed(random_state(device), device):
-        return count_flops(work) / len(few.images)
+    try:
+        with replayed(random_state(device), device):
+            return count_flops(partial(work, copy.deepcopy(step))) / len(few.images)
+    except torch.OutOfMemoryError:
+        # Other processes may be waiting for this one already.
+        if world_size() > 1:
+            raise
+        log.warning("Memory does not suffice to count floating-point operations: no utilization is reported.")
+        return 0.0
 
 
 def matrix_product_rate(device: torch.device, precision: Precision) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
-from diptych.model.gathering import world_size
+from diptych.model.gathering import row_counts, world_size
 from diptych.model.towers import Groups
 from diptych.training.batches import Batch
 from diptych.training.random_state import random_state, replayed
@@ -43,7 +43,7 @@ def backward_in_chunks(
     """The losses of `batch`, and their gradients added to those of the weights.
 
     Args:
-        chunk_size: images encoded at once, and as many captions as these have on average.
+        chunk_size: images encoded at once at the most, and as many captions as these have on average.
         autocast: the precision in which towers and losses compute.
         backward: of the total loss.
     """
@@ -100,14 +100,23 @@ def _lanes(step: TrainingStep, batch: Batch, size: int) -> list[list[Call]]:
     """Images, captions, and the other views of either, in the order of `Encoded`; each as calls a chunk long."""
     model = step.model
     lanes: list[list[Call]] = [
-        [partial(model.encode_images, chunk) for chunk in batch.images.split(size)],
+        [partial(model.encode_images, chunk) for chunk in _chunks(batch.images, size)],
         _text_calls(model, batch, size),
     ]
     if batch.views is not None:
-        lanes.append([partial(_pooled, partial(model.encode_images, chunk)) for chunk in batch.views.split(size)])
+        lanes.append([partial(_pooled, partial(model.encode_images, chunk)) for chunk in _chunks(batch.views, size)])
     if step.text_view_head:
         lanes.append([partial(_pooled, call) for call in _text_calls(model, batch, size)])
     return lanes
+
+
+def _chunks(images: Tensor, size: int) -> tuple[Tensor, ...]:
+    """As many on every process, whose batch norms wait for each other in each, and none empty.
+
+    So a process with an image more than another may have to take one more than `size` at once.
+    """
+    counts = row_counts(len(images), images.device)
+    return images.tensor_split(min(-(-max(counts) // size), min(counts)))
 
 
 def _pooled(call: Call) -> tuple[Tensor, ...]:
@@ -155,14 +164,14 @@ def _cut(groups: Groups, first: int, end: int) -> Groups:
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
     """Batch norms take up no statistics here, so that a forward pass that is made twice counts once."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, tracks in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracks
 
 
 def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:

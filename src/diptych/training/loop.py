@@ -155,14 +155,14 @@ class Trainer:
         freeze(self.step, self.settings, epoch)
         self.step.train()
         throughput = Throughput()
-        flops = 0.0
+        flops: float | None = None
         batches = self.plan.epoch(epoch, self.position.step, self.inputs.train(epoch))
         for loaded in throughput.watch(prefetched(batches, self.device)):
             batch = self._with_views(loaded.to(self.device))
-            if not flops:
-                with throughput.paused():
-                    flops = flops_per_image(self.step, batch, self.accelerator.autocast)
             losses = self._train_step(batch)
+            if flops is None:
+                with throughput.paused():
+                    flops = flops_per_image(self.step, batch, self.accelerator.autocast, self.backward.chunk_size)
             self.position.step += 1
             self.sums += torch.stack([loss.detach() for loss in losses])
             bar.update()
@@ -171,7 +171,7 @@ class Trainer:
             if self.position.step % self.settings.checkpoint_every == 0 and self.position.step < self.plan.steps:
                 self._save()
         self._check_loss()
-        speed = throughput.figures(world_size(), self.device, flops)
+        speed = throughput.figures(world_size(), self.device, flops or 0.0)
         rate = matrix_product_rate(self.device, self.precision)
         speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
         bar.set_postfix_str(_speed(speed))
@@ -283,6 +283,7 @@ class Trainer:
                 {
                     "position": asdict(self.position),
                     "sums": sums,
+                    "chunk_size": self.backward.chunk_size,
                     "step": self.step.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "schedule": self.schedule.state_dict(),
@@ -298,6 +299,7 @@ class Trainer:
             return
         self.position = Position(**state["position"])
         self.sums = state["sums"][rank()].to(self.device)
+        self.backward.chunk_size = state["chunk_size"]
         self.step.load_state_dict(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
