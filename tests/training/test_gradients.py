@@ -116,7 +116,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: flo
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(
-            value, other[name], rtol=1e-4, atol=tolerance, msg=lambda text, at=name: f"{at} {text}"
+            value, other[name], rtol=max(1e-4, tolerance), atol=tolerance, msg=lambda text, at=name: f"{at} {text}"
         )
 
 

@@ -16,6 +16,7 @@ from tiny import make_model, open_prepared, train_settings, write_prepared
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
+from diptych.training.backward import Backward
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -225,9 +226,10 @@ def kept_in(folder: Path) -> FeatureCache:
 
 def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(prepared: Prepared, tmp_path: Path) -> None:
     cold = trainer(prepared, tmp_path / "cold", features=kept_in(tmp_path / "kept"), **FROZEN)
-    warm = trainer(prepared, tmp_path / "warm", features=kept_in(tmp_path / "kept"), **FROZEN)
+    found = kept_in(tmp_path / "kept")
+    found._write = None  # type: ignore[assignment,method-assign]
+    warm = trainer(prepared, tmp_path / "warm", features=found, **FROZEN)
     history = cold.run().history
-    warm.features._write = None  # type: ignore[assignment,method-assign,union-attr]
     assert warm.run().history == history
     assert same_weights(cold.model, warm.model)
 
@@ -368,13 +370,13 @@ def test_a_loss_that_is_not_a_number_is_never_saved(
 ) -> None:
     """It is read one step late, but before a checkpoint (every second step) and before the end of the epoch."""
     made = trainer(prepared, tmp_path)
-    backward = made.backward
+    backward = Backward.__call__
 
-    def spoilt(batch: Any) -> Any:
-        losses = backward(batch)
+    def spoilt(self: Backward, batch: Any) -> Any:
+        losses = backward(self, batch)
         return losses._replace(total=losses.total * float("nan")) if batch.step == step - 1 else losses
 
-    monkeypatch.setattr(made, "backward", spoilt)
+    monkeypatch.setattr(Backward, "__call__", spoilt)
     with pytest.raises(DiptychError, match=f"the loss is nan in epoch 1, step {step}"):
         made.run()
     state = made.checkpoints.load()
