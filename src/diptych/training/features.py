@@ -148,7 +148,9 @@ class FeatureCache:
         self._used |= needed
         everything = [(split, block) for split, blocks in plan for block in blocks]
         # The processes share the work; what one of them has made, all of them map.
-        missing = [one for one in everything[rank() :: world_size()] if _map(self._path(one[1]), one[1].shape) is None]
+        share = everything[rank() :: world_size()]
+        found = {block.key: _map(self._path(block), block.shape) for _, block in share}
+        missing = [(split, block) for split, block in share if found[block.key] is None]
         items = sum(len(block.items) for _, block in missing)
         with (
             progress(None, f"{name} features", unit="items", total=items, disable=not missing) as bar,
@@ -158,9 +160,17 @@ class FeatureCache:
                 self._write(block, compute(split, block))
                 bar.update(len(block.items))
         wait_for_all()
-        kept = [
-            (split, blocks, [self._open(split, block, compute, tower) for block in blocks]) for split, blocks in plan
-        ]
+        kept = []
+        for split, blocks in plan:
+            maps = []
+            for block in blocks:
+                features = found.get(block.key)
+                maps.append(self._open(split, block, compute, tower) if features is None else features)
+            kept.append((split, blocks, maps))
+        for path in needed:
+            # Another run may have removed the name meanwhile, or own it; what is mapped stays.
+            with suppress(OSError):
+                os.utime(path)
         self._make_room()
         _log.info(
             "Features of the frozen %s tower: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
@@ -215,9 +225,6 @@ class FeatureCache:
                 self._write(block, compute(split, block))
             features = _map(self._path(block), block.shape)
         assert features is not None
-        # Another run may have removed the name meanwhile, or own it; what is mapped stays.
-        with suppress(OSError):
-            os.utime(self._path(block))
         return features
 
     @contextmanager
