@@ -304,6 +304,8 @@ def test_what_another_run_removes_meanwhile_is_made_anew(
 ) -> None:
     images_of(cache(kept), model, split)
     before = contents(kept)
+    for path in kept.iterdir():
+        path.unlink()
     monkeypatch.setattr(
         "diptych.training.features.wait_for_all", lambda: [path.unlink() for path in [*kept.iterdir()][:2]]
     )
