@@ -18,8 +18,10 @@ import torch
 
 from diptych.config import Params, Train, load_params
 from diptych.data.prepared import Prepared, PreparedSplit
+from diptych.model.device import choose_precision, keep_freed_memory
 from diptych.model.dual_encoder import build_model
 from diptych.training.checkpoints import Checkpoints
+from diptych.training.features import FeatureCache
 from diptych.training.loop import REPORT_EVERY, Report, Trainer
 from diptych.workspace import Workspace
 from peers.clock import EpochClock, now
@@ -120,8 +122,9 @@ def settings_for(task: Task, train: Train) -> Train:
     return Train.model_validate(train.model_dump() | changes)
 
 
-def run_trainer(params: Params, settings: Train, report: Report, device: str) -> None:
-    """Trains until the end or until `report` has had enough, as the train stage does."""
+def run_trainer(params: Params, settings: Train, report: Report, device: str, scratch: Path) -> None:
+    """Trains until the end or until `report` has had enough, as the train stage does; features lie in `scratch`."""
+    keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     prepared = Prepared(Workspace().prepared, params.data.splits)
@@ -142,6 +145,12 @@ def run_trainer(params: Params, settings: Train, report: Report, device: str) ->
             checkpoints=Checkpoints(Path(checkpoints), {"process": os.getpid()}),
             report=report,
             device=torch.device(device),
+            features=FeatureCache(
+                scratch / "features",
+                limit_gib=settings.features_gib,
+                device=torch.device(device),
+                precision=choose_precision(settings.precision, torch.device(device)),
+            ),
         )
         with contextlib.suppress(EnoughError):
             trainer.run()
@@ -160,11 +169,11 @@ def perform(task: Task) -> Result:
     described = {"settings": describe(task, settings)}
     if task.epochs:
         epochs = EpochWatch(task.budget)
-        run_trainer(params, settings, epochs, task.device)
+        run_trainer(params, settings, epochs, task.device, Path(task.scratch))
         return described | {"epochs": epochs.epochs}
     # The first epoch computes the features of frozen towers.
     speed = SpeedWatch(0 if task.frozen == "none" else 1, task.warmup_steps, task.steps)
-    run_trainer(params, settings, speed, task.device)
+    run_trainer(params, settings, speed, task.device, Path(task.scratch))
     split = Prepared(Workspace().prepared, params.data.splits).split("train")
     pairs = speed.steps_per_second() * pairs_per_step(split, settings)
     return described | {"pairs_per_second": pairs, "losses": speed.losses}
