@@ -86,7 +86,10 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("train: {keep_features: sometimes}", "train.keep_features: "),
         ("train: {augmentation: {crop_scale: 0.0}}", "train.augmentation.crop_scale: input should be greater than 0"),
         ("train: {launch: ['']}", "train.launch.0: "),
-        ("model: {text_tower: {dropout: 1.0}}", "model.text_tower.dropout: input should be less than 1"),
+        (
+            "model: {text_tower: {channel_dropout: 1.0}}",
+            "model.text_tower.channel_dropout: input should be less than 1",
+        ),
         ("seed: 2020-13-45", "is not valid YAML"),
         ("? [1, 2]\n: 3", "is not valid YAML"),
         ("seed: !!timestamp abc", "is not valid YAML"),
@@ -107,7 +110,7 @@ def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
         "train: {keep_features: always, image_tower_factor: 0.0}",
         "train: {keep_features: always, text_tower_frozen_epochs: 1, augmentation: {}}",
         "train: {image_tower_factor: 0.0, objectives: {simclr_image: 1.0}}",
-        "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {dropout: 0.1}}",
+        "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {channel_dropout: 0.1}}",
     ],
 )
 def test_what_can_be_done_is_not_refused(tmp_path, text):
