@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diptych.config import Fusion
-from diptych.model.fusion import CrossAttention, CrossAttentionFusion, make_fusion
+from diptych.model.fusion import CrossAttention, CrossAttentionFusion, Side, make_fusion
 
 Direction = Literal["both", "text_to_image", "image_to_text"]
 DIRECTIONS = pytest.mark.parametrize("direction", ["both", "text_to_image", "image_to_text"])
@@ -36,15 +36,25 @@ def test_cross_attention_equals_attention_written_out() -> None:
     torch.manual_seed(0)
     layer = CrossAttention(16, 1, 0.0).eval()
     grid, tokens, mask = inputs()
-    attention = layer.attention
-    query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
-    query_bias, key_bias, value_bias = attention.in_proj_bias.chunk(3)
-    context = layer.norm_context(tokens)
-    scores = (layer.norm(grid) @ query_weight.T + query_bias) @ (context @ key_weight.T + key_bias).transpose(1, 2) / 4
+    key, value = layer.key_value(layer.norm_context(tokens)).chunk(2, dim=2)
+    scores = layer.query(layer.norm(grid)) @ key.transpose(1, 2) / 4
     weights = scores.masked_fill(~mask.unsqueeze(1), float("-inf")).softmax(dim=2)
-    attended = grid + attention.out_proj(weights @ (context @ value_weight.T + value_bias))
+    attended = grid + layer.output(weights @ value)
     expected = attended + layer.feed_forward(attended)
-    assert torch.allclose(layer(grid, tokens, mask), expected, atol=1e-5)
+    assert torch.allclose(layer(Side(grid), Side(tokens), mask).values, expected, atol=1e-5)
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("attention", [True, False])
+def test_pairs_by_index_are_what_they_are_by_position(direction: Direction, attention: bool) -> None:
+    settings = Fusion(layers=2, heads=2, direction=direction, attention=attention)
+    torch.manual_seed(0)
+    made, (grid, tokens, mask) = make_fusion(16, 9, settings).eval(), inputs()
+    image, text = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([2, 1, 1, 0, 0, 2])
+    by_position = made(grid[image], tokens[text], mask[text])
+    by_index = made(grid, tokens, mask, image, text)
+    assert torch.allclose(by_index.joint, by_position.joint, atol=1e-5)
+    assert torch.allclose(by_index.score, by_position.score, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +63,9 @@ def test_cross_attention_equals_attention_written_out() -> None:
 def test_a_side_that_does_not_look_stays_as_it_is(direction: Direction, looks: set[str]) -> None:
     grid, tokens, mask = inputs()
     layer = fusion(direction).layers[0]
-    seeing = dict(zip(("text", "image"), layer(tokens, grid, mask), strict=True))
-    assert looks == {side for side, before in (("text", tokens), ("image", grid)) if not seeing[side].equal(before)}
+    text, image = layer(Side(tokens), Side(grid), mask)
+    sides = (("text", text, tokens), ("image", image, grid))
+    assert looks == {side for side, after, before in sides if not after.values.equal(before)}
 
 
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])

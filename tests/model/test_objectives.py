@@ -112,10 +112,13 @@ class Recorder:
         self.logit_scale = torch.tensor(logit_scale)
         self.pairs: list[tuple[int, int]] = []
 
-    def fuse(self, grid: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> object:
-        self.pairs = list(zip(grid[:, 0, 0].int().tolist(), tokens[:, 0, 0].int().tolist(), strict=True))
+    def fuse(
+        self, grid: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, image: torch.Tensor, text: torch.Tensor
+    ) -> object:
+        images, texts = grid[image, 0, 0].int().tolist(), tokens[text, 0, 0].int().tolist()
+        self.pairs = list(zip(images, texts, strict=True))
         fused = type("Fused", (), {})()
-        fused.score = torch.zeros(len(grid))
+        fused.score = torch.zeros(len(image))
         return fused
 
 

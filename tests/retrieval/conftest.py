@@ -55,11 +55,13 @@ class TinyModel(torch.nn.Module):
         grid = self.dropout(self.image(quarters))
         return ImageFeatures(grid, normalize(grid.mean(dim=1).float(), dim=-1))
 
-    def encode_texts(self, token_ids, mask):
+    def encode_texts(self, token_ids, mask, groups=None):
         tokens = self.dropout(self.text(token_ids))
         return TextFeatures(tokens, mask, normalize(_mean(tokens, mask).float(), dim=-1))
 
-    def fuse(self, grid, tokens, mask):
+    def fuse(self, grid, tokens, mask, image=None, text=None):
+        grid = grid if image is None else grid[image]
+        tokens, mask = (tokens, mask) if text is None else (tokens[text], mask[text])
         self.fused_pairs += len(grid)
         joint = grid.mean(dim=1) * _mean(tokens, mask)
         return Fused(joint, self.match(joint).squeeze(-1))

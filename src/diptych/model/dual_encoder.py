@@ -76,9 +76,13 @@ class DualEncoder(nn.Module):
         pooled = self.text_head(self.text_pooling(tokens, mask))
         return TextFeatures(tokens, mask, normalize(pooled.float(), dim=-1))
 
-    def fuse(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Fused:
-        """Pairs by position: `grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool."""
-        return self.fusion(grid, tokens, mask)
+    def fuse(
+        self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
+    ) -> Fused:
+        """Pairs by position, `grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool; or by indices, `image` (P,) and
+        `text` (P,) int64, into fewer images and captions.
+        """
+        return self.fusion(grid, tokens, mask, image, text)
 
 
 def build_model(model: config.Model, image_size: int, vocabulary_size: int, temperature: float) -> DualEncoder:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from diptych.config import Fusion
 
@@ -20,25 +21,51 @@ class Fused(NamedTuple):
     """(P,): the logit that they belong together."""
 
 
+class Side(NamedTuple):
+    """One side of P pairs: sequences of its own for each pair, or of fewer items, of which several pairs share one."""
+
+    values: Tensor
+    """(P, S, d), or (n, S, d)."""
+    item: Tensor | None = None
+    """(P,) int64, which of the n items stands in each pair; None: each pair has its own."""
+
+    def in_pairs(self, computed: Tensor) -> Tensor:
+        """What was `computed` of each item (n, ...), for each pair (P, ...)."""
+        return computed if self.item is None else computed.index_select(0, self.item)
+
+
 class CrossAttention(nn.Module):
-    """One direction: every token of one side looks at all tokens of the other, then thinks it over."""
+    """One direction: every token of one side looks at all tokens of the other, then thinks it over.
+
+    Queries, keys and values are computed once an item, however many pairs it stands in. Nothing is dropped out of the
+    attention weights, where torch would leave its fused kernels, but out of what is added to the tokens.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.output = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.Dropout(dropout)
         )
 
-    def forward(self, tokens: Tensor, context: Tensor, context_mask: Tensor | None) -> Tensor:
+    def forward(self, tokens: Side, context: Side, context_mask: Tensor | None) -> Side:
         """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True, to (P, S, d)."""
-        context = self.norm_context(context)
-        padding = None if context_mask is None else ~context_mask
-        attended, _ = self.attention(self.norm(tokens), context, context, key_padding_mask=padding, need_weights=False)
-        tokens = tokens + attended
-        return tokens + self.feed_forward(tokens)
+        query = self._by_head(tokens.in_pairs(self.query(self.norm(tokens.values))))
+        key_value = context.in_pairs(self.key_value(self.norm_context(context.values)))
+        key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
+        mask = None if context_mask is None else context_mask[:, None, None, :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        seeing = tokens.in_pairs(tokens.values) + self.output(attended)
+        return Side(seeing + self.feed_forward(seeing))
+
+    def _by_head(self, values: Tensor) -> Tensor:
+        """(P, S, d) to (P, heads, S, d / heads)."""
+        return values.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class FusionLayer(nn.Module):
@@ -53,7 +80,7 @@ class FusionLayer(nn.Module):
             for direction in ("text_to_image", "image_to_text")
         )
 
-    def forward(self, tokens: Tensor, grid: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Side, grid: Side, mask: Tensor) -> tuple[Side, Side]:
         """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes."""
         seeing_tokens = self.text_to_image(tokens, grid, None) if self.text_to_image else tokens
         seeing_grid = self.image_to_text(grid, tokens, mask) if self.image_to_text else grid
@@ -75,12 +102,23 @@ class CrossAttentionFusion(nn.Module):
         )
         self.score = nn.Linear(dim, 1)
 
-    def forward(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Fused:
-        """`grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool, True where there is a token."""
-        grid = grid + self.position
+    def forward(
+        self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
+    ) -> Fused:
+        """P pairs, by position or by indices into the images and captions.
+
+        Args:
+            grid: (B, N, d).
+            tokens: (C, T, d).
+            mask: (C, T) bool, True where there is a token.
+            image: (P,) int64, the image of each pair; None: the pairs have an image each, in order.
+            text: (P,) int64, the caption of each pair, likewise.
+        """
+        images, texts = Side(grid + self.position, image), Side(tokens, text)
+        mask = texts.in_pairs(mask)
         for layer in self.layers:
-            tokens, grid = layer(tokens, grid, mask)
-        joint = self.joint(_means(grid, tokens, mask))
+            texts, images = layer(texts, images, mask)
+        joint = self.joint(torch.cat([_mean(texts, mask), _mean(images)], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
@@ -99,9 +137,12 @@ class MeanFusion(nn.Module):
         )
         self.score = nn.Linear(dim, 1)
 
-    def forward(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Fused:
+    def forward(
+        self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
+    ) -> Fused:
         """As `CrossAttentionFusion`."""
-        joint = self.joint(_means(grid, tokens, mask))
+        images, texts = Side(grid, image), Side(tokens, text)
+        joint = self.joint(torch.cat([_mean(texts, texts.in_pairs(mask)), _mean(images)], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
@@ -114,7 +155,9 @@ def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusio
     return MeanFusion(dim, sum(parameter.numel() for parameter in twin.parameters()), config.dropout)
 
 
-def _means(grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Of the tokens that there are, and of the grid, side by side: (P, 2·d)."""
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
-    return torch.cat([(tokens * weights).sum(dim=1) / weights.sum(dim=1), grid.mean(dim=1)], dim=1)
+def _mean(side: Side, mask: Tensor | None = None) -> Tensor:
+    """Over the tokens of each pair where `mask` (P, S) is True, (P, d)."""
+    if mask is None:
+        return side.in_pairs(side.values.mean(dim=1))
+    weights = mask.unsqueeze(-1).to(side.values.dtype)
+    return (side.in_pairs(side.values) * weights).sum(dim=1) / weights.sum(dim=1)

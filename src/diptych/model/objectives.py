@@ -113,8 +113,7 @@ def matching_loss(
     text_index = order[torch.cat([positive, negative_text, positive])]
     target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(owner.device)
     share = torch.arange(rank(), len(target), world_size(), device=owner.device)
-    pair_images, pair_texts = image_index[share], text_index[share]
-    score = model.fuse(grid[pair_images], tokens[pair_texts], mask[pair_texts]).score
+    score = model.fuse(grid, tokens, mask, image_index[share], text_index[share]).score
     total = binary_cross_entropy_with_logits(score, target[share], reduction="sum")
     return total * world_size() / len(target)
 

@@ -23,6 +23,8 @@ from diptych.retrieval.metrics import BLOCK_SCORES, TIE, metrics_from_ranks, ran
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 PAIRS = 512
 """Pairs that the fusion sees at once."""
+IMAGES = 64
+"""Images that these pairs have at the most, but for the last of some."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,19 @@ def _fuse_pairs(
     model: DualEncoder, embedded: Embedded, images: Tensor, captions: Tensor, device: torch.device, description: str
 ) -> Tensor:
     """Match logits float32 (P,) of the pairs of `images` and `captions`, both int64 (P,)."""
-    order = embedded.lengths[captions].argsort(stable=True)
+    # Few images and like lengths at a time: an image's keys and values are computed once, and little padding.
+    by_length = embedded.lengths[captions].argsort(stable=True)
+    order = by_length[(images[by_length] // IMAGES).argsort(stable=True)]
     logits = torch.empty(len(order))
     with progress(None, description, unit="pair", total=len(order)) as bar:
         for start in range(0, len(order), PAIRS):
             batch = order[start : start + PAIRS]
-            tokens, mask = embedded.padded_tokens(captions[batch])
-            fused = model.fuse(embedded.grid[images[batch]].to(device), tokens.to(device), mask.to(device))
+            (image, image_of_pair), (caption, caption_of_pair) = (
+                torch.unique(items[batch], return_inverse=True) for items in (images, captions)
+            )
+            tokens, mask = embedded.padded_tokens(caption)
+            inputs = (embedded.grid[image], tokens, mask, image_of_pair, caption_of_pair)
+            fused = model.fuse(*(tensor.to(device) for tensor in inputs))
             logits[batch] = fused.score.float().cpu()
             bar.update(len(batch))
     if broken := int((~torch.isfinite(logits)).sum()):
