@@ -18,7 +18,7 @@ from diptych.model.towers import Groups
 from diptych.training.draws import Purpose, generator
 
 CALL_TOKENS = 128
-"""What one more call of the text tower costs, in tokens computed instead (measured on two cores with six layers)."""
+"""What one more call of the text tower is taken to cost, in tokens computed instead: an estimate."""
 
 
 @dataclass(frozen=True)
