@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from diptych.config import Fusion
+from diptych.model.pooling import masked_mean
 
 
 class Fused(NamedTuple):
@@ -118,7 +119,7 @@ class CrossAttentionFusion(nn.Module):
         mask = texts.in_pairs(mask)
         for layer in self.layers:
             texts, images = layer(texts, images, mask)
-        joint = self.joint(torch.cat([_mean(texts, mask), _mean(images)], dim=1))
+        joint = self.joint(torch.cat([masked_mean(texts.in_pairs(texts.values), mask), _grid_mean(images)], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
@@ -142,7 +143,7 @@ class MeanFusion(nn.Module):
     ) -> Fused:
         """As `CrossAttentionFusion`."""
         images, texts = Side(grid, image), Side(tokens, text)
-        joint = self.joint(torch.cat([_mean(texts, texts.in_pairs(mask)), _mean(images)], dim=1))
+        joint = self.joint(torch.cat([texts.in_pairs(masked_mean(tokens, mask)), _grid_mean(images)], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
@@ -155,9 +156,6 @@ def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusio
     return MeanFusion(dim, sum(parameter.numel() for parameter in twin.parameters()), config.dropout)
 
 
-def _mean(side: Side, mask: Tensor | None = None) -> Tensor:
-    """Over the tokens of each pair where `mask` (P, S) is True, (P, d)."""
-    if mask is None:
-        return side.in_pairs(side.values.mean(dim=1))
-    weights = mask.unsqueeze(-1).to(side.values.dtype)
-    return (side.in_pairs(side.values) * weights).sum(dim=1) / weights.sum(dim=1)
+def _grid_mean(images: Side) -> Tensor:
+    """Over the grid of each pair, (P, d)."""
+    return images.in_pairs(images.values.mean(dim=1))

@@ -23,8 +23,7 @@ class MeanPooling(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """`tokens` (B, T, D) and `mask` (B, T) bool, True where there is a token, to (B, D)."""
-        weights = mask.unsqueeze(-1).to(tokens.dtype)
-        return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+        return masked_mean(tokens, mask)
 
 
 class MaxPooling(nn.Module):
@@ -77,6 +76,12 @@ POOLINGS: dict[Pooling, type[nn.Module]] = {
     "max": MaxPooling,
     "generalized": GeneralizedPooling,
 }
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Of `tokens` (B, T, D) where `mask` (B, T) bool is True, at least once a row, to (B, D)."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 PAIRS = 512
 """Pairs that the fusion sees at once."""
 IMAGES = 64
-"""Images that these pairs have at the most, but for the last of some."""
+"""Images whose pairs are taken together, so that these pairs have few."""
 
 
 @dataclass(frozen=True)
