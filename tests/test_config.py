@@ -58,6 +58,11 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("preprocess: {resize: squash}", "preprocess.resize: "),
         ("model: {dim: 10, fusion: {heads: 4}}", "model: fusion.heads (4) must divide dim (10)"),
         ("train: {image_tower_factor: 0.0, image_tower_frozen_epochs: 1}", "image_tower_factor 0 never ends it"),
+        ("train: {text_tower_factor: 0.0, text_tower_top_layers: 1}", "text_tower_top_layers says how much"),
+        (
+            "train: {image_tower_top_layers: 0}",
+            "train.image_tower_top_layers: input should be greater than or equal to 1",
+        ),
         ("train: {epochs: 2, text_tower_frozen_epochs: 2}", "train: text_tower_frozen_epochs (2) must be less than"),
         ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),
         ("model: {text_tower: {pretrained: ./bert, config: {a: 1}}}", "either pretrained or config"),
@@ -77,6 +82,10 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ),
         (
             "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}",
+            "train.objectives.simclr_text compares a caption under two dropouts",
+        ),
+        (
+            "train: {objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {dropout: false}}",
             "train.objectives.simclr_text compares a caption under two dropouts",
         ),
         ("train: {chunk_size: 0}", "train.chunk_size: input should be greater than or equal to 1 (it is 0)"),
@@ -111,6 +120,8 @@ def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
         "train: {keep_features: always, text_tower_frozen_epochs: 1, augmentation: {}}",
         "train: {image_tower_factor: 0.0, objectives: {simclr_image: 1.0}}",
         "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {channel_dropout: 0.1}}",
+        "train: {objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {dropout: false, channel_dropout: 0.1}}",
+        "train: {image_tower_top_layers: 2, image_tower_frozen_epochs: 1}",
     ],
 )
 def test_what_can_be_done_is_not_refused(tmp_path, text):

@@ -102,6 +102,8 @@ class Tower(Section):
     channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the backbone's channels that are left out, of all tokens of an image or caption, at random, where the
     projection learns from them."""
+    dropout: bool = True
+    """Whether the backbone, while it learns, drops out what its transformers configuration says."""
 
     @property
     def is_folder(self) -> bool:
@@ -207,12 +209,16 @@ class Train(Section):
     image_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     text_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of the learning rate, for the tower's own weights; 0 freezes it."""
+    image_tower_top_layers: Positive | None = None
+    text_tower_top_layers: Positive | None = None
+    """How many of the tower's last layers (of a CNN: stages) learn, while those below stay as they came; null: all."""
     image_tower_frozen_epochs: Annotated[int, Field(ge=0)] = 0
     text_tower_frozen_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs at the start in which the tower's own weights stay as they are."""
+    """Epochs at the start in which the tower's own weights stay as they are. When they end, the learning rate rises and
+    falls anew."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Share = 0.1
-    """Share of all steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises: of all, or up to a tower's release and after it."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
     """Where the learnable temperature starts."""
@@ -242,10 +248,12 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _released_towers_learn(self) -> Train:
-        for tower, factor, epochs in (
-            ("image_tower", self.image_tower_factor, self.image_tower_frozen_epochs),
-            ("text_tower", self.text_tower_factor, self.text_tower_frozen_epochs),
+        for tower, factor, epochs, layers in (
+            ("image_tower", self.image_tower_factor, self.image_tower_frozen_epochs, self.image_tower_top_layers),
+            ("text_tower", self.text_tower_factor, self.text_tower_frozen_epochs, self.text_tower_top_layers),
         ):
+            if layers and not factor:
+                raise ValueError(f"{tower}_top_layers says how much of the tower learns, but {tower}_factor 0: nothing")
             if epochs and not factor:
                 raise ValueError(f"{tower}_frozen_epochs ends a freeze, but {tower}_factor 0 never ends it")
             if epochs >= self.epochs:
@@ -325,14 +333,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _text_views_differ(self) -> Params:
-        if (
-            self.train.objectives.simclr_text
-            and not self.train.text_tower_factor
-            and not self.model.text_tower.channel_dropout
-        ):
+        tower = self.model.text_tower
+        drops_out = tower.channel_dropout or (tower.dropout and self.train.text_tower_factor)
+        if self.train.objectives.simclr_text and not drops_out:
             raise ValueError(
-                "train.objectives.simclr_text compares a caption under two dropouts, but a frozen text tower drops "
-                "nothing out: set train.text_tower_factor above 0, or model.text_tower.channel_dropout"
+                "train.objectives.simclr_text compares a caption under two dropouts, but this text tower is frozen, or "
+                "has dropout: false, and drops nothing out: let it do so, or set model.text_tower.channel_dropout"
             )
         return self
 

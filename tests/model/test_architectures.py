@@ -115,3 +115,42 @@ def test_frozen_statistics_stay_while_the_weights_learn() -> None:
     tower.set_learning(True)
     tower(pixels(4))
     assert not all(torch.equal(mean, norm.running_mean) for mean, norm in zip(before, batch_norms(tower), strict=True))
+
+
+def test_a_learning_backbone_can_drop_nothing_out_while_its_statistics_follow() -> None:
+    tower = make_model(text_tower={"config": ROBERTA, "dropout": False}).train().text_tower
+    tower.set_learning(True)
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(tower(ids, mask), tower(ids, mask))
+    assert all(parameter.requires_grad for parameter in tower.backbone.parameters())
+    image = make_model(image_tower={"config": {"hidden_sizes": [8, 16], "depths": [1, 1]}, "dropout": False})
+    image.image_tower.set_learning(True)
+    assert all(norm.training for norm in batch_norms(image.train()))
+
+
+@pytest.mark.parametrize(
+    ("side", "config", "top"),
+    [
+        ("image", {}, "encoder.stages.1."),
+        ("image", CONVNEXT, "encoder.stages.1."),
+        ("image", VIT | {"num_hidden_layers": 2}, "layers.1."),
+        ("image", TIMM, "timm_model.blocks.4."),
+        ("text", ROBERTA, "encoder.layer.1."),
+        ("text", DISTILBERT, "transformer.layer.1."),
+    ],
+    ids=["resnet", "convnext", "vit", "timm", "roberta", "distilbert"],
+)
+def test_the_top_layer_and_what_comes_after_it_learn(side: str, config: dict[str, Any], top: str) -> None:
+    model = make_model(**({f"{side}_tower": {"config": config}} if config else {})).train()
+    tower = model.image_tower if side == "image" else model.text_tower
+    tower.set_learning(True, top_layers=1, statistics_frozen=True)
+    names = [name for name, _ in tower.backbone.named_parameters()]
+    start = next(i for i, name in enumerate(names) if name.startswith(top))
+    assert start > 0
+    learning = {name for name, parameter in tower.backbone.named_parameters() if parameter.requires_grad}
+    assert set(names[start:]) - tower._idle == learning
+    for name, module in tower.backbone.named_modules():
+        if list(module.parameters(recurse=False)) and not isinstance(module, nn.BatchNorm2d):
+            own = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
+            assert module.training == bool(learning & set(own))
+    assert not any(norm.training for norm in batch_norms(tower))

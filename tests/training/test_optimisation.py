@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny import make_model, train_settings
 
-from diptych.training.optimisation import make_optimizer, make_schedule
+from diptych.errors import DiptychError
+from diptych.training.optimisation import make_optimizer, make_schedule, phases
 from diptych.training.step import TrainingStep
 
 
@@ -48,13 +49,39 @@ def test_a_fusion_without_objective_is_left_alone() -> None:
     assert all(id(parameter) not in groups for parameter in model.fusion.parameters())
 
 
-def test_the_schedule_rises_then_falls_as_a_cosine_to_zero() -> None:
+def test_below_its_top_layers_a_tower_stays() -> None:
+    groups = groups_of(text_tower_top_layers=1, image_tower_top_layers=1)
+    model = groups.pop("model")
+    for tower, top in ((model.text_tower, "encoder.layer.1."), (model.image_tower, "encoder.stages.1.")):
+        for name, parameter in tower.backbone.named_parameters():
+            assert (id(parameter) in groups) == (top in name)
+
+
+def test_more_top_layers_than_a_tower_has_are_an_error() -> None:
+    with pytest.raises(DiptychError, match="3 top layers are to learn, but BertModel has only 2"):
+        groups_of(text_tower_top_layers=3)
+
+
+def rates_of(steps: list[int], warmup: float) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, steps=100, warmup=0.1)
+    schedule = make_schedule(optimizer, steps, warmup)
     rates = []
-    for _ in range(101):
+    for _ in range(sum(steps) + 1):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
+    return rates
+
+
+def test_the_schedule_rises_then_falls_as_a_cosine_to_zero() -> None:
+    rates = rates_of([100], warmup=0.1)
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert rates[10:] == pytest.approx([(1 + math.cos(math.pi * step / 90)) / 2 for step in range(91)])
+
+
+def test_where_a_tower_is_released_the_schedule_begins_anew() -> None:
+    assert phases(train_settings(epochs=5)) == [5]
+    assert phases(train_settings(epochs=5, image_tower_frozen_epochs=2)) == [2, 3]
+    assert phases(train_settings(epochs=5, image_tower_frozen_epochs=2, text_tower_frozen_epochs=1)) == [1, 1, 3]
+    assert phases(train_settings(epochs=5, image_tower_frozen_epochs=2, text_tower_frozen_epochs=2)) == [2, 3]
+    assert rates_of([20, 50], warmup=0.1) == rates_of([20], warmup=0.1)[:-1] + rates_of([50], warmup=0.1)

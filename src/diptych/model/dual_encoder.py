@@ -91,12 +91,13 @@ def build_model(model: config.Model, image_size: int, vocabulary_size: int, temp
     Raises:
         DiptychError: a tower's weights are not on this machine, or its configuration is impossible.
     """
-    backbone, mean, std = image_backbone(model.image_tower)
-    image_tower = ImageTower(backbone, model.dim, image_size, mean, std, model.image_tower.channel_dropout)
-    if model.image_tower.pooling == "cls" and not image_tower.has_class_token:
+    image, text = model.image_tower, model.text_tower
+    backbone, mean, std = image_backbone(image)
+    image_tower = ImageTower(backbone, model.dim, image_size, mean, std, image.channel_dropout, image.dropout)
+    if image.pooling == "cls" and not image_tower.has_class_token:
         raise DiptychError(
             f"params.yaml: model.image_tower.pooling is cls, but {type(backbone).__name__} has no class token."
         )
-    text = model.text_tower
-    text_tower = TextTower(text_backbone(text, vocabulary_size), model.dim, text.layers, text.channel_dropout)
+    backbone = text_backbone(text, vocabulary_size)
+    text_tower = TextTower(backbone, model.dim, text.layers, text.channel_dropout, text.dropout)
     return DualEncoder(image_tower, text_tower, model, temperature)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -29,22 +30,44 @@ class Tower(nn.Module):
     """A backbone of transformers, which learns or stays as it came."""
 
     backbone: PreTrainedModel
+    drops_out: bool
+    """Whether the backbone drops anything out while it learns."""
     _idle: frozenset[str] = frozenset()
     """Names of the backbone's weights that have no part in its output."""
-    _learning = True
     _statistics_frozen = False
 
-    def set_learning(self, learning: bool, *, statistics_frozen: bool = False) -> None:
-        """Whether the backbone's weights learn, and whether its batch norms keep the statistics that they came with.
+    def set_learning(self, learning: bool, *, top_layers: int | None = None, statistics_frozen: bool = False) -> None:
+        """Which of the backbone's weights learn, and whether its batch norms keep the statistics that they came with.
 
-        A backbone that does not learn also drops nothing out, so its features depend on its input alone.
+        What does not learn also drops nothing out, so its features depend on its input alone.
+
+        Args:
+            learning: whether any of its weights learn.
+            top_layers: how many of its last layers learn; None: all of it.
+            statistics_frozen: of batch norms that learn; those that do not keep them anyway.
+
+        Raises:
+            DiptychError: it has fewer layers.
         """
+        staying = self._idle if top_layers is None else self._idle | self._below(top_layers)
         for name, parameter in self.backbone.named_parameters():
             # Several processes would wait for the gradient of a weight that has none.
-            parameter.requires_grad_(learning and name not in self._idle)
-        self._learning = learning
+            parameter.requires_grad_(learning and name not in staying)
         self._statistics_frozen = statistics_frozen
         self.train(self.training)
+
+    def _below(self, top_layers: int) -> set[str]:
+        """Names of the weights below the last `top_layers` of the list of layers that holds most weights."""
+        lists = [module for module in self.backbone.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+        layers = max(lists, key=_size, default=nn.ModuleList())
+        if top_layers > len(layers):
+            raise DiptychError(
+                f"params.yaml: {top_layers} top layers are to learn, but {type(self.backbone).__name__} has only "
+                f"{len(layers)}."
+            )
+        names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
+        first = names[id(next(layers[-top_layers].parameters()))]
+        return set(itertools.takewhile(lambda name: name != first, names.values()))
 
     def backbone_sha256(self) -> str:
         """Of the backbone's weights and configuration, and of whatever else its features depend on."""
@@ -55,12 +78,18 @@ class Tower(nn.Module):
         return digest.hexdigest()
 
     def train(self, mode: bool = True) -> Self:
-        """As ever, but what is frozen stays in evaluation mode."""
+        """As ever, but what is frozen stays in evaluation mode, and so does what drops out if nothing is to."""
         super().train(mode)
-        if not self._learning:
+        if not mode:
+            return self
+        if not self.drops_out:
             self.backbone.eval()
-        for module in self.backbone.modules() if self._statistics_frozen else ():
+        for module in self.backbone.modules():
+            parameters = list(module.parameters())
+            learns = any(parameter.requires_grad for parameter in parameters)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(learns and not self._statistics_frozen)
+            elif parameters and not learns:
                 module.eval()
         return self
 
@@ -89,6 +118,7 @@ class ImageTower(Tower):
         image_size: pixels of both sides of its input.
         mean, std: of its input in RGB, with values from 0 to 1.
         channel_dropout: of the backbone's features where the projection learns from them.
+        drops_out: whether the backbone drops anything out while it learns.
     """
 
     scale: Tensor
@@ -102,9 +132,11 @@ class ImageTower(Tower):
         mean: list[float],
         std: list[float],
         channel_dropout: float = 0.0,
+        drops_out: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.drops_out = drops_out
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         # Scaled to uint8, so that pixels are normalized by one multiplication and one addition.
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(3, 1, 1))
@@ -133,7 +165,14 @@ class TextTower(Tower):
     The mix is that of Peters et al., "Deep contextualized word representations", NAACL 2018, equation 1.
     """
 
-    def __init__(self, backbone: PreTrainedModel, dim: int, layers: int, channel_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        dim: int,
+        layers: int,
+        channel_dropout: float = 0.0,
+        drops_out: bool = True,
+    ) -> None:
         super().__init__()
         if layers > backbone.config.num_hidden_layers:
             raise DiptychError(
@@ -141,6 +180,7 @@ class TextTower(Tower):
                 f"{backbone.config.num_hidden_layers}."
             )
         self.backbone = backbone
+        self.drops_out = drops_out
         self.mix = nn.Parameter(torch.zeros(layers))
         self.feature_shape = (layers, backbone.config.hidden_size)
         self.dropout = ChannelDropout(channel_dropout)
@@ -233,6 +273,10 @@ def _load(folder: Path) -> PreTrainedModel:
     if foreign := _foreign(model, info["unexpected_keys"]):
         raise DiptychError(f"{folder}: config.json has no place for weights in model.safetensors: {_some(foreign)}")
     return model
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _some(names: Iterable[str]) -> str:

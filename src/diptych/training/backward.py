@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 
 from diptych.errors import DiptychError
 from diptych.model.gathering import row_counts, world_size
+from diptych.model.kernels import learning_kernels
 from diptych.training.batches import Batch
 from diptych.training.gradients import average_gradients, backward_in_chunks
 from diptych.training.random_state import random_state, set_random_state
@@ -57,11 +60,16 @@ class Backward:
     def _attempt(self, batch: Batch) -> Losses:
         backward, size = self.accelerator.backward, self.chunk_size
         if size is not None and size < max(row_counts(len(batch.images), self.accelerator.device)):
-            return backward_in_chunks(self.step, batch, size, autocast=self.accelerator.autocast, backward=backward)
-        with self.accelerator.autocast():
+            return backward_in_chunks(self.step, batch, size, autocast=self._computing, backward=backward)
+        with self._computing():
             losses: Losses = self.step(batch)
         backward(losses.total)
         return losses
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with learning_kernels(self.accelerator.device), self.accelerator.autocast():
+            yield
 
     def _shrink_chunks(self, images: int, reason: str) -> None:
         now = min(self.chunk_size or images, images)

@@ -28,7 +28,7 @@ from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.flops import flops_per_image, matrix_product_rate
 from diptych.training.inputs import TrainingInputs
-from diptych.training.optimisation import freeze, make_optimizer, make_schedule
+from diptych.training.optimisation import freeze, make_optimizer, make_schedule, phases
 from diptych.training.random_state import random_state, set_random_state
 from diptych.training.step import Losses, TrainingStep
 from diptych.training.throughput import Throughput
@@ -102,7 +102,8 @@ class Trainer:
         synchronize_batch_norms(model)
         self.step = TrainingStep(model, settings.objectives, seed).to(self.device)
         self.optimizer = self.accelerator.prepare(make_optimizer(self.step, settings))
-        self.schedule = make_schedule(self.optimizer, self.plan.steps * settings.epochs, settings.warmup)
+        phase_steps = [self.plan.steps * epochs for epochs in phases(settings)]
+        self.schedule = make_schedule(self.optimizer, phase_steps, settings.warmup)
         if settings.compile == "always" or (settings.compile == "auto" and self.device.type == "cuda"):
             for tower in (model.image_tower, model.text_tower):
                 tower.backbone.compile(dynamic=tower is model.text_tower)

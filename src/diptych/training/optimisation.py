@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,11 +38,13 @@ def frozen_towers(settings: Train, epoch: int) -> Frozen:
 def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
     """Takes out of training what the settings leave alone in `epoch`: towers, and a fusion without an objective."""
     model, frozen = step.model, frozen_towers(settings, epoch)
-    for tower, stays, factor in (
-        (model.image_tower, frozen.image, settings.image_tower_factor),
-        (model.text_tower, frozen.text, settings.text_tower_factor),
+    for tower, stays, factor, top_layers in (
+        (model.image_tower, frozen.image, settings.image_tower_factor, settings.image_tower_top_layers),
+        (model.text_tower, frozen.text, settings.text_tower_factor, settings.text_tower_top_layers),
     ):
-        tower.set_learning(not stays, statistics_frozen=factor < FROZEN_STATISTICS_BELOW)
+        # The layers above learned from the statistics of those that stay.
+        statistics_frozen = factor < FROZEN_STATISTICS_BELOW or top_layers is not None
+        tower.set_learning(not stays, top_layers=top_layers, statistics_frozen=statistics_frozen)
     model.fusion.requires_grad_(settings.objectives.matching > 0)
 
 
@@ -72,13 +77,28 @@ def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
     )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over a share `warmup` of all `steps`, then a cosine down to zero."""
-    rising = round(warmup * steps)
+def phases(settings: Train) -> list[int]:
+    """The epochs of each phase of the training: a new one begins where a tower is released."""
+    released = {settings.image_tower_frozen_epochs, settings.text_tower_frozen_epochs}
+    ends = sorted({*released, settings.epochs} - {0})
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, steps: Sequence[int], warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """In each phase of so many `steps` a linear warm-up over a share `warmup` of it, then a cosine down to zero.
+
+    So heads settle before a tower is released, and what is released then has a full course of its own.
+    """
+    starts = [0, *itertools.accumulate(steps)]
 
     def factor(step: int) -> float:
+        phase = min(bisect.bisect_right(starts, step), len(steps)) - 1
+        step -= starts[phase]
+        rising = round(warmup * steps[phase])
         if step < rising:
             return (step + 1) / (rising + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps[phase] - rising)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
