@@ -18,6 +18,28 @@ from diptych.model.dual_encoder import DualEncoder, build_model
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 SIZE = 32
 
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+VIT = {
+    "model_type": "vit",
+    "image_size": SIZE,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+TIMM = {"model_type": "timm_wrapper", "architecture": "test_efficientnet", "do_pooling": False}
+DISTILBERT = {"model_type": "distilbert", "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+ROBERTA = {
+    "model_type": "roberta",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+ELECTRA = {**ROBERTA, "model_type": "electra", "embedding_size": 8}
+"""Backbones of other kinds, as fields of their configurations."""
+
 
 def model_settings(**changes: Any) -> Model:
     """Two towers from scratch, as small as they come."""
@@ -43,6 +65,11 @@ def make_model(vocabulary_size: int = 50, seed: int = 0, **changes: Any) -> Dual
     """In evaluation mode."""
     torch.manual_seed(seed)
     return build_model(model_settings(**changes), SIZE, vocabulary_size, 0.07).eval()
+
+
+def pixels(count: int) -> torch.Tensor:
+    """Images of noise, (B, S, S, 3) uint8."""
+    return torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def train_settings(**changes: Any) -> Train:

@@ -230,8 +230,8 @@ class Train(Section):
     """Images that the towers encode at once, while gradient caching gives the gradients of the whole batch; null: a
     process's whole share, or what fits where the memory of a GPU runs out."""
     keep_features: Literal["auto", "always", "never"] = "auto"
-    """Compute a frozen tower's features once and keep them across runs; auto: where the tower is frozen and its input
-    is not augmented."""
+    """Compute the features of a frozen tower, or of the layers below those that learn, once and keep them across runs;
+    auto: where there are any and the input is not augmented."""
     features_gib: Annotated[float, Field(gt=0)] = 50.0
     """What .diptych/cache/features may hold."""
     augmentation: Augmentation | None = None
@@ -265,15 +265,13 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> Train:
-        frozen = {
-            "image": self.image_tower_factor == 0 or self.image_tower_frozen_epochs > 0,
-            "text": self.text_tower_factor == 0 or self.text_tower_frozen_epochs > 0,
-        }
-        if self.keep_features == "always" and not any(frozen.values()):
+        image_stays = not self.image_tower_factor or self.image_tower_frozen_epochs or self.image_tower_top_layers
+        text_stays = not self.text_tower_factor or self.text_tower_frozen_epochs or self.text_tower_top_layers
+        if self.keep_features == "always" and not (image_stays or text_stays):
             raise ValueError(
                 "keep_features is always, but no tower is frozen: what learns has other features in each step"
             )
-        if self.keep_features == "always" and frozen["image"] and self.images_vary:
+        if self.keep_features == "always" and image_stays and self.images_vary:
             raise ValueError(
                 "keep_features is always, but a frozen image tower sees other views in every epoch: leave out "
                 "augmentation and objectives.simclr_image, or set keep_features to auto"

@@ -7,43 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SIZE, make_model, model_settings, write_prepared
+from tiny import (
+    CONVNEXT,
+    DISTILBERT,
+    ELECTRA,
+    ROBERTA,
+    SIZE,
+    TIMM,
+    VIT,
+    make_model,
+    model_settings,
+    pixels,
+    write_prepared,
+)
 from torch import nn
 
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.package import load_model, save_model
 
-CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
-VIT = {
-    "model_type": "vit",
-    "image_size": SIZE,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
-TIMM = {"model_type": "timm_wrapper", "architecture": "test_efficientnet", "do_pooling": False}
-DISTILBERT = {"model_type": "distilbert", "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
-ROBERTA = {
-    "model_type": "roberta",
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
-ELECTRA = {**ROBERTA, "model_type": "electra", "embedding_size": 8}
 IMAGE_TOWERS = pytest.mark.parametrize(
     ("config", "grid_size"), [(CONVNEXT, 16), (VIT, 17), (TIMM, 1)], ids=["convnext", "vit", "timm"]
 )
 TEXT_TOWERS = pytest.mark.parametrize(
     "config", [DISTILBERT, ROBERTA, ELECTRA], ids=["distilbert", "roberta", "electra"]
 )
-
-
-def pixels(count: int) -> torch.Tensor:
-    return torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:

@@ -218,27 +218,33 @@ def test_a_training_with_a_release_resumes_to_the_bit(prepared: Prepared, tmp_pa
 
 
 FROZEN = {"image_tower_factor": 0.0, "text_tower_frozen_epochs": 1}
+TOP_LAYERS = {"image_tower_top_layers": 1, "text_tower_top_layers": 1, "image_tower_frozen_epochs": 1}
+KEPT = pytest.mark.parametrize("stays", [FROZEN, TOP_LAYERS], ids=["frozen", "top-layers"])
 
 
 def kept_in(folder: Path) -> FeatureCache:
     return FeatureCache(folder, limit_gib=1.0, device=torch.device("cpu"), precision="no")
 
 
-def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(prepared: Prepared, tmp_path: Path) -> None:
-    cold = trainer(prepared, tmp_path / "cold", features=kept_in(tmp_path / "kept"), **FROZEN)
+@KEPT
+def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(
+    prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
+) -> None:
+    cold = trainer(prepared, tmp_path / "cold", features=kept_in(tmp_path / "kept"), **stays)
     found = kept_in(tmp_path / "kept")
     found._write = None  # type: ignore[assignment,method-assign]
-    warm = trainer(prepared, tmp_path / "warm", features=found, **FROZEN)
+    warm = trainer(prepared, tmp_path / "warm", features=found, **stays)
     history = cold.run().history
     assert warm.run().history == history
     assert same_weights(cold.model, warm.model)
 
 
+@KEPT
 def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
-    prepared: Prepared, tmp_path: Path
+    prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
 ) -> None:
     """Half precision is all that differs; a small rate, as Adam's first steps follow the signs of tiny gradients."""
-    changes = FROZEN | {"objectives": {"matching": 0.0}, "learning_rate": 1e-4}
+    changes = stays | {"objectives": {"matching": 0.0}, "learning_rate": 1e-4}
     kept = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), keep_features="always", **changes)
     never = trainer(prepared, tmp_path / "2", features=kept_in(tmp_path / "none"), keep_features="never", **changes)
     losses = [[row["loss"] for row in made.run().history] for made in (kept, never)]
@@ -252,8 +258,11 @@ def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
         )
 
 
-def test_a_training_from_kept_features_resumes_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
-    changes = FROZEN | {"features": kept_in(tmp_path / "kept")}
+@KEPT
+def test_a_training_from_kept_features_resumes_to_the_bit(
+    prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
+) -> None:
+    changes = stays | {"features": kept_in(tmp_path / "kept")}
     whole = trainer(prepared, tmp_path / "whole", **changes)
     expected = whole.run()
     for step in (3, 7):
@@ -261,9 +270,22 @@ def test_a_training_from_kept_features_resumes_to_the_bit(prepared: Prepared, tm
         interrupt(broken, at_step=step)
         with pytest.raises(KeyboardInterrupt):
             broken.run()
-        resumed = trainer(prepared, tmp_path / f"broken-{step}", **changes)
+        found = kept_in(tmp_path / "kept")
+        found._write = None  # type: ignore[assignment,method-assign]
+        resumed = trainer(prepared, tmp_path / f"broken-{step}", **(changes | {"features": found}))
         assert resumed.run() == expected
         assert same_weights(resumed.model, whole.model)
+
+
+def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
+    changes = TOP_LAYERS | {"image_tower_frozen_epochs": 0}
+    made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes)
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    made.run()
+    changed = {name for name, tensor in made.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any("embeddings" in name or "embedder" in name or ".layer.0." in name for name in changed)
+    assert any("backbone.encoder.layer.1." in name for name in changed)
+    assert any("backbone.encoder.stages.1." in name for name in changed)
 
 
 def test_of_images_that_vary_no_features_are_kept(prepared: Prepared, tmp_path: Path) -> None:
@@ -389,7 +411,7 @@ def test_on_a_cpu_towers_are_compiled_only_on_request(
 ) -> None:
     compiled: list[dict[str, Any]] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **settings: compiled.append(settings))
-    trainer(prepared, tmp_path, compile=compiles)
+    trainer(prepared, tmp_path, compile=compiles, epochs=1).run()
     assert len(compiled) == towers
 
 

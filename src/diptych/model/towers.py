@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from diptych import config
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
+from diptych.model.upper import UpperLayers, weights_below
 
 Groups = Sequence[tuple[int, int]]
 """Of captions in the order of their lengths: the row at which each group ends, and its longest caption's tokens."""
@@ -32,6 +33,15 @@ class Tower(nn.Module):
     backbone: PreTrainedModel
     drops_out: bool
     """Whether the backbone drops anything out while it learns."""
+    upper: UpperLayers | None = None
+    """Where `features` end and `forward` goes on, if not at the end of the backbone."""
+    features: Callable[..., Tensor]
+    feature_shape: tuple[int, ...]
+    """Of the features of an image or of a token."""
+    _sample: Callable[[], tuple[Tensor, ...]]
+    """Makes something to call the tower with."""
+    _shape: Callable[[Tensor], tuple[int, ...]]
+    """Takes the `feature_shape` from features."""
     _idle: frozenset[str] = frozenset()
     """Names of the backbone's weights that have no part in its output."""
     _statistics_frozen = False
@@ -49,30 +59,42 @@ class Tower(nn.Module):
         Raises:
             DiptychError: it has fewer layers.
         """
-        staying = self._idle if top_layers is None else self._idle | self._below(top_layers)
+        staying = self._idle if top_layers is None else self._idle | weights_below(self.backbone, top_layers)
         for name, parameter in self.backbone.named_parameters():
             # Several processes would wait for the gradient of a weight that has none.
             parameter.requires_grad_(learning and name not in staying)
         self._statistics_frozen = statistics_frozen
         self.train(self.training)
 
-    def _below(self, top_layers: int) -> set[str]:
-        """Names of the weights below the last `top_layers` of the list of layers that holds most weights."""
-        lists = [module for module in self.backbone.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
-        layers = max(lists, key=_size, default=nn.ModuleList())
-        if top_layers > len(layers):
-            raise DiptychError(
-                f"params.yaml: {top_layers} top layers are to learn, but {type(self.backbone).__name__} has only "
-                f"{len(layers)}."
-            )
-        names = {id(parameter): name for name, parameter in self.backbone.named_parameters()}
-        first = names[id(next(layers[-top_layers].parameters()))]
-        return set(itertools.takewhile(lambda name: name != first, names.values()))
+    def split(self, top_layers: int) -> bool:
+        """Has `features` end below the last `top_layers` layers, and `forward` go on from there.
 
-    def backbone_sha256(self) -> str:
-        """Of the backbone's weights and configuration, and of whatever else its features depend on."""
+        False where the architecture does not come apart like this; then all stays as it was.
+        """
+        training, sample = self.training, self._sample()
+        self.eval()
+        with torch.no_grad():
+            whole = self(*sample)
+            self.upper = UpperLayers(self.backbone, top_layers)
+            try:
+                features = self.features(*sample)
+                same = torch.allclose(self(features, *sample[1:]), whole, rtol=1e-3, atol=1e-4)
+            except Exception:  # whatever an architecture says of states in the place of its input
+                same = False
+        if same:
+            self.feature_shape = self._shape(features)
+        else:
+            self.upper = None
+        self.train(training)
+        return same
+
+    def features_sha256(self) -> str:
+        """Of the weights and configuration that `features` depend on."""
         digest = hashlib.sha256(json.dumps(self.backbone.config.to_diff_dict(), sort_keys=True, default=str).encode())
-        for name, tensor in [*self.backbone.state_dict().items(), *self.named_buffers(recurse=False)]:
+        digest.update(str(self.upper and self.upper.count).encode())
+        parts = self.upper.below if self.upper else [self.backbone]
+        tensors = itertools.chain(*(part.state_dict().items() for part in parts), self.named_buffers(recurse=False))
+        for name, tensor in tensors:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -80,11 +102,13 @@ class Tower(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As ever, but what is frozen stays in evaluation mode, and so does what drops out if nothing is to."""
         super().train(mode)
+        parts = [self.backbone] if self.upper is None else [self.backbone, self.upper.model.train(mode)]
         if not mode:
             return self
         if not self.drops_out:
-            self.backbone.eval()
-        for module in self.backbone.modules():
+            for part in parts:
+                part.eval()
+        for module in itertools.chain(*(part.modules() for part in parts)):
             parameters = list(module.parameters())
             learns = any(parameter.requires_grad for parameter in parameters)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -142,6 +166,7 @@ class ImageTower(Tower):
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(3, 1, 1))
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1))
         features, self._idle = _features(backbone, image_size)
+        self.image_size = image_size
         self.grid_size = features.shape[1]
         self.has_class_token = math.isqrt(self.grid_size) ** 2 != self.grid_size
         self.feature_shape = tuple(features.shape[1:])
@@ -149,14 +174,29 @@ class ImageTower(Tower):
         self.projection = nn.Sequential(nn.Linear(features.shape[2], dim), nn.LayerNorm(dim))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """`pixels` (B, S, S, 3) uint8 RGB to the backbone's tokens (B, N, C), a class token first if there is one."""
-        normalized = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        return _as_tokens(self.backbone(normalized.contiguous(memory_format=torch.channels_last)).last_hidden_state)
+        """`pixels` (B, S, S, 3) uint8 RGB to the backbone's tokens (B, N, C), a class token first if there is one.
+
+        Of a tower that was split, to the states (B, ...) that its upper layers are given.
+        """
+        normalized = _channels_last(pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift)
+        if self.upper:
+            return self.upper.lower(self.backbone, normalized)
+        return _as_tokens(self.backbone(normalized).last_hidden_state)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels (B, S, S, 3) uint8, or what `features` made of them, to grid tokens (B, N, d)."""
         features = images if images.is_floating_point() else self.features(images)
+        if self.upper:
+            features = _as_tokens(self.upper.model(_channels_last(features.float())).last_hidden_state)
         return self.projection(self.dropout(features.float()))
+
+    def _sample(self) -> tuple[Tensor, ...]:
+        random = torch.Generator().manual_seed(0)
+        shape = (1, self.image_size, self.image_size, 3)
+        return (torch.randint(256, shape, dtype=torch.uint8, generator=random).to(self.scale.device),)
+
+    def _shape(self, features: Tensor) -> tuple[int, ...]:
+        return tuple(features.shape[1:])
 
 
 class TextTower(Tower):
@@ -188,25 +228,48 @@ class TextTower(Tower):
 
     def features(self, token_ids: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
         """`token_ids` (B, T) int64 and `mask` (B, T) bool, True where there is a token, to the token states of the last
-        layers (B, T, L, C).
+        layers (B, T, L, C); of a tower that was split, to the states (B, T, C) that its upper layers are given.
 
         `groups` says how far down (rows) the captions have at most how many tokens: each group is computed by itself,
         without the padding that only longer captions need; beyond it states are zero.
         """
-        states, first = [], 0
-        for end, length in groups or ((len(token_ids), token_ids.shape[1]),):
-            rows = (slice(first, end), slice(length))
-            output = self.backbone(token_ids[rows], attention_mask=mask[rows].long(), output_hidden_states=True)
-            group = torch.stack(output.hidden_states[-len(self.mix) :], dim=2)
-            states.append(pad(group, (0, 0, 0, 0, 0, token_ids.shape[1] - length)))
-            first = end
-        return states[0] if len(states) == 1 else torch.cat(states)
+        return _by_group(self._below if self.upper else self._through, token_ids, mask, groups)
 
     def forward(self, texts: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
         """Token ids (B, T) int64, or what `features` made of them, to token states (B, T, d)."""
         states = texts if texts.is_floating_point() else self.features(texts, mask, groups)
+        if self.upper:
+            states = _by_group(self._above, states.float(), mask, groups)
         mixed = torch.einsum("btlc,l->btc", states.float(), self.mix.softmax(dim=0))
         return self.projection(self.dropout(mixed))
+
+    def split(self, top_layers: int) -> bool:
+        """As ever, but no lower than the layers that are mixed."""
+        return super().split(max(top_layers, len(self.mix) - 1))
+
+    def _through(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        return self._last(self.backbone(token_ids, attention_mask=mask, output_hidden_states=True).hidden_states)
+
+    def _below(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        assert self.upper is not None
+        return self.upper.lower(self.backbone, token_ids, attention_mask=mask)
+
+    def _above(self, states: Tensor, mask: Tensor) -> Tensor:
+        assert self.upper is not None
+        upper = self.upper.model(inputs_embeds=states, attention_mask=mask, output_hidden_states=True)
+        return self._last(upper.hidden_states)
+
+    def _last(self, states: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(states[-len(self.mix) :]), dim=2)
+
+    def _sample(self) -> tuple[Tensor, ...]:
+        token_ids = torch.arange(1, 9, device=self.mix.device).view(2, 4) % self.backbone.config.vocab_size
+        mask = torch.ones_like(token_ids, dtype=torch.bool)
+        mask[1, 2:] = False
+        return token_ids, mask
+
+    def _shape(self, features: Tensor) -> tuple[int, ...]:
+        return tuple(features.shape[2:])
 
 
 def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:
@@ -275,10 +338,6 @@ def _load(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _some(names: Iterable[str]) -> str:
     first, *rest = sorted(names)
     return f"{first} and {len(rest)} more" if rest else first
@@ -308,6 +367,24 @@ def _normalization(folder: Path) -> tuple[list[float], list[float]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DiptychError(f"{path} must give the image tower's image_mean and image_std: {error!r}") from None
     return checked.mean, checked.std
+
+
+def _by_group(
+    compute: Callable[[Tensor, Tensor], Tensor], texts: Tensor, mask: Tensor, groups: Groups | None
+) -> Tensor:
+    """`compute` of each group of `texts` (B, T, ...) with its mask, without the padding that it does not need."""
+    states, first = [], 0
+    for end, length in groups or ((len(texts), texts.shape[1]),):
+        rows = (slice(first, end), slice(length))
+        group = compute(texts[rows], mask[rows].long())
+        states.append(pad(group, (0, 0) * (group.ndim - 2) + (0, texts.shape[1] - length)))
+        first = end
+    return states[0] if len(states) == 1 else torch.cat(states)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Feature maps (B, C, H, W) as convolutions want them; tokens (B, N, C) as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def _as_tokens(output: Tensor) -> Tensor:

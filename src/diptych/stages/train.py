@@ -58,7 +58,7 @@ def run(workspace: Workspace, params: Params) -> None:
         prepared.settings["vocabulary_size"],
         params.train.temperature,
     )
-    towers = [tower.backbone_sha256() for tower in (model.image_tower, model.text_tower)]
+    towers = [tower.features_sha256() for tower in (model.image_tower, model.text_tower)]
     identity = {**_identity(workspace, params, threads), "precision": precision, "towers": towers}
     checkpoints = Checkpoints(workspace.local / "checkpoints", identity)
     features = FeatureCache(

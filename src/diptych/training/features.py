@@ -9,6 +9,7 @@ under its name when it is whole, so processes may read and write the folder at o
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from diptych.data.inputs import Half, KeptImages, KeptTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
-from diptych.model import towers
+from diptych.model import towers, upper
 from diptych.model.device import Precision
 from diptych.model.gathering import gather_rows, rank, wait_for_all, world_size
 from diptych.model.towers import ImageTower, TextTower, Tower
@@ -187,8 +188,8 @@ class FeatureCache:
         """What features depend on beside the content: weights, code, precision, and what settles the last bits."""
         versions = [torch.__version__, transformers.__version__]
         computing = [self.device.type, self.precision, torch.get_num_threads(), *versions]
-        code = hashlib.sha256(Path(towers.__file__).read_bytes()).hexdigest()
-        return [tower.backbone_sha256(), code, *map(str, computing)]
+        code = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in (towers, upper)]
+        return [tower.features_sha256(), *code, *map(str, computing)]
 
     def _path(self, block: _Block) -> Path:
         return self.folder / f"{block.key}.npy"

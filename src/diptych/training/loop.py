@@ -104,9 +104,6 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(make_optimizer(self.step, settings))
         phase_steps = [self.plan.steps * epochs for epochs in phases(settings)]
         self.schedule = make_schedule(self.optimizer, phase_steps, settings.warmup)
-        if settings.compile == "always" or (settings.compile == "auto" and self.device.type == "cuda"):
-            for tower in (model.image_tower, model.text_tower):
-                tower.backbone.compile(dynamic=tower is model.text_tower)
         self.val = val
         self.inputs = TrainingInputs(train, val, settings, features)
         self.settings = settings
@@ -143,6 +140,7 @@ class Trainer:
         total = self.plan.steps * self.settings.epochs
         done = self.plan.steps * self.position.epoch + self.position.step
         self.inputs.keep_features(self.model, self.position.epoch)
+        self._compile()
         with progress(None, "train", unit="steps", total=total, initial=done) as bar:
             while self.position.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(bar)
@@ -150,6 +148,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.model.load_state_dict(self.checkpoints.load_best())
         return self.position
+
+    def _compile(self) -> None:
+        """Of each tower what is computed in every step."""
+        if self.settings.compile == "always" or (self.settings.compile == "auto" and self.device.type == "cuda"):
+            for tower in (self.model.image_tower, self.model.text_tower):
+                computed = tower.upper.model if tower.upper else tower.backbone
+                computed.compile(dynamic=tower is self.model.text_tower)
 
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
