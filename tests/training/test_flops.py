@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -17,6 +18,16 @@ def test_a_linear_layer_takes_two_operations_a_weight_and_row_forward_and_four_b
 def test_what_needs_no_gradient_takes_no_operations_backward() -> None:
     layer, rows = nn.Linear(5, 7, bias=False), torch.ones(3, 5)
     assert count_flops(lambda: layer(rows).sum().backward()) == 2 * 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolution_of_groups_takes_as_many_operations_backward_a_gradient_as_forward(groups: int) -> None:
+    layer, images = nn.Conv2d(8, 8, 3, padding=1, groups=groups, bias=False), torch.ones(2, 8, 5, 5)
+    forward = 2 * 2 * 25 * 8 * 9 * 8 // groups
+    assert count_flops(lambda: layer(images)) == forward
+    assert count_flops(lambda: layer(images).sum().backward()) == 2 * forward
+    images.requires_grad_()
+    assert count_flops(lambda: layer(images).sum().backward()) == 3 * forward
 
 
 def test_a_device_has_a_rate() -> None:

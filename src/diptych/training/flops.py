@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diptych.model.device import Precision
 from diptych.model.gathering import world_size
@@ -32,7 +32,8 @@ def count_flops(work: Callable[[], object]) -> int:
 
     A multiplication with an addition counts as two. The counter takes operations apart, which changes last bits.
     """
-    with FlopCounterMode(display=False) as counter:
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return counter.get_total_flops()
 
@@ -64,6 +65,27 @@ def flops_per_image(
             raise
         log.warning("Memory does not suffice to count floating-point operations: no utilization is reported.")
         return 0.0
+
+
+def _convolution_backward(
+    gradient: list[int],
+    images: list[int],
+    weights: list[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    wanted: list[bool],
+    **kwargs: object,
+) -> int:
+    """Of the gradients of images and of weights, as far as they are `wanted`: each costs what the convolution did.
+
+    torch's own formula forgets the groups, and counts a depthwise gradient as many times as there are channels.
+    """
+    return sum(wanted[:2]) * conv_flop_count(images, weights, gradient, transposed)
 
 
 def matrix_product_rate(device: torch.device, precision: Precision) -> float:
