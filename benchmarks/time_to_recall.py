@@ -15,9 +15,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from peers.processes import Side, add_common_options, chosen, faster_precision, make_task, perform, say
 from peers.task import Result
+
+from diptych.config import load_params
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def train(side: Side, options: argparse.Namespace, scratch: str) -> list[Run]:
     """A run for each learning rate given for `side`; without one, the recommended."""
     task = replace(make_task(side, options, scratch), frozen=options.setting)
     precision = faster_precision(side, task, options.workspace, options.precision)
-    epochs = options.epochs if side.is_peer else options.diptych_epochs or options.epochs
+    epochs = options.epochs if side.is_peer else options.diptych_epochs or load_params(Path(task.params)).train.epochs
     runs = []
     for rate in _rates(side, options):
         tried = replace(task, precision=precision, epochs=epochs, budget=options.budget, learning_rate=rate)
@@ -88,8 +91,8 @@ def parse_options() -> argparse.Namespace:
         default="none",
         help="which towers are frozen (default: none)",
     )
-    parser.add_argument("--epochs", type=int, default=5, help="the length of the schedules (default: 5)")
-    parser.add_argument("--diptych-epochs", type=int, default=0, help="of diptych's, if another")
+    parser.add_argument("--epochs", type=int, default=5, help="the length of the peers' schedules (default: 5)")
+    parser.add_argument("--diptych-epochs", type=int, default=0, help="of diptych's (default: as in params)")
     parser.add_argument(
         "--budget", type=float, default=0.0, help="seconds of training after which no epoch begins (default: no limit)"
     )

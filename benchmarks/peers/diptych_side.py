@@ -12,6 +12,7 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,16 +100,14 @@ class EpochWatch:
 def settings_for(task: Task, train: Train) -> Train:
     """params.yaml's `train` with what the task changes.
 
-    A measurement of speed has the contrastive objective alone and no checkpoints within an epoch, like the peers; all
-    towers learn that the task does not freeze.
+    A measurement of speed has the contrastive objective alone and no checkpoints within an epoch, like the peers, and
+    every layer learns of the towers that the task does not freeze. A training for its recall is that of params.yaml.
     """
-    changes = {
+    changes: dict[str, Any] = {
         "batch_size": task.batch_size or train.batch_size,
         "epochs": task.epochs or 100,
         "precision": {"fp32": "no", "bf16": "bf16"}[task.precision],
         "learning_rate": task.learning_rate or train.learning_rate,
-        "image_tower_factor": (train.image_tower_factor or 1.0) if task.frozen == "none" else 0.0,
-        "text_tower_factor": (train.text_tower_factor or 1.0) if task.frozen != "both" else 0.0,
     }
     if not task.epochs:
         changes |= {
@@ -116,9 +115,11 @@ def settings_for(task: Task, train: Train) -> Train:
             "checkpoint_every": 1_000_000,
             "patience": None,
         }
-    for tower in ("image_tower", "text_tower"):
-        if not task.epochs or not changes[f"{tower}_factor"]:
-            changes[f"{tower}_frozen_epochs"] = 0
+    for tower, stays in (("image_tower", task.frozen != "none"), ("text_tower", task.frozen == "both")):
+        if stays or not task.epochs:
+            factor = getattr(train, f"{tower}_factor")
+            changes[f"{tower}_factor"] = 0.0 if stays else factor or 1.0
+            changes |= {f"{tower}_frozen_epochs": 0, f"{tower}_top_layers": None}
     return Train.model_validate(train.model_dump() | changes)
 
 
