@@ -120,6 +120,8 @@ def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
         "train: {keep_features: always, text_tower_frozen_epochs: 1, augmentation: {}}",
         "train: {image_tower_factor: 0.0, objectives: {simclr_image: 1.0}}",
         "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {channel_dropout: 0.1}}",
+        "train: {keep_features: always, image_tower_factor: 0.0, "
+        "augmentation: {crop_scale: 1.0, jitter: 0.0, grayscale: 0.0, blur: 0.0}}",
         "train: {objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {dropout: false, channel_dropout: 0.1}}",
         "train: {image_tower_top_layers: 2, image_tower_frozen_epochs: 1}",
     ],

@@ -196,6 +196,11 @@ class Augmentation(Section):
     blur: Share = 0.5
     """Probability of a Gaussian blur."""
 
+    @property
+    def only_mirrors(self) -> bool:
+        """Whether an image has but two views, itself and its mirror image."""
+        return self.crop_scale == 1 and not (self.jitter or self.grayscale or self.blur)
+
 
 class Train(Section):
     """The training loop."""
@@ -231,7 +236,7 @@ class Train(Section):
     process's whole share, or what fits where the memory of a GPU runs out."""
     keep_features: Literal["auto", "always", "never"] = "auto"
     """Compute the features of a frozen tower, or of the layers below those that learn, once and keep them across runs;
-    auto: where there are any and the input is not augmented."""
+    auto: where there are any and the input is not augmented, or only mirrored."""
     features_gib: Annotated[float, Field(gt=0)] = 50.0
     """What .diptych/cache/features may hold."""
     augmentation: Augmentation | None = None
@@ -274,14 +279,16 @@ class Train(Section):
         if self.keep_features == "always" and image_stays and self.images_vary:
             raise ValueError(
                 "keep_features is always, but a frozen image tower sees other views in every epoch: leave out "
-                "augmentation and objectives.simclr_image, or set keep_features to auto"
+                "augmentation and objectives.simclr_image, have augmentation only mirror (crop_scale: 1.0, and 0.0 for "
+                "jitter, grayscale and blur), or set keep_features to auto"
             )
         return self
 
     @property
     def images_vary(self) -> bool:
-        """Whether the image tower sees anything but the images as prepared."""
-        return self.augmentation is not None or self.objectives.simclr_image > 0
+        """Whether the image tower sees more than the images as prepared and their mirror images."""
+        augments = self.augmentation is not None and not self.augmentation.only_mirrors
+        return augments or self.objectives.simclr_image > 0
 
 
 class Evaluate(Section):

@@ -160,6 +160,34 @@ def test_images_have_the_features_that_the_tower_computes(model: DualEncoder, sp
         assert equal_but_for_rounding(images(np.array([image]))[0], slow_image(model, split, image))
 
 
+def test_mirror_images_have_features_of_their_own(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
+    (plain,) = images_of(cache(kept), model, split)
+    mirrored = cache(kept).images(model.image_tower, [split], mirrored=True)
+    assert mirrored is not None
+    for image in map(np.array, ([0], [11])):
+        with torch.no_grad():
+            exact = model.image_tower.features(torch.from_numpy(split.pixels(image)[:, :, ::-1].copy()))
+        assert equal_but_for_rounding(mirrored[0](image), exact)
+        assert not torch.equal(mirrored[0](image), plain(image))
+    assert len(contents(kept)) == 6
+
+
+def test_a_tower_in_two_parts_has_the_features_of_the_lower_one(
+    model: DualEncoder, split: PreparedSplit, kept: Path
+) -> None:
+    whole = images_of(cache(kept), model, split), texts_of(cache(kept), model, split)
+    assert model.image_tower.split(1)
+    assert model.text_tower.split(1)
+    (images,), (texts,) = images_of(cache(kept), model, split), texts_of(cache(kept), model, split)
+    for place in (0, 5, 11):
+        assert equal_but_for_rounding(images(np.array([place]))[0], slow_image(model, split, place))
+        features, mask = texts(np.array([place]))
+        assert equal_but_for_rounding(features[0], slow_text(model, split, place))
+        assert features.ndim == 3
+        assert mask.all()
+    assert whole[0][0](np.array([0])).shape != images(np.array([0])).shape
+
+
 def test_images_come_in_the_order_asked_for_and_as_often(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
     (images,) = images_of(cache(kept), model, split)
     order = np.array([11, 0, 7, 0, 3, 11])

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from gloo import interrupt, trained
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
+from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
@@ -219,7 +220,11 @@ def test_a_training_with_a_release_resumes_to_the_bit(prepared: Prepared, tmp_pa
 
 FROZEN = {"image_tower_factor": 0.0, "text_tower_frozen_epochs": 1}
 TOP_LAYERS = {"image_tower_top_layers": 1, "text_tower_top_layers": 1, "image_tower_frozen_epochs": 1}
-KEPT = pytest.mark.parametrize("stays", [FROZEN, TOP_LAYERS], ids=["frozen", "top-layers"])
+MIRRORS = {"crop_scale": 1.0, "flip": 0.5, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
+MIRRORED = TOP_LAYERS | {"augmentation": MIRRORS}
+KEPT = pytest.mark.parametrize(
+    "stays", [FROZEN, TOP_LAYERS, MIRRORED], ids=["frozen", "top-layers", "top-layers-mirrored"]
+)
 
 
 def kept_in(folder: Path) -> FeatureCache:
@@ -287,6 +292,18 @@ def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp
     assert not any(part in name for name in changed for part in below)
     assert any("backbone.encoder.layer.1." in name for name in changed)
     assert any("backbone.encoder.stages.1." in name for name in changed)
+
+
+def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tmp_path: Path) -> None:
+    both = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), **MIRRORED)
+    both.run()
+    images = sum(path.stat().st_size for path in (tmp_path / "kept").iterdir())
+    small = kept_in(tmp_path / "small")
+    small.limit = int(0.6 * images)
+    made = trainer(prepared, tmp_path / "2", features=small, **MIRRORED)
+    losses = [[row["loss"] for row in some.run().history] for some in (both, made)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert made.inputs.train(0).images.__func__ is Inputs._pixels  # type: ignore[attr-defined]
 
 
 def test_of_images_that_vary_no_features_are_kept(prepared: Prepared, tmp_path: Path) -> None:

@@ -77,8 +77,10 @@ class FeatureCache:
         self.precision: Precision = precision
         self._used: dict[Path, int] = {}
 
-    def images(self, tower: ImageTower, splits: Sequence[PreparedSplit]) -> list[KeptImages] | None:
-        """Features of the images of each split; None if they are more than the folder may hold.
+    def images(
+        self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False
+    ) -> list[KeptImages] | None:
+        """Features of the images of each split, or of their mirror images; None if they are more than may be held.
 
         Raises:
             DiptychError: the disk is full, or the features are beyond half precision.
@@ -89,16 +91,16 @@ class FeatureCache:
             made = []
             for items in _by_shard(split.shard_of_image):
                 shape = (len(items), *tower.feature_shape)
-                content = [split.decoding, [split.image_hashes[i] for i in items]]
+                content = [split.decoding, [split.image_hashes[i] for i in items], *(["mirrored"] if mirrored else [])]
                 made.append(_Block(items, _sha256(how, shape, content), shape))
             return made
 
         def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
             for some in _parts(np.arange(len(block.items)), _IMAGES_AT_ONCE.get(self.device.type, _ON_A_GPU)):
                 pixels = torch.from_numpy(split.pixels(block.items[some])).to(self.device)
-                yield some, tower.features(pixels)
+                yield some, tower.features(pixels.flip(2) if mirrored else pixels)
 
-        kept = self._keep("image", tower, splits, blocks, compute)
+        kept = self._keep("mirrored image" if mirrored else "image", tower, splits, blocks, compute)
         if kept is None:
             return None
         return [KeptImages(maps, _block_of(made, len(split))) for split, made, maps in kept]

@@ -105,7 +105,7 @@ class Trainer:
         phase_steps = [self.plan.steps * epochs for epochs in phases(settings)]
         self.schedule = make_schedule(self.optimizer, phase_steps, settings.warmup)
         self.val = val
-        self.inputs = TrainingInputs(train, val, settings, features)
+        self.inputs = TrainingInputs(train, val, settings, seed, features)
         self.settings = settings
         self.evaluation_batch = evaluation_batch
         self.checkpoints = checkpoints
@@ -186,9 +186,11 @@ class Trainer:
     def _with_views(self, batch: Batch) -> Batch:
         """The batch with its images augmented and their second views made, as the settings say."""
         images, place = batch.images, (batch.image_ids, batch.epoch)
+        # Of kept features the inputs have chosen the view already.
+        kept = images.is_floating_point()
         return replace(
             batch,
-            images=self._views(images, *place, view=0) if self._views else images,
+            images=self._views(images, *place, view=0) if self._views and not kept else images,
             views=self._second_views(images, *place, view=1) if self._second_views else None,
         )
 
