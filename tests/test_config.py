@@ -63,6 +63,10 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
             "train: {image_tower_top_layers: 0}",
             "train.image_tower_top_layers: input should be greater than or equal to 1",
         ),
+        (
+            "train: {epochs: 2, objectives: {matching_after: 2}}",
+            "train: objectives.matching_after (2) must be less than epochs (2)",
+        ),
         ("train: {epochs: 2, text_tower_frozen_epochs: 2}", "train: text_tower_frozen_epochs (2) must be less than"),
         ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),
         ("model: {text_tower: {pretrained: ./bert, config: {a: 1}}}", "either pretrained or config"),

@@ -172,6 +172,8 @@ class Objectives(Section):
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
     matching: Annotated[float, Field(ge=0)] = 1.0
+    matching_after: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the start without it: the fusion, which it alone trains, takes its time for itself."""
     simclr_image: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between an image and a random view of it, which `train.views` describes."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
@@ -266,6 +268,15 @@ class Train(Section):
                     f"{tower}_frozen_epochs ({epochs}) must be less than epochs ({self.epochs}); "
                     f"{tower}_factor 0 freezes a tower for good"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fusion_learns(self) -> Train:
+        if self.objectives.matching_after >= self.epochs:
+            raise ValueError(
+                f"objectives.matching_after ({self.objectives.matching_after}) must be less than epochs "
+                f"({self.epochs}); objectives.matching 0 leaves the fusion out for good"
+            )
         return self
 
     @model_validator(mode="after")

@@ -180,6 +180,22 @@ def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_pat
     assert torch.equal(before, made.model.fusion.score.weight)
 
 
+def test_the_fusion_may_begin_later(prepared: Prepared, tmp_path: Path) -> None:
+    made = trainer(prepared, tmp_path, epochs=3, patience=None, objectives={"matching_after": 2})
+    seen = [made.model.fusion.score.weight.detach().clone()]
+    validate = made._validate
+
+    def watching() -> dict[str, float]:
+        seen.append(made.model.fusion.score.weight.detach().clone())
+        return validate()
+
+    made._validate = watching  # type: ignore[method-assign]
+    history = made.run().history
+    assert [row["matching"] > 0 for row in history] == [False, False, True]
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[2], seen[3])
+
+
 def test_a_tower_is_released_after_its_frozen_epochs(prepared: Prepared, tmp_path: Path) -> None:
     made = trainer(prepared, tmp_path, epochs=2, image_tower_frozen_epochs=1)
     first = next(made.model.image_tower.backbone.parameters())

@@ -11,6 +11,7 @@ from diptych.config import Train
 from diptych.data.inputs import Inputs, KeptImages, KeptTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.towers import ImageTower, TextTower, Tower
 from diptych.training.features import FeatureCache
 from diptych.training.optimisation import Frozen, frozen_towers
 from diptych.training.views import ImageViews
@@ -30,56 +31,61 @@ class TrainingInputs:
         self._splits = (train, val)
         self._settings = settings
         self._cache = None if settings.keep_features == "never" else cache
+        self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
+        self._entered: Frozen | None = None
         self._images: list[KeptImages] | None = None
         self._mirrored: KeptImages | None = None
-        self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
         self._texts: list[KeptTexts] | None = None
-        self._halved = Frozen(False, False)
-        """Towers whose lower layers never learn and whose features are those of these: kept in every epoch."""
 
-    def keep_features(self, model: DualEncoder, epoch: int) -> None:
-        """Of the towers, or of lower layers, that are frozen in `epoch`, where training begins or goes on."""
-        if self._cache is None:
-            return
-        settings = self._settings
-        image_layers = None if settings.images_vary else settings.image_tower_top_layers
-        self._halved = Frozen(
-            image_layers is not None and model.image_tower.split(image_layers),
-            settings.text_tower_top_layers is not None and model.text_tower.split(settings.text_tower_top_layers),
-        )
-        kept = self._kept(epoch)
-        if kept.image and not settings.images_vary:
-            self._images = self._cache.images(model.image_tower, self._splits)
-            if self._images and self._views:
-                mirrored = self._cache.images(model.image_tower, self._splits[:1], mirrored=True)
-                self._images, self._mirrored = (self._images, mirrored[0]) if mirrored else (None, None)
-        if kept.text:
-            self._texts = self._cache.texts(model.text_tower, self._splits)
+    def enter(self, model: DualEncoder, epoch: int) -> None:
+        """Makes ready for `epoch`: finds or computes the features of what is frozen in it.
+
+        Of a tower that is frozen they are its own. Where its top layers learn it is split, and they are those below.
+        """
+        before, now = self._entered, frozen_towers(self._settings, epoch)
+        self._entered = now
+        if self._cache and (before is None or before.image != now.image):
+            self._keep_images(self._cache, model.image_tower, now.image)
+        if self._cache and (before is None or before.text != now.text):
+            self._keep_texts(self._cache, model.text_tower, now.text)
 
     def train(self, epoch: int) -> Inputs:
-        """Of the train split; features are those of the views that the settings ask for."""
-        inputs = self._of(0, epoch)
-        if self._views and self._mirrored and self._images and self._kept(epoch).image:
+        """Of the train split; features are those of the views that the settings ask for in `epoch`."""
+        inputs = self._of(0)
+        if self._images and self._mirrored and self._views:
             train = self._splits[0]
             sides = _EitherSide(self._images[0], self._mirrored, self._views, train.image_ids, epoch)
             return Inputs(train, sides, inputs.texts)
         return inputs
 
-    def val(self, epoch: int) -> Inputs:
+    def val(self) -> Inputs:
         """Of the val split."""
-        return self._of(1, epoch)
+        return self._of(1)
 
-    def _of(self, split: int, epoch: int) -> Inputs:
-        kept = self._kept(epoch)
+    def _of(self, split: int) -> Inputs:
         return Inputs(
             self._splits[split],
-            self._images[split] if self._images and kept.image else None,
-            self._texts[split] if self._texts and kept.text else None,
+            self._images[split] if self._images else None,
+            self._texts[split] if self._texts else None,
         )
 
-    def _kept(self, epoch: int) -> Frozen:
-        frozen = frozen_towers(self._settings, epoch)
-        return Frozen(frozen.image or self._halved.image, frozen.text or self._halved.text)
+    def _keep_images(self, cache: FeatureCache, tower: ImageTower, frozen: bool) -> None:
+        self._images = self._mirrored = None
+        if self._settings.images_vary or not (frozen or _splits(tower, self._settings.image_tower_top_layers)):
+            return
+        self._images = cache.images(tower, self._splits)
+        if self._images and self._views:
+            mirrored = cache.images(tower, self._splits[:1], mirrored=True)
+            self._images, self._mirrored = (self._images, mirrored[0]) if mirrored else (None, None)
+
+    def _keep_texts(self, cache: FeatureCache, tower: TextTower, frozen: bool) -> None:
+        self._texts = None
+        if frozen or _splits(tower, self._settings.text_tower_top_layers):
+            self._texts = cache.texts(tower, self._splits)
+
+
+def _splits(tower: Tower, top_layers: int | None) -> bool:
+    return top_layers is not None and tower.split(top_layers)
 
 
 class _EitherSide:

@@ -125,8 +125,8 @@ class Trainer:
 
     @property
     def val_inputs(self) -> Inputs:
-        """Of the val split, with the features of the towers that never learn."""
-        return self.inputs.val(self.settings.epochs - 1)
+        """Of the val split, with the features of what is frozen."""
+        return self.inputs.val()
 
     def run(self) -> Position:
         """Trains to the end, or until `patience` runs out; the model holds the best weights afterwards.
@@ -139,8 +139,7 @@ class Trainer:
         self._resume()
         total = self.plan.steps * self.settings.epochs
         done = self.plan.steps * self.position.epoch + self.position.step
-        self.inputs.keep_features(self.model, self.position.epoch)
-        self._compile()
+        self.inputs.enter(self.model, min(self.position.epoch, self.settings.epochs - 1))
         with progress(None, "train", unit="steps", total=total, initial=done) as bar:
             while self.position.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(bar)
@@ -154,11 +153,14 @@ class Trainer:
         if self.settings.compile == "always" or (self.settings.compile == "auto" and self.device.type == "cuda"):
             for tower in (self.model.image_tower, self.model.text_tower):
                 computed = tower.upper.model if tower.upper else tower.backbone
-                computed.compile(dynamic=tower is self.model.text_tower)
+                if computed._compiled_call_impl is None:
+                    computed.compile(dynamic=tower is self.model.text_tower)
 
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
+        self.inputs.enter(self.model, epoch)
         freeze(self.step, self.settings, epoch)
+        self._compile()
         self.step.train()
         throughput = Throughput()
         flops: float | None = None
@@ -240,7 +242,7 @@ class Trainer:
             embedded = embed_split(
                 self.model,
                 self.val,
-                inputs=self.inputs.val(self.position.epoch),
+                inputs=self.inputs.val(),
                 batch_size=self.evaluation_batch,
                 device=self.device,
                 precision=self.precision,

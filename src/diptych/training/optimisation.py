@@ -45,7 +45,8 @@ def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
         # The layers above learned from the statistics of those that stay.
         statistics_frozen = factor < FROZEN_STATISTICS_BELOW or top_layers is not None
         tower.set_learning(not stays, top_layers=top_layers, statistics_frozen=statistics_frozen)
-    model.fusion.requires_grad_(settings.objectives.matching > 0)
+    objectives = settings.objectives
+    model.fusion.requires_grad_(objectives.matching > 0 and epoch >= objectives.matching_after)
 
 
 def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:

@@ -73,7 +73,7 @@ class TrainingStep(nn.Module):
         contrastive = contrastive_loss(images.pooled, texts.pooled, owner, self.model.logit_scale)
         matching = simclr_image = simclr_text = contrastive.new_zeros(())
         total = weights.contrastive * contrastive
-        if weights.matching:
+        if weights.matching and batch.epoch >= weights.matching_after:
             matching = matching_loss(self.model, images, texts, owner, self._uniforms(batch))
             total = total + weights.matching * matching
         if self.image_view_head and image_view is not None:
