@@ -38,8 +38,8 @@ class Side(NamedTuple):
 class CrossAttention(nn.Module):
     """One direction: every token of one side looks at all tokens of the other, then thinks it over.
 
-    Queries, keys and values are computed once an item, however many pairs it stands in. Nothing is dropped out of the
-    attention weights, where torch would leave its fused kernels, but out of what is added to the tokens.
+    Queries, keys and values are computed once an item, however many pairs it stands in. Dropout is in what is added to
+    the tokens and not in the attention weights, so that torch's fused kernels can take these.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
