@@ -220,14 +220,16 @@ def trained(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def make_trainer(folder: Path, name: str) -> Trainer:
-    """Five steps an epoch, the last of seven images; the image tower's features are kept until it is released."""
+    """Five steps an epoch, the last of seven images; the image tower's features are kept until it is released, those of
+    the text tower's lower layer all the time.
+    """
     prepared = open_prepared(folder / "p")
     model = make_model(prepared.settings["vocabulary_size"], fusion={"layers": 1, "heads": 2, "dropout": 0.0})
     return Trainer(
         undropped(model),
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(epochs=2, image_tower_frozen_epochs=1),
+        train_settings(epochs=2, image_tower_frozen_epochs=1, text_tower_top_layers=1),
         seed=0,
         evaluation_batch=8,
         checkpoints=Checkpoints(folder / f"checkpoints-{name}", {}),

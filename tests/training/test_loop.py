@@ -458,8 +458,8 @@ def test_too_few_images_are_an_error_before_training(tmp_path: Path) -> None:
 def test_two_processes_learn_the_weights_of_one(
     two_processes: tuple[Path, Callable[[str], tuple[Any, Any]]], tmp_path: Path
 ) -> None:
-    """With hard negatives, batch norms, kept features of a tower that is released, and an uneven last batch; stopped in
-    the middle and resumed; without dropout, which each process draws for itself."""
+    """With hard negatives, batch norms, kept features of a tower that is released and of a lower layer, and an uneven
+    last batch; stopped in the middle and resumed; without dropout, which each process draws for itself."""
     folder, said = two_processes
     (tmp_path / "p").symlink_to(folder / "p")
     alone = trained(tmp_path, "alone")
