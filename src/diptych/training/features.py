@@ -176,8 +176,9 @@ class FeatureCache:
                 os.utime(path)
         self._make_room()
         _log.info(
-            "Features of the frozen %s tower: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
-            name,
+            "Features of the frozen %s%s: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
+            "layers of the " if tower.upper else "",
+            f"{name} tower",
             sum(needed.values()) / GIB,
             self.folder,
             len(missing),
