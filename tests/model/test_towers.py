@@ -20,8 +20,8 @@ from transformers import (
 
 from diptych.config import ImageTower, TextTower
 from diptych.errors import DiptychError
+from diptych.model.backbones import image_backbone, text_backbone
 from diptych.model.dual_encoder import build_model
-from diptych.model.towers import image_backbone, text_backbone
 
 
 @pytest.fixture

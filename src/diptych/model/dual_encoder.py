@@ -11,9 +11,10 @@ from torch.nn.functional import normalize
 
 from diptych import config
 from diptych.errors import DiptychError
+from diptych.model.backbones import image_backbone, text_backbone
 from diptych.model.fusion import Fused, make_fusion
 from diptych.model.pooling import POOLINGS
-from diptych.model.towers import Groups, ImageTower, TextTower, image_backbone, text_backbone
+from diptych.model.towers import Groups, ImageTower, TextTower
 
 MAX_LOGIT_SCALE = 100.0
 """CLIP's bound: Radford et al. 2021, section 2.5."""

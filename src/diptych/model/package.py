@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from diptych import config
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
+from diptych.model.backbones import restore_backbone
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.towers import ImageTower, TextTower, restore_backbone
+from diptych.model.towers import ImageTower, TextTower
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"

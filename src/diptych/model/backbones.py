@@ -1,0 +1,114 @@
+"""Backbones of transformers for the towers: from a folder, from the hub's cache, or from scratch."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from diptych import config
+from diptych.data.pretrained import locate
+from diptych.errors import DiptychError
+
+
+def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:
+    """The image backbone of params.yaml with the mean and std of its input."""
+    if tower.pretrained is None:
+        return _from_scratch("image_tower", tower, "resnet"), tower.mean, tower.std
+    folder = locate(tower)
+    return _load(folder), *_normalization(folder)
+
+
+def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedModel:
+    """The text backbone of params.yaml; from scratch it has the vocabulary learned from the train captions."""
+    if tower.pretrained is None:
+        return _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size)
+    return _load(locate(tower))
+
+
+def restore_backbone(configuration: dict[str, Any]) -> PreTrainedModel:
+    """A backbone with random weights from the transformers configuration of a saved model."""
+    return _build(AutoConfig.for_model(**configuration))
+
+
+def _build(configuration: PretrainedConfig) -> PreTrainedModel:
+    return AutoModel.from_config(configuration, **_without_pooler(configuration))
+
+
+def _without_pooler(configuration: PretrainedConfig) -> dict[str, bool]:
+    """Leaves out a layer above the class token that some architectures add; pooling is the model's own."""
+    model: Any = MODEL_MAPPING[type(configuration)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
+
+
+def _from_scratch(key: str, tower: config.Tower, model_type: str, **fields: Any) -> PreTrainedModel:
+    """Transformers takes any field without a word, so names are checked against the configuration's own."""
+    default = AutoConfig.for_model(tower.config.get("model_type", model_type))
+    for name in tower.config:
+        if not hasattr(default, name):
+            raise DiptychError(f"params.yaml: model.{key}.config.{name}: {type(default).__name__} has no such field.")
+    try:
+        return _build(AutoConfig.for_model(**{"model_type": model_type, **tower.config, **fields}))
+    except Exception as error:  # each architecture checks its fields in a way of its own
+        raise DiptychError(f"params.yaml: model.{key}.config makes no {type(default).__name__}: {error!r}") from None
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    """Weights from safetensors alone: other formats may carry pickles."""
+    # What it warns of is an error below, or to be expected.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        configuration = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model, info = AutoModel.from_pretrained(
+            folder,
+            config=configuration,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_without_pooler(configuration),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise DiptychError(f"{folder} does not hold a transformers model with safetensors weights: {error}") from None
+    if lacking := info["missing_keys"]:
+        raise DiptychError(f"{folder}: model.safetensors lacks {_some(lacking)}")
+    if foreign := _foreign(model, info["unexpected_keys"]):
+        raise DiptychError(f"{folder}: config.json has no place for weights in model.safetensors: {_some(foreign)}")
+    return model
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{first} and {len(rest)} more" if rest else first
+
+
+def _foreign(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights that the backbone has no place for, those that claim one beside its own.
+
+    A head for another task, which many published models bring, is none of them.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name.split(".")[0] for name in model.state_dict()}
+    own = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in parts]
+    return [name for name in own if not name.removeprefix(prefix).startswith("pooler.")]
+
+
+def _normalization(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and std of the tower's input: transformers and timm keep them at different places."""
+    path = folder / "preprocessor_config.json"
+    try:
+        if path.exists():
+            content = json.loads(path.read_text())
+            checked = config.ImageTower(mean=content["image_mean"], std=content["image_std"])
+        else:
+            content = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+            checked = config.ImageTower(mean=content["mean"], std=content["std"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DiptychError(f"{path} must give the image tower's image_mean and image_std: {error!r}") from None
+    return checked.mean, checked.std
