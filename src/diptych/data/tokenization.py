@@ -64,22 +64,35 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def copy_tokenizer(tower: TextTower, folder: Path) -> None:
+def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int) -> None:
     """Writes the tokenizer of a pretrained text tower to `folder`, complete in itself.
 
     Raises:
-        DiptychError: the tower is not there (see `locate`), or brings no tokenizer.
+        DiptychError: the tower is not there (see `locate`), brings no tokenizer or that of another model, or has no
+            place for `max_tokens`.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     source = locate(tower)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
+        configuration = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise DiptychError(
             f"{source} holds no tokenizer that transformers can load ({error}). "
             "Add the tokenizer.json and tokenizer_config.json that belong to the model."
         ) from None
+    if len(tokenizer) > configuration.vocab_size:
+        raise DiptychError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, but the model of config.json knows "
+            f"{configuration.vocab_size}. Put the tokenizer there that belongs to the model."
+        )
+    places = min(tokenizer.model_max_length, getattr(configuration, "max_position_embeddings", max_tokens))
+    if places < max_tokens:
+        raise DiptychError(
+            f"params.yaml: preprocess.max_tokens is {max_tokens}, but the text tower in {source} has places for "
+            f"{places}."
+        )
     tokenizer.save_pretrained(folder)
     _forget_origin(folder / "tokenizer_config.json")
 

@@ -52,7 +52,7 @@ def run(workspace: Workspace, params: Params) -> None:
 def _make_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFrame, params: Params) -> None:
     """The text tower's own tokenizer; for a tower from scratch one learned from the train captions."""
     if params.model.text_tower.pretrained is not None:
-        copy_tokenizer(params.model.text_tower, folder)
+        copy_tokenizer(params.model.text_tower, folder, params.preprocess.max_tokens)
         return
     train = manifest.loc[manifest["split"] == params.data.splits.train, "image_id"]
     texts = captions.loc[captions["image_id"].isin(train), "caption"].tolist()
