@@ -39,9 +39,15 @@ def test_cross_attention_equals_attention_written_out() -> None:
     key, value = layer.key_value(layer.norm_context(tokens)).chunk(2, dim=2)
     scores = layer.query(layer.norm(grid)) @ key.transpose(1, 2) / 4
     weights = scores.masked_fill(~mask.unsqueeze(1), float("-inf")).softmax(dim=2)
-    attended = grid + layer.output(weights @ value)
-    expected = attended + layer.feed_forward(attended)
-    assert torch.allclose(layer(Side(grid), Side(tokens), mask).values, expected, atol=1e-5)
+    found = layer.output(weights @ value)
+    seeing = grid + found
+    looked = layer(Side(grid), Side(tokens), mask)
+    assert torch.allclose(looked.tokens.values, seeing + layer.feed_forward(seeing), atol=1e-5)
+    compared = layer.compared(grid)
+    mean, deviation = compared.mean(2, keepdim=True), compared.std(2, correction=0, keepdim=True)
+    own = (compared - mean) / deviation
+    other = (found - found.mean(2, keepdim=True)) / found.std(2, correction=0, keepdim=True)
+    assert torch.allclose(looked.agreement, own * other, atol=1e-2)
 
 
 @DIRECTIONS
@@ -63,7 +69,7 @@ def test_pairs_by_index_are_what_they_are_by_position(direction: Direction, atte
 def test_a_side_that_does_not_look_stays_as_it_is(direction: Direction, looks: set[str]) -> None:
     grid, tokens, mask = inputs()
     layer = fusion(direction).layers[0]
-    text, image = layer(Side(tokens), Side(grid), mask)
+    text, image, _ = layer(Side(tokens), Side(grid), mask)
     sides = (("text", text, tokens), ("image", image, grid))
     assert looks == {side for side, after, before in sides if not after.values.equal(before)}
 

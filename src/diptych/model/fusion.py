@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from diptych.config import Fusion
 from diptych.model.pooling import masked_mean
@@ -35,11 +35,22 @@ class Side(NamedTuple):
         return computed if self.item is None else computed.index_select(0, self.item)
 
 
-class CrossAttention(nn.Module):
-    """One direction: every token of one side looks at all tokens of the other, then thinks it over.
+class Looked(NamedTuple):
+    """What one side of P pairs knows after it has looked at the other."""
 
-    Queries, keys and values are computed once an item, however many pairs it stands in. Dropout is in what is added to
-    the tokens and not in the attention weights, so that torch's fused kernels can take these.
+    tokens: Side
+    """(P, S, d)."""
+    agreement: Tensor
+    """(P, S, d): each token times what it found."""
+
+
+class CrossAttention(nn.Module):
+    """One direction: every token of one side looks at all tokens of the other, compares itself with what it found, and
+    thinks it over.
+
+    It compares by a product: the sum in a residual connection does not say whether two vectors agree. Queries, keys and
+    values are computed once an item, however many pairs it stands in. Dropout is in what is added to the tokens and not
+    in the attention weights, so that torch's fused kernels can take these.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -50,19 +61,22 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.output = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.compared = nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.Dropout(dropout)
         )
 
-    def forward(self, tokens: Side, context: Side, context_mask: Tensor | None) -> Side:
-        """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True, to (P, S, d)."""
+    def forward(self, tokens: Side, context: Side, context_mask: Tensor | None) -> Looked:
+        """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True."""
         query = self._by_head(tokens.in_pairs(self.query(self.norm(tokens.values))))
         key_value = context.in_pairs(self.key_value(self.norm_context(context.values)))
         key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
         mask = None if context_mask is None else context_mask[:, None, None, :]
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-        seeing = tokens.in_pairs(tokens.values) + self.output(attended)
-        return Side(seeing + self.feed_forward(seeing))
+        found = self.output(attended)
+        agreement = tokens.in_pairs(_standardized(self.compared(tokens.values))) * _standardized(found)
+        seeing = tokens.in_pairs(tokens.values) + found
+        return Looked(Side(seeing + self.feed_forward(seeing)), agreement)
 
     def _by_head(self, values: Tensor) -> Tensor:
         """(P, S, d) to (P, heads, S, d / heads)."""
@@ -81,15 +95,23 @@ class FusionLayer(nn.Module):
             for direction in ("text_to_image", "image_to_text")
         )
 
-    def forward(self, tokens: Side, grid: Side, mask: Tensor) -> tuple[Side, Side]:
-        """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes."""
-        seeing_tokens = self.text_to_image(tokens, grid, None) if self.text_to_image else tokens
-        seeing_grid = self.image_to_text(grid, tokens, mask) if self.image_to_text else grid
-        return seeing_tokens, seeing_grid
+    def forward(self, tokens: Side, grid: Side, mask: Tensor) -> tuple[Side, Side, Tensor]:
+        """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes, and the mean agreement of
+        each side that looks, beside each other: (P, d) or (P, 2·d).
+        """
+        agreement = []
+        seeing_tokens, seeing_grid = tokens, grid
+        if self.text_to_image:
+            seeing_tokens, by_token = self.text_to_image(tokens, grid, None)
+            agreement.append(masked_mean(by_token, mask))
+        if self.image_to_text:
+            seeing_grid, by_place = self.image_to_text(grid, tokens, mask)
+            agreement.append(by_place.mean(dim=1))
+        return seeing_tokens, seeing_grid, torch.cat(agreement, dim=1)
 
 
 class CrossAttentionFusion(nn.Module):
-    """Layers of cross-attention, means over both sides, and an MLP.
+    """Layers of cross-attention, means over both sides and over their agreement, and an MLP.
 
     It is given tokens, never pooled vectors: over sequences of length one a query has no effect on what it attends to.
     """
@@ -98,8 +120,11 @@ class CrossAttentionFusion(nn.Module):
         super().__init__()
         self.position = nn.Parameter(torch.randn(grid_size, dim) * 0.02)
         self.layers = nn.ModuleList(FusionLayer(dim, config) for _ in range(config.layers))
+        parts = 2 + config.layers * (2 if config.direction == "both" else 1)
         self.joint = nn.Sequential(
-            nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+            nn.LayerNorm(parts * dim),
+            *(nn.Linear(parts * dim, 2 * dim), nn.GELU(), nn.Dropout(config.dropout)),
+            nn.Linear(2 * dim, dim),
         )
         self.score = nn.Linear(dim, 1)
 
@@ -117,9 +142,12 @@ class CrossAttentionFusion(nn.Module):
         """
         images, texts = Side(grid + self.position, image), Side(tokens, text)
         mask = texts.in_pairs(mask)
+        agreements = []
         for layer in self.layers:
-            texts, images = layer(texts, images, mask)
-        joint = self.joint(torch.cat([masked_mean(texts.in_pairs(texts.values), mask), _grid_mean(images)], dim=1))
+            texts, images, agreement = layer(texts, images, mask)
+            agreements.append(agreement)
+        means = [masked_mean(texts.in_pairs(texts.values), mask), _grid_mean(images)]
+        joint = self.joint(torch.cat([*means, *agreements], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
@@ -154,6 +182,11 @@ def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusio
     with torch.device("meta"):
         twin = CrossAttentionFusion(dim, grid_size, config)
     return MeanFusion(dim, sum(parameter.numel() for parameter in twin.parameters()), config.dropout)
+
+
+def _standardized(values: Tensor) -> Tensor:
+    """(…, d) with mean zero and variance one over d."""
+    return layer_norm(values, values.shape[-1:])
 
 
 def _grid_mean(images: Side) -> Tensor:
