@@ -82,10 +82,11 @@ def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int) -> None:
             f"{source} holds no tokenizer that transformers can load ({error}). "
             "Add the tokenizer.json and tokenizer_config.json that belong to the model."
         ) from None
-    if len(tokenizer) > configuration.vocab_size:
+    known = getattr(configuration, "vocab_size", len(tokenizer))
+    if len(tokenizer) > known:
         raise DiptychError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, but the model of config.json knows "
-            f"{configuration.vocab_size}. Put the tokenizer there that belongs to the model."
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, but the model of config.json knows {known}. "
+            "Put the tokenizer there that belongs to the model."
         )
     places = min(tokenizer.model_max_length, getattr(configuration, "max_position_embeddings", max_tokens))
     if places < max_tokens:
