@@ -114,14 +114,15 @@ def make_bert(folder: Path) -> Path:
 
 def test_a_pretrained_tower_brings_its_own_tokenizer(tmp_path: Path) -> None:
     source = make_bert(tmp_path / "bert")
-    copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40)
+    copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40, cache=tmp_path / "cache")
     assert encode(tmp_path / "copy", ["A red circles"], 8)[0].tolist() == [3, 6, 7, 8, 9, 4]
     assert vocabulary_facts(tmp_path / "copy") == (10, 0)
 
 
 def test_the_copy_does_not_tell_where_it_came_from(tmp_path: Path) -> None:
     for name in ("here", "there"):
-        copy_tokenizer(TextTower(pretrained=str(make_bert(tmp_path / name))), tmp_path / f"copy-{name}", 40)
+        tower = TextTower(pretrained=str(make_bert(tmp_path / name)))
+        copy_tokenizer(tower, tmp_path / f"copy-{name}", 40, cache=tmp_path / f"cache-{name}")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "copy-here" / file).read_bytes() == (tmp_path / "copy-there" / file).read_bytes()
 
@@ -129,28 +130,57 @@ def test_the_copy_does_not_tell_where_it_came_from(tmp_path: Path) -> None:
 def test_the_copy_loads_without_the_towers_configuration(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    copy_tokenizer(TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "copy", 40)
+    copy_tokenizer(
+        TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "copy", 40, cache=tmp_path / "cache"
+    )
     assert AutoTokenizer.from_pretrained(tmp_path / "copy")("a red")["input_ids"] == [3, 6, 7, 4]
+
+
+def test_a_second_copy_comes_from_the_cache_until_the_tower_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower, cache = TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "cache"
+    copy_tokenizer(tower, tmp_path / "first", 40, cache=cache)
+    with monkeypatch.context() as without_transformers:
+        without_transformers.setitem(sys.modules, "transformers", None)
+        copy_tokenizer(tower, tmp_path / "second", 40, cache=cache)
+    for file in (tmp_path / "first").iterdir():
+        assert (tmp_path / "second" / file.name).read_bytes() == file.read_bytes()
+    with (tmp_path / "bert" / "vocab.txt").open("a") as vocabulary:
+        vocabulary.write("blue\n")
+    copy_tokenizer(tower, tmp_path / "third", 40, cache=cache)
+    assert vocabulary_facts(tmp_path / "third") == (11, 0)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_damaged_kept_copy_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tower, cache = TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "cache"
+    copy_tokenizer(tower, tmp_path / "first", 40, cache=cache)
+    (kept,) = cache.iterdir()
+    (kept / "tokenizer.json").write_bytes((kept / "tokenizer.json").read_bytes()[:-9])
+    copy_tokenizer(tower, tmp_path / "second", 40, cache=cache)
+    assert vocabulary_facts(tmp_path / "second") == (10, 0)
+    assert f"{kept} is damaged" in caplog.text
 
 
 def test_a_tower_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(DiptychError, match="no tokenizer"):
-        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40)
+        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40, cache=tmp_path / "cache")
 
 
 def test_the_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
     (make_bert(tmp_path / "bert") / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
     with pytest.raises(DiptychError, match=r"bert: the tokenizer has 10 tokens, but the model .* knows 9"):
-        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40)
+        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40, cache=tmp_path / "cache")
 
 
 def test_more_tokens_than_the_tower_has_places_for_are_an_error(tmp_path: Path) -> None:
     tower = TextTower(pretrained=str(make_bert(tmp_path / "bert")))
-    copy_tokenizer(tower, tmp_path / "copy", 512)
+    copy_tokenizer(tower, tmp_path / "copy", 512, cache=tmp_path / "cache")
     with pytest.raises(DiptychError, match=r"max_tokens is 513, but .* has places for 512"):
-        copy_tokenizer(tower, tmp_path / "other", 513)
+        copy_tokenizer(tower, tmp_path / "other", 513, cache=tmp_path / "cache")
 
 
 def test_a_tokenizer_without_padding_is_an_error(learned: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +19,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from diptych.config import TextTower
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
-from diptych.files import write_json
+from diptych.files import atomic_path, remove, write_json
+
+_log = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -64,16 +70,27 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int) -> None:
+def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int, *, cache: Path) -> None:
     """Writes the tokenizer of a pretrained text tower to `folder`, complete in itself.
+
+    The last copy stays in `cache`, under a key of what it was made from: transformers takes seconds to import.
 
     Raises:
         DiptychError: the tower is not there (see `locate`), brings no tokenizer or that of another model, or has no
             place for `max_tokens`.
     """
+    source = locate(tower)
+    kept = cache / _copy_key(source, max_tokens)
+    if not _is_sound(kept):
+        remove(cache)
+        with atomic_path(kept) as copy:
+            _copy_anew(source, copy, max_tokens)
+    shutil.copytree(kept, folder)
+
+
+def _copy_anew(source: Path, folder: Path, max_tokens: int) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    source = locate(tower)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
         configuration = AutoConfig.from_pretrained(source, local_files_only=True)
@@ -123,6 +140,27 @@ def vocabulary_facts(folder: Path) -> tuple[int, int]:
     if padding is None:
         raise DiptychError(f"The tokenizer in {folder} has no padding token. Use that of a BERT-family tower.")
     return tokenizer.get_vocab_size(), padding
+
+
+def _copy_key(source: Path, max_tokens: int) -> str:
+    """What a copy depends on: all files of a tower but its weights, transformers, and this file's code."""
+    files = sorted(file for pattern in ("*.json", "*.txt", "*.model") for file in source.glob(pattern))
+    content = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in [*files, Path(__file__)]]
+    how = [max_tokens, version("transformers"), version("tokenizers"), content]
+    return hashlib.sha256(json.dumps(how).encode()).hexdigest()
+
+
+def _is_sound(copy: Path) -> bool:
+    """Whether the kept copy is there and can be read."""
+    if not copy.is_dir():
+        return False
+    try:
+        Tokenizer.from_file(str(copy / "tokenizer.json"))
+        json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except Exception:  # the tokenizers library raises nothing more precise
+        _log.warning("%s is damaged and is made anew.", copy)
+        return False
+    return True
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

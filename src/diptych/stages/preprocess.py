@@ -28,7 +28,11 @@ def run(workspace: Workspace, params: Params) -> None:
     begin = time.monotonic()
     manifest, captions = _read(workspace.manifest), _read(workspace.captions)
     with atomic_path(workspace.tokenizer) as folder:
-        _make_tokenizer(folder, manifest, captions, params)
+        if params.model.text_tower.pretrained is None:
+            _learn_tokenizer(folder, manifest, captions, params)
+        else:
+            max_tokens, cache = params.preprocess.max_tokens, workspace.local / "cache" / "tokenizer"
+            copy_tokenizer(params.model.text_tower, folder, max_tokens, cache=cache)
     with atomic_path(workspace.prepared) as folder:
         reused = prepare_images(
             workspace.data,
@@ -49,11 +53,8 @@ def run(workspace: Workspace, params: Params) -> None:
     )
 
 
-def _make_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFrame, params: Params) -> None:
-    """The text tower's own tokenizer; for a tower from scratch one learned from the train captions."""
-    if params.model.text_tower.pretrained is not None:
-        copy_tokenizer(params.model.text_tower, folder, params.preprocess.max_tokens)
-        return
+def _learn_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFrame, params: Params) -> None:
+    """For a tower from scratch, from the train captions."""
     train = manifest.loc[manifest["split"] == params.data.splits.train, "image_id"]
     texts = captions.loc[captions["image_id"].isin(train), "caption"].tolist()
     save_tokenizer(learn_tokenizer(texts, params.preprocess.vocabulary_size), folder, params.preprocess.max_tokens)
