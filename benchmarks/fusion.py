@@ -4,9 +4,9 @@
 
 WORKSPACE is a project in which `preprocess` has run with this preset. For each seed two models are trained, one with
 cross-attention and one with the control, an MLP of as many weights that sees the means of both sides alone. Each is
-measured on the test split by its towers alone, re-ranked, and re-ranked with the images shuffled among the pairs: a
-fusion that helps because it looks at the image cannot help there. The weight of the match score is chosen on val, for
-the shuffled images too. Prints the table of docs/training.md: medians over the seeds.
+measured on the test split by its towers alone, normalized by a querybank, re-ranked, and re-ranked with the images
+shuffled among the pairs: a fusion that helps because it looks at the image cannot help there. The weight of the match
+score is chosen on val, for the shuffled images too. Prints the table of docs/training.md: medians over the seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.model.device import choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import DualEncoder, build_model
-from diptych.retrieval.embedding import Embedded, embed_split
+from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.reranking import choose_weight, match_logits, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
@@ -59,20 +59,14 @@ def train(params: Params, prepared: Prepared, device: torch.device, cache: Path)
 
 
 def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]:
-    """RSUM on test: of the towers, re-ranked, and re-ranked with shuffled images."""
+    """RSUM on test: of the towers, normalized, re-ranked, and re-ranked with shuffled images."""
     device = choose_device(params.device)
     model, trainer = train(params, prepared, device, cache)
-    scale = model.logit_scale.item()
+    scale, batch_size = model.logit_scale.item(), params.evaluate.batch_size
+    bank = embed_querybank(model, trainer.train_inputs, seed=params.seed, batch_size=batch_size, device=device)
 
     def embed(inputs: Inputs) -> Embedded:
-        return embed_split(
-            model,
-            inputs.split,
-            inputs=inputs,
-            batch_size=params.evaluate.batch_size,
-            device=device,
-            description="embed",
-        )
+        return embed_split(model, inputs.split, inputs=inputs, batch_size=batch_size, device=device)
 
     def rsum(embedded: Embedded, weight: float) -> float:
         candidates = match_logits(model, embedded, params.evaluate.top_k, device=device)
@@ -81,9 +75,11 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     def weight(embedded: Embedded) -> float:
         return choose_weight(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
 
-    val, test = embed(trainer.val_inputs), embed(Inputs(prepared.split("test")))
+    raw = embed(Inputs(prepared.split("test")))
+    val, test = embed(trainer.val_inputs).normalized(bank, scale), raw.normalized(bank, scale)
     return {
-        "towers": rsum(test, 0.0),
+        "towers": rsum(raw, 0.0),
+        "normalized": rsum(test, 0.0),
         "re-ranked": rsum(test, weight(val)),
         "shuffled": rsum(shuffled(test), weight(shuffled(val))),
         "weights": sum(parameter.numel() for parameter in model.fusion.parameters()),
@@ -106,7 +102,7 @@ def main() -> None:
     keep_freed_memory()
     set_threads(params.threads)
     prepared = Prepared(Path("artifacts/prepared"), params.data.splits)
-    print("| fusion | weights | towers | re-ranked | with shuffled images |\n|---|---|---|---|---|")
+    print("| fusion | weights | towers | normalized | re-ranked | with shuffled images |\n|---|---|---|---|---|---|")
     for name, attention in FUSIONS.items():
         fusion = params.model.fusion.model_copy(update={"attention": attention})
         model = params.model.model_copy(update={"fusion": fusion})
@@ -115,7 +111,7 @@ def main() -> None:
             for seed in range(arguments.seeds)
         ]
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        figures = " | ".join(f"{middle[key]:.1f}" for key in ("towers", "re-ranked", "shuffled"))
+        figures = " | ".join(f"{middle[key]:.1f}" for key in ("towers", "normalized", "re-ranked", "shuffled"))
         print(f"| {name} | {middle['weights']:,.0f} | {figures} |", flush=True)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn.functional import normalize
 
 from diptych.config import Model, Splits, Train
 from diptych.data.prepared import FORMAT, Prepared
 from diptych.data.tokenization import encode, learn_tokenizer, save_tokenizer, vocabulary_facts
 from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.model.querybank import QueryBank
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 SIZE = 32
@@ -70,6 +72,12 @@ def make_model(vocabulary_size: int = 50, seed: int = 0, **changes: Any) -> Dual
 def pixels(count: int) -> torch.Tensor:
     """Images of noise, (B, S, S, 3) uint8."""
     return torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def make_querybank(dim: int = 16) -> QueryBank:
+    """Eight images and twelve captions of no model."""
+    generator = torch.Generator().manual_seed(0)
+    return QueryBank(*(normalize(torch.randn(n, dim, generator=generator), dim=1).half() for n in (8, 12)))
 
 
 def train_settings(**changes: Any) -> Train:

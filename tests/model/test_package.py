@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SIZE, make_model, model_settings, write_prepared
+from tiny import SIZE, make_model, make_querybank, model_settings, write_prepared
 
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
@@ -19,7 +19,15 @@ def saved(tmp_path: Path) -> tuple[DualEncoder, Path]:
     tokenizer = write_prepared(tmp_path / "prepared", train=4, val=2, test=2) / "tokenizer"
     model = make_model()
     preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
-    save_model(tmp_path / "model", model, model_settings(), tokenizer, preprocessing, {"top_k": 4, "weight": 0.5})
+    save_model(
+        tmp_path / "model",
+        model,
+        model_settings(),
+        tokenizer,
+        preprocessing,
+        {"top_k": 4, "weight": 0.5},
+        make_querybank(),
+    )
     return model, tmp_path / "model"
 
 
@@ -30,6 +38,7 @@ def test_a_loaded_model_gives_the_same_bits(saved: tuple[DualEncoder, Path]) -> 
     assert torch.equal(loaded.model.encode_images(pixels).pooled, model.encode_images(pixels).pooled)
     assert loaded.preprocessing["image_size"] == SIZE
     assert loaded.reranking == {"top_k": 4, "weight": 0.5}
+    assert all(torch.equal(*both) for both in zip(loaded.querybank, make_querybank(), strict=True))
     assert loaded.tokenizer("a red picture")["input_ids"]
 
 
@@ -38,7 +47,9 @@ def test_a_loaded_model_keeps_its_normalization(tmp_path: Path) -> None:
     model = make_model(image_tower=tower)
     tokenizer = write_prepared(tmp_path / "prepared", train=4, val=2, test=2) / "tokenizer"
     preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
-    save_model(tmp_path / "model", model, model_settings(image_tower=tower), tokenizer, preprocessing, {})
+    save_model(
+        tmp_path / "model", model, model_settings(image_tower=tower), tokenizer, preprocessing, {}, make_querybank()
+    )
     assert torch.equal(load_model(tmp_path / "model").model.image_tower.shift, model.image_tower.shift)
 
 
@@ -47,7 +58,7 @@ def test_saving_twice_gives_the_same_bytes(saved: tuple[DualEncoder, Path], tmp_
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
     tokenizer = tmp_path / "prepared" / "tokenizer"
-    save_model(folder, model, model_settings(), tokenizer, preprocessing, {"top_k": 4, "weight": 0.5})
+    save_model(folder, model, model_settings(), tokenizer, preprocessing, {"top_k": 4, "weight": 0.5}, make_querybank())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

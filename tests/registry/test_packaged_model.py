@@ -34,6 +34,10 @@ def picture(colour: str, mode: str = "RGB") -> bytes:
     return buffer.getvalue()
 
 
+def bias(of, embedding, loaded) -> float:
+    return of(torch.from_numpy(embedding)[None], loaded.model.logit_scale.item()).item()
+
+
 def predict(model, **columns) -> pd.DataFrame:
     return model.predict(None, pd.DataFrame(columns))
 
@@ -47,6 +51,7 @@ def test_texts_are_embedded_as_the_text_tower_does(model, folder):
     output = predict(model, text=["a red square", "a much longer sentence about a small green triangle"])
 
     np.testing.assert_allclose(output["embedding"][0], expected, atol=1e-5)
+    assert output["bias"][0] == pytest.approx(bias(loaded.querybank.text_bias, expected, loaded), abs=1e-5)
     assert output[["similarity", "match", "score"]].isna().all(axis=None)
 
 
@@ -59,6 +64,7 @@ def test_images_are_embedded_as_the_image_tower_does(model, folder):
     output = predict(model, image=[picture("red"), picture("grey", "L")])
 
     np.testing.assert_allclose(output["embedding"][0], expected, atol=1e-5)
+    assert output["bias"][0] == pytest.approx(bias(loaded.querybank.image_bias, expected, loaded), abs=1e-5)
     assert np.linalg.norm(output["embedding"][1]) == pytest.approx(1, abs=1e-5)
 
 
@@ -67,16 +73,13 @@ def test_pairs_are_scored_by_cosine_match_and_both(model, folder):
 
     output = predict(model, image=images, text=texts)
 
-    cosine = [
-        float(np.dot(image, text))
-        for image, text in zip(
-            predict(model, image=images)["embedding"], predict(model, text=texts)["embedding"], strict=True
-        )
-    ]
+    seen, read = predict(model, image=images), predict(model, text=texts)
+    cosine = [float(np.dot(*both)) for both in zip(seen["embedding"], read["embedding"], strict=True)]
     scale = load_model(folder).model.logit_scale.item()
     np.testing.assert_allclose(output["similarity"], cosine, atol=1e-5)
-    np.testing.assert_allclose(output["score"], scale * output["similarity"] + 0.5 * output["match"], atol=1e-4)
-    assert output["embedding"].isna().all()
+    normalized = output["similarity"] - seen["bias"] - read["bias"]
+    np.testing.assert_allclose(output["score"], scale * normalized + 0.5 * output["match"], atol=1e-4)
+    assert output[["embedding", "bias"]].isna().all(axis=None)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(model, monkeypatch):

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from diptych.data.inputs import Inputs
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
 from diptych.model.fusion import Fused
+from diptych.retrieval.embedding import embed_querybank
 
 
 class TinySplit:
@@ -70,6 +72,13 @@ class TinyModel(torch.nn.Module):
 def _mean(tokens, mask):
     weights = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@pytest.fixture
+def querybank(model, make_split):
+    return embed_querybank(
+        model, Inputs(make_split(images=20, seed=7)), seed=0, batch_size=8, device=torch.device("cpu")
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.retrieval.embedding import embed_split
+from diptych.data.inputs import Inputs
+from diptych.retrieval import embedding
+from diptych.retrieval.embedding import embed_querybank, embed_split
 
 CPU = torch.device("cpu")
 
@@ -79,3 +81,39 @@ def test_a_part_is_the_gallery_of_its_images_and_captions(model, split):
     expected = embedded.padded_tokens(torch.from_numpy(captions))
     assert all(torch.equal(*both) for both in zip(part.padded_tokens(chosen), expected, strict=True))
     assert part.image_of_caption.tolist() == (split.image_of_caption[captions] - 2).tolist()
+
+
+def test_a_part_keeps_the_biases_of_its_items(model, split, querybank):
+    embedded = embed_split(model, split, batch_size=4, device=CPU).normalized(querybank, 10.0)
+    captions = np.flatnonzero(split.image_of_caption == 1)
+    part = embedded.part(slice(1, 2), captions, np.zeros(len(captions), int))
+    image, text = embedded.ranking
+    assert torch.equal(part.ranking[0], image[1:2])
+    assert torch.equal(part.ranking[1], text[captions])
+
+
+def test_ranking_products_are_the_cosine_less_both_biases(model, split, querybank):
+    embedded = embed_split(model, split, batch_size=4, device=CPU).normalized(querybank, 10.0)
+    image, text = embedded.ranking
+    expected = embedded.image @ embedded.text.T - embedded.image_bias[:, None] - embedded.text_bias
+    close(image @ text.T, expected)
+
+
+def test_a_querybank_holds_the_split_or_a_draw_of_it(model, split, monkeypatch):
+    embedded = embed_split(model, split, batch_size=4, device=CPU)
+
+    def bank(seed=0, batch_size=4):
+        return embed_querybank(model, Inputs(split), seed=seed, batch_size=batch_size, device=CPU)
+
+    def rows(pooled):
+        return sorted(pooled.half().tolist())
+
+    assert rows(bank().image) == rows(embedded.image)
+    assert rows(bank().text) == rows(embedded.text)
+    monkeypatch.setattr(embedding, "QUERIES", 3)
+    for drawn, everything in zip(bank(), (embedded.image, embedded.text), strict=True):
+        assert drawn.shape == (3, 6)
+        assert drawn.dtype == torch.float16
+        assert all(row in rows(everything) for row in rows(drawn))
+    assert torch.equal(bank().text, bank().text)
+    assert not torch.equal(bank().text, bank(seed=1).text)

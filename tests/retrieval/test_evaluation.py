@@ -1,5 +1,6 @@
 """Both stages of a gallery together."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from diptych.retrieval.evaluation import evaluate_gallery, recall_curves
 from diptych.retrieval.metrics import average_metrics, retrieval_metrics
 
 CPU = torch.device("cpu")
+STAGES = ("towers", "normalized", "reranked")
 
 
 @pytest.fixture
@@ -16,43 +18,63 @@ def embedded(model, make_split):
     return embed_split(model, make_split(images=10), batch_size=8, device=CPU)
 
 
-def evaluate(model, embedded, top_k=4, weight=1.0):
-    return evaluate_gallery(model, embedded, top_k=top_k, weight=weight, device=CPU)
+@pytest.fixture
+def evaluate(model, querybank):
+    def evaluate(embedded, top_k=4, weight=1.0):
+        return evaluate_gallery(model, embedded, querybank, top_k=top_k, weight=weight, device=CPU)
+
+    return evaluate
 
 
-def test_the_towers_figures_are_those_of_the_embeddings(model, embedded):
+def test_the_towers_figures_are_those_of_the_embeddings(evaluate, embedded):
     expected = retrieval_metrics(embedded.image, embedded.text, embedded.image_of_caption)
-    assert evaluate(model, embedded).metrics["towers"] == expected
+    assert evaluate(embedded).metrics["towers"] == expected
 
 
-def test_weight_zero_changes_no_figure(model, embedded):
-    figures = evaluate(model, embedded, weight=0.0).metrics
-    assert figures["towers"] == figures["reranked"]
+def test_weight_zero_changes_no_figure(evaluate, embedded):
+    figures = evaluate(embedded, weight=0.0).metrics
+    assert figures["normalized"] == figures["reranked"]
 
 
-def test_other_galleries_than_coco_5k_have_no_folds(model, embedded):
-    assert list(evaluate(model, embedded).metrics["reranked"]) == ["i2t", "t2i", "rsum"]
+def test_normalized_items_rank_by_the_cosine_less_their_own_bias(evaluate, embedded, model, querybank):
+    scale = model.logit_scale.item()
+    cosine = (embedded.image @ embedded.text.T).double()
+    captions = (cosine - querybank.text_bias(embedded.text, scale)).tolist()
+    images = (cosine.T - querybank.image_bias(embedded.image, scale)).tolist()
+    own = embedded.image_of_caption
+    i2t = [
+        1 + sum(row[j] >= max(row[o] for o in np.flatnonzero(own == i)) for j in np.flatnonzero(own != i))
+        for i, row in enumerate(captions)
+    ]
+    t2i = [sum(score >= row[own[j]] for score in row) for j, row in enumerate(images)]
+    ranks = evaluate(embedded).ranks
+    assert [ways.tolist() for ways in ranks["normalized"]] == [i2t, t2i]
+    assert [ways.tolist() for ways in ranks["towers"]] != [i2t, t2i]
 
 
-def test_coco_5k_is_also_averaged_over_five_galleries_both_before_and_after_reranking(model, embedded, monkeypatch):
+def test_other_galleries_than_coco_5k_have_no_folds(evaluate, embedded):
+    assert list(evaluate(embedded).metrics["reranked"]) == ["i2t", "t2i", "rsum"]
+
+
+def test_coco_5k_is_also_averaged_over_five_galleries_at_every_stage(evaluate, embedded, monkeypatch):
     monkeypatch.setattr(metrics, "FOLDED_IMAGES", 10)
-    figures = evaluate(model, embedded).metrics
+    figures = evaluate(embedded).metrics
     own = embedded.image_of_caption
     parts = []
     for start in range(0, 10, 2):
         captions = ((own >= start) & (own < start + 2)).nonzero()[0]
         part = embedded.part(slice(start, start + 2), captions, own[captions] - start)
-        parts.append(evaluate(model, part).metrics)
-    for stage in ("towers", "reranked"):
+        parts.append(evaluate(part).metrics)
+    for stage in STAGES:
         assert figures[stage]["folds_1k"] == average_metrics([part[stage] for part in parts])
 
 
-def test_recall_curves_pass_through_the_metrics_and_never_fall(model, embedded):
-    evaluation = evaluate(model, embedded)
+def test_recall_curves_pass_through_the_metrics_and_never_fall(evaluate, embedded):
+    evaluation = evaluate(embedded)
     curves = recall_curves(evaluation)
-    assert len(curves) == 2 * 2 * 50
+    assert len(curves) == 2 * 3 * 50
     recalls = {(direction, stage, k): recall for direction, stage, k, recall in curves}
-    for stage in ("towers", "reranked"):
+    for stage in STAGES:
         for direction in ("i2t", "t2i"):
             assert recalls[direction, stage, 5] == evaluation.metrics[stage][direction]["recall@5"]
             line = [recalls[direction, stage, k] for k in range(1, 51)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SIZE, make_model, model_settings, write_prepared
+from tiny import SIZE, make_model, make_querybank, model_settings, write_prepared
 
 from diptych.config import Params
 from diptych.data.prepared import Prepared
@@ -37,6 +37,7 @@ def workspace(tmp_path: Path) -> Workspace:
         workspace.prepared / "tokenizer",
         preprocessing,
         reranking,
+        make_querybank(),
     )
     return workspace
 
@@ -50,7 +51,7 @@ def params(**changes: object) -> Params:
 def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace) -> None:
     run(workspace, params())
     metrics = json.loads((workspace.reports / "metrics.json").read_text())
-    assert list(metrics) == ["towers", "reranked"]
+    assert list(metrics) == ["towers", "normalized", "reranked"]
     for stage in metrics.values():
         assert list(stage) == ["i2t", "t2i", "rsum"]
         for way in ("i2t", "t2i"):
@@ -78,7 +79,7 @@ def test_the_plot_has_a_line_for_each_direction_and_stage(workspace: Workspace) 
     with (workspace.reports / "plots" / "recall_at_k.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["direction"], row["stage"]) for row in rows} == {
-        (direction, stage) for direction in ("i2t", "t2i") for stage in ("towers", "reranked")
+        (direction, stage) for direction in ("i2t", "t2i") for stage in ("towers", "normalized", "reranked")
     }
     assert {int(row["k"]) for row in rows} == set(range(1, 51))
     assert all(0 <= float(row["recall"]) <= 100 for row in rows)

@@ -17,10 +17,13 @@ from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.model.backbones import restore_backbone
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.querybank import QueryBank
 from diptych.model.towers import ImageTower, TextTower
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
+"""Of the model, and the querybank."""
+_BANK = "querybank."
 
 
 class LoadedModel(NamedTuple):
@@ -33,6 +36,8 @@ class LoadedModel(NamedTuple):
     """image_size, resize and max_tokens, as in params.yaml."""
     reranking: dict[str, Any]
     """top_k, and the weight of the match score beside the scaled cosine."""
+    querybank: QueryBank
+    """By which items are ranked when they are found."""
 
 
 def save_model(
@@ -42,6 +47,7 @@ def save_model(
     tokenizer_folder: Path,
     preprocessing: dict[str, Any],
     reranking: dict[str, Any],
+    querybank: QueryBank,
 ) -> None:
     """Writes the folder as a whole, in place of an older one."""
     description = {
@@ -54,8 +60,9 @@ def save_model(
     }
     with atomic_path(folder) as temporary:
         shutil.copytree(tokenizer_folder, temporary)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, temporary / WEIGHTS)
+        bank = {f"{_BANK}{name}": tensor for name, tensor in querybank._asdict().items()}
+        weights = {**model.state_dict(), **bank}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
         (temporary / "config.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
@@ -71,11 +78,13 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         if description["format"] != FORMAT:
             raise DiptychError(f"{folder} has model format {description['format']}; this diptych reads {FORMAT}.")
         model = _restore(description)
+        bank = QueryBank(*(weights.pop(f"{_BANK}{name}").to(device) for name in QueryBank._fields))
         model.load_state_dict(weights)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a whole model ({error}); run `dvc repro train`.") from None
-    return LoadedModel(model.to(device).eval(), tokenizer, description["preprocessing"], description["reranking"])
+    preprocessing, reranking = description["preprocessing"], description["reranking"]
+    return LoadedModel(model.to(device).eval(), tokenizer, preprocessing, reranking, bank)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -5,17 +5,17 @@ process that has neither the project nor its other dependencies.
 
 A row of the input has `text`, `image` (the bytes of an image file) or both. A row of the output has
 
-* `embedding`: of the text or of the image, whichever stands alone, of length one; its inner product with another one is
-  the cosine by which the towers rank;
-* for a pair of both: `similarity`, that cosine; `match`, the fusion's logit that they belong together; and `score`,
-  which joins the two as re-ranking does.
+* `embedding` and `bias`: of the text or of the image, whichever stands alone. Embeddings are of length one, so that an
+  inner product of two is their cosine; what is found ranks by this cosine less its own bias;
+* for a pair of both: `similarity`, their cosine; `match`, the fusion's logit that they belong together; and `score`,
+  which joins the two, less the biases of both, as re-ranking does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -31,6 +31,20 @@ from diptych.model.package import load_model
 
 BATCH = 64
 """Rows computed at once."""
+
+
+class _Images(NamedTuple):
+    """Images as the tower sees them, and their biases (B,)."""
+
+    features: ImageFeatures
+    bias: Tensor
+
+
+class _Texts(NamedTuple):
+    """Texts, likewise."""
+
+    features: TextFeatures
+    bias: Tensor
 
 
 class PackagedModel(PythonModel):
@@ -55,7 +69,7 @@ class PackagedModel(PythonModel):
             rows = [
                 row for part in _parts(len(model_input)) for row in self._rows(texts[part], images[part], part.start)
             ]
-        columns = ["embedding", "similarity", "match", "score"]
+        columns = ["embedding", "bias", "similarity", "match", "score"]
         return pd.DataFrame(rows, columns=columns, index=model_input.index).astype(
             dict.fromkeys(columns[1:], "float64")
         )
@@ -66,25 +80,27 @@ class PackagedModel(PythonModel):
         pairs = [i for i in with_text if images[i] is not None]
         text = self._encode_texts([texts[i] or "" for i in with_text]) if with_text else None
         image = self._encode_images([images[i] or b"" for i in with_image], with_image, first) if with_image else None
-        rows: list[list[Any]] = [[None, np.nan, np.nan, np.nan] for _ in texts]
-        for features, members in ((text, with_text), (image, with_image)):
+        rows: list[list[Any]] = [[None, np.nan, np.nan, np.nan, np.nan] for _ in texts]
+        for side, members in ((text, with_text), (image, with_image)):
             for place, i in enumerate(members):
-                if i not in pairs and features is not None:
-                    rows[i][0] = features.pooled[place].cpu().numpy()
+                if i not in pairs and side is not None:
+                    rows[i][:2] = side.features.pooled[place].cpu().numpy(), side.bias[place].item()
         if pairs and text is not None and image is not None:
             scores = self._score(image, text, [with_image.index(i) for i in pairs], [with_text.index(i) for i in pairs])
             for i, values in zip(pairs, scores.tolist(), strict=True):
-                rows[i][1:] = values
+                rows[i][2:] = values
         return rows
 
-    def _encode_texts(self, texts: list[str]) -> TextFeatures:
+    def _encode_texts(self, texts: list[str]) -> _Texts:
         length = self.loaded.preprocessing["max_tokens"]
         encoded = self.loaded.tokenizer(
             texts, truncation=True, max_length=length, padding=True, return_tensors="pt", return_token_type_ids=False
         ).to(self.device)
-        return self.loaded.model.encode_texts(encoded["input_ids"], encoded["attention_mask"].bool())
+        model = self.loaded.model
+        features = model.encode_texts(encoded["input_ids"], encoded["attention_mask"].bool())
+        return _Texts(features, self.loaded.querybank.text_bias(features.pooled, model.logit_scale.item()))
 
-    def _encode_images(self, images: list[bytes], places: list[int], first: int) -> ImageFeatures:
+    def _encode_images(self, images: list[bytes], places: list[int], first: int) -> _Images:
         settings = self.loaded.preprocessing
         pixels = []
         for place, content in zip(places, images, strict=True):
@@ -93,14 +109,17 @@ class PackagedModel(PythonModel):
             except ValueError as error:
                 raise ValueError(f"row {first + place}: {error}") from None
             pixels.append(to_pixels(image, settings["image_size"], settings["resize"]))
-        return self.loaded.model.encode_images(torch.from_numpy(np.stack(pixels)).to(self.device))
-
-    def _score(self, image: ImageFeatures, text: TextFeatures, images: list[int], texts: list[int]) -> Tensor:
-        """Similarity, match logit and score of P pairs, float (P, 3)."""
         model = self.loaded.model
-        similarity = (image.pooled[images] * text.pooled[texts]).sum(dim=1)
-        match = model.fuse(image.grid[images], text.tokens[texts], text.mask[texts]).score.float()
-        score = model.logit_scale * similarity + self.loaded.reranking["weight"] * match
+        features = model.encode_images(torch.from_numpy(np.stack(pixels)).to(self.device))
+        return _Images(features, self.loaded.querybank.image_bias(features.pooled, model.logit_scale.item()))
+
+    def _score(self, images: _Images, texts: _Texts, image: list[int], text: list[int]) -> Tensor:
+        """Cosine, match logit and score of the P pairs of `image` and `text`, float (P, 3)."""
+        model, seen, read = self.loaded.model, images.features, texts.features
+        similarity = (seen.pooled[image] * read.pooled[text]).sum(dim=1)
+        match = model.fuse(seen.grid[image], read.tokens[text], read.mask[text]).score.float()
+        normalized = similarity - images.bias[image] - texts.bias[text]
+        score = model.logit_scale * normalized + self.loaded.reranking["weight"] * match
         return torch.stack([similarity, match, score], dim=1)
 
 

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
 from diptych.model.device import Precision
-from diptych.model.dual_encoder import DualEncoder
+from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
+from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+QUERIES = 10_000
+"""Of each kind in a querybank: a few MB, and more change little (docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Embedded:
         tokens: (T, d), the text tower's token states of all captions one after the other, without padding.
         offsets: int64 (M + 1,); the tokens of caption j are offsets[j]:offsets[j + 1].
         image_of_caption: numpy int64 (M,), index of each caption's image.
+        image_bias: (N,), what is taken off an image's cosines when it is ranked; None: nothing.
+        text_bias: (M,), off a caption's.
     """
 
     image: Tensor
@@ -39,6 +45,28 @@ class Embedded:
     tokens: Tensor
     offsets: Tensor
     image_of_caption: np.ndarray
+    image_bias: Tensor | None = None
+    text_bias: Tensor | None = None
+
+    @property
+    def ranking(self) -> tuple[Tensor, Tensor]:
+        """Images (N, e) and captions (M, e) to rank by inner product, both ways: cosine − image's bias − caption's.
+
+        The bias of the query is the same for all its items.
+        """
+        if self.image_bias is None or self.text_bias is None:
+            return self.image, self.text
+        image = torch.cat([self.image, -self.image_bias[:, None], torch.ones(len(self.image), 1)], dim=1)
+        text = torch.cat([self.text, torch.ones(len(self.text), 1), -self.text_bias[:, None]], dim=1)
+        return image, text
+
+    def normalized(self, querybank: QueryBank, logit_scale: float) -> Embedded:
+        """The same, ranked by what each item scores beyond its score on the bank's queries."""
+        return replace(
+            self,
+            image_bias=querybank.image_bias(self.image, logit_scale),
+            text_bias=querybank.text_bias(self.text, logit_scale),
+        )
 
     @property
     def lengths(self) -> Tensor:
@@ -66,6 +94,8 @@ class Embedded:
             tokens=tokens,
             offsets=offsets,
             image_of_caption=image_of_caption,
+            image_bias=None if self.image_bias is None else self.image_bias[images],
+            text_bias=None if self.text_bias is None else self.text_bias[chosen],
         )
 
 
@@ -92,6 +122,34 @@ def embed_split(
     return Embedded(image, text, grid, tokens, offsets, split.image_of_caption)
 
 
+def embed_querybank(
+    model: DualEncoder,
+    inputs: Inputs,
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision = "no",
+    description: str = "Embedding",
+) -> QueryBank:
+    """`QUERIES` images and as many captions of a split, drawn with `seed`; all, where there are fewer. float16 (n, d).
+
+    The model works as in `embed_split`.
+    """
+    draw = np.random.default_rng(seed)
+    images, captions = (
+        np.sort(draw.permutation(items)[:QUERIES]) for items in (len(inputs.split), len(inputs.split.captions))
+    )
+    with (
+        progress(None, description, unit="item", total=len(images) + len(captions)) as bar,
+        inference(model, device, precision),
+    ):
+        image = [made.pooled for made in _images(model, inputs, images, batch_size, device, bar)]
+        order = captions[np.argsort(inputs.split.token_lengths[captions], kind="stable")]
+        text = [made.pooled for made in _texts(model, inputs, order, batch_size, device, bar)]
+    return QueryBank(*(torch.cat(pooled).to("cpu", torch.float16) for pooled in (image, text)))
+
+
 @contextmanager
 def inference(model: torch.nn.Module, device: torch.device, precision: Precision) -> Iterator[None]:
     """Evaluation mode without gradients, in `precision` by autocast; restores the model's mode at the end."""
@@ -109,12 +167,9 @@ def _embed_images(
     model: DualEncoder, inputs: Inputs, batch_size: int, device: torch.device, bar: Any
 ) -> tuple[Tensor, Tensor]:
     pooled, grids = [], []
-    for start in range(0, len(inputs.split), batch_size):
-        indices = np.arange(start, min(start + batch_size, len(inputs.split)))
-        features = model.encode_images(inputs.images(indices).to(device))
+    for features in _images(model, inputs, np.arange(len(inputs.split)), batch_size, device, bar):
         pooled.append(features.pooled.float().cpu())
         grids.append(features.grid.float().cpu())
-        bar.update(len(indices))
     return torch.cat(pooled), torch.cat(grids)
 
 
@@ -126,17 +181,34 @@ def _embed_texts(
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     order = np.argsort(split.token_lengths, kind="stable")
     pooled, states = [], []
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        texts, mask = (tensor.to(device) for tensor in inputs.texts(indices))
-        features = model.encode_texts(texts, mask)
+    for features in _texts(model, inputs, order, batch_size, device, bar):
         pooled.append(features.pooled.float().cpu())
-        states.append(features.tokens[mask].float().cpu())
-        bar.update(len(indices))
+        states.append(features.tokens[features.mask].float().cpu())
     text, by_length = torch.cat(pooled), torch.cat(states)
     tokens = torch.empty_like(by_length)
     tokens[_positions(offsets[:-1][order], lengths[order])] = by_length
     return torch.empty_like(text).index_copy_(0, torch.from_numpy(order), text), tokens, offsets
+
+
+def _images(
+    model: DualEncoder, inputs: Inputs, images: NDArray[np.int64], batch_size: int, device: torch.device, bar: Any
+) -> Iterator[ImageFeatures]:
+    """Of `images`, batch by batch."""
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        yield model.encode_images(inputs.images(batch).to(device))
+        bar.update(len(batch))
+
+
+def _texts(
+    model: DualEncoder, inputs: Inputs, captions: NDArray[np.int64], batch_size: int, device: torch.device, bar: Any
+) -> Iterator[TextFeatures]:
+    """Of `captions`, batch by batch."""
+    for start in range(0, len(captions), batch_size):
+        batch = captions[start : start + batch_size]
+        texts, mask = (tensor.to(device) for tensor in inputs.texts(batch))
+        yield model.encode_texts(texts, mask)
+        bar.update(len(batch))
 
 
 def _positions(starts: Tensor, lengths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two-stage retrieval of a gallery, measured: what the towers rank, and what the fusion makes of it."""
+"""The retrieval of a gallery, measured: what the towers rank, raw and normalized, and what the fusion makes of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import numpy as np
 import torch
 
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.querybank import QueryBank
 from diptych.retrieval.embedding import Embedded
-from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k
+from diptych.retrieval.metrics import (
+    Metrics,
+    average_metrics,
+    folds,
+    metrics_from_ranks,
+    ranks_from_embeddings,
+    recall_at_k,
+)
 from diptych.retrieval.reranking import Candidates, match_logits, reranked_ranks
 
 CURVE_KS = range(1, 51)
@@ -22,15 +30,18 @@ class Evaluation(NamedTuple):
 
     candidates: Candidates
     ranks: dict[str, Ranks]
-    """By stage, "towers" and "reranked"."""
+    """By stage: "towers" by the cosine, "normalized" less the items' biases, and these "reranked" by the fusion."""
     metrics: dict[str, Metrics]
     """By stage; what reports/metrics.json holds."""
 
 
 def evaluate_gallery(
-    model: DualEncoder, embedded: Embedded, *, top_k: int, weight: float, device: torch.device
+    model: DualEncoder, embedded: Embedded, querybank: QueryBank, *, top_k: int, weight: float, device: torch.device
 ) -> Evaluation:
-    """Ranks by the towers, re-ranks the `top_k` with the match logit at `weight`; 5,000 images also in five folds."""
+    """Ranks by the towers, normalizes by `querybank`, and re-ranks the `top_k` with the match logit at `weight`; 5,000
+    images also in five folds.
+    """
+    embedded = embedded.normalized(querybank, model.logit_scale.item())
     evaluation = _evaluate(model, embedded, top_k, weight, device)
     parts = [
         _evaluate(model, embedded.part(*fold), top_k, weight, device).metrics
@@ -55,7 +66,8 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weight: float, device: torch.device) -> Evaluation:
     candidates = match_logits(model, embedded, top_k, device=device)
     ranks = {
-        "towers": (candidates.i2t.tower_ranks.numpy(), candidates.t2i.tower_ranks.numpy()),
+        "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
+        "normalized": (candidates.i2t.tower_ranks.numpy(), candidates.t2i.tower_ranks.numpy()),
         "reranked": reranked_ranks(candidates, model.logit_scale.item(), weight),
     }
     return Evaluation(candidates, ranks, {stage: metrics_from_ranks(*both) for stage, both in ranks.items()})

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 INCHES = (4.6, 3.0)
 DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
-STAGES = {"towers": "towers", "reranked": "re-ranked"}
+STAGES = {"towers": "towers", "normalized": "normalized", "reranked": "re-ranked"}
 
 
 class Theme(NamedTuple):
@@ -38,13 +38,13 @@ class Picture(NamedTuple):
 
 
 def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str) -> Picture:
-    """Recall over k of one direction, before and after re-ranking; `curves` are `evaluation.recall_curves`."""
+    """Recall over k of one direction, stage by stage; `curves` are `evaluation.recall_curves`."""
     lines = {
         stage: [(k, recall) for way, name, k, recall in curves if (way, name) == (direction, stage)] for stage in STAGES
     }
 
     def plot(axes: Axes, theme: Theme) -> None:
-        for (stage, points), colour, style in zip(lines.items(), theme.lines, ("--", "-"), strict=False):
+        for (stage, points), colour, style in zip(lines.items(), theme.lines, ("--", ":", "-"), strict=True):
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGES[stage])
         _label(axes, f"{DIRECTIONS[direction]}: recall", "k", "percent found")
         axes.set_ylim(0, 102)

@@ -13,7 +13,7 @@ from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.retrieval.evaluation import Evaluation, recall_curves
-from diptych.retrieval.figures import DIRECTIONS, Picture, loss_figure, recall_figure, validation_figure
+from diptych.retrieval.figures import DIRECTIONS, STAGES, Picture, loss_figure, recall_figure, validation_figure
 from diptych.retrieval.gallery import caption_gallery, image_gallery
 from diptych.retrieval.metrics import Metrics, chance_rsum
 
@@ -25,6 +25,7 @@ class Row(NamedTuple):
 
     name: str
     towers: float
+    normalized: float
     reranked: float
 
 
@@ -108,12 +109,11 @@ def _folded(metrics: dict[str, Metrics]) -> dict[str, dict[str, Any]]:
 
 def _rows(metrics: dict[str, Metrics]) -> dict[str, list[Row]]:
     """Rows of each direction, and RSUM, which belongs to none."""
-    towers, reranked = metrics["towers"], metrics["reranked"]
     ways = {
-        name: [Row(label, towers[way][figure], reranked[way][figure]) for figure, label in FIGURES.items()]
+        name: [Row(label, *(metrics[stage][way][figure] for stage in STAGES)) for figure, label in FIGURES.items()]
         for way, name in DIRECTIONS.items()
     }
-    return {**ways, "": [Row("RSUM", towers["rsum"], reranked["rsum"])]}
+    return {**ways, "": [Row("RSUM", *(metrics[stage]["rsum"] for stage in STAGES))]}
 
 
 def _environment() -> Environment:

@@ -1,7 +1,8 @@
 """Re-ranking: the fusion looks more closely at the top k that the towers found for a query.
 
-A candidate's score is logit_scale · cosine + weight · match logit; what is not among the top k keeps the towers' order
-below them. The weight is chosen on val.
+A candidate's score is logit_scale · similarity + weight · match logit, where the similarity is what the towers rank by:
+the cosine, less the items' biases where these are known. What is not among the top k keeps the towers' order below
+them. The weight is chosen on val.
 """
 
 from __future__ import annotations
@@ -33,21 +34,23 @@ class Shortlist:
 
     Attributes:
         index: int64 (Q, K), candidates in the gallery.
-        cosine: float32 (Q, K).
+        similarity: float32 (Q, K).
         logit: float32 (Q, K), the fusion's match logit.
         right: bool (Q, K), whether candidate and query belong together.
         tower_ranks: int64 (Q,), the query's pessimistic rank before re-ranking.
+        bound: the largest size that a similarity can have; how finely float32 tells two of them apart depends on it.
     """
 
     index: Tensor
-    cosine: Tensor
+    similarity: Tensor
     logit: Tensor
     right: Tensor
     tower_ranks: Tensor
+    bound: float = 1.0
 
     def scores(self, logit_scale: float, weight: float) -> Tensor:
         """The candidates' scores, float32 (Q, K)."""
-        return logit_scale * self.cosine + weight * self.logit
+        return logit_scale * self.similarity + weight * self.logit
 
     def order(self, logit_scale: float, weight: float) -> Tensor:
         """The candidates re-ranked, best first: their places in the gallery, int64 (Q, K)."""
@@ -60,7 +63,7 @@ class Shortlist:
         A query whose tower rank is beyond K keeps it: its right item is among the candidates by luck at most, in a tie.
         """
         scores = self.scores(logit_scale, weight)
-        tie = TIE * (logit_scale + abs(weight) * self.logit.abs().max())
+        tie = TIE * (logit_scale * self.bound + abs(weight) * self.logit.abs().max())
         best = scores.masked_fill(~self.right, -torch.inf).amax(dim=1, keepdim=True)
         ahead = torch.count_nonzero(~self.right & (scores >= best - tie), dim=1)
         beyond = self.tower_ranks > self.index.shape[1]
@@ -88,9 +91,10 @@ def match_logits(
     The towers' features are reused, and a pair that is a candidate both ways is judged once. The model is on `device`;
     it works in evaluation mode and is left in the mode in which it came.
     """
-    i2t, i2t_cosine = top_candidates(embedded.image, embedded.text, top_k)
-    t2i, t2i_cosine = top_candidates(embedded.text, embedded.image, top_k)
-    captions = len(embedded.text)
+    image, text = embedded.ranking
+    i2t, i2t_similarity = top_candidates(image, text, top_k)
+    t2i, t2i_similarity = top_candidates(text, image, top_k)
+    captions = len(text)
     i2t_pairs = torch.arange(len(i2t))[:, None] * captions + i2t
     t2i_pairs = t2i * captions + torch.arange(captions)[:, None]
     pairs, place = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
@@ -98,11 +102,12 @@ def match_logits(
         logits = _fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, description)
     i2t_logit, t2i_logit = logits[place[: i2t.numel()]].view_as(i2t), logits[place[i2t.numel() :]].view_as(t2i)
     own = torch.from_numpy(embedded.image_of_caption)
-    i2t_ranks, t2i_ranks = ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption)
+    i2t_ranks, t2i_ranks = ranks_from_embeddings(image, text, embedded.image_of_caption)
     i2t_right, t2i_right = own[i2t] == torch.arange(len(i2t))[:, None], t2i == own[:, None]
+    bound = float(image.norm(dim=1).max() * text.norm(dim=1).max())
     return Candidates(
-        Shortlist(i2t, i2t_cosine, i2t_logit, i2t_right, torch.from_numpy(i2t_ranks)),
-        Shortlist(t2i, t2i_cosine, t2i_logit, t2i_right, torch.from_numpy(t2i_ranks)),
+        Shortlist(i2t, i2t_similarity, i2t_logit, i2t_right, torch.from_numpy(i2t_ranks), bound),
+        Shortlist(t2i, t2i_similarity, t2i_logit, t2i_right, torch.from_numpy(t2i_ranks), bound),
     )
 
 

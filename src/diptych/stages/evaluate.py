@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def run(workspace: Workspace, params: Params) -> None:
-    """Measures retrieval on the test split, by the towers alone and with the top k re-ranked by the fusion.
+    """Measures retrieval on the test split: by the towers, normalized, and with the top k re-ranked by the fusion.
 
     Raises:
         DiptychError: the model, the prepared data or the device is not there.
@@ -35,7 +35,7 @@ def run(workspace: Workspace, params: Params) -> None:
     split = Prepared(workspace.prepared, params.data.splits).split("test")
     embedded = embed_split(model, split, batch_size=params.evaluate.batch_size, device=device, description="embed test")
     top_k, weight = params.evaluate.top_k, float(loaded.reranking["weight"])
-    evaluation = evaluate_gallery(model, embedded, top_k=top_k, weight=weight, device=device)
+    evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weight=weight, device=device)
     setting = Setting(
         split=params.data.splits.test,
         top_k=top_k,

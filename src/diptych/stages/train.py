@@ -21,9 +21,10 @@ from diptych.files import atomic_path
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import save_model, weights_sha256
+from diptych.model.querybank import QueryBank
 from diptych.processes import is_first_process
 from diptych.registry.tracking import TrackedRun
-from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.embedding import embed_querybank, embed_split
 from diptych.retrieval.reranking import choose_weight, match_logits
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
@@ -40,33 +41,19 @@ def run(workspace: Workspace, params: Params) -> None:
         DiptychError: the data or the towers are not there, or training cannot go on.
     """
     started = time.perf_counter()
-    keep_freed_memory()
     threads = set_threads(params.threads)
     device = choose_device(params.device)
     precision = choose_precision(params.train.precision, device)
-    # Some GPU kernels have no deterministic form; on the CPU all that is used here have one.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    _set_up(device)
     prepared = Prepared(workspace.prepared, params.data.splits)
     train, val = prepared.split("train"), prepared.split("val")
-    # TF32, where a GPU has it, in what is left of float32.
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     torch.manual_seed(params.seed)
-    model = build_model(
-        params.model,
-        prepared.settings["image_size"],
-        prepared.settings["vocabulary_size"],
-        params.train.temperature,
-    )
+    size, vocabulary = prepared.settings["image_size"], prepared.settings["vocabulary_size"]
+    model = build_model(params.model, size, vocabulary, params.train.temperature)
     towers = [tower.features_sha256() for tower in (model.image_tower, model.text_tower)]
     identity = {**_identity(workspace, params, threads), "precision": precision, "towers": towers}
     checkpoints = Checkpoints(workspace.local / "checkpoints", identity)
-    features = FeatureCache(
-        workspace.local / "cache" / "features",
-        limit_gib=params.train.features_gib,
-        device=device,
-        precision=precision,
-    )
+    cache, limit = workspace.local / "cache" / "features", params.train.features_gib
     # Of several processes that train together the first keeps the records.
     with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:
         if tracked:
@@ -81,21 +68,13 @@ def run(workspace: Workspace, params: Params) -> None:
             checkpoints=checkpoints,
             report=tracked.log_metrics if tracked else _silent,
             device=device,
-            features=features,
+            features=FeatureCache(cache, limit_gib=limit, device=device, precision=precision),
         )
         position = trainer.run()
         if not tracked:
             return
-        weight = _choose_weight(model, trainer.val_inputs, params, trainer.device, precision)
         _write_history(workspace.reports / "training.csv", position.history)
-        save_model(
-            workspace.model,
-            model,
-            params.model,
-            workspace.tokenizer,
-            {name: prepared.settings[name] for name in ("image_size", "resize", "max_tokens")},
-            {"top_k": params.evaluate.top_k, "weight": weight},
-        )
+        _save(workspace, params, trainer, prepared.settings, precision)
         checkpoints.discard()
         weights = weights_sha256(workspace.model)
         tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
@@ -112,16 +91,57 @@ def run(workspace: Workspace, params: Params) -> None:
     )
 
 
+def _set_up(device: torch.device) -> None:
+    """How torch computes here."""
+    keep_freed_memory()
+    # Some GPU kernels have no deterministic form; on the CPU all that is used here have one.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    # TF32, where a GPU has it, in what is left of float32.
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
+
+
 def _silent(values: dict[str, float], step: int) -> None:
     """The other processes have nothing to report."""
 
 
+def _save(
+    workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any], precision: Precision
+) -> None:
+    """Writes the model with what it ranks by: a querybank of train, and the match score's weight, chosen on val."""
+    querybank = embed_querybank(
+        trainer.model,
+        trainer.train_inputs,
+        seed=params.seed,
+        batch_size=params.evaluate.batch_size,
+        device=trainer.device,
+        precision=precision,
+        description="querybank",
+    )
+    weight = _choose_weight(trainer.model, trainer.val_inputs, querybank, params, trainer.device, precision)
+    save_model(
+        workspace.model,
+        trainer.model,
+        params.model,
+        workspace.tokenizer,
+        {name: prepared[name] for name in ("image_size", "resize", "max_tokens")},
+        {"top_k": params.evaluate.top_k, "weight": weight},
+        querybank,
+    )
+
+
 def _choose_weight(
-    model: DualEncoder, inputs: Inputs, params: Params, device: torch.device, precision: Precision
+    model: DualEncoder,
+    inputs: Inputs,
+    querybank: QueryBank,
+    params: Params,
+    device: torch.device,
+    precision: Precision,
 ) -> float:
     """How much the match score counts beside the towers, chosen on val; nothing if it was not trained."""
     if not params.train.objectives.matching:
         return 0.0
+    scale = model.logit_scale.item()
     embedded = embed_split(
         model,
         inputs.split,
@@ -130,11 +150,11 @@ def _choose_weight(
         device=device,
         precision=precision,
         description="embed val",
-    )
+    ).normalized(querybank, scale)
     candidates = match_logits(
         model, embedded, params.evaluate.top_k, device=device, precision=precision, description="re-rank val"
     )
-    return choose_weight(candidates, model.logit_scale.item())
+    return choose_weight(candidates, scale)
 
 
 def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, Any]:

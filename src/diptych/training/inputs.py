@@ -58,6 +58,10 @@ class TrainingInputs:
             return Inputs(train, sides, inputs.texts)
         return inputs
 
+    def plain(self) -> Inputs:
+        """Of the train split as it is."""
+        return self._of(0)
+
     def val(self) -> Inputs:
         """Of the val split."""
         return self._of(1)

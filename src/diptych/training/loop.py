@@ -128,6 +128,11 @@ class Trainer:
         """Of the val split, with the features of what is frozen."""
         return self.inputs.val()
 
+    @property
+    def train_inputs(self) -> Inputs:
+        """Of the train split, without views."""
+        return self.inputs.plain()
+
     def run(self) -> Position:
         """Trains to the end, or until `patience` runs out; the model holds the best weights afterwards.
 
