@@ -27,7 +27,7 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
-from diptych.retrieval.reranking import choose_weight, match_logits, reranked_ranks
+from diptych.retrieval.reranking import choose_strength, choose_weight, match_logits, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -75,8 +75,10 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     def weight(embedded: Embedded) -> float:
         return choose_weight(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
 
+    held_out = embed(trainer.val_inputs)
+    bank = bank._replace(strength=choose_strength(held_out, bank, scale))
     raw = embed(Inputs(prepared.split("test")))
-    val, test = embed(trainer.val_inputs).normalized(bank, scale), raw.normalized(bank, scale)
+    val, test = held_out.normalized(bank, scale), raw.normalized(bank, scale)
     return {
         "towers": rsum(raw, 0.0),
         "normalized": rsum(test, 0.0),

@@ -77,7 +77,8 @@ def pixels(count: int) -> torch.Tensor:
 def make_querybank(dim: int = 16) -> QueryBank:
     """Eight images and twelve captions of no model."""
     generator = torch.Generator().manual_seed(0)
-    return QueryBank(*(normalize(torch.randn(n, dim, generator=generator), dim=1).half() for n in (8, 12)))
+    image, text = (normalize(torch.randn(n, dim, generator=generator), dim=1).half() for n in (8, 12))
+    return QueryBank(image, text, strength=0.75)
 
 
 def train_settings(**changes: Any) -> Train:

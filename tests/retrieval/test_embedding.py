@@ -111,7 +111,7 @@ def test_a_querybank_holds_the_split_or_a_draw_of_it(model, split, monkeypatch):
     assert rows(bank().image) == rows(embedded.image)
     assert rows(bank().text) == rows(embedded.text)
     monkeypatch.setattr(embedding, "QUERIES", 3)
-    for drawn, everything in zip(bank(), (embedded.image, embedded.text), strict=True):
+    for drawn, everything in zip(bank()[:2], (embedded.image, embedded.text), strict=True):
         assert drawn.shape == (3, 6)
         assert drawn.dtype == torch.float16
         assert all(row in rows(everything) for row in rows(drawn))

@@ -1,17 +1,22 @@
 """Re-ranking against a naive twin that scores every candidate alone and sorts lists."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from diptych.errors import DiptychError
+from diptych.model.querybank import QueryBank
 from diptych.retrieval import reranking
 from diptych.retrieval.embedding import Embedded, embed_split
-from diptych.retrieval.metrics import ranks_from_embeddings
+from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings
 from diptych.retrieval.reranking import (
     WEIGHTS,
     Candidates,
     Shortlist,
+    choose_strength,
     choose_weight,
     match_logits,
     reranked_ranks,
@@ -155,6 +160,34 @@ def test_of_equally_good_weights_the_smallest_is_chosen():
 def test_a_fusion_that_misleads_is_given_no_weight():
     misled = shortlist([[0.9, 0.8]], [[0.0, 9.0]], [[True, False]], [1])
     assert choose_weight(Candidates(misled, misled), 10.0) == 0.0
+
+
+def gallery_with_a_hub(images=40):
+    """Captions lie a little off their images, and towards the last image: it is the nearest of most of them."""
+    random = torch.Generator().manual_seed(0)
+    image = normalize(torch.randn(images, 16, generator=random), dim=1)
+    text = normalize(image + 0.2 * torch.randn(images, 16, generator=random) + 1.2 * image[-1], dim=1)
+    nothing = torch.zeros(images, 1, 1)
+    return Embedded(image, text, nothing, nothing[:, 0], torch.arange(images + 1), np.arange(images))
+
+
+def test_biases_as_strong_as_serves_the_ranking_are_chosen():
+    embedded = gallery_with_a_hub()
+    bank = QueryBank(embedded.image, embedded.text)
+    raw, normalized = (
+        metrics_from_ranks(*ranks_from_embeddings(*gallery.ranking, embedded.image_of_caption))["rsum"]
+        for gallery in (embedded, embedded.normalized(bank, 20.0))
+    )
+    assert normalized > raw + 50
+    assert choose_strength(embedded, bank, 20.0) > 0
+
+
+def test_biases_that_mislead_are_given_no_strength():
+    embedded = replace(gallery_with_a_hub(), text=gallery_with_a_hub().image)
+    misleading = QueryBank(embedded.image[:1], embedded.text[:1])
+    image, text = embedded.normalized(misleading, 0.1).ranking
+    assert metrics_from_ranks(*ranks_from_embeddings(image, text, embedded.image_of_caption))["rsum"] < 600
+    assert choose_strength(embedded, misleading, 0.1) == 0.0
 
 
 @pytest.mark.parametrize("block_scores", [1, 4_000_000])

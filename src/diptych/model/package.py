@@ -56,11 +56,11 @@ def save_model(
         "image_backbone": _configuration(model.image_tower.backbone.config),
         "text_backbone": _configuration(model.text_tower.backbone.config),
         "preprocessing": preprocessing,
-        "reranking": reranking,
+        "reranking": {**reranking, "bias_strength": querybank.strength},
     }
     with atomic_path(folder) as temporary:
         shutil.copytree(tokenizer_folder, temporary)
-        bank = {f"{_BANK}{name}": tensor for name, tensor in querybank._asdict().items()}
+        bank = {f"{_BANK}image": querybank.image, f"{_BANK}text": querybank.text}
         weights = {**model.state_dict(), **bank}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
         (temporary / "config.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
@@ -78,13 +78,14 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         if description["format"] != FORMAT:
             raise DiptychError(f"{folder} has model format {description['format']}; this diptych reads {FORMAT}.")
         model = _restore(description)
-        bank = QueryBank(*(weights.pop(f"{_BANK}{name}").to(device) for name in QueryBank._fields))
+        image, text = (weights.pop(f"{_BANK}{side}").to(device) for side in ("image", "text"))
         model.load_state_dict(weights)
+        preprocessing, reranking = description["preprocessing"], description["reranking"]
+        querybank = QueryBank(image, text, reranking.pop("bias_strength"))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a whole model ({error}); run `dvc repro train`.") from None
-    preprocessing, reranking = description["preprocessing"], description["reranking"]
-    return LoadedModel(model.to(device).eval(), tokenizer, preprocessing, reranking, bank)
+    return LoadedModel(model.to(device).eval(), tokenizer, preprocessing, reranking, querybank)
 
 
 def weights_sha256(folder: Path) -> str:

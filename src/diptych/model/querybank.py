@@ -26,17 +26,19 @@ class QueryBank(NamedTuple):
     """(n, d) floating, queries to captions."""
     text: Tensor
     """(m, d) floating, queries to images."""
+    strength: float = 1.0
+    """How much of a bias counts: 1 is the inverted softmax; where there are few queries to judge by, less is better."""
 
     def image_bias(self, image: Tensor, logit_scale: float) -> Tensor:
         """What `image` (N, d) scores on the bank's captions, (N,) float32, in units of cosine.
 
-        Of a cosine c it is the soft maximum log(mean(exp(logit_scale · c))) / logit_scale.
+        Of the cosines c it is strength · log(mean(exp(logit_scale · c))) / logit_scale, a soft maximum.
         """
-        return _soft_maximum(image, self.text, logit_scale)
+        return self.strength * _soft_maximum(image, self.text, logit_scale)
 
     def text_bias(self, text: Tensor, logit_scale: float) -> Tensor:
         """What `text` (M, d) scores on the bank's images, (M,) likewise."""
-        return _soft_maximum(text, self.image, logit_scale)
+        return self.strength * _soft_maximum(text, self.image, logit_scale)
 
 
 def _soft_maximum(items: Tensor, queries: Tensor, logit_scale: float) -> Tensor:

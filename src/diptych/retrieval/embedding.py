@@ -147,7 +147,7 @@ def embed_querybank(
         image = [made.pooled for made in _images(model, inputs, images, batch_size, device, bar)]
         order = captions[np.argsort(inputs.split.token_lengths[captions], kind="stable")]
         text = [made.pooled for made in _texts(model, inputs, order, batch_size, device, bar)]
-    return QueryBank(*(torch.cat(pooled).to("cpu", torch.float16) for pooled in (image, text)))
+    return QueryBank(torch.cat(image).to("cpu", torch.float16), torch.cat(text).to("cpu", torch.float16))
 
 
 @contextmanager

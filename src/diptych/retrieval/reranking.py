@@ -2,7 +2,8 @@
 
 A candidate's score is logit_scale · similarity + weight · match logit, where the similarity is what the towers rank by:
 the cosine, less the items' biases where these are known. What is not among the top k keeps the towers' order below
-them. The weight is chosen on val.
+them. The weight is chosen on val, and so is the biases'
+strength.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor
 from diptych.errors import DiptychError
 from diptych.model.device import Precision
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, inference
 from diptych.retrieval.metrics import BLOCK_SCORES, TIE, metrics_from_ranks, ranks_from_embeddings
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS = 512
 """Pairs that the fusion sees at once."""
 IMAGES = 64
@@ -114,6 +117,15 @@ def match_logits(
 def reranked_ranks(candidates: Candidates, logit_scale: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
     """Ranks after re-ranking, i2t int64 (N,) and t2i int64 (M,), as `ranks_from_embeddings` defines them."""
     return candidates.i2t.ranks(logit_scale, weight), candidates.t2i.ranks(logit_scale, weight)
+
+
+def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
+    """The strength of the querybank's biases, of `STRENGTHS`, with the best RSUM; of equally good ones the smallest."""
+    rsums = []
+    for strength in STRENGTHS:
+        image, text = embedded.normalized(querybank._replace(strength=strength), logit_scale).ranking
+        rsums.append(metrics_from_ranks(*ranks_from_embeddings(image, text, embedded.image_of_caption))["rsum"])
+    return STRENGTHS[int(np.argmax(rsums))]
 
 
 def choose_weight(candidates: Candidates, logit_scale: float) -> float:

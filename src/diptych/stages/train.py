@@ -15,17 +15,15 @@ import torch
 
 import diptych
 from diptych.config import Params
-from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.files import atomic_path
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
-from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.model.dual_encoder import build_model
 from diptych.model.package import save_model, weights_sha256
-from diptych.model.querybank import QueryBank
 from diptych.processes import is_first_process
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_querybank, embed_split
-from diptych.retrieval.reranking import choose_weight, match_logits
+from diptych.retrieval.reranking import choose_strength, choose_weight, match_logits
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -108,53 +106,29 @@ def _silent(values: dict[str, float], step: int) -> None:
 def _save(
     workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any], precision: Precision
 ) -> None:
-    """Writes the model with what it ranks by: a querybank of train, and the match score's weight, chosen on val."""
-    querybank = embed_querybank(
-        trainer.model,
-        trainer.train_inputs,
-        seed=params.seed,
-        batch_size=params.evaluate.batch_size,
-        device=trainer.device,
-        precision=precision,
-        description="querybank",
-    )
-    weight = _choose_weight(trainer.model, trainer.val_inputs, querybank, params, trainer.device, precision)
+    """Writes the model with what it ranks by: a querybank of train, its strength and the match score's weight.
+
+    Both are chosen on val; a fusion that was not trained has no weight.
+    """
+    model, inputs, top_k = trainer.model, trainer.val_inputs, params.evaluate.top_k
+    computing: Any = {"device": trainer.device, "precision": precision}
+    batches = {**computing, "batch_size": params.evaluate.batch_size}
+    querybank = embed_querybank(model, trainer.train_inputs, seed=params.seed, **batches, description="querybank")
+    embedded = embed_split(model, inputs.split, inputs=inputs, **batches, description="embed val")
+    scale, weight = model.logit_scale.item(), 0.0
+    querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
+    if params.train.objectives.matching:
+        normalized = embedded.normalized(querybank, scale)
+        weight = choose_weight(match_logits(model, normalized, top_k, **computing, description="re-rank val"), scale)
     save_model(
         workspace.model,
-        trainer.model,
+        model,
         params.model,
         workspace.tokenizer,
         {name: prepared[name] for name in ("image_size", "resize", "max_tokens")},
-        {"top_k": params.evaluate.top_k, "weight": weight},
+        {"top_k": top_k, "weight": weight},
         querybank,
     )
-
-
-def _choose_weight(
-    model: DualEncoder,
-    inputs: Inputs,
-    querybank: QueryBank,
-    params: Params,
-    device: torch.device,
-    precision: Precision,
-) -> float:
-    """How much the match score counts beside the towers, chosen on val; nothing if it was not trained."""
-    if not params.train.objectives.matching:
-        return 0.0
-    scale = model.logit_scale.item()
-    embedded = embed_split(
-        model,
-        inputs.split,
-        inputs=inputs,
-        batch_size=params.evaluate.batch_size,
-        device=device,
-        precision=precision,
-        description="embed val",
-    ).normalized(querybank, scale)
-    candidates = match_logits(
-        model, embedded, params.evaluate.top_k, device=device, precision=precision, description="re-rank val"
-    )
-    return choose_weight(candidates, scale)
 
 
 def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, Any]:
