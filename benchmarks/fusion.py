@@ -5,8 +5,9 @@
 WORKSPACE is a project in which `preprocess` has run with this preset. For each seed two models are trained, one with
 cross-attention and one with the control, an MLP of as many weights that sees the means of both sides alone. Each is
 measured on the test split by its towers alone, normalized by a querybank, re-ranked, and re-ranked with the images
-shuffled among the pairs: a fusion that helps because it looks at the image cannot help there. The weight of the match
-score is chosen on val, for the shuffled images too. Prints the table of docs/training.md: medians over the seeds.
+shuffled among the pairs: a fusion that helps because it looks at the image cannot help there. The weights of the
+fusion's logits are chosen on val, for the shuffled images too. Prints the table of docs/training.md: medians over the
+seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
-from diptych.retrieval.reranking import choose_strength, choose_weight, match_logits, reranked_ranks
+from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -68,22 +69,22 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     def embed(inputs: Inputs) -> Embedded:
         return embed_split(model, inputs.split, inputs=inputs, batch_size=batch_size, device=device)
 
-    def rsum(embedded: Embedded, weight: float) -> float:
+    def rsum(embedded: Embedded, weights: Weights) -> float:
         candidates = match_logits(model, embedded, params.evaluate.top_k, device=device)
-        return metrics_from_ranks(*reranked_ranks(candidates, scale, weight))["rsum"]
+        return metrics_from_ranks(*reranked_ranks(candidates, scale, weights))["rsum"]
 
-    def weight(embedded: Embedded) -> float:
-        return choose_weight(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
+    def weights(embedded: Embedded) -> Weights:
+        return choose_weights(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
 
     held_out = embed(trainer.val_inputs)
     bank = bank._replace(strength=choose_strength(held_out, bank, scale))
     raw = embed(Inputs(prepared.split("test")))
     val, test = held_out.normalized(bank, scale), raw.normalized(bank, scale)
     return {
-        "towers": rsum(raw, 0.0),
-        "normalized": rsum(test, 0.0),
-        "re-ranked": rsum(test, weight(val)),
-        "shuffled": rsum(shuffled(test), weight(shuffled(val))),
+        "towers": rsum(raw, Weights()),
+        "normalized": rsum(test, Weights()),
+        "re-ranked": rsum(test, weights(val)),
+        "shuffled": rsum(shuffled(test), weights(shuffled(val))),
         "weights": sum(parameter.numel() for parameter in model.fusion.parameters()),
     }
 

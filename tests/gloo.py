@@ -23,7 +23,7 @@ from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import row_counts
 from diptych.model.normalization import synchronize_batch_norms
-from diptych.model.objectives import contrastive_loss, matching_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, matching_loss, nt_xent_loss
 from diptych.training import gradients
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
@@ -94,7 +94,7 @@ def nt_xent(index: int, folder: Path) -> list[list[Tensor]]:
 
 
 def matching_of(images: slice, captions: Tensor, owner: list[int], width: int) -> list[Tensor]:
-    """Loss and gradients of grid, tokens and score, of captions in this order that are padded to `width`."""
+    """Both losses of the fusion, and the gradients of their sum, captions in this order, padded to `width`."""
     model = make_model(fusion={"layers": 1, "heads": 2, "dropout": 0.0})
     # A scale of one, at which no negative is far likelier than the others.
     nn.init.zeros_(model.log_scale)
@@ -102,15 +102,18 @@ def matching_of(images: slice, captions: Tensor, owner: list[int], width: int) -
     tokens = random(8, 6, 16, seed=1)[captions, :width].requires_grad_()
     mask = torch.arange(6) < torch.tensor([2, 3, 3, 1, 4, 5, 6, 2])[:, None]
     pooled_images, pooled_texts = (normalize(random(count, 16, seed=count), dim=1) for count in (5, 8))
-    loss = matching_loss(
+    pairs = draw_pairs(
         model,
         ImageFeatures(grid, pooled_images[images]),
         TextFeatures(tokens, mask[captions, :width], pooled_texts[captions]),
         torch.tensor(owner),
         torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)),
     )
-    loss.backward()
-    return [loss.detach(), gradient(grid), gradient(tokens), gradient(model.fusion.score.weight)]
+    alignment = model.fusion.alignment
+    losses = matching_loss(model, pairs), alignment_loss(model, pairs)
+    sum(losses).backward()
+    weights = gradient(model.fusion.score.weight), gradient(alignment.word.weight), gradient(alignment.log_scale)
+    return [*(loss.detach() for loss in losses), gradient(grid), gradient(tokens), *weights]
 
 
 def matching(index: int, folder: Path) -> list[Tensor]:

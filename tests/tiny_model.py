@@ -17,7 +17,15 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     save_tokenizer(learn_tokenizer(CAPTIONS * 5, 200), tokenizer, 16)
     model = make_model(vocabulary_facts(tokenizer)[0], seed)
     preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
-    save_model(folder, model, model_settings(), tokenizer, preprocessing, {"top_k": 8, "weight": 0.5}, make_querybank())
+    save_model(
+        folder,
+        model,
+        model_settings(),
+        tokenizer,
+        preprocessing,
+        {"top_k": 8, "match_weight": 0.5, "alignment_weight": 0.25},
+        make_querybank(),
+    )
     return folder
 
 

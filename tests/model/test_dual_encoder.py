@@ -87,3 +87,33 @@ def test_an_impossible_tower_is_an_error_that_names_it(changes: dict, words: str
     settings = Model.model_validate({**model_settings().model_dump(), **changes})
     with pytest.raises(DiptychError, match=words):
         build_model(settings, SIZE, 50, 0.07)
+
+
+def test_a_pair_is_aligned_in_the_space_of_the_embeddings() -> None:
+    model, generator = make_model(), torch.Generator().manual_seed(0)
+    grid, tokens = torch.randn(2, 16, 16, generator=generator), torch.randn(3, 4, 16, generator=generator)
+    mask = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
+    image, text = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
+    aligned = model.fusion.alignment.all_pairs(model.image_head(grid), model.text_head(tokens), mask)
+    assert torch.equal(model.align(grid, tokens, mask), aligned)
+    fused, looked = model.fuse(grid, tokens, mask, image, text), model.fusion(grid, tokens, mask, image, text)
+    torch.testing.assert_close(fused.alignment, aligned[image, text])
+    assert torch.equal(fused.score, looked.score)
+    assert torch.equal(fused.joint, looked.joint)
+
+
+def test_the_alignment_learns_to_read_and_tells_the_towers_nothing() -> None:
+    model, generator = make_model(), torch.Generator().manual_seed(0)
+    grid, tokens = (torch.randn(2, n, 16, generator=generator, requires_grad=True) for n in (16, 4))
+    model.align(grid, tokens, torch.ones(2, 4, dtype=torch.bool)).sum().backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learning == {f"fusion.alignment.{name}" for name, _ in model.fusion.alignment.named_parameters()}
+    assert grid.grad is None
+    assert tokens.grad is None
+
+
+def test_the_control_aligns_nothing() -> None:
+    model = make_model(fusion={"attention": False})
+    grid, tokens, mask = torch.ones(2, 16, 16), torch.ones(2, 4, 16), torch.ones(2, 4, dtype=torch.bool)
+    assert not model.aligns
+    assert model.fuse(grid, tokens, mask).alignment is None

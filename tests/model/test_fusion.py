@@ -77,7 +77,7 @@ def test_a_side_that_does_not_look_stays_as_it_is(direction: Direction, looks: s
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
 def test_one_direction_learns_with_every_weight_that_it_has(direction: Direction) -> None:
     model = fusion(direction)
-    model(*inputs()).score.sum().backward()
+    (model(*inputs()).score.sum() + model.alignment.of_pairs(*inputs()).sum()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

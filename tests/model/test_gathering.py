@@ -40,18 +40,20 @@ def test_two_processes_have_the_nt_xent_loss_and_gradients_of_one(two_processes:
         assert torch.allclose(torch.cat([part[2] for part in parts]) / 2, second.grad, atol=1e-6)
 
 
-def test_two_processes_have_the_matching_loss_and_gradients_of_one_whatever_the_order_of_its_captions(
+def test_two_processes_have_the_fusions_losses_and_gradients_of_one_whatever_the_order_of_its_captions(
     two_processes: Pair,
 ) -> None:
     """Alone, all captions are in the order of their lengths, and those of different images take turns."""
     first, second = two_processes[1]("matching")
     order = torch.tensor([3, 0, 7, 1, 2, 4, 5, 6])
-    loss, grid, tokens, score = matching_of(slice(None), order, [ALL_OWNERS[i] for i in order], 6)
-    assert torch.allclose((first[0] + second[0]) / 2, loss)
-    assert torch.allclose(torch.cat([first[1], second[1]]) / 2, grid, atol=1e-6)
-    padded = torch.nn.functional.pad(first[2], (0, 0, 0, 3))
-    assert torch.allclose(torch.cat([padded, second[2]])[order] / 2, tokens, atol=1e-6)
-    assert torch.allclose((first[3] + second[3]) / 2, score, atol=1e-6)
+    *losses, grid, tokens, score, word, scale = matching_of(slice(None), order, [ALL_OWNERS[i] for i in order], 6)
+    for i, alone in enumerate(losses):
+        assert torch.allclose((first[i] + second[i]) / 2, alone)
+    assert torch.allclose(torch.cat([first[2], second[2]]) / 2, grid, atol=1e-6)
+    padded = torch.nn.functional.pad(first[3], (0, 0, 0, 3))
+    assert torch.allclose(torch.cat([padded, second[3]])[order] / 2, tokens, atol=1e-6)
+    for i, alone in enumerate((score, word, scale), start=4):
+        assert torch.allclose((first[i] + second[i]) / 2, alone, atol=1e-6)
     assert tokens.abs().max() > 1e-3
 
 

@@ -10,7 +10,7 @@ from tiny import make_model
 from torch.nn.functional import normalize
 
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
-from diptych.model.objectives import contrastive_loss, matching_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, matching_loss, nt_xent_loss
 
 OWNER = torch.tensor([0, 0, 1, 2, 2, 2])
 
@@ -112,7 +112,7 @@ class Recorder:
         self.logit_scale = torch.tensor(logit_scale)
         self.pairs: list[tuple[int, int]] = []
 
-    def fuse(
+    def fusion(
         self, grid: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, image: torch.Tensor, text: torch.Tensor
     ) -> object:
         images, texts = grid[image, 0, 0].int().tolist(), tokens[text, 0, 0].int().tolist()
@@ -132,7 +132,8 @@ def features(images: int, captions: int) -> tuple[ImageFeatures, TextFeatures]:
 def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
     for seed in range(50):
         recorder = Recorder()
-        loss = matching_loss(recorder, *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
+        pairs = draw_pairs(recorder, *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
+        loss = matching_loss(recorder, pairs)  # type: ignore[arg-type]
         right = [OWNER[caption] == image for image, caption in recorder.pairs]
         assert right == [True] * 3 + [False] * 6
         assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
@@ -144,11 +145,49 @@ def test_likely_confusions_are_drawn_most() -> None:
     recorder, drawn = Recorder(20.0), 0
     for seed in range(40):
         chosen = images._replace(pooled=pooled), texts._replace(pooled=pooled)
-        matching_loss(recorder, *chosen, torch.arange(3), uniforms(3, seed))  # type: ignore[arg-type]
+        pairs = draw_pairs(recorder, *chosen, torch.arange(3), uniforms(3, seed))  # type: ignore[arg-type]
+        matching_loss(recorder, pairs)  # type: ignore[arg-type]
         drawn += recorder.pairs[3] == (0, 1)
     assert drawn == 40
 
 
 def test_matching_of_a_single_image_is_zero() -> None:
-    images, texts = features(1, 2)
-    assert matching_loss(make_model(), images, texts, torch.zeros(2, dtype=torch.long), uniforms(1, 0)).item() == 0
+    model, (images, texts) = make_model(), features(1, 2)
+    pairs = draw_pairs(model, images, texts, torch.zeros(2, dtype=torch.long), uniforms(1, 0))
+    assert matching_loss(model, pairs).item() == 0
+
+
+class Products(Recorder):
+    """Inner products of the first tokens in place of the alignment."""
+
+    aligns = True
+
+    def align(self, grid: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return grid[:, 0] @ tokens[:, 0].T
+
+
+def test_alignment_loss_equals_the_slow_formula() -> None:
+    images, texts = features(3, 6)
+    grid, tokens = vectors(3, 2), vectors(6, 3)
+    images, texts = images._replace(grid=grid[:, None]), texts._replace(tokens=tokens[:, None])
+    pairs = draw_pairs(Recorder(), images, texts, OWNER, uniforms(3, 0))  # type: ignore[arg-type]
+    captions = tokens[pairs.positive]
+    total = 0.0
+    for i in range(3):
+        own = math.exp(float(grid[i] @ captions[i]))
+        total -= math.log(own / sum(math.exp(float(grid[i] @ caption)) for caption in captions))
+        total -= math.log(own / sum(math.exp(float(image @ captions[i])) for image in grid))
+    loss = alignment_loss(Products(), pairs)  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(total / 6, abs=1e-5)
+
+
+def test_without_alignment_its_loss_is_zero() -> None:
+    model, (images, texts) = make_model(fusion={"attention": False}), features(3, 6)
+    pairs = draw_pairs(model, images, texts, OWNER, uniforms(3, 0))
+    assert alignment_loss(model, pairs).item() == 0
+
+
+def test_the_alignment_is_judged_by_one_caption_an_image() -> None:
+    for seed in range(20):
+        pairs = draw_pairs(Recorder(), *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
+        assert OWNER[pairs.positive].tolist() == [0, 1, 2]

@@ -52,7 +52,7 @@ def test_texts_are_embedded_as_the_text_tower_does(model, folder):
 
     np.testing.assert_allclose(output["embedding"][0], expected, atol=1e-5)
     assert output["bias"][0] == pytest.approx(bias(loaded.querybank.text_bias, expected, loaded), abs=1e-5)
-    assert output[["similarity", "match", "score"]].isna().all(axis=None)
+    assert output[["similarity", "match", "alignment", "score"]].isna().all(axis=None)
 
 
 def test_images_are_embedded_as_the_image_tower_does(model, folder):
@@ -78,7 +78,9 @@ def test_pairs_are_scored_by_cosine_match_and_both(model, folder):
     scale = load_model(folder).model.logit_scale.item()
     np.testing.assert_allclose(output["similarity"], cosine, atol=1e-5)
     normalized = output["similarity"] - seen["bias"] - read["bias"]
-    np.testing.assert_allclose(output["score"], scale * normalized + 0.5 * output["match"], atol=1e-4)
+    np.testing.assert_allclose(
+        output["score"], scale * normalized + 0.5 * output["match"] + 0.25 * output["alignment"], atol=1e-4
+    )
     assert output[["embedding", "bias"]].isna().all(axis=None)
 
 
@@ -92,7 +94,9 @@ def test_a_row_does_not_depend_on_its_neighbours(model, monkeypatch):
         assert (a.embedding is None) == (b.embedding is None)
         if a.embedding is not None:
             np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
-        np.testing.assert_allclose([a.similarity, a.match, a.score], [b.similarity, b.match, b.score], atol=1e-4)
+        np.testing.assert_allclose(
+            [a.similarity, a.match, a.alignment, a.score], [b.similarity, b.match, b.alignment, b.score], atol=1e-4
+        )
 
 
 def test_the_index_of_the_input_is_that_of_the_output(model):

@@ -66,7 +66,7 @@ class TinyModel(torch.nn.Module):
         tokens, mask = (tokens, mask) if text is None else (tokens[text], mask[text])
         self.fused_pairs += len(grid)
         joint = grid.mean(dim=1) * _mean(tokens, mask)
-        return Fused(joint, self.match(joint).squeeze(-1))
+        return Fused(joint, self.match(joint).squeeze(-1), joint.amax(dim=1))
 
 
 def _mean(tokens, mask):

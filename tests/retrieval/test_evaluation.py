@@ -8,8 +8,10 @@ from diptych.retrieval import metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery, recall_curves
 from diptych.retrieval.metrics import average_metrics, retrieval_metrics
+from diptych.retrieval.reranking import Weights
 
 CPU = torch.device("cpu")
+BOTH = Weights(match=1.0, alignment=0.5)
 STAGES = ("towers", "normalized", "reranked")
 
 
@@ -20,8 +22,8 @@ def embedded(model, make_split):
 
 @pytest.fixture
 def evaluate(model, querybank):
-    def evaluate(embedded, top_k=4, weight=1.0):
-        return evaluate_gallery(model, embedded, querybank, top_k=top_k, weight=weight, device=CPU)
+    def evaluate(embedded, top_k=4, weights=BOTH):
+        return evaluate_gallery(model, embedded, querybank, top_k=top_k, weights=weights, device=CPU)
 
     return evaluate
 
@@ -32,7 +34,7 @@ def test_the_towers_figures_are_those_of_the_embeddings(evaluate, embedded):
 
 
 def test_weight_zero_changes_no_figure(evaluate, embedded):
-    figures = evaluate(embedded, weight=0.0).metrics
+    figures = evaluate(embedded, weights=Weights()).metrics
     assert figures["normalized"] == figures["reranked"]
 
 

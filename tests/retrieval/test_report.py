@@ -11,9 +11,10 @@ from diptych.errors import DiptychError
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.report import Setting, read_history, write_report
+from diptych.retrieval.reranking import Weights
 
 CPU = torch.device("cpu")
-SETTING = Setting("test", 4, 1.0, 10.0, "abc123")
+SETTING = Setting("test", 4, Weights(1.0, 0.5), 10.0, "abc123")
 COLUMNS = [f"val_{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
     "epoch,loss,contrastive,matching,learning_rate,temperature,val_rsum,"
@@ -27,7 +28,7 @@ HISTORY = (
 def render(tmp_path, model, split, querybank):
     def render(history=(), setting=SETTING, change=lambda evaluation: None):
         embedded = embed_split(model, split, batch_size=4, device=CPU)
-        evaluation = evaluate_gallery(model, embedded, querybank, top_k=4, weight=1.0, device=CPU)
+        evaluation = evaluate_gallery(model, embedded, querybank, top_k=4, weights=Weights(1.0, 0.5), device=CPU)
         change(evaluation)
         write_report(tmp_path / "report.html", split, evaluation, setting, history, 4)
         return (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -105,9 +106,9 @@ def test_without_a_training_history_the_page_says_so(render, history):
 @pytest.mark.parametrize(
     ("rsums", "words"),
     [
-        ((300.0, 310.0, 322.5), ("queries in general, which gains 10.0.", "weight 1; that gains 12.5.")),
-        ((300.0, 299.0, 289.0), ("queries in general, which loses 1.0.", "weight 1; that loses 10.0.")),
-        ((300.0, 300.0, 300.0), ("queries in general, which changes nothing.", "weight 1; that changes nothing.")),
+        ((300.0, 310.0, 322.5), ("queries in general, which gains 10.0.", "weight 0.5; that gains 12.5.")),
+        ((300.0, 299.0, 289.0), ("queries in general, which loses 1.0.", "weight 0.5; that loses 10.0.")),
+        ((300.0, 300.0, 300.0), ("queries in general, which changes nothing.", "weight 0.5; that changes nothing.")),
     ],
 )
 def test_what_each_stage_brings_is_said_as_it_is(render, rsums, words):

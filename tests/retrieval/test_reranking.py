@@ -13,11 +13,11 @@ from diptych.retrieval import reranking
 from diptych.retrieval.embedding import Embedded, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings
 from diptych.retrieval.reranking import (
-    WEIGHTS,
     Candidates,
     Shortlist,
+    Weights,
     choose_strength,
-    choose_weight,
+    choose_weights,
     match_logits,
     reranked_ranks,
     top_candidates,
@@ -26,7 +26,7 @@ from diptych.retrieval.reranking import (
 CPU = torch.device("cpu")
 
 
-def naive_order(model, split, embedded, top_k, scale, weight, queries):
+def naive_order(model, split, embedded, top_k, scale, weights, queries):
     """For each query the whole gallery as a list of (index, score): first the re-ranked top k, then the rest."""
     cosines = (embedded.image @ embedded.text.T).numpy()
     cosines = cosines if queries == "images" else cosines.T
@@ -38,8 +38,9 @@ def naive_order(model, split, embedded, top_k, scale, weight, queries):
             i, j = (query, item) if queries == "images" else (item, query)
             images = model.encode_images(torch.from_numpy(split.pixels([i])))
             texts = model.encode_texts(*map(torch.from_numpy, split.tokens([j])))
-            logit = float(model.fuse(images.grid, texts.tokens, texts.mask).score)
-            scored.append((item, scale * row[item] + weight * logit))
+            fused = model.fuse(images.grid, texts.tokens, texts.mask)
+            looked = weights.match * float(fused.score) + weights.alignment * float(fused.alignment)
+            scored.append((item, scale * row[item] + looked))
         lists.append(sorted(scored, key=lambda pair: -pair[1]) + [(item, -np.inf) for item in order[top_k:]])
     return lists
 
@@ -58,30 +59,30 @@ def naive_ranks(lists, right):
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 100])
-@pytest.mark.parametrize("weight", [0.0, 4.0])
+@pytest.mark.parametrize("weights", [Weights(), Weights(4.0, 0.0), Weights(1.0, 4.0)])
 @pytest.mark.parametrize("seed", range(4))
-def test_reranked_ranks_equal_the_naive_ones(model, make_split, top_k, weight, seed, monkeypatch):
+def test_reranked_ranks_equal_the_naive_ones(model, make_split, top_k, weights, seed, monkeypatch):
     monkeypatch.setattr(reranking, "PAIRS", 5)
     split = make_split(seed=seed, images=4 + 2 * seed)
     model.eval()
     embedded = embed_split(model, split, batch_size=4, device=CPU)
     candidates = match_logits(model, embedded, top_k, device=CPU)
-    i2t, t2i = reranked_ranks(candidates, 10.0, weight)
+    i2t, t2i = reranked_ranks(candidates, 10.0, weights)
     own = split.image_of_caption
     with torch.no_grad():
-        captions = naive_order(model, split, embedded, top_k, 10.0, weight, "images")
-        images = naive_order(model, split, embedded, top_k, 10.0, weight, "captions")
+        captions = naive_order(model, split, embedded, top_k, 10.0, weights, "images")
+        images = naive_order(model, split, embedded, top_k, 10.0, weights, "captions")
     assert i2t.tolist() == naive_ranks(captions, lambda i, j: own[j] == i)
     assert t2i.tolist() == naive_ranks(images, lambda j, i: own[j] == i)
     best = [[item for item, score in items if score > -np.inf] for items in captions]
-    assert candidates.i2t.order(10.0, weight).tolist() == best
+    assert candidates.i2t.order(10.0, weights).tolist() == best
 
 
 def test_weight_zero_leaves_the_towers_ranks(model, make_split):
     embedded = embed_split(model, make_split(images=30), batch_size=16, device=CPU)
     candidates = match_logits(model, embedded, 8, device=CPU)
     towers = ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption)
-    for ranks, expected in zip(reranked_ranks(candidates, 10.0, 0.0), towers, strict=True):
+    for ranks, expected in zip(reranked_ranks(candidates, 10.0, Weights()), towers, strict=True):
         assert ranks.tolist() == expected.tolist()
 
 
@@ -94,9 +95,10 @@ def test_a_pair_that_is_a_candidate_both_ways_is_fused_once(model, split):
 def test_logits_of_both_directions_agree(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
     i2t, t2i = match_logits(model, embedded, 100, device=CPU)
-    by_caption = torch.empty(len(split), len(split.captions)).scatter_(1, i2t.index, i2t.logit)
-    by_image = torch.empty(len(split.captions), len(split)).scatter_(1, t2i.index, t2i.logit)
-    assert torch.equal(by_caption, by_image.T)
+    for seen, read in ((i2t.match, t2i.match), (i2t.alignment, t2i.alignment)):
+        by_caption = torch.empty(len(split), len(split.captions)).scatter_(1, i2t.index, seen)
+        by_image = torch.empty(len(split.captions), len(split)).scatter_(1, t2i.index, read)
+        assert torch.equal(by_caption, by_image.T)
 
 
 def test_a_top_k_larger_than_the_gallery_takes_all_of_it(model, split):
@@ -122,44 +124,47 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
         offsets=torch.arange(captions + 1),
         image_of_caption=np.repeat(np.arange(images), 2),
     )
-    i2t, t2i = reranked_ranks(match_logits(model, embedded, 4, device=CPU), 10.0, 1.0)
+    i2t, t2i = reranked_ranks(match_logits(model, embedded, 4, device=CPU), 10.0, Weights(1.0, 1.0))
     assert set(i2t.tolist()) == {captions - 1}
     assert set(t2i.tolist()) == {images}
 
 
 def shortlist(cosine, logit, right, tower_ranks):
     index = torch.arange(len(cosine[0])).repeat(len(cosine), 1)
-    return Shortlist(index, torch.tensor(cosine), torch.tensor(logit), torch.tensor(right), torch.tensor(tower_ranks))
+    cosine, match, right = (torch.tensor(values) for values in (cosine, logit, right))
+    return Shortlist(index, cosine, match, torch.zeros_like(match), right, torch.tensor(tower_ranks))
 
 
 def test_a_candidate_that_scores_as_high_as_the_right_one_ranks_before_it():
     candidates = shortlist([[0.5, 0.5, 0.1]], [[1.0, 1.0, 0.0]], [[False, True, False]], [2])
-    assert candidates.ranks(10.0, 1.0).tolist() == [2]
+    assert candidates.ranks(10.0, Weights(1.0, 1.0)).tolist() == [2]
 
 
 def test_the_best_right_candidate_counts_and_the_others_stand_in_nobodys_way():
     candidates = shortlist([[0.9, 0.8, 0.7]], [[0.0, 0.0, 0.0]], [[True, False, True]], [1])
-    assert candidates.ranks(10.0, 1.0).tolist() == [1]
+    assert candidates.ranks(10.0, Weights(1.0, 1.0)).tolist() == [1]
 
 
 def test_beyond_the_candidates_the_towers_rank_remains():
     candidates = shortlist([[0.9, 0.8]], [[0.0, 9.0]], [[False, False]], [17])
-    assert candidates.ranks(10.0, 1.0).tolist() == [17]
+    assert candidates.ranks(10.0, Weights(1.0, 1.0)).tolist() == [17]
 
 
-def test_the_weight_with_the_best_rsum_is_chosen():
+def test_the_weights_with_the_best_rsum_are_chosen():
     good = shortlist([[0.9, 0.8]], [[0.0, 3.0]], [[False, True]], [2])
-    assert choose_weight(Candidates(good, good), 10.0) == 0.5
+    assert choose_weights(Candidates(good, good), 10.0) == Weights(0.5, 0.0)
+    aligned = replace(good, match=good.alignment, alignment=good.match)
+    assert choose_weights(Candidates(aligned, aligned), 10.0) == Weights(0.0, 0.5)
 
 
-def test_of_equally_good_weights_the_smallest_is_chosen():
+def test_of_equally_good_weights_the_smallest_are_chosen():
     perfect = shortlist([[0.9, 0.8]], [[3.0, 0.0]], [[True, False]], [1])
-    assert choose_weight(Candidates(perfect, perfect), 10.0) == WEIGHTS[0] == 0.0
+    assert choose_weights(Candidates(perfect, perfect), 10.0) == Weights(0.0, 0.0)
 
 
 def test_a_fusion_that_misleads_is_given_no_weight():
     misled = shortlist([[0.9, 0.8]], [[0.0, 9.0]], [[True, False]], [1])
-    assert choose_weight(Candidates(misled, misled), 10.0) == 0.0
+    assert choose_weights(Candidates(misled, misled), 10.0) == Weights(0.0, 0.0)
 
 
 def gallery_with_a_hub(images=40):
@@ -206,14 +211,14 @@ def test_candidates_come_in_stable_order_with_ties_by_index(block_scores, monkey
 def test_scores_do_not_change_with_the_other_candidates(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
     few, many = (match_logits(model, embedded, k, device=CPU).t2i for k in (2, 5))
-    torch.testing.assert_close(few.logit, many.logit[:, :2])
+    torch.testing.assert_close(few.match, many.match[:, :2])
     assert torch.equal(few.index, many.index[:, :2])
 
 
 def test_precision_reaches_the_fusion(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    exact = match_logits(model, embedded, 3, device=CPU).t2i.logit
-    rough = match_logits(model, embedded, 3, device=CPU, precision="bf16").t2i.logit
+    exact = match_logits(model, embedded, 3, device=CPU).t2i.match
+    rough = match_logits(model, embedded, 3, device=CPU, precision="bf16").t2i.match
     assert rough.dtype == torch.float32
     assert not torch.equal(exact, rough)
 
@@ -222,5 +227,5 @@ def test_precision_reaches_the_fusion(model, split):
 def test_a_match_logit_that_is_no_number_is_an_error_and_not_a_hit(model, split, value):
     model.match.bias.data.fill_(value)
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    with pytest.raises(DiptychError, match="match logit is NaN or infinite for"):
+    with pytest.raises(DiptychError, match="logit is NaN or infinite for"):
         match_logits(model, embedded, 3, device=CPU)

@@ -29,7 +29,7 @@ def workspace(tmp_path: Path) -> Workspace:
     workspace = Workspace(tmp_path)
     write_prepared(workspace.prepared, train=4, val=4, test=12)
     preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
-    reranking = {"top_k": 4, "weight": 0.5}
+    reranking = {"top_k": 4, "match_weight": 0.5, "alignment_weight": 0.25}
     save_model(
         workspace.model,
         make_model(vocabulary_size=200),

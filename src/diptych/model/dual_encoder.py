@@ -83,7 +83,25 @@ class DualEncoder(nn.Module):
         """Pairs by position, `grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool; or by indices, `image` (P,) and
         `text` (P,) int64, into fewer images and captions.
         """
-        return self.fusion(grid, tokens, mask, image, text)
+        fused: Fused = self.fusion(grid, tokens, mask, image, text)
+        if self.fusion.alignment is None:
+            return fused
+        aligned = self.fusion.alignment.of_pairs(self.image_head(grid), self.text_head(tokens), mask, image, text)
+        return fused._replace(alignment=aligned)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the fusion aligns tokens, as the control to attention does not."""
+        return self.fusion.alignment is not None
+
+    def align(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The alignment of all pairs of `grid` (B, N, d) with `tokens` (C, T, d), (B, C).
+
+        It learns to read what the towers say, and does not tell them what to say: what tells words and places apart is
+        learned by heart sooner than what tells captions and images apart.
+        """
+        assert self.fusion.alignment is not None
+        return self.fusion.alignment.all_pairs(self.image_head(grid).detach(), self.text_head(tokens).detach(), mask)
 
 
 def build_model(model: config.Model, image_size: int, vocabulary_size: int, temperature: float) -> DualEncoder:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from diptych.config import Fusion
+from diptych.model.alignment import Alignment
 from diptych.model.pooling import masked_mean
 
 
@@ -20,6 +21,8 @@ class Fused(NamedTuple):
     """(P, d): the pair as one vector."""
     score: Tensor
     """(P,): the logit that they belong together."""
+    alignment: Tensor | None = None
+    """(P,): the same by the alignment of their tokens alone; None: there is none."""
 
 
 class Side(NamedTuple):
@@ -127,6 +130,9 @@ class CrossAttentionFusion(nn.Module):
             nn.Linear(2 * dim, dim),
         )
         self.score = nn.Linear(dim, 1)
+        looks = config.direction
+        self.alignment = Alignment(dim, text_looks=looks != "image_to_text", image_looks=looks != "text_to_image")
+        """For the model, which gives it the tokens in the space of its embeddings."""
 
     def forward(
         self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
@@ -153,6 +159,8 @@ class CrossAttentionFusion(nn.Module):
 
 class MeanFusion(nn.Module):
     """The control to attention: both sides' means, and an MLP of about `weights` weights."""
+
+    alignment = None
 
     def __init__(self, dim: int, weights: int, dropout: float) -> None:
         super().__init__()

@@ -6,6 +6,8 @@ A batch holds B distinct images and C captions of them, several an image where t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
@@ -78,44 +80,88 @@ def nt_xent_loss(first: Tensor, second: Tensor, temperature: float, owner: Tenso
     return cross_entropy(similarity, partner, reduction="sum") * world_size() / similarity.shape[1]
 
 
-def matching_loss(
+class Pairs(NamedTuple):
+    """What the fusion is trained on: B images and C captions of all processes, and how they meet."""
+
+    grid: Tensor
+    """(B, N, d)."""
+    tokens: Tensor
+    """(C, T, d)."""
+    mask: Tensor
+    """(C, T) bool."""
+    positive: Tensor
+    """(B,) int64, a caption of each image."""
+    negative_text: Tensor
+    """(B,) int64, a caption of another image, for each image."""
+    negative_image: Tensor
+    """(B,) int64, another image, for each of the captions in `positive`."""
+
+
+def draw_pairs(
     model: DualEncoder, images: ImageFeatures, texts: TextFeatures, image_of_caption: Tensor, uniforms: Tensor
-) -> Tensor:
-    """Image-text matching with hard negatives, after ALBEF (Li et al. 2021, section 3.2), over all processes' batches.
+) -> Pairs:
+    """The images and captions of all processes in pairs, after ALBEF (Li et al. 2021, section 3.2).
 
     One caption an image, drawn at random, makes the positive pairs. Each of their images meets a caption of another
     image, and each of their captions another image, both drawn with the softmax of the contrastive similarities as
-    probabilities, so that likely confusions are met most often. Two thirds of the pairs are thus negatives. Every
-    process draws the pairs that one process would for all images, and judges its share of them.
+    probabilities, so that likely confusions are met most often. Every process draws the pairs that one process would.
 
     Args:
-        uniforms: (3, B over all processes) float64 in [0, 1), what is drawn by: the same on every process.
+        uniforms: (3, B) float64 in [0, 1), what is drawn by: the same on every process.
+    """
+    grid, image, tokens, mask, text, owner = _from_all_processes(images, texts, image_of_caption)
+    with torch.no_grad():
+        # Captions in the order of their images, however the processes share them.
+        order = owner.argsort(stable=True)
+        logits = (model.logit_scale * image @ text[order].T).double()
+        own = owner[order] == torch.arange(len(grid), device=owner.device).unsqueeze(1)
+        positive = _draw(own.double(), uniforms[0])
+        negative_text = _draw(logits.masked_fill(own, float("-inf")).softmax(dim=1), uniforms[1])
+        captions_images = logits.T[positive].masked_fill(own.T[positive], float("-inf"))
+        negative_image = _draw(captions_images.softmax(dim=1), uniforms[2])
+    return Pairs(grid, tokens, mask, order[positive], order[negative_text], negative_image)
+
+
+def matching_loss(model: DualEncoder, pairs: Pairs) -> Tensor:
+    """Image-text matching: the fusion tells the positive pairs from those with hard negatives, two thirds of all.
+
+    Every process judges its share of the pairs.
 
     Returns:
         A scalar whose mean over the processes is the mean binary cross-entropy of the match logits of all pairs; zero
         if there is one image only.
     """
-    grid, image, tokens, mask, text, owner = _from_all_processes(images, texts, image_of_caption)
-    count = len(grid)
+    count = len(pairs.grid)
     if count < 2:
-        return images.grid.sum() * 0
-    with torch.no_grad():
-        # Captions in the order of their images, however the processes share them.
-        order = owner.argsort(stable=True)
-        logits = (model.logit_scale * image @ text[order].T).double()
-        own = owner[order] == torch.arange(count, device=owner.device).unsqueeze(1)
-        positive = _draw(own.double(), uniforms[0])
-        negative_text = _draw(logits.masked_fill(own, float("-inf")).softmax(dim=1), uniforms[1])
-        captions_images = logits.T[positive].masked_fill(own.T[positive], float("-inf"))
-        negative_image = _draw(captions_images.softmax(dim=1), uniforms[2])
-    every = torch.arange(count, device=owner.device)
-    image_index = torch.cat([every, every, negative_image])
-    text_index = order[torch.cat([positive, negative_text, positive])]
-    target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(owner.device)
-    share = torch.arange(rank(), len(target), world_size(), device=owner.device)
-    score = model.fuse(grid, tokens, mask, image_index[share], text_index[share]).score
+        return pairs.grid.sum() * 0
+    every = torch.arange(count, device=pairs.grid.device)
+    image_index = torch.cat([every, every, pairs.negative_image])
+    text_index = torch.cat([pairs.positive, pairs.negative_text, pairs.positive])
+    target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(every.device)
+    share = torch.arange(rank(), len(target), world_size(), device=every.device)
+    score = model.fusion(pairs.grid, pairs.tokens, pairs.mask, image_index[share], text_index[share]).score
     total = binary_cross_entropy_with_logits(score, target[share], reduction="sum")
     return total * world_size() / len(target)
+
+
+def alignment_loss(model: DualEncoder, pairs: Pairs) -> Tensor:
+    """Symmetric contrastive loss of the tokens' alignment: each image among the positive captions, and the other way.
+
+    Every process judges its share of the images, and of the captions.
+
+    Returns:
+        A scalar whose mean over the processes is the mean over all images and captions; zero if there is one image, or
+        no alignment in the model's fusion.
+    """
+    if not model.aligns:
+        return pairs.grid.sum() * 0
+    count = len(pairs.grid)
+    tokens, mask = pairs.tokens[pairs.positive], pairs.mask[pairs.positive]
+    share = torch.arange(rank(), count, world_size(), device=pairs.grid.device)
+    image_to_text = model.align(pairs.grid[share], tokens, mask)
+    text_to_image = image_to_text.T if world_size() == 1 else model.align(pairs.grid, tokens[share], mask[share]).T
+    total = cross_entropy(image_to_text, share, reduction="sum") + cross_entropy(text_to_image, share, reduction="sum")
+    return total * world_size() / (2 * count)
 
 
 def _from_all_processes(

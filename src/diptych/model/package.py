@@ -35,7 +35,7 @@ class LoadedModel(NamedTuple):
     preprocessing: dict[str, Any]
     """image_size, resize and max_tokens, as in params.yaml."""
     reranking: dict[str, Any]
-    """top_k, and the weight of the match score beside the scaled cosine."""
+    """top_k, and what the fusion's logits count beside the scaled cosine: match_weight, alignment_weight."""
     querybank: QueryBank
     """By which items are ranked when they are found."""
 

@@ -7,8 +7,8 @@ A row of the input has `text`, `image` (the bytes of an image file) or both. A r
 
 * `embedding` and `bias`: of the text or of the image, whichever stands alone. Embeddings are of length one, so that an
   inner product of two is their cosine; what is found ranks by this cosine less its own bias;
-* for a pair of both: `similarity`, their cosine; `match`, the fusion's logit that they belong together; and `score`,
-  which joins the two, less the biases of both, as re-ranking does.
+* for a pair of both: `similarity`, their cosine; `match` and `alignment`, the fusion's logits that they belong
+  together; and `score`, which joins the three, less the biases of both, as re-ranking does.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PackagedModel(PythonModel):
             rows = [
                 row for part in _parts(len(model_input)) for row in self._rows(texts[part], images[part], part.start)
             ]
-        columns = ["embedding", "bias", "similarity", "match", "score"]
+        columns = ["embedding", "bias", "similarity", "match", "alignment", "score"]
         return pd.DataFrame(rows, columns=columns, index=model_input.index).astype(
             dict.fromkeys(columns[1:], "float64")
         )
@@ -80,7 +80,7 @@ class PackagedModel(PythonModel):
         pairs = [i for i in with_text if images[i] is not None]
         text = self._encode_texts([texts[i] or "" for i in with_text]) if with_text else None
         image = self._encode_images([images[i] or b"" for i in with_image], with_image, first) if with_image else None
-        rows: list[list[Any]] = [[None, np.nan, np.nan, np.nan, np.nan] for _ in texts]
+        rows: list[list[Any]] = [[None, *[np.nan] * 5] for _ in texts]
         for side, members in ((text, with_text), (image, with_image)):
             for place, i in enumerate(members):
                 if i not in pairs and side is not None:
@@ -114,13 +114,16 @@ class PackagedModel(PythonModel):
         return _Images(features, self.loaded.querybank.image_bias(features.pooled, model.logit_scale.item()))
 
     def _score(self, images: _Images, texts: _Texts, image: list[int], text: list[int]) -> Tensor:
-        """Cosine, match logit and score of the P pairs of `image` and `text`, float (P, 3)."""
+        """Cosine, match logit, alignment and score of the P pairs of `image` and `text`, float (P, 4)."""
         model, seen, read = self.loaded.model, images.features, texts.features
         similarity = (seen.pooled[image] * read.pooled[text]).sum(dim=1)
-        match = model.fuse(seen.grid[image], read.tokens[text], read.mask[text]).score.float()
+        fused = model.fuse(seen.grid[image], read.tokens[text], read.mask[text])
+        match, aligned = fused.score.float(), fused.alignment
+        aligned = torch.zeros_like(match) if aligned is None else aligned.float()
         normalized = similarity - images.bias[image] - texts.bias[text]
-        score = model.logit_scale * normalized + self.loaded.reranking["weight"] * match
-        return torch.stack([similarity, match, score], dim=1)
+        weights = self.loaded.reranking["match_weight"], self.loaded.reranking["alignment_weight"]
+        score = model.logit_scale * normalized + weights[0] * match + weights[1] * aligned
+        return torch.stack([similarity, match, aligned, score], dim=1)
 
 
 def _column(frame: pd.DataFrame, name: str) -> list[Any]:

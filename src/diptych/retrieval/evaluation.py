@@ -18,7 +18,7 @@ from diptych.retrieval.metrics import (
     ranks_from_embeddings,
     recall_at_k,
 )
-from diptych.retrieval.reranking import Candidates, match_logits, reranked_ranks
+from diptych.retrieval.reranking import Candidates, Weights, match_logits, reranked_ranks
 
 CURVE_KS = range(1, 51)
 Ranks = tuple[np.ndarray, np.ndarray]
@@ -36,15 +36,15 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_gallery(
-    model: DualEncoder, embedded: Embedded, querybank: QueryBank, *, top_k: int, weight: float, device: torch.device
+    model: DualEncoder, embedded: Embedded, querybank: QueryBank, *, top_k: int, weights: Weights, device: torch.device
 ) -> Evaluation:
-    """Ranks by the towers, normalizes by `querybank`, and re-ranks the `top_k` with the match logit at `weight`; 5,000
+    """Ranks by the towers, normalizes by `querybank`, and re-ranks the `top_k` with the fusion at `weights`; 5,000
     images also in five folds.
     """
     embedded = embedded.normalized(querybank, model.logit_scale.item())
-    evaluation = _evaluate(model, embedded, top_k, weight, device)
+    evaluation = _evaluate(model, embedded, top_k, weights, device)
     parts = [
-        _evaluate(model, embedded.part(*fold), top_k, weight, device).metrics
+        _evaluate(model, embedded.part(*fold), top_k, weights, device).metrics
         for fold in folds(embedded.image_of_caption, len(embedded.image))
     ]
     if parts:
@@ -63,11 +63,11 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
     ]
 
 
-def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weight: float, device: torch.device) -> Evaluation:
+def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device) -> Evaluation:
     candidates = match_logits(model, embedded, top_k, device=device)
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
         "normalized": (candidates.i2t.tower_ranks.numpy(), candidates.t2i.tower_ranks.numpy()),
-        "reranked": reranked_ranks(candidates, model.logit_scale.item(), weight),
+        "reranked": reranked_ranks(candidates, model.logit_scale.item(), weights),
     }
     return Evaluation(candidates, ranks, {stage: metrics_from_ranks(*both) for stage, both in ranks.items()})

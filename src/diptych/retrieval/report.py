@@ -16,6 +16,7 @@ from diptych.retrieval.evaluation import Evaluation, recall_curves
 from diptych.retrieval.figures import DIRECTIONS, STAGES, Picture, loss_figure, recall_figure, validation_figure
 from diptych.retrieval.gallery import caption_gallery, image_gallery
 from diptych.retrieval.metrics import Metrics, chance_rsum
+from diptych.retrieval.reranking import Weights
 
 FIGURES = {"recall@1": "Recall@1", "recall@5": "Recall@5", "recall@10": "Recall@10", "median_rank": "Median rank"}
 
@@ -34,7 +35,7 @@ class Setting(NamedTuple):
 
     split: str
     top_k: int
-    weight: float
+    weights: Weights
     logit_scale: float
     weights_sha256: str
 
@@ -59,7 +60,7 @@ def write_report(
     """
     curves = recall_curves(evaluation)
     figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
-    orders = [shortlist.order(setting.logit_scale, setting.weight) for shortlist in evaluation.candidates]
+    orders = [shortlist.order(setting.logit_scale, setting.weights) for shortlist in evaluation.candidates]
     ranks = evaluation.ranks["reranked"]
     tables = {"": evaluation.metrics} | _folded(evaluation.metrics)
     content = (

@@ -1,14 +1,14 @@
 """Re-ranking: the fusion looks more closely at the top k that the towers found for a query.
 
-A candidate's score is logit_scale · similarity + weight · match logit, where the similarity is what the towers rank by:
-the cosine, less the items' biases where these are known. What is not among the top k keeps the towers' order below
-them. The weight is chosen on val, and so is the biases'
-strength.
+A candidate's score is logit_scale · similarity, where the similarity is what the towers rank by (the cosine, less the
+items' biases where these are known), plus the weighted logits of the fusion's two parts. What is not among the top k
+keeps the towers' order below them. The weights are chosen on val, and so is the biases' strength.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +23,20 @@ from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, inference
 from diptych.retrieval.metrics import BLOCK_SCORES, TIE, metrics_from_ranks, ranks_from_embeddings
 
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""For each of the weights."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS = 512
 """Pairs that the fusion sees at once."""
 IMAGES = 64
 """Images whose pairs are taken together, so that these pairs have few."""
+
+
+class Weights(NamedTuple):
+    """How much the fusion's parts count beside the towers."""
+
+    match: float = 0.0
+    alignment: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Shortlist:
     Attributes:
         index: int64 (Q, K), candidates in the gallery.
         similarity: float32 (Q, K).
-        logit: float32 (Q, K), the fusion's match logit.
+        match: float32 (Q, K), the fusion's match logit.
+        alignment: float32 (Q, K), the logit of the tokens' alignment; zero where the fusion has none.
         right: bool (Q, K), whether candidate and query belong together.
         tower_ranks: int64 (Q,), the query's pessimistic rank before re-ranking.
         bound: the largest size that a similarity can have; how finely float32 tells two of them apart depends on it.
@@ -46,27 +55,29 @@ class Shortlist:
 
     index: Tensor
     similarity: Tensor
-    logit: Tensor
+    match: Tensor
+    alignment: Tensor
     right: Tensor
     tower_ranks: Tensor
     bound: float = 1.0
 
-    def scores(self, logit_scale: float, weight: float) -> Tensor:
+    def scores(self, logit_scale: float, weights: Weights) -> Tensor:
         """The candidates' scores, float32 (Q, K)."""
-        return logit_scale * self.similarity + weight * self.logit
+        return logit_scale * self.similarity + weights.match * self.match + weights.alignment * self.alignment
 
-    def order(self, logit_scale: float, weight: float) -> Tensor:
+    def order(self, logit_scale: float, weights: Weights) -> Tensor:
         """The candidates re-ranked, best first: their places in the gallery, int64 (Q, K)."""
-        by_score = self.scores(logit_scale, weight).argsort(dim=1, descending=True, stable=True)
+        by_score = self.scores(logit_scale, weights).argsort(dim=1, descending=True, stable=True)
         return self.index.gather(1, by_score)
 
-    def ranks(self, logit_scale: float, weight: float) -> np.ndarray:
+    def ranks(self, logit_scale: float, weights: Weights) -> np.ndarray:
         """Pessimistic ranks int64 (Q,) after re-ranking; other right candidates never count against the best one.
 
         A query whose tower rank is beyond K keeps it: its right item is among the candidates by luck at most, in a tie.
         """
-        scores = self.scores(logit_scale, weight)
-        tie = TIE * (logit_scale * self.bound + abs(weight) * self.logit.abs().max())
+        scores = self.scores(logit_scale, weights)
+        parts = ((weights.match, self.match), (weights.alignment, self.alignment))
+        tie = TIE * (logit_scale * self.bound + sum(abs(weight) * part.abs().max() for weight, part in parts))
         best = scores.masked_fill(~self.right, -torch.inf).amax(dim=1, keepdim=True)
         ahead = torch.count_nonzero(~self.right & (scores >= best - tie), dim=1)
         beyond = self.tower_ranks > self.index.shape[1]
@@ -103,20 +114,21 @@ def match_logits(
     pairs, place = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
     with inference(model, device, precision):
         logits = _fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, description)
-    i2t_logit, t2i_logit = logits[place[: i2t.numel()]].view_as(i2t), logits[place[i2t.numel() :]].view_as(t2i)
+    i2t_match, i2t_alignment = [part[place[: i2t.numel()]].view_as(i2t) for part in logits]
+    t2i_match, t2i_alignment = [part[place[i2t.numel() :]].view_as(t2i) for part in logits]
     own = torch.from_numpy(embedded.image_of_caption)
     i2t_ranks, t2i_ranks = ranks_from_embeddings(image, text, embedded.image_of_caption)
     i2t_right, t2i_right = own[i2t] == torch.arange(len(i2t))[:, None], t2i == own[:, None]
     bound = float(image.norm(dim=1).max() * text.norm(dim=1).max())
     return Candidates(
-        Shortlist(i2t, i2t_similarity, i2t_logit, i2t_right, torch.from_numpy(i2t_ranks), bound),
-        Shortlist(t2i, t2i_similarity, t2i_logit, t2i_right, torch.from_numpy(t2i_ranks), bound),
+        Shortlist(i2t, i2t_similarity, i2t_match, i2t_alignment, i2t_right, torch.from_numpy(i2t_ranks), bound),
+        Shortlist(t2i, t2i_similarity, t2i_match, t2i_alignment, t2i_right, torch.from_numpy(t2i_ranks), bound),
     )
 
 
-def reranked_ranks(candidates: Candidates, logit_scale: float, weight: float) -> tuple[np.ndarray, np.ndarray]:
+def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     """Ranks after re-ranking, i2t int64 (N,) and t2i int64 (M,), as `ranks_from_embeddings` defines them."""
-    return candidates.i2t.ranks(logit_scale, weight), candidates.t2i.ranks(logit_scale, weight)
+    return candidates.i2t.ranks(logit_scale, weights), candidates.t2i.ranks(logit_scale, weights)
 
 
 def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
@@ -128,10 +140,11 @@ def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float
     return STRENGTHS[int(np.argmax(rsums))]
 
 
-def choose_weight(candidates: Candidates, logit_scale: float) -> float:
-    """The weight of the match logit, of `WEIGHTS`, with the best RSUM; of equally good ones the smallest."""
-    rsums = [metrics_from_ranks(*reranked_ranks(candidates, logit_scale, weight))["rsum"] for weight in WEIGHTS]
-    return WEIGHTS[int(np.argmax(rsums))]
+def choose_weights(candidates: Candidates, logit_scale: float) -> Weights:
+    """The weights with the best RSUM; of equally good ones the smallest sum."""
+    every = sorted((Weights(*both) for both in product(CHOICES, repeat=2)), key=sum)
+    rsums = [metrics_from_ranks(*reranked_ranks(candidates, logit_scale, weights))["rsum"] for weights in every]
+    return every[int(np.argmax(rsums))]
 
 
 def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -165,11 +178,11 @@ def _sort_keys(scores: Tensor) -> Tensor:
 def _fuse_pairs(
     model: DualEncoder, embedded: Embedded, images: Tensor, captions: Tensor, device: torch.device, description: str
 ) -> Tensor:
-    """Match logits float32 (P,) of the pairs of `images` and `captions`, both int64 (P,)."""
+    """Logits float32 (2, P), match and alignment, of the pairs of `images` and `captions`, both int64 (P,)."""
     # Few images and like lengths at a time: an image's keys and values are computed once, and little padding.
     by_length = embedded.lengths[captions].argsort(stable=True)
     order = by_length[(images[by_length] // IMAGES).argsort(stable=True)]
-    logits = torch.empty(len(order))
+    logits = torch.zeros(2, len(order))
     with progress(None, description, unit="pair", total=len(order)) as bar:
         for start in range(0, len(order), PAIRS):
             batch = order[start : start + PAIRS]
@@ -179,9 +192,11 @@ def _fuse_pairs(
             tokens, mask = embedded.padded_tokens(caption)
             inputs = (embedded.grid[image], tokens, mask, image_of_pair, caption_of_pair)
             fused = model.fuse(*(tensor.to(device) for tensor in inputs))
-            logits[batch] = fused.score.float().cpu()
+            logits[0, batch] = fused.score.float().cpu()
+            if fused.alignment is not None:
+                logits[1, batch] = fused.alignment.float().cpu()
             bar.update(len(batch))
-    if broken := int((~torch.isfinite(logits)).sum()):
+    if broken := int((~torch.isfinite(logits).all(dim=0)).sum()):
         # Nothing ranks ahead of NaN, so each of these would count as a hit.
-        raise DiptychError(f"the fusion's match logit is NaN or infinite for {broken} of {len(logits)} pairs.")
+        raise DiptychError(f"the fusion's logit is NaN or infinite for {broken} of {len(order)} pairs.")
     return logits

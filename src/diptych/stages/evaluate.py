@@ -16,6 +16,7 @@ from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_cu
 from diptych.retrieval.figures import DIRECTIONS, STAGES
 from diptych.retrieval.metrics import KS
 from diptych.retrieval.report import Setting, read_history, write_report
+from diptych.retrieval.reranking import Weights
 from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,13 @@ def run(workspace: Workspace, params: Params) -> None:
     model = loaded.model
     split = Prepared(workspace.prepared, params.data.splits).split("test")
     embedded = embed_split(model, split, batch_size=params.evaluate.batch_size, device=device, description="embed test")
-    top_k, weight = params.evaluate.top_k, float(loaded.reranking["weight"])
-    evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weight=weight, device=device)
+    top_k = params.evaluate.top_k
+    weights = Weights(loaded.reranking["match_weight"], loaded.reranking["alignment_weight"])
+    evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
     setting = Setting(
         split=params.data.splits.test,
         top_k=top_k,
-        weight=weight,
+        weights=weights,
         logit_scale=model.logit_scale.item(),
         weights_sha256=weights_sha256(workspace.model),
     )

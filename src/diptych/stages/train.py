@@ -23,7 +23,7 @@ from diptych.model.package import save_model, weights_sha256
 from diptych.processes import is_first_process
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_querybank, embed_split
-from diptych.retrieval.reranking import choose_strength, choose_weight, match_logits
+from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -106,27 +106,27 @@ def _silent(values: dict[str, float], step: int) -> None:
 def _save(
     workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any], precision: Precision
 ) -> None:
-    """Writes the model with what it ranks by: a querybank of train, its strength and the match score's weight.
+    """Writes the model with what it ranks by: a querybank of train, its strength and the fusion's weights.
 
-    Both are chosen on val; a fusion that was not trained has no weight.
+    All are chosen on val; a fusion that was not trained has no weight.
     """
     model, inputs, top_k = trainer.model, trainer.val_inputs, params.evaluate.top_k
     computing: Any = {"device": trainer.device, "precision": precision}
     batches = {**computing, "batch_size": params.evaluate.batch_size}
     querybank = embed_querybank(model, trainer.train_inputs, seed=params.seed, **batches, description="querybank")
     embedded = embed_split(model, inputs.split, inputs=inputs, **batches, description="embed val")
-    scale, weight = model.logit_scale.item(), 0.0
+    scale, weights = model.logit_scale.item(), Weights()
     querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
     if params.train.objectives.matching:
         normalized = embedded.normalized(querybank, scale)
-        weight = choose_weight(match_logits(model, normalized, top_k, **computing, description="re-rank val"), scale)
+        weights = choose_weights(match_logits(model, normalized, top_k, **computing, description="re-rank val"), scale)
     save_model(
         workspace.model,
         model,
         params.model,
         workspace.tokenizer,
         {name: prepared[name] for name in ("image_size", "resize", "max_tokens")},
-        {"top_k": top_k, "weight": weight},
+        {"top_k": top_k, "match_weight": weights.match, "alignment_weight": weights.alignment},
         querybank,
     )
 

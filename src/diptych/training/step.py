@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from diptych.config import Objectives
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import row_counts
-from diptych.model.objectives import contrastive_loss, matching_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, matching_loss, nt_xent_loss
 from diptych.model.projection import ProjectionHead
 from diptych.training.batches import Batch
 from diptych.training.draws import Purpose, generator
 
 
 class Losses(NamedTuple):
-    """Scalars; `total` is the weighted sum of the others."""
+    """Scalars; `total` is the weighted sum of the others, with matching's weight for the alignment."""
 
     total: Tensor
     contrastive: Tensor
     matching: Tensor
+    alignment: Tensor
     simclr_image: Tensor
     simclr_text: Tensor
 
@@ -71,11 +72,13 @@ class TrainingStep(nn.Module):
         images, texts, image_view, text_view = encoded
         owner, weights = batch.image_of_caption, self.objectives
         contrastive = contrastive_loss(images.pooled, texts.pooled, owner, self.model.logit_scale)
-        matching = simclr_image = simclr_text = contrastive.new_zeros(())
+        matching = alignment = simclr_image = simclr_text = contrastive.new_zeros(())
         total = weights.contrastive * contrastive
         if weights.matching and batch.epoch >= weights.matching_after:
-            matching = matching_loss(self.model, images, texts, owner, self._uniforms(batch))
-            total = total + weights.matching * matching
+            pairs = draw_pairs(self.model, images, texts, owner, self._uniforms(batch))
+            matching = matching_loss(self.model, pairs)
+            alignment = alignment_loss(self.model, pairs)
+            total = total + weights.matching * (matching + alignment)
         if self.image_view_head and image_view is not None:
             views = self.image_view_head(images.pooled), self.image_view_head(image_view)
             simclr_image = nt_xent_loss(*views, weights.simclr_temperature)
@@ -84,7 +87,7 @@ class TrainingStep(nn.Module):
             views = self.text_view_head(texts.pooled), self.text_view_head(text_view)
             simclr_text = nt_xent_loss(*views, weights.simclr_temperature, owner)
             total = total + weights.simclr_text * simclr_text
-        return Losses(total, contrastive, matching, simclr_image, simclr_text)
+        return Losses(total, contrastive, matching, alignment, simclr_image, simclr_text)
 
     def _uniforms(self, batch: Batch) -> Tensor:
         """What the matching loss draws by, the same on every process; (3, images of all processes) float64."""
