@@ -1,13 +1,14 @@
 """Val RSUM over the time of training: diptych beside open_clip and transformers.
 
     make benchmarks
-    .venv/bin/python benchmarks/time_to_recall.py WORKSPACE [--setting none] [--epochs 5] [--budget 3600]
+    .venv/bin/python benchmarks/time_to_recall.py WORKSPACE [--setting none] [--epochs 1] [--pairs 6000]
 
 WORKSPACE holds prepared images and captions, and both towers' weights. Every system fine-tunes the same towers on the
 same data with its recommended settings, or with the best of the learning rates given for it, and is evaluated after
 each epoch by the same metrics, the towers alone; evaluation and saving do not count as time of training. The last lines
 say when each system reached the best RSUM of the best peer, and how much sooner diptych did.
-An epoch of diptych shows every image once with all captions that params.yaml asks for, one of a peer every pair.
+An epoch of diptych shows every image once with all captions that params.yaml asks for, one of a peer every pair, or as
+many as --pairs says: with their schedules fitted to less than an epoch of everything, peers need not take hours.
 """
 
 from __future__ import annotations
@@ -47,7 +48,14 @@ def train(side: Side, options: argparse.Namespace, scratch: str) -> list[Run]:
     epochs = options.epochs if side.is_peer else options.diptych_epochs or load_params(Path(task.params)).train.epochs
     runs = []
     for rate in _rates(side, options):
-        tried = replace(task, precision=precision, epochs=epochs, budget=options.budget, learning_rate=rate)
+        tried = replace(
+            task,
+            precision=precision,
+            epochs=epochs,
+            pairs=options.pairs,
+            budget=options.budget,
+            learning_rate=rate,
+        )
         runs.append(Run(side, perform(side, tried, options.workspace)))
         say(f"{side.name}: best RSUM {runs[-1].best:.1f}")
     return runs
@@ -92,6 +100,9 @@ def parse_options() -> argparse.Namespace:
         help="which towers are frozen (default: none)",
     )
     parser.add_argument("--epochs", type=int, default=5, help="the length of the peers' schedules (default: 5)")
+    parser.add_argument(
+        "--pairs", type=int, default=0, help="pairs in an epoch of the peers, the same in each (default: all of train)"
+    )
     parser.add_argument("--diptych-epochs", type=int, default=0, help="of diptych's (default: as in params)")
     parser.add_argument(
         "--budget", type=float, default=0.0, help="seconds of training after which no epoch begins (default: no limit)"

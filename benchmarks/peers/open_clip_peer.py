@@ -84,7 +84,7 @@ class OpenClip:
         self.loss = WatchedLoss(open_clip.create_loss(self.options))
         self.clock = StepClock()
         length = CONTEXT_LENGTH if task.text_length == "recommended" else None
-        loader = make_loader(train, batch_size=task.batch_size, length=length, workers=task.workers, seed=task.seed)
+        loader = make_loader(train, task, length)
         steps = len(loader) if task.epochs else min(task.all_steps, len(loader))
         self.data = {"train": DataInfo(Batches(loader, steps, self.clock))}
         total = steps * max(1, task.epochs)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from diptych.config import load_params
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.workspace import Workspace
+from peers.task import Task
 from peers.towers import IMAGE_TOWER
 
 Pair = tuple[Tensor, Tensor]
@@ -49,18 +50,21 @@ class Normalization:
 
 
 class CaptionPairs(Dataset[Pair]):
-    """Every caption of a split with its image."""
+    """Captions of a split with their images: all, or as many as `pairs` says, drawn with `seed`."""
 
-    def __init__(self, split: PreparedSplit) -> None:
+    def __init__(self, split: PreparedSplit, pairs: int, seed: int) -> None:
         self.split = split
         self.normalize = Normalization()
+        every = np.random.default_rng(seed).permutation(len(split.captions))
+        self.captions = every[: pairs or None]
 
     def __len__(self) -> int:
-        return len(self.split.captions)
+        return len(self.captions)
 
     def __getitem__(self, index: int) -> Pair:
-        image = self.split.image_of_caption[index : index + 1]
-        token_ids, _ = self.split.tokens(np.array([index]))
+        caption = self.captions[index : index + 1]
+        image = self.split.image_of_caption[caption]
+        token_ids, _ = self.split.tokens(caption)
         return self.normalize(self.split.pixels(image)[0]), torch.from_numpy(token_ids[0])
 
 
@@ -79,16 +83,16 @@ def collate(pairs: list[Pair], length: int | None) -> Batch:
     return Batch(torch.stack([pixels for pixels, _ in pairs]), token_ids, (token_ids != 0).long())
 
 
-def make_loader(split: PreparedSplit, *, batch_size: int, length: int | None, workers: int, seed: int) -> DataLoader:
+def make_loader(split: PreparedSplit, task: Task, length: int | None) -> DataLoader:
     """Shuffled pairs; the remainder of an epoch is left out."""
     return DataLoader(
-        CaptionPairs(split),
-        batch_size=batch_size,
+        CaptionPairs(split, task.pairs, task.seed),
+        batch_size=task.batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=task.workers,
+        persistent_workers=task.workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=partial(collate, length=length),
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(task.seed),
     )

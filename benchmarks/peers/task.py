@@ -45,6 +45,8 @@ class Task:
     warmup_steps: int = 3
     steps: int = 10
     epochs: int = 0
+    pairs: int = 0
+    """Pairs that the peers train on, drawn from all; 0: all of them."""
     budget: float = 0.0
     """Seconds of training after which no further epoch begins; 0: no limit."""
     learning_rate: float = 0.0

@@ -132,7 +132,7 @@ def perform(task: Task) -> Result:
         trainer = WatchedTrainer(
             model=make_model(task),
             args=make_arguments(task, output),
-            train_dataset=CaptionPairs(train),
+            train_dataset=CaptionPairs(train, task.pairs, task.seed),
             data_collator=partial(collate_for_trainer, length=length),
             callbacks=[EpochTimes(epochs, task, val) if task.epochs else StepTimes(steps)],
         )
