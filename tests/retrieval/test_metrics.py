@@ -1,5 +1,7 @@
 """Ranks and metrics against a naive twin that holds the whole matrix and loops."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from diptych.retrieval.metrics import (
     average_metrics,
     chance_rsum,
     folds,
+    mean_log_rank,
     metrics_from_ranks,
     ranks_from_embeddings,
     recall_at_k,
@@ -139,6 +142,12 @@ def test_5000_images_are_also_ranked_in_five_folds_of_1000():
 
 def test_galleries_of_another_size_have_no_folds():
     assert list(folds(np.arange(4_999), 4_999)) == []
+
+
+def test_the_mean_log_rank_is_that_of_the_geometric_mean_of_both_ways():
+    i2t, t2i = np.array([1, 4]), np.array([1, 1, 27])
+    assert mean_log_rank(i2t, t2i) == pytest.approx(math.log(2 * 3) / 2)
+    assert mean_log_rank(np.array([1]), np.array([1])) == 0
 
 
 def test_chance_is_what_random_orders_score_on_average():

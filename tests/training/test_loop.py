@@ -120,11 +120,11 @@ def test_the_weights_are_those_of_the_best_epoch_on_val(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = trainer(prepared, tmp_path, epochs=3)
-    rsums, kept = iter([10.0, 30.0, 20.0]), []
+    ranks, kept = iter([3.0, 1.0, 2.0]), []
 
     def validate() -> dict[str, float]:
         kept.append({name: tensor.clone() for name, tensor in made.model.state_dict().items()})
-        return {"val_rsum": next(rsums)}
+        return {"val_rsum": 0.0, "val_mean_log_rank": next(ranks)}
 
     monkeypatch.setattr(made, "_validate", validate)
     assert made.run().best_epoch == 2
@@ -133,9 +133,9 @@ def test_the_weights_are_those_of_the_best_epoch_on_val(
 
 def test_patience_ends_the_training(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(prepared, tmp_path, epochs=9, patience=2)
-    rsums = iter([10.0, 30.0, 30.0, 20.0, 50.0])
-    monkeypatch.setattr(made, "_validate", lambda: {"val_rsum": next(rsums)})
-    assert [row["val_rsum"] for row in made.run().history] == [10.0, 30.0, 30.0, 20.0]
+    ranks = iter([3.0, 1.0, 1.0, 2.0, 0.5])
+    monkeypatch.setattr(made, "_validate", lambda: {"val_rsum": 0.0, "val_mean_log_rank": next(ranks)})
+    assert [row["val_mean_log_rank"] for row in made.run().history] == [3.0, 1.0, 1.0, 2.0]
 
 
 def test_a_loss_that_is_not_a_number_stops_with_step_and_images(prepared: Prepared, tmp_path: Path) -> None:

@@ -139,7 +139,11 @@ def matching_loss(model: DualEncoder, pairs: Pairs) -> Tensor:
     text_index = torch.cat([pairs.positive, pairs.negative_text, pairs.positive])
     target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(every.device)
     share = torch.arange(rank(), len(target), world_size(), device=every.device)
-    score = model.fusion(pairs.grid, pairs.tokens, pairs.mask, image_index[share], text_index[share]).score
+    # Of the captions that were drawn alone, and as long as the longest of them.
+    drawn, text_of_pair = text_index[share].unique(return_inverse=True)
+    within = slice(int(pairs.mask[drawn].sum(dim=1).max()))
+    tokens, mask = pairs.tokens[drawn, within], pairs.mask[drawn, within]
+    score = model.fusion(pairs.grid, tokens, mask, image_index[share], text_of_pair).score
     total = binary_cross_entropy_with_logits(score, target[share], reduction="sum")
     return total * world_size() / len(target)
 

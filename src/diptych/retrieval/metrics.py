@@ -88,6 +88,15 @@ def metrics_from_ranks(i2t: np.ndarray, t2i: np.ndarray) -> Metrics:
     return {**metrics, "rsum": sum(metrics[way][f"recall@{k}"] for way in ("i2t", "t2i") for k in KS)}
 
 
+def mean_log_rank(i2t: np.ndarray, t2i: np.ndarray) -> float:
+    """The mean over both ways of the mean logarithm of the ranks, (Q,) int64: the lowest is chosen on val.
+
+    Every query has its part in it. A recall sees but those that cross its threshold, and of a few hundred images that
+    says little.
+    """
+    return float(np.log(i2t).mean() + np.log(t2i).mean()) / 2
+
+
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
     """Percent of `ranks` (Q,) int64 that are at most k."""
     return 100.0 * float(np.count_nonzero(ranks <= k)) / len(ranks)

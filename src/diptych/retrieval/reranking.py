@@ -21,7 +21,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, inference
-from diptych.retrieval.metrics import BLOCK_SCORES, TIE, metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import BLOCK_SCORES, TIE, mean_log_rank, ranks_from_embeddings
 
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """For each of the weights."""
@@ -132,19 +132,19 @@ def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights)
 
 
 def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
-    """The strength of the querybank's biases, of `STRENGTHS`, with the best RSUM; of equally good ones the smallest."""
-    rsums = []
+    """The best strength of the biases, of `STRENGTHS`, by `mean_log_rank`; of equally good ones the smallest."""
+    scores = []
     for strength in STRENGTHS:
         image, text = embedded.normalized(querybank._replace(strength=strength), logit_scale).ranking
-        rsums.append(metrics_from_ranks(*ranks_from_embeddings(image, text, embedded.image_of_caption))["rsum"])
-    return STRENGTHS[int(np.argmax(rsums))]
+        scores.append(mean_log_rank(*ranks_from_embeddings(image, text, embedded.image_of_caption)))
+    return STRENGTHS[int(np.argmin(scores))]
 
 
 def choose_weights(candidates: Candidates, logit_scale: float) -> Weights:
-    """The weights with the best RSUM; of equally good ones the smallest sum."""
+    """The best weights by `mean_log_rank`; of equally good ones those with the smallest sum."""
     every = sorted((Weights(*both) for both in product(CHOICES, repeat=2)), key=sum)
-    rsums = [metrics_from_ranks(*reranked_ranks(candidates, logit_scale, weights))["rsum"] for weights in every]
-    return every[int(np.argmax(rsums))]
+    scores = [mean_log_rank(*reranked_ranks(candidates, logit_scale, weights)) for weights in every]
+    return every[int(np.argmin(scores))]
 
 
 def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

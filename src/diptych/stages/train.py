@@ -78,7 +78,7 @@ def run(workspace: Workspace, params: Params) -> None:
         tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
     best = position.history[position.best_epoch - 1]
     log.info(
-        "Trained on %d images with %d captions in %.0f s: best val RSUM %.1f in epoch %d of %d; weights %s.",
+        "Trained on %d images with %d captions in %.0f s: val RSUM %.1f after epoch %d of %d, the best; weights %s.",
         len(train),
         len(train.captions),
         time.perf_counter() - started,

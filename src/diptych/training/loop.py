@@ -21,7 +21,7 @@ from diptych.model.gathering import gather_rows, rank, world_size
 from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.metrics import retrieval_metrics
+from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks, ranks_from_embeddings
 from diptych.training.backward import Backward
 from diptych.training.batches import Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
@@ -229,7 +229,7 @@ class Trainer:
         position = self.position
         position.history.append({"epoch": position.epoch + 1, **self._means(), **metrics})
         position.epoch, position.step = position.epoch + 1, 0
-        best = max(position.history, key=lambda row: row["val_rsum"])
+        best = min(position.history, key=lambda row: row["val_mean_log_rank"])
         if best is position.history[-1]:
             position.best_epoch = position.epoch
             if self.accelerator.is_main_process:
@@ -241,8 +241,9 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Recalls of the towers on val; computed once, so that all processes select the same weights."""
-        names = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-        figures = torch.zeros(len(names) + 1, dtype=torch.float64)
+        recalls = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+        names = ["rsum", "mean_log_rank", *recalls]
+        figures = torch.zeros(len(names), dtype=torch.float64)
         if self.accelerator.is_main_process:
             embedded = embed_split(
                 self.model,
@@ -253,12 +254,13 @@ class Trainer:
                 precision=self.precision,
                 description="validate",
             )
-            metrics = retrieval_metrics(embedded.image, embedded.text, self.val.image_of_caption)
-            values = [metrics["rsum"], *(metrics[name[:3]][name[4:]] for name in names)]
+            ranks = ranks_from_embeddings(embedded.image, embedded.text, self.val.image_of_caption)
+            metrics = metrics_from_ranks(*ranks)
+            values = [metrics["rsum"], mean_log_rank(*ranks), *(metrics[name[:3]][name[4:]] for name in recalls)]
             figures.copy_(torch.tensor(values))
         # The first process's own; the others' are zero.
         figures = gather_rows(figures.unsqueeze(0).to(self.device))[0]
-        return dict(zip(["val_rsum", *(f"val_{name}" for name in names)], figures.tolist(), strict=True))
+        return dict(zip([f"val_{name}" for name in names], figures.tolist(), strict=True))
 
     def _no_sums(self) -> Tensor:
         """Of the losses of an epoch, on the device: to read them each step would keep a GPU waiting."""
