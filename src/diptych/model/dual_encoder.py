@@ -97,8 +97,8 @@ class DualEncoder(nn.Module):
     def align(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The alignment of all pairs of `grid` (B, N, d) with `tokens` (C, T, d), (B, C).
 
-        It learns to read what the towers say, and does not tell them what to say: what tells words and places apart is
-        learned by heart sooner than what tells captions and images apart.
+        It learns to read what the towers say, and does not teach them: their gradients of it cost more recall than it
+        brought (docs/training.md).
         """
         assert self.fusion.alignment is not None
         return self.fusion.alignment.all_pairs(self.image_head(grid).detach(), self.text_head(tokens).detach(), mask)

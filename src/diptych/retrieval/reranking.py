@@ -7,7 +7,7 @@ keeps the towers' order below them. The weights are chosen on val, and so is the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -133,9 +133,13 @@ def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights)
 
 def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
     """The best strength of the biases, of `STRENGTHS`, by `mean_log_rank`; of equally good ones the smallest."""
+    whole = querybank._replace(strength=1.0)
+    image_bias = whole.image_bias(embedded.image, logit_scale)
+    text_bias = whole.text_bias(embedded.text, logit_scale)
     scores = []
     for strength in STRENGTHS:
-        image, text = embedded.normalized(querybank._replace(strength=strength), logit_scale).ranking
+        biased = replace(embedded, image_bias=strength * image_bias, text_bias=strength * text_bias)
+        image, text = biased.ranking
         scores.append(mean_log_rank(*ranks_from_embeddings(image, text, embedded.image_of_caption)))
     return STRENGTHS[int(np.argmin(scores))]
 
