@@ -401,7 +401,7 @@ def test_more_than_the_limit_is_not_kept_and_the_warning_says_the_sizes(
     model: DualEncoder, split: PreparedSplit, kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert cache(kept, limit_gib=1e-9).images(model.image_tower, [split]) is None
-    assert "image tower are not kept: 0.0 GiB, but train.features_gib allows 0.0 and the disk has" in caplog.text
+    assert "image features are not kept: 0.0 GiB, but train.features_gib allows 0.0 and the disk has" in caplog.text
     assert not kept.exists()
 
 

@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,8 @@ class FeatureCache:
             made = []
             for items in _by_shard(split.shard_of_image[split.image_of_caption]):
                 shape = (int(split.token_lengths[items].sum()), *tower.feature_shape)
-                content = [split.tokens(items[i : i + 1])[0].tolist() for i in range(len(items))]
+                token_ids, lengths = split.tokens(items)[0].tolist(), split.token_lengths[items].tolist()
+                content = [ids[:length] for ids, length in zip(token_ids, lengths, strict=True)]
                 made.append(_Block(items, _sha256(how, shape, content), shape))
             return made
 
@@ -152,7 +154,10 @@ class FeatureCache:
         everything = [(split, block) for split, blocks in plan for block in blocks]
         # The processes share the work; what one of them has made, all of them map.
         share = everything[rank() :: world_size()]
-        found = {block.key: _map(self._path(block), block.shape) for _, block in share}
+        # Most of the time to open a file goes into its digest, for which threads do not wait for each other.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            opened = threads.map(lambda block: _map(self._path(block), block.shape), [block for _, block in share])
+            found = {block.key: features for (_, block), features in zip(share, opened, strict=True)}
         missing = [(split, block) for split, block in share if found[block.key] is None]
         items = sum(len(block.items) for _, block in missing)
         with (
@@ -176,9 +181,9 @@ class FeatureCache:
                 os.utime(path)
         self._make_room()
         _log.info(
-            "Features of the frozen %s%s: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
-            "layers of the " if tower.upper else "",
-            f"{name} tower",
+            "%s features of the frozen %s: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
+            name.capitalize(),
+            "layers" if tower.upper else "tower",
             sum(needed.values()) / GIB,
             self.folder,
             len(missing),
@@ -206,7 +211,7 @@ class FeatureCache:
         if gather_rows(fits).all():
             return True
         _log.warning(
-            "The features of the %s tower are not kept: %.1f GiB, but train.features_gib allows %.1f and the disk has "
+            "The %s features are not kept: %.1f GiB, but train.features_gib allows %.1f and the disk has "
             "%.1f free. They are computed anew in every epoch.",
             name,
             size / GIB,
