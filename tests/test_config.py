@@ -64,8 +64,8 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
             "train.image_tower_top_layers: input should be greater than or equal to 1",
         ),
         (
-            "train: {epochs: 2, objectives: {matching_after: 2}}",
-            "train: objectives.matching_after (2) must be less than epochs (2)",
+            "train: {fusion_epochs: 2, objectives: {matching: 0.0}}",
+            "train: in fusion_epochs (2) the fusion learns, but objectives.matching 0 leaves it out",
         ),
         ("train: {epochs: 2, text_tower_frozen_epochs: 2}", "train: text_tower_frozen_epochs (2) must be less than"),
         ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),

@@ -114,6 +114,7 @@ def settings_for(task: Task, train: Train) -> Train:
             "objectives": {"contrastive": 1.0, "matching": 0.0},
             "checkpoint_every": 1_000_000,
             "patience": None,
+            "fusion_epochs": None,
         }
     for tower, stays in (("image_tower", task.frozen != "none"), ("text_tower", task.frozen == "both")):
         if stays or not task.epochs:

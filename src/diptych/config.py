@@ -172,8 +172,7 @@ class Objectives(Section):
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
     matching: Annotated[float, Field(ge=0)] = 1.0
-    matching_after: Annotated[int, Field(ge=0)] = 0
-    """Epochs at the start without it: the fusion, which it alone trains, takes its time for itself."""
+    """Of the fusion, which nothing else trains."""
     simclr_image: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between an image and a random view of it, which `train.views` describes."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
@@ -208,6 +207,9 @@ class Train(Section):
     """The training loop."""
 
     epochs: Positive = 10
+    fusion_epochs: Positive | None = None
+    """Epochs after these in which the fusion learns, and it alone, to read the towers at their best; null: it learns
+    with them, and they by it."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Distinct images a step, over all processes."""
     captions_per_image: Positive = 5
@@ -225,7 +227,8 @@ class Train(Section):
     falls anew."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Share = 0.1
-    """Share of the steps in which the learning rate rises: of all, or up to a tower's release and after it."""
+    """Share of the steps in which the learning rate rises: of all, or up to a tower's release, after it, and of those
+    of fusion_epochs."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
     """Where the learnable temperature starts."""
@@ -272,12 +275,17 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _fusion_learns(self) -> Train:
-        if self.objectives.matching_after >= self.epochs:
+        if self.fusion_epochs and not self.objectives.matching:
             raise ValueError(
-                f"objectives.matching_after ({self.objectives.matching_after}) must be less than epochs "
-                f"({self.epochs}); objectives.matching 0 leaves the fusion out for good"
+                f"in fusion_epochs ({self.fusion_epochs}) the fusion learns, but objectives.matching 0 leaves it out; "
+                "set fusion_epochs to null, or objectives.matching to 1.0"
             )
         return self
+
+    @property
+    def all_epochs(self) -> int:
+        """With those of the fusion, which come last."""
+        return self.epochs + (self.fusion_epochs or 0)
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> Train:

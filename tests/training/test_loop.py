@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -180,20 +181,91 @@ def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_pat
     assert torch.equal(before, made.model.fusion.score.weight)
 
 
-def test_the_fusion_may_begin_later(prepared: Prepared, tmp_path: Path) -> None:
-    made = trainer(prepared, tmp_path, epochs=3, patience=None, objectives={"matching_after": 2})
-    seen = [made.model.fusion.score.weight.detach().clone()]
-    validate = made._validate
+ALONE = {"epochs": 3, "fusion_epochs": 2, "patience": None}
 
-    def watching() -> dict[str, float]:
-        seen.append(made.model.fusion.score.weight.detach().clone())
-        return validate()
 
-    made._validate = watching  # type: ignore[method-assign]
+@pytest.mark.parametrize("changes", [{}, {"image_tower_factor": 0.0, "augmentation": {}}], ids=["all", "frozen-views"])
+def test_the_fusion_may_learn_alone_from_the_best_towers(
+    prepared: Prepared, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **ALONE, **changes)
+    states = [{name: tensor.clone() for name, tensor in made.model.state_dict().items()}]
+    ranks = iter([3.0, 1.0, 2.0])
+
+    def validate() -> dict[str, float]:
+        states.append({name: tensor.clone() for name, tensor in made.model.state_dict().items()})
+        return {"val_rsum": 0.0, "val_mean_log_rank": next(ranks)}
+
+    monkeypatch.setattr(made, "_validate", validate)
+    position = made.run()
+    assert [row["matching"] > 0 and row["alignment"] > 0 for row in position.history] == [False] * 3 + [True] * 2
+    assert [row["val_mean_log_rank"] for row in position.history] == [3.0, 1.0, 2.0, 1.0, 1.0]
+    assert (position.best_epoch, position.epoch) == (2, 5)
+    for name, tensor in made.model.state_dict().items():
+        fusion = name.startswith("fusion.")
+        assert torch.equal(states[0][name], states[3][name]) or not fusion, name
+        assert torch.equal(states[2][name], tensor) is not fusion, name
+
+
+def test_a_fusion_that_learns_alone_sees_neither_dropout_nor_views(prepared: Prepared, tmp_path: Path) -> None:
+    """So an image's tokens are the same in each of its epochs, and those that it has afterwards."""
+    made = trainer(prepared, tmp_path, **ALONE, augmentation={})
+    losses, seen = made.step.losses, []
+
+    def watching(encoded: Any, batch: Any) -> Any:
+        if batch.epoch >= 3:
+            seen.append(dict(zip(batch.image_ids, encoded.images.grid, strict=True)))
+        return losses(encoded, batch)
+
+    made.step.losses = watching  # type: ignore[method-assign]
+    made.run()
+    image = min(seen[0])
+    plain = made.model.eval().encode_images(
+        torch.from_numpy(prepared.split("train").pixels(np.flatnonzero(prepared.split("train").image_ids == image)))
+    )
+    grids = [step[image] for step in seen if image in step]
+    assert len(grids) >= 2
+    for grid in grids:
+        torch.testing.assert_close(grid, plain.grid[0])
+
+
+def test_patience_leads_to_the_fusion(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {**ALONE, "epochs": 9, "patience": 1}
+    made, steps = trainer(prepared, tmp_path, **changes), []
+    ranks = iter([1.0, 2.0])
+    monkeypatch.setattr(made, "_validate", lambda: {"val_rsum": 0.0, "val_mean_log_rank": next(ranks)})
+    monkeypatch.setattr(made, "report", lambda values, step: steps.append((step, values.get("learning_rate"))))
     history = made.run().history
-    assert [row["matching"] > 0 for row in history] == [False, False, True]
-    assert torch.equal(seen[0], seen[2])
-    assert not torch.equal(seen[2], seen[3])
+    assert [row["epoch"] for row in history] == [1, 2, 10, 11]
+    assert history[-1]["learning_rate"] < 0.01 * history[-2]["learning_rate"]
+    whole = trainer(prepared, tmp_path / "whole", **{**changes, "epochs": 2})
+    monkeypatch.setattr(whole, "_validate", lambda: {"val_rsum": 0.0, "val_mean_log_rank": 1.0})
+    assert [row["learning_rate"] for row in whole.run().history[2:]] == [row["learning_rate"] for row in history[2:]]
+
+
+@pytest.mark.parametrize("stop_at", [11, 12, 13, 15, 18])
+def test_a_training_of_the_fusion_alone_resumes_to_the_bit(prepared: Prepared, tmp_path: Path, stop_at: int) -> None:
+    """Its epochs begin behind step 12."""
+    kept = kept_in(tmp_path / "kept")
+    whole = trainer(prepared, tmp_path / "whole", features=kept, **ALONE)
+    expected = whole.run()
+    broken = trainer(prepared, tmp_path / "broken", features=kept, **ALONE)
+    interrupt(broken, at_step=stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    resumed = trainer(prepared, tmp_path / "broken", features=kept, **ALONE)
+    assert resumed.run() == expected
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_a_fusion_that_learns_alone_learns_the_same_in_chunks(prepared: Prepared, tmp_path: Path) -> None:
+    changes = {"epochs": 1, "fusion_epochs": 1, "patience": None, "image_tower_factor": 0.0, "text_tower_factor": 0.0}
+    whole, chunks = trainer(prepared, tmp_path / "1", **changes), trainer(prepared, tmp_path / "2", **changes)
+    chunks.backward.chunk_size = 2
+    for made in (whole, chunks):
+        made.run()
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(chunks.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_tower_is_released_after_its_frozen_epochs(prepared: Prepared, tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ class Tower(nn.Module):
         self.train(training)
         return same
 
+    def join(self) -> None:
+        """Has `features` end with the backbone again, if it was split."""
+        if self.upper is None:
+            return
+        self.upper = None
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            self.feature_shape = self._shape(self.features(*self._sample()))
+        self.train(training)
+
     def features_sha256(self) -> str:
         """Of the weights and configuration that `features` depend on."""
         digest = hashlib.sha256(json.dumps(self.backbone.config.to_diff_dict(), sort_keys=True, default=str).encode())

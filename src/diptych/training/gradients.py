@@ -62,6 +62,8 @@ def backward_in_chunks(
     with autocast():
         losses = step.losses(_encoded(step, batch, features), batch)
     backward(losses.total)
+    if not step.encoders_learn:
+        return losses
     for lane, before, leaves in zip(lanes, states, features, strict=True):
         first = 0
         for call, state in zip(lane, before, strict=True):
@@ -105,7 +107,7 @@ def _lanes(step: TrainingStep, batch: Batch, size: int) -> list[list[Call]]:
     ]
     if batch.views is not None:
         lanes.append([partial(_pooled, partial(model.encode_images, chunk)) for chunk in _chunks(batch.views, size)])
-    if step.text_view_head:
+    if step.views_texts:
         lanes.append([partial(_pooled, call) for call in _text_calls(model, batch, size)])
     return lanes
 
@@ -130,7 +132,7 @@ def _encoded(step: TrainingStep, batch: Batch, features: list[list[Tensor]]) -> 
         ImageFeatures(grid, image),
         TextFeatures(tokens, batch.mask, text),
         vectors.pop(0) if batch.views is not None else None,
-        vectors.pop(0) if step.text_view_head else None,
+        vectors.pop(0) if step.views_texts else None,
     )
 
 

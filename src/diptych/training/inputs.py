@@ -13,7 +13,7 @@ from diptych.data.prepared import PreparedSplit
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.towers import ImageTower, TextTower, Tower
 from diptych.training.features import FeatureCache
-from diptych.training.optimisation import Frozen, frozen_towers
+from diptych.training.optimisation import Frozen, frozen_in
 from diptych.training.views import ImageViews
 
 
@@ -41,13 +41,12 @@ class TrainingInputs:
         """Makes ready for `epoch`: finds or computes the features of what is frozen in it.
 
         Of a tower that is frozen they are its own. Where its top layers learn it is split, and they are those below.
+        Where heads are frozen too, images are seen as they are.
         """
-        before, now = self._entered, frozen_towers(self._settings, epoch)
-        self._entered = now
-        if self._cache and (before is None or before.image != now.image):
-            self._keep_images(self._cache, model.image_tower, now.image)
-        if self._cache and (before is None or before.text != now.text):
-            self._keep_texts(self._cache, model.text_tower, now.text)
+        before, self._entered = self._entered, frozen_in(self._settings, epoch)
+        if self._entered != before and self._cache:
+            self._keep_images(self._cache, model.image_tower, self._entered)
+            self._keep_texts(self._cache, model.text_tower, self._entered.text)
 
     def train(self, epoch: int) -> Inputs:
         """Of the train split; features are those of the views that the settings ask for in `epoch`."""
@@ -73,22 +72,27 @@ class TrainingInputs:
             self._texts[split] if self._texts else None,
         )
 
-    def _keep_images(self, cache: FeatureCache, tower: ImageTower, frozen: bool) -> None:
+    def _keep_images(self, cache: FeatureCache, tower: ImageTower, frozen: Frozen) -> None:
         self._images = self._mirrored = None
-        if self._settings.images_vary or not (frozen or _splits(tower, self._settings.image_tower_top_layers)):
+        varied = self._settings.images_vary and not frozen.encoders
+        if varied or not _ends_at(tower, frozen.image, self._settings.image_tower_top_layers):
             return
         self._images = cache.images(tower, self._splits)
-        if self._images and self._views:
+        if self._images and self._views and not frozen.encoders:
             mirrored = cache.images(tower, self._splits[:1], mirrored=True)
             self._images, self._mirrored = (self._images, mirrored[0]) if mirrored else (None, None)
 
     def _keep_texts(self, cache: FeatureCache, tower: TextTower, frozen: bool) -> None:
         self._texts = None
-        if frozen or _splits(tower, self._settings.text_tower_top_layers):
+        if _ends_at(tower, frozen, self._settings.text_tower_top_layers):
             self._texts = cache.texts(tower, self._splits)
 
 
-def _splits(tower: Tower, top_layers: int | None) -> bool:
+def _ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
+    """Has the tower's features end where what is frozen ends; False if nothing is, or it does not come apart there."""
+    if frozen:
+        tower.join()
+        return True
     return top_layers is not None and tower.split(top_layers)
 
 

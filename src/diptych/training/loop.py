@@ -52,7 +52,7 @@ class Position:
     step: int = 0
     """Steps finished in the present epoch."""
     best_epoch: int = 0
-    """The epoch, from 1 on, with the best val RSUM; 0 before there is one."""
+    """The epoch, from 1 on, whose towers rank val best (`mean_log_rank`); 0 before there is one."""
     history: list[dict[str, float]] = field(default_factory=list)
     """A row an epoch: mean losses, learning rate, temperature, val recalls."""
 
@@ -142,11 +142,11 @@ class Trainer:
         # Each process drops out by itself.
         torch.manual_seed(self.seed + rank())
         self._resume()
-        total = self.plan.steps * self.settings.epochs
+        total = self.plan.steps * self.settings.all_epochs
         done = self.plan.steps * self.position.epoch + self.position.step
-        self.inputs.enter(self.model, min(self.position.epoch, self.settings.epochs - 1))
+        self._enter(min(self.position.epoch, self.settings.all_epochs - 1))
         with progress(None, "train", unit="steps", total=total, initial=done) as bar:
-            while self.position.epoch < self.settings.epochs and not self._out_of_patience():
+            while self.position.epoch < self.settings.all_epochs:
                 self._train_epoch(bar)
                 self._finish_epoch()
         self.accelerator.wait_for_everyone()
@@ -163,10 +163,12 @@ class Trainer:
 
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
-        self.inputs.enter(self.model, epoch)
+        self._enter(epoch)
         freeze(self.step, self.settings, epoch)
         self._compile()
-        self.step.train()
+        # A fusion that learns alone sees images and captions as it will see them afterwards, without dropout and views.
+        self.step.train(not self._fusion_alone)
+        self.model.fusion.train()
         throughput = Throughput()
         flops: float | None = None
         batches = self.plan.epoch(epoch, self.position.step, self.inputs.train(epoch))
@@ -190,8 +192,16 @@ class Trainer:
         bar.set_postfix_str(_speed(speed))
         self.report(speed, self._steps())
 
+    def _enter(self, epoch: int) -> None:
+        """Makes ready for `epoch`; where the fusion begins to learn alone, it begins from the best weights."""
+        if self._fusion_alone and self.position.step == 0 and epoch == self.settings.epochs:
+            self.model.load_state_dict(self.checkpoints.load_best())
+        self.inputs.enter(self.model, epoch)
+
     def _with_views(self, batch: Batch) -> Batch:
         """The batch with its images augmented and their second views made, as the settings say."""
+        if self._fusion_alone:
+            return batch
         images, place = batch.images, (batch.image_ids, batch.epoch)
         # Of kept features the inputs have chosen the view already.
         kept = images.is_floating_point()
@@ -224,20 +234,27 @@ class Trainer:
             )
 
     def _finish_epoch(self) -> None:
-        """Validates, keeps the weights if they are the best, and stands ready for the next epoch."""
-        metrics = self._validate()
-        position = self.position
+        """Validates, keeps the weights if they are the best, and stands ready for the next epoch.
+
+        The fusion's own epochs leave the towers as they are, and what these had on val.
+        """
+        position, alone = self.position, self._fusion_alone
+        metrics = _of_val(position.history[position.best_epoch - 1]) if alone else self._validate()
         position.history.append({"epoch": position.epoch + 1, **self._means(), **metrics})
         position.epoch, position.step = position.epoch + 1, 0
-        best = min(position.history, key=lambda row: row["val_mean_log_rank"])
-        if best is position.history[-1]:
+        better = not alone and min(position.history, key=lambda row: row["val_mean_log_rank"]) is position.history[-1]
+        if better:
             position.best_epoch = position.epoch
-            if self.accelerator.is_main_process:
-                self.checkpoints.save_best(self.model.state_dict())
+        if (better or alone) and self.accelerator.is_main_process:
+            self.checkpoints.save_best(self.model.state_dict())
+        epoch, steps = position.epoch, self._steps()
+        if not alone and self._out_of_patience():
+            self._leave_out_epochs()
         self.sums = self._no_sums()
         self._save()
-        self.report(metrics, self._steps())
-        log.info("epoch %d of %d: %s", position.epoch, self.settings.epochs, _line(position.history[-1]))
+        self.report(metrics, steps)
+        which = "fusion, epoch" if alone else "epoch"
+        log.info("%s %d of %d: %s", which, epoch, self.settings.all_epochs, _line(position.history[-1]))
 
     def _validate(self) -> dict[str, float]:
         """Recalls of the towers on val; computed once, so that all processes select the same weights."""
@@ -282,6 +299,16 @@ class Trainer:
         patience = self.settings.patience
         return patience is not None and self.position.epoch - self.position.best_epoch >= patience
 
+    def _leave_out_epochs(self) -> None:
+        """Goes on with the fusion's own epochs, or with the end."""
+        for _ in range((self.settings.epochs - self.position.epoch) * self.plan.steps):
+            self.schedule.step()
+        self.position.epoch = self.settings.epochs
+
+    @property
+    def _fusion_alone(self) -> bool:
+        return self.position.epoch >= self.settings.epochs
+
     def _steps(self) -> int:
         return self.position.epoch * self.plan.steps + self.position.step
 
@@ -324,6 +351,11 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"][rank()], self.device)
         log.info("resumed in epoch %d after step %d", self.position.epoch + 1, self.position.step)
+
+
+def _of_val(row: dict[str, float]) -> dict[str, float]:
+    """What an epoch had on val."""
+    return {name: value for name, value in row.items() if name.startswith("val_")}
 
 
 def _named(losses: Losses) -> dict[str, float]:

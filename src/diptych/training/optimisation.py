@@ -21,23 +21,30 @@ batches of fine-tuning faster than the weights can.
 
 
 class Frozen(NamedTuple):
-    """Which towers stay as they are."""
+    """What stays as it is."""
 
     image: bool
+    """The image tower."""
     text: bool
+    """The text tower."""
+    encoders: bool
+    """Both towers with their heads: all but the fusion."""
 
 
-def frozen_towers(settings: Train, epoch: int) -> Frozen:
-    """In `epoch` (0, 1, …): those with factor 0, or not released yet."""
+def frozen_in(settings: Train, epoch: int) -> Frozen:
+    """In `epoch` (0, 1, …): towers with factor 0, or not released yet; at the end all but the fusion."""
+    encoders = epoch >= settings.epochs
     return Frozen(
-        settings.image_tower_factor == 0 or epoch < settings.image_tower_frozen_epochs,
-        settings.text_tower_factor == 0 or epoch < settings.text_tower_frozen_epochs,
+        encoders or settings.image_tower_factor == 0 or epoch < settings.image_tower_frozen_epochs,
+        encoders or settings.text_tower_factor == 0 or epoch < settings.text_tower_frozen_epochs,
+        encoders,
     )
 
 
 def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
-    """Takes out of training what the settings leave alone in `epoch`: towers, and a fusion without an objective."""
-    model, frozen = step.model, frozen_towers(settings, epoch)
+    """Takes out of training what the settings leave alone in `epoch`: towers; the fusion, or all but the fusion."""
+    model, frozen = step.model, frozen_in(settings, epoch)
+    step.requires_grad_(not frozen.encoders)
     for tower, stays, factor, top_layers in (
         (model.image_tower, frozen.image, settings.image_tower_factor, settings.image_tower_top_layers),
         (model.text_tower, frozen.text, settings.text_tower_factor, settings.text_tower_top_layers),
@@ -45,13 +52,16 @@ def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
         # The layers above learned from the statistics of those that stay.
         statistics_frozen = factor < FROZEN_STATISTICS_BELOW or top_layers is not None
         tower.set_learning(not stays, top_layers=top_layers, statistics_frozen=statistics_frozen)
-    objectives = settings.objectives
-    model.fusion.requires_grad_(objectives.matching > 0 and epoch >= objectives.matching_after)
+    with_others = settings.objectives.matching > 0 and settings.fusion_epochs is None
+    model.fusion.requires_grad_(frozen.encoders or with_others)
 
 
 def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
     """AdamW over the weights that learn in some epoch; no weight decay on biases, norms and scalars."""
-    freeze(step, settings, epoch=settings.epochs)
+    learning = set()
+    for epoch in {settings.epochs - 1, settings.all_epochs - 1}:
+        freeze(step, settings, epoch)
+        learning |= {parameter for parameter in step.parameters() if parameter.requires_grad}
     factors = {
         id(parameter): factor
         for backbone, factor in (
@@ -62,7 +72,7 @@ def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
     }
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in step.parameters():
-        if parameter.requires_grad:
+        if parameter in learning:
             key = (factors.get(id(parameter), 1.0), parameter.ndim >= 2)
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
@@ -79,9 +89,9 @@ def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
 
 
 def phases(settings: Train) -> list[int]:
-    """The epochs of each phase of the training: a new one begins where a tower is released."""
+    """The epochs of each phase of the training: a new one begins where a tower is released, and with the fusion's."""
     released = {settings.image_tower_frozen_epochs, settings.text_tower_frozen_epochs}
-    ends = sorted({*released, settings.epochs} - {0})
+    ends = sorted({*released, settings.epochs, settings.all_epochs} - {0})
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 

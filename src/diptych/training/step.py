@@ -54,6 +54,21 @@ class TrainingStep(nn.Module):
         self.text_view_head = ProjectionHead(dim) if objectives.simclr_text else None
         self.seed = seed
 
+    @property
+    def encoders_learn(self) -> bool:
+        """Whether anything beside the fusion does."""
+        return self.model.image_head.weight.requires_grad
+
+    @property
+    def fusion_learns(self) -> bool:
+        """Whether the fusion does."""
+        return self.objectives.matching > 0 and self.model.fusion.score.weight.requires_grad
+
+    @property
+    def views_texts(self) -> bool:
+        """Whether captions are encoded under a second dropout."""
+        return self.text_view_head is not None and self.encoders_learn
+
     def forward(self, batch: Batch) -> Losses:
         """The losses of this process's share of a step; their means over the processes are those of the whole step."""
         return self.losses(self.encode(batch), batch)
@@ -64,7 +79,7 @@ class TrainingStep(nn.Module):
             self.model.encode_images(batch.images),
             self.model.encode_texts(batch.texts, batch.mask, batch.groups),
             None if batch.views is None else self.model.encode_images(batch.views).pooled,
-            self.model.encode_texts(batch.texts, batch.mask, batch.groups).pooled if self.text_view_head else None,
+            self.model.encode_texts(batch.texts, batch.mask, batch.groups).pooled if self.views_texts else None,
         )
 
     def losses(self, encoded: Encoded, batch: Batch) -> Losses:
@@ -74,7 +89,7 @@ class TrainingStep(nn.Module):
         contrastive = contrastive_loss(images.pooled, texts.pooled, owner, self.model.logit_scale)
         matching = alignment = simclr_image = simclr_text = contrastive.new_zeros(())
         total = weights.contrastive * contrastive
-        if weights.matching and batch.epoch >= weights.matching_after:
+        if self.fusion_learns:
             pairs = draw_pairs(self.model, images, texts, owner, self._uniforms(batch))
             matching = matching_loss(self.model, pairs)
             alignment = alignment_loss(self.model, pairs)
