@@ -15,6 +15,7 @@ from diptych.config import Model, Splits, Train
 from diptych.data.prepared import FORMAT, Prepared
 from diptych.data.tokenization import encode, learn_tokenizer, save_tokenizer, vocabulary_facts
 from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.model.package import Preprocessing, Reranking
 from diptych.model.querybank import QueryBank
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
@@ -72,6 +73,10 @@ def make_model(vocabulary_size: int = 50, seed: int = 0, **changes: Any) -> Dual
 def pixels(count: int) -> torch.Tensor:
     """Images of noise, (B, S, S, 3) uint8."""
     return torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+PREPROCESSING = Preprocessing(image_size=SIZE, resize="stretch", max_tokens=16, max_pixels=1_000_000)
+RERANKING = Reranking(top_k=4, match_weight=0.5, alignment_weight=0.25, bias_strength=0.75)
 
 
 def make_querybank(dim: int = 16) -> QueryBank:

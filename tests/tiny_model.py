@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tiny import SIZE, make_model, make_querybank, model_settings
+from tiny import PREPROCESSING, RERANKING, make_model, make_querybank, model_settings
 
 from diptych.data.tokenization import learn_tokenizer, save_tokenizer, vocabulary_facts
 from diptych.model.package import save_model
@@ -16,14 +16,13 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     tokenizer = folder.with_name(f"{folder.name}-tokenizer")
     save_tokenizer(learn_tokenizer(CAPTIONS * 5, 200), tokenizer, 16)
     model = make_model(vocabulary_facts(tokenizer)[0], seed)
-    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
     save_model(
         folder,
         model,
         model_settings(),
         tokenizer,
-        preprocessing,
-        {"top_k": 8, "match_weight": 0.5, "alignment_weight": 0.25},
+        PREPROCESSING,
+        RERANKING,
         make_querybank(),
     )
     return folder

@@ -230,8 +230,8 @@ class Train(Section):
     """Share of the steps in which the learning rate rises: of all, or up to a tower's release, after it, and of those
     of fusion_epochs."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
-    """Where the learnable temperature starts."""
+    temperature: Annotated[float, Field(ge=0.01, le=1)] = 0.07
+    """Where the learnable temperature starts; it never falls below 0.01."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Of matrix products and convolutions; auto: bf16 where the device computes in it, else no."""
     compile: Literal["auto", "always", "never"] = "auto"

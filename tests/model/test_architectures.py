@@ -11,8 +11,9 @@ from tiny import (
     CONVNEXT,
     DISTILBERT,
     ELECTRA,
+    PREPROCESSING,
+    RERANKING,
     ROBERTA,
-    SIZE,
     TIMM,
     VIT,
     make_model,
@@ -41,8 +42,7 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 def there_and_back(model: DualEncoder, folder: Path, **towers: Any) -> DualEncoder:
     tokenizer = write_prepared(folder / "prepared", train=4, val=2, test=2) / "tokenizer"
-    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
-    save_model(folder / "model", model, model_settings(**towers), tokenizer, preprocessing, {}, make_querybank())
+    save_model(folder / "model", model, model_settings(**towers), tokenizer, PREPROCESSING, RERANKING, make_querybank())
     return load_model(folder / "model").model
 
 

@@ -29,11 +29,15 @@ def test_texts_become_token_states_and_unit_vectors() -> None:
     assert torch.allclose(features.pooled.norm(dim=1), torch.ones(2))
 
 
-def test_the_temperature_starts_where_it_is_told_and_is_clamped() -> None:
+def test_the_temperature_starts_where_it_is_told_and_finds_back_from_its_bound() -> None:
     model = make_model()
     assert model.logit_scale.item() == pytest.approx(1 / 0.07)
     model.log_scale.data.fill_(9.0)
+    model.bound_temperature()
     assert model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
+    model.logit_scale.backward()
+    assert model.log_scale.grad is not None
+    assert model.log_scale.grad.item() == pytest.approx(MAX_LOGIT_SCALE, rel=1e-4)
 
 
 def test_pixels_are_normalized_by_mean_and_std_of_the_tower() -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import SIZE, make_model, make_querybank, model_settings, write_prepared
+from safetensors.torch import load_file, save_file
+from tiny import (
+    PREPROCESSING,
+    RERANKING,
+    SIZE,
+    make_model,
+    make_querybank,
+    model_settings,
+    write_prepared,
+)
 
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
@@ -18,14 +28,13 @@ from diptych.model.package import load_model, save_model, weights_sha256
 def saved(tmp_path: Path) -> tuple[DualEncoder, Path]:
     tokenizer = write_prepared(tmp_path / "prepared", train=4, val=2, test=2) / "tokenizer"
     model = make_model()
-    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
     save_model(
         tmp_path / "model",
         model,
         model_settings(),
         tokenizer,
-        preprocessing,
-        {"top_k": 4, "weight": 0.5},
+        PREPROCESSING,
+        RERANKING,
         make_querybank(),
     )
     return model, tmp_path / "model"
@@ -36,11 +45,10 @@ def test_a_loaded_model_gives_the_same_bits(saved: tuple[DualEncoder, Path]) -> 
     loaded = load_model(folder)
     pixels = torch.randint(256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
     assert torch.equal(loaded.model.encode_images(pixels).pooled, model.encode_images(pixels).pooled)
-    assert loaded.preprocessing["image_size"] == SIZE
-    assert loaded.reranking == {"top_k": 4, "weight": 0.5}
+    assert (loaded.preprocessing, loaded.reranking) == (PREPROCESSING, RERANKING)
     assert torch.equal(loaded.querybank.image, make_querybank().image)
     assert torch.equal(loaded.querybank.text, make_querybank().text)
-    assert loaded.querybank.strength == make_querybank().strength
+    assert loaded.querybank.strength == RERANKING.bias_strength
     assert loaded.tokenizer("a red picture")["input_ids"]
 
 
@@ -48,9 +56,14 @@ def test_a_loaded_model_keeps_its_normalization(tmp_path: Path) -> None:
     tower = {**model_settings().image_tower.model_dump(), "mean": [0.1, 0.2, 0.3]}
     model = make_model(image_tower=tower)
     tokenizer = write_prepared(tmp_path / "prepared", train=4, val=2, test=2) / "tokenizer"
-    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
     save_model(
-        tmp_path / "model", model, model_settings(image_tower=tower), tokenizer, preprocessing, {}, make_querybank()
+        tmp_path / "model",
+        model,
+        model_settings(image_tower=tower),
+        tokenizer,
+        PREPROCESSING,
+        RERANKING,
+        make_querybank(),
     )
     assert torch.equal(load_model(tmp_path / "model").model.image_tower.shift, model.image_tower.shift)
 
@@ -58,9 +71,8 @@ def test_a_loaded_model_keeps_its_normalization(tmp_path: Path) -> None:
 def test_saving_twice_gives_the_same_bytes(saved: tuple[DualEncoder, Path], tmp_path: Path) -> None:
     model, folder = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
     tokenizer = tmp_path / "prepared" / "tokenizer"
-    save_model(folder, model, model_settings(), tokenizer, preprocessing, {"top_k": 4, "weight": 0.5}, make_querybank())
+    save_model(folder, model, model_settings(), tokenizer, PREPROCESSING, RERANKING, make_querybank())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -90,7 +102,64 @@ def test_a_missing_or_damaged_file_is_an_error(name: str, saved: tuple[DualEncod
 
 
 def test_another_format_is_refused(saved: tuple[DualEncoder, Path]) -> None:
-    path = saved[1] / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(DiptychError, match="model format 99"):
+    change_config(saved[1], {"format": 99})
+    with pytest.raises(DiptychError, match=r"config\.json is not of model format 2"):
+        load_model(saved[1])
+
+
+def change_config(folder: Path, changes: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reranking": None}, "reranking"),
+        ({"reranking": {"match_weight": float("nan")}}, "reranking.match_weight"),
+        ({"reranking": {"alignment_weight": -1.0}}, "reranking.alignment_weight"),
+        ({"reranking": {"bias_strength": "1"}}, "reranking.bias_strength"),
+        ({"reranking": {"bias_strength": 1e9}}, "reranking.bias_strength"),
+        ({"preprocessing": {"resize": "zoom"}}, "preprocessing.resize"),
+        ({"preprocessing": {"image_size": "32"}}, "preprocessing.image_size"),
+        ({"image_backbone": None}, "image_backbone"),
+        ({"image_backbone": {"model_type": 3}}, "does not hold a whole model"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_an_error(
+    changes: dict[str, Any], said: str, saved: tuple[DualEncoder, Path]
+) -> None:
+    change_config(saved[1], changes)
+    with pytest.raises(DiptychError, match=said):
+        load_model(saved[1])
+
+
+def test_a_configuration_that_is_no_table_is_an_error(saved: tuple[DualEncoder, Path]) -> None:
+    (saved[1] / "config.json").write_text("[]")
+    with pytest.raises(DiptychError, match="does not hold a whole model"):
+        load_model(saved[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("querybank.image", torch.zeros(0, 16), "querybank"),
+        ("querybank.image", torch.eye(15), "querybank"),
+        ("querybank.text", torch.ones(16), "querybank"),
+        ("querybank.text", 1000 * torch.eye(16), "querybank"),
+        ("querybank.text", torch.eye(16, dtype=torch.int64), "querybank"),
+        ("querybank.text", torch.full((3, 16), torch.nan), "querybank.text .* holds NaN"),
+        ("log_scale", torch.tensor(-torch.inf), "log_scale .* holds NaN or infinity"),
+    ],
+)
+def test_weights_that_cannot_be_are_an_error(
+    name: str, tensor: torch.Tensor, said: str, saved: tuple[DualEncoder, Path]
+) -> None:
+    path = saved[1] / "model.safetensors"
+    save_file(load_file(path) | {name: tensor}, path)
+    with pytest.raises(DiptychError, match=said):
         load_model(saved[1])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tiny import make_querybank
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from diptych.model import querybank
@@ -45,3 +46,10 @@ def test_a_bias_lies_between_the_mean_cosine_and_the_largest() -> None:
 def test_a_large_scale_does_not_overflow() -> None:
     bank = QueryBank(torch.ones(1, 1).half(), torch.ones(1, 1).half())
     assert bank.image_bias(torch.ones(1, 1), 1e4).item() == pytest.approx(1.0)
+
+
+def test_embeddings_on_the_cpu_meet_a_bank_that_was_loaded_to_a_gpu() -> None:
+    """As in the evaluate stage; torch checks devices without having them."""
+    with FakeTensorMode():
+        bank = QueryBank(*(torch.empty(n, 16, dtype=torch.float16, device="cuda") for n in (8, 12)))
+        assert bank.image_bias(torch.empty(5, 16), 14.0).device.type == "cpu"

@@ -20,7 +20,7 @@ from transformers import (
 
 from diptych.config import ImageTower, TextTower
 from diptych.errors import DiptychError
-from diptych.model.backbones import image_backbone, text_backbone
+from diptych.model.backbones import image_backbone, restore_backbone, text_backbone
 from diptych.model.dual_encoder import build_model
 
 
@@ -108,3 +108,19 @@ def test_a_damaged_file_is_an_error_that_names_the_folder(bert: Path) -> None:
     (bert / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(DiptychError, match="bert"):
         text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_that_were_published_in_half_precision_learn_in_full(
+    resnet: Path, bert: Path, dtype: torch.dtype
+) -> None:
+    """Small steps would be lost on them; and what is saved of the configuration restores full precision too."""
+    for folder in (resnet, bert):
+        AutoModel.from_pretrained(folder).to(dtype).save_pretrained(folder)
+        assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    settings = model_settings(image_tower={"pretrained": str(resnet)}, text_tower={"pretrained": str(bert)})
+    model = build_model(settings, SIZE, 50, 0.07)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for tower in (model.image_tower, model.text_tower):
+        restored = restore_backbone(tower.backbone.config.to_diff_dict())
+        assert {parameter.dtype for parameter in restored.parameters()} == {torch.float32}

@@ -123,3 +123,23 @@ def test_bytes_that_are_no_image_are_named_by_their_row(model, monkeypatch):
 
     with pytest.raises(ValueError, match="row 1: "):
         predict(model, image=[picture("red"), b"text"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"image": [picture("red"), "red.png"]}, "row 1: image must be bytes, not str"),
+        ({"text": ["stars", 3]}, "row 1: text must be str, not int"),
+        ({"text": ["stars"], "image": ["red.png"]}, "row 0: image must be bytes, not str"),
+    ],
+)
+def test_what_is_neither_text_nor_bytes_is_named_by_its_row(model, columns, said):
+    with pytest.raises(ValueError, match=said):
+        predict(model, **columns)
+
+
+def test_images_may_have_as_many_pixels_as_the_dataset_may(model, monkeypatch):
+    small = model.loaded.preprocessing.model_copy(update={"max_pixels": 40 * 30 - 1})
+    monkeypatch.setattr(model, "loaded", model.loaded._replace(preprocessing=small))
+    with pytest.raises(ValueError, match="row 0: 40×30 pixels, more than 1199"):
+        predict(model, image=[picture("red")])

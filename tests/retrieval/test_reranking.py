@@ -150,7 +150,7 @@ def test_beyond_the_candidates_the_towers_rank_remains():
     assert candidates.ranks(10.0, Weights(1.0, 1.0)).tolist() == [17]
 
 
-def test_the_weights_with_the_best_rsum_are_chosen():
+def test_the_weights_that_rank_best_are_chosen():
     good = shortlist([[0.9, 0.8]], [[0.0, 3.0]], [[False, True]], [2])
     assert choose_weights(Candidates(good, good), 10.0) == Weights(0.5, 0.0)
     aligned = replace(good, match=good.alignment, alignment=good.match)

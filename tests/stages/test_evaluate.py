@@ -7,17 +7,21 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import SIZE, make_model, make_querybank, model_settings, write_prepared
+from tiny import PREPROCESSING, RERANKING, make_model, make_querybank, model_settings, write_prepared
 
 from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.package import load_model, save_model
+from diptych.model.querybank import QueryBank
 from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.metrics import retrieval_metrics
+from diptych.retrieval.reranking import Weights
 from diptych.stages.evaluate import run
 from diptych.workspace import Workspace
 
@@ -28,15 +32,13 @@ OUTPUTS = ("metrics.json", "report.html", "plots/recall_at_k.csv")
 def workspace(tmp_path: Path) -> Workspace:
     workspace = Workspace(tmp_path)
     write_prepared(workspace.prepared, train=4, val=4, test=12)
-    preprocessing = {"image_size": SIZE, "resize": "stretch", "max_tokens": 16}
-    reranking = {"top_k": 4, "match_weight": 0.5, "alignment_weight": 0.25}
     save_model(
         workspace.model,
         make_model(vocabulary_size=200),
         model_settings(),
         workspace.prepared / "tokenizer",
-        preprocessing,
-        reranking,
+        PREPROCESSING,
+        RERANKING,
         make_querybank(),
     )
     return workspace
@@ -103,3 +105,30 @@ def test_without_a_model_nothing_is_written(workspace: Workspace) -> None:
     with pytest.raises(DiptychError, match="run `dvc repro train`"):
         run(workspace, params())
     assert not workspace.reports.exists()
+
+
+def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None:
+    """Bank, strength and each weight move some rank here, so none of them is left out or taken for another."""
+    config = workspace.model / "config.json"
+    content = json.loads(config.read_text())
+    content["reranking"] |= {"match_weight": 16.0, "alignment_weight": 8.0}
+    config.write_text(json.dumps(content))
+    run(workspace, params(evaluate={"top_k": 12, "report_queries": 2}))
+    metrics = json.loads((workspace.reports / "metrics.json").read_text())
+    loaded = load_model(workspace.model)
+    split = Prepared(workspace.prepared, params().data.splits).split("test")
+    embedded = embed_split(loaded.model, split, batch_size=64, device=torch.device("cpu"))
+    bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(match=16.0, alignment=8.0)
+
+    def expected(bank: QueryBank, weights: Weights) -> dict[str, Any]:
+        made = evaluate_gallery(loaded.model, embedded, bank, top_k=12, weights=weights, device=torch.device("cpu"))
+        return made.metrics
+
+    assert metrics == expected(bank, weights)
+    others = [
+        (bank._replace(strength=0.0), weights),
+        (bank, weights._replace(match=0.0)),
+        (bank, weights._replace(alignment=0.0)),
+        (bank, Weights(weights.alignment, weights.match)),
+    ]
+    assert [metrics != expected(*other) for other in others] == [True] * 4

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,9 +17,12 @@ from accelerate.state import AcceleratorState
 from tiny import model_settings, train_settings, write_prepared
 
 from diptych.config import Params
+from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.package import load_model, weights_sha256
 from diptych.registry.tracking import connect
+from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
 from diptych.stages import train
 from diptych.workspace import Workspace
 
@@ -53,8 +58,9 @@ def test_it_leaves_a_model_and_a_row_an_epoch(workspace: Workspace) -> None:
     assert history["epoch"].tolist() == [1, 2]
     assert {"loss", "contrastive", "matching", "learning_rate", "temperature", "val_rsum"} <= set(history.columns)
     loaded = load_model(workspace.model)
-    assert loaded.preprocessing == {"image_size": 32, "resize": "stretch", "max_tokens": 16}
-    assert loaded.reranking["top_k"] == 32
+    expected = {"image_size": 32, "resize": "stretch", "max_tokens": 16, "max_pixels": 100_000_000}
+    assert loaded.preprocessing.model_dump() == expected
+    assert loaded.reranking.top_k == 32
 
 
 def test_twice_gives_the_same_bytes_and_leaves_no_checkpoint(workspace: Workspace) -> None:
@@ -77,7 +83,7 @@ def test_the_run_is_found_by_the_hash_of_its_weights(workspace: Workspace) -> No
 def test_without_matching_the_fusion_has_no_weight(workspace: Workspace) -> None:
     train.run(workspace, params(train=train_settings(objectives={"matching": 0.0})))
     reranking = load_model(workspace.model).reranking
-    assert reranking["match_weight"] == reranking["alignment_weight"] == 0.0
+    assert reranking.match_weight == reranking.alignment_weight == 0.0
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,37 @@ def test_several_processes_leave_one_model_and_one_run(workspace: Workspace) -> 
     done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Trained on 32 images") == 1
-    assert load_model(workspace.model).preprocessing["image_size"] == 32
+    assert load_model(workspace.model).preprocessing.image_size == 32
     client, experiment = connect(workspace, settings)
     assert len(client.search_runs([experiment])) == 1
+
+
+def test_bank_strength_and_weights_are_those_of_train_and_val(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Done again, step by step, with the model that was saved."""
+    monkeypatch.setattr(train, "choose_strength", spying(train.choose_strength, chosen := []))
+    monkeypatch.setattr(train, "choose_weights", spying(train.choose_weights, chosen))
+    train.run(workspace, params())
+    loaded = load_model(workspace.model)
+    model, prepared = loaded.model, Prepared(workspace.prepared, params().data.splits)
+    seen, val = (
+        embed_split(model, prepared.split(role), batch_size=64, device=torch.device("cpu")) for role in ("train", "val")
+    )
+    scale = model.logit_scale.item()
+    assert torch.allclose(loaded.querybank.image.float(), seen.image, atol=2e-3)
+    assert torch.allclose(*(bank.float().sort(dim=0).values for bank in (loaded.querybank.text, seen.text)), atol=2e-3)
+    (strength, (embedded, bank, _)), (weights, (candidates, _)) = chosen
+    assert torch.allclose(embedded.image, val.image, atol=1e-5)
+    assert loaded.reranking.bias_strength == strength == choose_strength(val, bank, scale)
+    again = match_logits(model, val.normalized(loaded.querybank, scale), 32, device=torch.device("cpu"))
+    torch.testing.assert_close(candidates.i2t.scores(scale, Weights()), again.i2t.scores(scale, Weights()))
+    assert (loaded.reranking.match_weight, loaded.reranking.alignment_weight) == weights == choose_weights(again, scale)
+
+
+def spying(function: Callable[..., Any], seen: list[tuple[Any, tuple[Any, ...]]]) -> Callable[..., Any]:
+    def called(*arguments: Any) -> Any:
+        seen.append((function(*arguments), arguments))
+        return seen[-1][0]
+
+    return called

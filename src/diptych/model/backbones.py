@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -71,6 +72,8 @@ def _load(folder: Path) -> PreTrainedModel:
             config=configuration,
             local_files_only=True,
             use_safetensors=True,
+            # Small steps would be lost on weights in half precision, in which some are published.
+            dtype=torch.float32,
             output_loading_info=True,
             **_without_pooler(configuration),
         )

@@ -58,8 +58,15 @@ class DualEncoder(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """What cosines are multiplied by (1 / temperature), a scalar of at most 100."""
-        return self.log_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        """What cosines are multiplied by (1 / temperature), a scalar."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        """Has the scale at most 100; to be called after each step. A bound on the scale itself would, once it is
+        reached, leave no gradient that leads back.
+        """
+        self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """`images` (B, S, S, 3) uint8 RGB, or what the image tower's backbone made of them (B, N, C)."""

@@ -6,8 +6,10 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -20,10 +22,40 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.model.towers import ImageTower, TextTower
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 WEIGHTS = "model.safetensors"
 """Of the model, and the querybank."""
 _BANK = "querybank."
+
+
+class Preprocessing(config.Section):
+    """How images and texts become what the towers were trained on; as in params.yaml."""
+
+    image_size: Annotated[int, Field(ge=32)]
+    resize: Literal["stretch", "crop"]
+    max_tokens: config.Positive
+    max_pixels: config.Positive
+    """Width × height; anything larger is refused by its header."""
+
+
+class Reranking(config.Section):
+    """What the fusion's logits count beside the scaled cosines of the `top_k`, and the biases of these."""
+
+    top_k: config.Positive
+    match_weight: Annotated[float, Field(ge=0)]
+    alignment_weight: Annotated[float, Field(ge=0)]
+    bias_strength: config.Share
+
+
+class _Description(config.Section):
+    """config.json."""
+
+    format: Literal[2]
+    model: config.Model
+    image_backbone: dict[str, Any]
+    text_backbone: dict[str, Any]
+    preprocessing: Preprocessing
+    reranking: Reranking
 
 
 class LoadedModel(NamedTuple):
@@ -32,10 +64,8 @@ class LoadedModel(NamedTuple):
     model: DualEncoder
     """In evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
-    preprocessing: dict[str, Any]
-    """image_size, resize and max_tokens, as in params.yaml."""
-    reranking: dict[str, Any]
-    """top_k, and what the fusion's logits count beside the scaled cosine: match_weight, alignment_weight."""
+    preprocessing: Preprocessing
+    reranking: Reranking
     querybank: QueryBank
     """By which items are ranked when they are found."""
 
@@ -45,25 +75,25 @@ def save_model(
     model: DualEncoder,
     settings: config.Model,
     tokenizer_folder: Path,
-    preprocessing: dict[str, Any],
-    reranking: dict[str, Any],
+    preprocessing: Preprocessing,
+    reranking: Reranking,
     querybank: QueryBank,
 ) -> None:
-    """Writes the folder as a whole, in place of an older one."""
-    description = {
-        "format": FORMAT,
-        "model": settings.model_dump(),
-        "image_backbone": _configuration(model.image_tower.backbone.config),
-        "text_backbone": _configuration(model.text_tower.backbone.config),
-        "preprocessing": preprocessing,
-        "reranking": {**reranking, "bias_strength": querybank.strength},
-    }
+    """Writes the folder as a whole, in place of an older one; of the querybank's strength `reranking` has it."""
+    description = _Description(
+        format=FORMAT,
+        model=settings,
+        image_backbone=_configuration(model.image_tower.backbone.config),
+        text_backbone=_configuration(model.text_tower.backbone.config),
+        preprocessing=preprocessing,
+        reranking=reranking,
+    )
     with atomic_path(folder) as temporary:
         shutil.copytree(tokenizer_folder, temporary)
         bank = {f"{_BANK}image": querybank.image, f"{_BANK}text": querybank.text}
         weights = {**model.state_dict(), **bank}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        (temporary / "config.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+        (temporary / "config.json").write_text(json.dumps(description.model_dump(), indent=2, sort_keys=True) + "\n")
 
 
 def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
@@ -73,19 +103,24 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         DiptychError: a file is missing, damaged or of another format.
     """
     try:
-        description = json.loads((folder / "config.json").read_text())
+        content = json.loads((folder / "config.json").read_text())
+        if not isinstance(content, dict) or content["format"] != FORMAT:
+            raise ValueError(f"config.json is not of model format {FORMAT}, which this diptych reads")
+        description = _Description.model_validate(content)
         weights = load_file(folder / WEIGHTS)
-        if description["format"] != FORMAT:
-            raise DiptychError(f"{folder} has model format {description['format']}; this diptych reads {FORMAT}.")
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} in {WEIGHTS} holds NaN or infinity")
         model = _restore(description)
-        image, text = (weights.pop(f"{_BANK}{side}").to(device) for side in ("image", "text"))
+        bank = [_queries(weights.pop(f"{_BANK}{side}"), description.model.dim) for side in ("image", "text")]
         model.load_state_dict(weights)
-        preprocessing, reranking = description["preprocessing"], description["reranking"]
-        querybank = QueryBank(image, text, reranking.pop("bias_strength"))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    # Each architecture checks its own fields, in a way of its own.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a whole model ({error}); run `dvc repro train`.") from None
-    return LoadedModel(model.to(device).eval(), tokenizer, preprocessing, reranking, querybank)
+    image, text = (queries.to(device) for queries in bank)
+    querybank = QueryBank(image, text, description.reranking.bias_strength)
+    return LoadedModel(model.to(device).eval(), tokenizer, description.preprocessing, description.reranking, querybank)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -94,14 +129,21 @@ def weights_sha256(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _restore(description: dict[str, Any]) -> DualEncoder:
-    settings = config.Model.model_validate(description["model"])
-    image_size = description["preprocessing"]["image_size"]
+def _queries(queries: torch.Tensor, dim: int) -> torch.Tensor:
+    """One side of the querybank, if it can be one."""
+    lengths = queries.float().norm(dim=-1) if queries.is_floating_point() else queries
+    if queries.ndim != 2 or queries.shape[1] != dim or not len(queries) or not ((lengths - 1).abs() < 0.01).all():
+        raise ValueError(f"the querybank in {WEIGHTS} does not hold embeddings of {dim} dimensions and length one")
+    return queries
+
+
+def _restore(description: _Description) -> DualEncoder:
+    settings, image_size = description.model, description.preprocessing.image_size
     # Mean and std are among the weights; these only stand in until they are read.
     image_tower = ImageTower(
-        restore_backbone(description["image_backbone"]), settings.dim, image_size, [0.0] * 3, [1.0] * 3
+        restore_backbone(description.image_backbone), settings.dim, image_size, [0.0] * 3, [1.0] * 3
     )
-    text_backbone = restore_backbone(description["text_backbone"])
+    text_backbone = restore_backbone(description.text_backbone)
     return DualEncoder(image_tower, TextTower(text_backbone, settings.dim, settings.text_tower.layers), settings)
 
 

@@ -42,7 +42,7 @@ class QueryBank(NamedTuple):
 
 
 def _soft_maximum(items: Tensor, queries: Tensor, logit_scale: float) -> Tensor:
-    queries, scale = queries.to(torch.float32), float(logit_scale)
+    queries, scale = queries.to(items.device, torch.float32), float(logit_scale)
     rows = max(1, BLOCK_SCORES // len(queries))
     parts = [
         (scale * items[start : start + rows].float() @ queries.T).logsumexp(dim=1)

@@ -24,7 +24,6 @@ import torch
 from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
-from diptych.config import Validate
 from diptych.data.images import open_image, to_pixels
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
 from diptych.model.package import load_model
@@ -59,9 +58,10 @@ class PackagedModel(PythonModel):
         """One output row for each of the input, in its order.
 
         Raises:
-            ValueError: a row has neither text nor image, or bytes that are no image; the message names the row.
+            ValueError: a row has neither text nor image, something else in their place, or bytes that are no image; the
+                message names the row.
         """
-        texts, images = _column(model_input, "text"), _column(model_input, "image")
+        texts, images = _column(model_input, "text", str), _column(model_input, "image", bytes)
         for row, (text, image) in enumerate(zip(texts, images, strict=True)):
             if text is None and image is None:
                 raise ValueError(f"row {row} has neither text nor image")
@@ -92,9 +92,15 @@ class PackagedModel(PythonModel):
         return rows
 
     def _encode_texts(self, texts: list[str]) -> _Texts:
-        length = self.loaded.preprocessing["max_tokens"]
+        length = self.loaded.preprocessing.max_tokens
         encoded = self.loaded.tokenizer(
-            texts, truncation=True, max_length=length, padding=True, return_tensors="pt", return_token_type_ids=False
+            texts,
+            truncation=True,
+            max_length=length,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            return_token_type_ids=False,
         ).to(self.device)
         model = self.loaded.model
         features = model.encode_texts(encoded["input_ids"], encoded["attention_mask"].bool())
@@ -105,10 +111,10 @@ class PackagedModel(PythonModel):
         pixels = []
         for place, content in zip(places, images, strict=True):
             try:
-                image = open_image(bytes(content), Validate().max_pixels)
+                image = open_image(bytes(content), settings.max_pixels)
             except ValueError as error:
                 raise ValueError(f"row {first + place}: {error}") from None
-            pixels.append(to_pixels(image, settings["image_size"], settings["resize"]))
+            pixels.append(to_pixels(image, settings.image_size, settings.resize))
         model = self.loaded.model
         features = model.encode_images(torch.from_numpy(np.stack(pixels)).to(self.device))
         return _Images(features, self.loaded.querybank.image_bias(features.pooled, model.logit_scale.item()))
@@ -121,16 +127,24 @@ class PackagedModel(PythonModel):
         match, aligned = fused.score.float(), fused.alignment
         aligned = torch.zeros_like(match) if aligned is None else aligned.float()
         normalized = similarity - images.bias[image] - texts.bias[text]
-        weights = self.loaded.reranking["match_weight"], self.loaded.reranking["alignment_weight"]
-        score = model.logit_scale * normalized + weights[0] * match + weights[1] * aligned
+        weights = self.loaded.reranking
+        score = model.logit_scale * normalized + weights.match_weight * match + weights.alignment_weight * aligned
         return torch.stack([similarity, match, aligned, score], dim=1)
 
 
-def _column(frame: pd.DataFrame, name: str) -> list[Any]:
+def _column(frame: pd.DataFrame, name: str, kind: type[str] | type[bytes]) -> list[Any]:
     """The column with None for what is missing; all None where there is no such column."""
     if name not in frame:
         return [None] * len(frame)
-    return [value if isinstance(value, str | bytes | bytearray) else None for value in frame[name]]
+    values = [bytes(value) if isinstance(value, bytearray | memoryview) else value for value in frame[name]]
+    for row, value in enumerate(values):
+        if not isinstance(value, kind) and not _is_missing(value):
+            raise ValueError(f"row {row}: {name} must be {kind.__name__}, not {type(value).__name__}")
+    return [value if isinstance(value, kind) else None for value in values]
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def _parts(rows: int) -> Iterator[slice]:

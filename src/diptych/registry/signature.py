@@ -18,7 +18,10 @@ def signature() -> ModelSignature:
     ]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(Array(DataType.double), "embedding", required=False),
-        *(ColSpec(DataType.double, name, required=False) for name in ("similarity", "match", "score")),
+        *(
+            ColSpec(DataType.double, name, required=False)
+            for name in ("bias", "similarity", "match", "alignment", "score")
+        ),
     ]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 

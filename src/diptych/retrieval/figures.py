@@ -22,11 +22,11 @@ class Theme(NamedTuple):
 
     ink: str
     grid: str
-    lines: tuple[str, str, str]
+    lines: tuple[str, str, str, str]
 
 
-LIGHT = Theme("#3b4252", "#d9dee7", ("#2563a8", "#b4530a", "#3f7d20"))
-DARK = Theme("#c9d1de", "#39414f", ("#7db7f0", "#f0a35e", "#9bd07a"))
+LIGHT = Theme("#3b4252", "#d9dee7", ("#2563a8", "#b4530a", "#3f7d20", "#7d3fa8"))
+DARK = Theme("#c9d1de", "#39414f", ("#7db7f0", "#f0a35e", "#9bd07a", "#c79bf0"))
 
 
 class Picture(NamedTuple):
@@ -44,7 +44,7 @@ def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str)
     }
 
     def plot(axes: Axes, theme: Theme) -> None:
-        for (stage, points), colour, style in zip(lines.items(), theme.lines, ("--", ":", "-"), strict=True):
+        for (stage, points), colour, style in zip(lines.items(), theme.lines, ("--", ":", "-"), strict=False):
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGES[stage])
         _label(axes, f"{DIRECTIONS[direction]}: recall", "k", "percent found")
         axes.set_ylim(0, 102)
@@ -57,10 +57,10 @@ def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str)
 
 def loss_figure(history: Sequence[dict[str, float]]) -> Picture:
     """The losses of each epoch."""
-    names = [name for name in ("loss", "contrastive", "matching") if name in history[0]]
+    names = [name for name in ("loss", "contrastive", "matching", "alignment") if name in history[0]]
 
     def plot(axes: Axes, theme: Theme) -> None:
-        for name, colour, style in zip(names, theme.lines, ("-", "--", ":"), strict=False):
+        for name, colour, style in zip(names, theme.lines, ("-", "--", ":", "-."), strict=False):
             _by_epoch(axes, history, name, color=colour, linestyle=style, label=name)
         _label(axes, "Training: loss", "epoch", "loss")
 
@@ -72,7 +72,7 @@ def validation_figure(history: Sequence[dict[str, float]]) -> Picture:
 
     def plot(axes: Axes, theme: Theme) -> None:
         for way, style in (("i2t", "-"), ("t2i", "--")):
-            for k, colour in zip((1, 5, 10), theme.lines, strict=True):
+            for k, colour in zip((1, 5, 10), theme.lines, strict=False):
                 label = f"{'I → T' if way == 'i2t' else 'T → I'} @{k}"
                 _by_epoch(axes, history, f"val_{way}_recall@{k}", color=colour, linestyle=style, label=label)
         _label(axes, "Validation: recall of the towers", "epoch", "percent found", columns=2)

@@ -36,7 +36,7 @@ def run(workspace: Workspace, params: Params) -> None:
     split = Prepared(workspace.prepared, params.data.splits).split("test")
     embedded = embed_split(model, split, batch_size=params.evaluate.batch_size, device=device, description="embed test")
     top_k = params.evaluate.top_k
-    weights = Weights(loaded.reranking["match_weight"], loaded.reranking["alignment_weight"])
+    weights = Weights(loaded.reranking.match_weight, loaded.reranking.alignment_weight)
     evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
     setting = Setting(
         split=params.data.splits.test,

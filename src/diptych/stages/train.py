@@ -19,7 +19,7 @@ from diptych.data.prepared import Prepared
 from diptych.files import atomic_path
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import build_model
-from diptych.model.package import save_model, weights_sha256
+from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
 from diptych.processes import is_first_process
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_querybank, embed_split
@@ -78,7 +78,8 @@ def run(workspace: Workspace, params: Params) -> None:
         tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
     best = position.history[position.best_epoch - 1]
     log.info(
-        "Trained on %d images with %d captions in %.0f s: val RSUM %.1f after epoch %d of %d, the best; weights %s.",
+        "Trained on %d images with %d captions in %.0f s: val RSUM %.1f by the towers of epoch %d of %d, the best; "
+        "weights %s.",
         len(train),
         len(train.captions),
         time.perf_counter() - started,
@@ -125,8 +126,16 @@ def _save(
         model,
         params.model,
         workspace.tokenizer,
-        {name: prepared[name] for name in ("image_size", "resize", "max_tokens")},
-        {"top_k": top_k, "match_weight": weights.match, "alignment_weight": weights.alignment},
+        Preprocessing(
+            **{name: prepared[name] for name in ("image_size", "resize", "max_tokens")},
+            max_pixels=params.validate_.max_pixels,
+        ),
+        Reranking(
+            top_k=top_k,
+            match_weight=weights.match,
+            alignment_weight=weights.alignment,
+            bias_strength=querybank.strength,
+        ),
         querybank,
     )
 

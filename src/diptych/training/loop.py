@@ -218,6 +218,7 @@ class Trainer:
         self._unchecked = batch, losses.total
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.model.bound_temperature()
         self.schedule.step()
         return losses
 
