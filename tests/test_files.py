@@ -1,10 +1,11 @@
 """A file that is written is there as a whole or not at all."""
 
 import json
+import subprocess
 
 import pytest
 
-from diptych.files import atomic_path, remove, write_json
+from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole, remove, sums_hold, write_json, write_sums
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
@@ -84,3 +85,43 @@ def test_removing_a_link_leaves_what_it_points_to(tmp_path):
     remove(tmp_path / "nothing")
 
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_was_digested_is_known_to_be_whole(tmp_path):
+    with digested(tmp_path / "file") as file:
+        file.write(b"one")
+        file.write(b"two")
+    content = (tmp_path / "file").read_bytes()
+    assert content[:-DIGEST_BYTES] == b"onetwo"
+    assert is_whole(memoryview(content))
+    for changed in (content[:-1], content[1:], b"O" + content[1:], content[:-DIGEST_BYTES], b""):
+        assert not is_whole(memoryview(changed))
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_led_to_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for target in ("elsewhere", "nowhere"):
+        (tmp_path / "link").symlink_to(tmp_path / target)
+        with atomic_path(tmp_path / "link") as temporary:
+            temporary.mkdir()
+        assert (tmp_path / "link").is_dir()
+        assert not (tmp_path / "link").is_symlink()
+        (tmp_path / "link").rmdir()
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+def test_sums_hold_until_a_file_changes_goes_or_comes(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    assert not sums_hold(tmp_path)
+    write_sums(tmp_path)
+    assert sums_hold(tmp_path)
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path, check=True)
+    (tmp_path / "a").write_text("c")
+    assert not sums_hold(tmp_path)
+    write_sums(tmp_path)
+    (tmp_path / "b").unlink()
+    assert not sums_hold(tmp_path)
+    write_sums(tmp_path)
+    (tmp_path / "c").touch()
+    assert not sums_hold(tmp_path)

@@ -127,8 +127,8 @@ class Tower(Section):
 class ImageTower(Tower):
     """A vision backbone that yields a feature map."""
 
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    mean: Annotated[list[Share], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     """Of a tower from scratch, in RGB of 0..1; a pretrained tower brings its own (preprocessor_config.json)."""
 
 

@@ -1,14 +1,22 @@
-"""Writing files so that a kill at any moment leaves the old content or the new, never half of it."""
+"""Writing files so that a kill at any moment leaves the old content or the new, never half of it; and knowing whether
+they still are what was written.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+DIGEST_BYTES = 32
+"""Behind the content of a file that `digested` wrote."""
+SUMS = "SHA256SUMS"
+"""Of the other files of a folder, as `sha256sum --check` reads it."""
 
 
 @contextmanager
@@ -40,6 +48,56 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def digested(path: Path) -> Iterator[BinaryIO]:
+    """Yields `path` to write to; the SHA-256 of what was written is added at the end."""
+    with path.open("wb") as file:
+        writing = _Digesting(file)
+        yield writing  # type: ignore[misc]
+        file.write(writing.sha256.digest())
+
+
+def is_whole(content: memoryview) -> bool:
+    """Whether `content`, of a file that `digested` wrote, is what was written."""
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == bytes(content[-DIGEST_BYTES:])
+
+
+def write_sums(folder: Path) -> None:
+    """Puts the SHA-256 of each file of `folder`, which has no folders in it, beside them."""
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()))
+
+
+def sums_hold(folder: Path) -> bool:
+    """Whether `folder` holds the files that `write_sums` saw, unchanged, and no others."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)} == _digests(folder)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class _Digesting:
+    """A file to write to, which knows the SHA-256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """As files do."""
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """As files do."""
+        self.file.flush()
+
+
 def remove(path: Path) -> None:
     """Removes a file or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
@@ -52,7 +110,9 @@ def _swap_folder(new: Path, path: Path) -> None:
     """Folders cannot replace each other in one call: the old one steps aside first, and is removed last."""
     old = path.with_name(f".{path.name}.old")
     remove(old)
-    if path.exists():
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         path.replace(old)
     new.replace(path)
     remove(old)

@@ -51,8 +51,8 @@ def is_alive(pid: int) -> bool:
 
 
 def die_with_dvc() -> None:
-    """`die_with_parent` beneath DVC; a stage started by hand may well outlive its shell."""
-    if "DVC_STAGE" in os.environ:
+    """`die_with_parent` beneath DVC and beneath a launcher; a stage started by hand may well outlive its shell."""
+    if "DVC_STAGE" in os.environ or _LAUNCHED in os.environ:
         die_with_parent()
 
 

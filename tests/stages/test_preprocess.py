@@ -86,7 +86,7 @@ def test_a_pretrained_text_tower_brings_its_tokenizer(workspace: Workspace, tmp_
     preprocess.run(workspace, PARAMS)
     tower = tmp_path / "tower"
     workspace.tokenizer.rename(tower)
-    (tower / "config.json").write_text('{"model_type": "bert"}')
+    (tower / "config.json").write_text('{"model_type": "bert", "vocab_size": 64}')
     model: dict[str, Any] = {"text_tower": {"pretrained": str(tower)}}
     params = Params.model_validate({**PARAMS.model_dump(by_alias=True), "model": model})
     preprocess.run(workspace, params)

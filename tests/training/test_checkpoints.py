@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
 from diptych.errors import DiptychError
+from diptych.files import digested
 from diptych.training.checkpoints import Checkpoints
 
 
@@ -48,7 +51,8 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "sprung",))
 
-    torch.save({"trap": Trap()}, checkpoints.folder / "state.pt")
+    with digested(checkpoints.folder / "state.pt") as file:
+        torch.save({"trap": Trap()}, file)
     assert checkpoints.load() is None
     assert not (tmp_path / "sprung").exists()
 
@@ -57,8 +61,8 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_says_so(tmp_path: Path, mon
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save({"step": 3})
 
-    def full(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(state: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
     monkeypatch.setattr(torch, "save", full)
@@ -76,6 +80,28 @@ def test_discarding_leaves_nothing(tmp_path: Path) -> None:
     checkpoints.save({"step": 3})
     checkpoints.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_discarding_leaves_the_last_few_of_other_trainings(tmp_path: Path) -> None:
+    others = [Checkpoints(tmp_path, {"seed": seed}) for seed in range(5)]
+    for age, other in enumerate(others):
+        other.save({"step": 3})
+        os.utime(other.folder / "state.pt", (age, age))
+    Checkpoints(tmp_path, {}).discard()
+    assert {path.name for path in tmp_path.iterdir()} == {other.key for other in others[-3:]}
+
+
+@pytest.mark.parametrize("name", ["state.pt", "best.safetensors"])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.7, 0.99])
+def test_a_single_bit_that_changed_is_noticed(tmp_path: Path, name: str, place: float) -> None:
+    """Neither torch nor safetensors would."""
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save_best({"weights": torch.randn(1000)})
+    checkpoints.save({"step": 3, "weights": torch.randn(1000)})
+    content = bytearray((checkpoints.folder / name).read_bytes())
+    content[int(len(content) * place)] ^= 1
+    (checkpoints.folder / name).write_bytes(content)
+    assert checkpoints.load() is None
 
 
 @pytest.mark.parametrize("rest", [b"cut off", None])

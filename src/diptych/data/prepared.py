@@ -64,6 +64,11 @@ class Prepared:
         index = pd.Index(images["image_id"]).get_indexer(pd.Index(self._captions["image_id"]))
         chosen = np.flatnonzero(index >= 0)
         if len(chosen) == 0:
+            if self._splits.val is None and role != "test" and (self._images["split"] == name).any():
+                raise DiptychError(
+                    f"data.splits.held_out ({self._splits.held_out}) leaves no captioned images of split {name!r} for "
+                    f"{role}. Correct it in params.yaml, or name a split in data.splits.val."
+                )
             there = ", ".join(sorted(self._images["split"].unique())) or "none"
             raise DiptychError(
                 f"{self.folder} has no captioned images in split {name!r}, which data.splits.{role} names "

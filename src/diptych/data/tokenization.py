@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from diptych.config import TextTower
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
-from diptych.files import atomic_path, remove, write_json
+from diptych.files import SUMS, atomic_path, remove, sums_hold, write_json, write_sums
 
 _log = logging.getLogger(__name__)
 
@@ -85,22 +85,25 @@ def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int, *, cache: Pa
         remove(cache)
         with atomic_path(kept) as copy:
             _copy_anew(source, copy, max_tokens)
-    shutil.copytree(kept, folder)
+            write_sums(copy)
+    shutil.copytree(kept, folder, ignore=shutil.ignore_patterns(SUMS))
 
 
 def _copy_anew(source: Path, folder: Path, max_tokens: int) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
+    lacking = f"{source} holds no tokenizer that transformers can load"
+    advice = "Add the tokenizer.json and tokenizer_config.json that belong to the model."
+    # Of a folder without one transformers makes a tokenizer that knows no word.
+    if not any(path for pattern in ("tokenizer.json", "vocab.*", "*.model") for path in source.glob(pattern)):
+        raise DiptychError(f"{lacking}. {advice}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
         configuration = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise DiptychError(
-            f"{source} holds no tokenizer that transformers can load ({error}). "
-            "Add the tokenizer.json and tokenizer_config.json that belong to the model."
-        ) from None
+        raise DiptychError(f"{lacking} ({error}). {advice}") from None
     known = getattr(configuration, "vocab_size", len(tokenizer))
-    if len(tokenizer) > known:
+    if not known / 2 < len(tokenizer) <= known:
         raise DiptychError(
             f"{source}: the tokenizer has {len(tokenizer)} tokens, but the model of config.json knows {known}. "
             "Put the tokenizer there that belongs to the model."
@@ -152,15 +155,10 @@ def _copy_key(source: Path, max_tokens: int) -> str:
 
 def _is_sound(copy: Path) -> bool:
     """Whether the kept copy is there and can be read."""
-    if not copy.is_dir():
-        return False
-    try:
-        Tokenizer.from_file(str(copy / "tokenizer.json"))
-        json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except Exception:  # the tokenizers library raises nothing more precise
+    sound = copy.is_dir() and sums_hold(copy)
+    if copy.exists() and not sound:
         _log.warning("%s is damaged and is made anew.", copy)
-        return False
-    return True
+    return sound
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -30,7 +31,13 @@ def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedMo
     """The text backbone of params.yaml; from scratch it has the vocabulary learned from the train captions."""
     if tower.pretrained is None:
         return _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size)
-    return _load(locate(tower))
+    backbone = _load(locate(tower))
+    if backbone.config.vocab_size < vocabulary_size:
+        raise DiptychError(
+            f"{tower.pretrained} knows {backbone.config.vocab_size} tokens, but the prepared captions have "
+            f"{vocabulary_size}: they were made for another tower. Run `dvc repro preprocess`."
+        )
+    return backbone
 
 
 def restore_backbone(configuration: dict[str, Any]) -> PreTrainedModel:
@@ -75,12 +82,20 @@ def _load(folder: Path) -> PreTrainedModel:
             # Small steps would be lost on weights in half precision, in which some are published.
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **_without_pooler(configuration),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a transformers model with safetensors weights: {error}") from None
     if lacking := info["missing_keys"]:
         raise DiptychError(f"{folder}: model.safetensors lacks {_some(lacking)}")
+    if mismatched := info["mismatched_keys"]:
+        name, stored, expected = min(mismatched)
+        raise DiptychError(
+            f"{folder}: model.safetensors has {name} of shape {tuple(stored)}, but config.json wants {tuple(expected)}"
+        )
+    if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise DiptychError(f"{folder}: model.safetensors holds NaN or infinity in {_some(broken)}")
     if foreign := _foreign(model, info["unexpected_keys"]):
         raise DiptychError(f"{folder}: config.json has no place for weights in model.safetensors: {_some(foreign)}")
     return model
@@ -105,6 +120,7 @@ def _foreign(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
 def _normalization(folder: Path) -> tuple[list[float], list[float]]:
     """Mean and std of the tower's input: transformers and timm keep them at different places."""
     path = folder / "preprocessor_config.json"
+    wanted = "must give the image tower's image_mean and image_std: three numbers of 0..1 each, for red, green and blue"
     try:
         if path.exists():
             content = json.loads(path.read_text())
@@ -112,6 +128,9 @@ def _normalization(folder: Path) -> tuple[list[float], list[float]]:
         else:
             content = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
             checked = config.ImageTower(mean=content["mean"], std=content["std"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DiptychError(f"{path} must give the image tower's image_mean and image_std: {error!r}") from None
+    except ValidationError as error:
+        given = error.errors()[0]
+        raise DiptychError(f"{path} {wanted}; it has {'.'.join(map(str, given['loc']))} {given['input']}.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DiptychError(f"{path} {wanted}.") from None
     return checked.mean, checked.std

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 import torch
 
+from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -57,6 +58,6 @@ def set_threads(threads: int | None) -> int:
 
     The order in which a sum is taken depends on it, and so do the last bits of a result.
     """
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = threads or max(1, worker_count(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads

@@ -154,10 +154,10 @@ def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, A
 
 
 def _code_sha256() -> str:
-    """Of the modules that train: a checkpoint made by other code is not taken up."""
+    """Of the modules that training depends on: a checkpoint made by other code is not taken up."""
     package = Path(diptych.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in ("model", "training") for path in (package / folder).glob("*.py")):
+    digest, folders = hashlib.sha256(), ("data", "model", "retrieval", "training")
+    for path in sorted(path for folder in folders for path in (package / folder).glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from diptych.errors import DiptychError
-from diptych.files import atomic_path, remove
+from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole, remove
 
 log = logging.getLogger(__name__)
 
 _HAS_BEST = "has_best"
 """Whether there were best weights beside the state, so that their loss is noticed before training goes on."""
+_KEPT = 3
+"""Trainings that were interrupted and may be taken up; of more, the last ones."""
 
 
 class Checkpoints:
@@ -37,15 +40,16 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint. `state` may hold tensors, numbers, strings, lists and dicts."""
-        with self._writing(), atomic_path(self._state) as temporary:
-            torch.save({**state, _HAS_BEST: self._best.exists()}, temporary)
+        with self._writing(), atomic_path(self._state) as temporary, digested(temporary) as file:
+            torch.save({**state, _HAS_BEST: self._best.exists()}, file)
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, on the CPU, or None where there is none; a damaged one is dropped with a warning."""
         if not self._state.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
+            content = BytesIO(_read(self._state))
+            state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
             if state.pop(_HAS_BEST):
                 self.load_best()
         except Exception as error:  # a damaged archive may raise anything
@@ -56,19 +60,30 @@ class Checkpoints:
 
     def save_best(self, weights: dict[str, Tensor]) -> None:
         """Replaces the best weights."""
-        with self._writing(), atomic_path(self._best) as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+        with self._writing(), atomic_path(self._best) as temporary, digested(temporary) as file:
+            file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
 
     def load_best(self) -> dict[str, Tensor]:
         """The best weights, on the CPU."""
-        return load_file(self._best)
+        return load(_read(self._best))
 
     def discard(self) -> None:
-        """Removes everything of this training."""
+        """Removes everything of this training, and what has not been taken up for long."""
         remove(self.folder)
+        others = sorted(self.folder.parent.glob("*/state.pt"), key=lambda path: path.stat().st_mtime_ns)
+        for path in others[:-_KEPT]:
+            remove(path.parent)
 
     def _writing(self) -> _DiskErrors:
         return _DiskErrors(self.folder)
+
+
+def _read(path: Path) -> bytes:
+    """The file's content, if all of it is what was written."""
+    content = path.read_bytes()
+    if not is_whole(memoryview(content)):
+        raise ValueError(f"{path.name} has changed since it was written")
+    return content[:-DIGEST_BYTES]
 
 
 class _DiskErrors:

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from torch import Tensor
 from diptych.data.inputs import Half, KeptImages, KeptTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
-from diptych.files import atomic_path
+from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole
 from diptych.model import towers, upper
 from diptych.model.device import Precision
 from diptych.model.gathering import gather_rows, rank, wait_for_all, world_size
@@ -40,7 +39,6 @@ from diptych.progress import progress
 from diptych.retrieval.embedding import inference
 
 GIB = 2**30
-_DIGEST_BYTES = 32
 _IMAGES_AT_ONCE = {"cpu": 16}
 _CAPTIONS_AT_ONCE = {"cpu": 128}
 _ON_A_GPU = 256
@@ -59,7 +57,7 @@ class _Block:
 
     @property
     def bytes(self) -> int:
-        return 2 * int(np.prod(self.shape, dtype=np.int64)) + _DIGEST_BYTES
+        return 2 * int(np.prod(self.shape, dtype=np.int64)) + DIGEST_BYTES
 
 
 class FeatureCache:
@@ -251,13 +249,12 @@ class FeatureCache:
                 "The features of a frozen tower are beyond half precision; set train.keep_features to never."
             )
         try:
-            with atomic_path(self._path(block), shared=True) as temporary, temporary.open("wb") as file:
-                writing = _Digesting(file)
-                np.save(writing, features)
-                file.write(writing.sha256.digest())
+            with atomic_path(self._path(block), shared=True) as temporary, digested(temporary) as file:
+                np.save(file, features)
         except OSError as error:
             raise DiptychError(
-                f"{self.folder} cannot be written: {error.strerror}. Free disk space, or lower train.features_gib."
+                f"{self.folder} cannot be written: {error.strerror}. Where the disk is full, free space or lower "
+                "train.features_gib; train.keep_features: never does without."
             ) from None
 
     def _make_room(self) -> None:
@@ -275,25 +272,12 @@ class FeatureCache:
                 surplus -= size
 
 
-class _Digesting:
-    """A file to write to, which knows the SHA-256 of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        """As files do."""
-        self.sha256.update(data)
-        return self.file.write(data)
-
-
 def _map(path: Path, shape: tuple[int, ...]) -> Half | None:
     """The whole and sound file in memory; None if there is none, with a warning if it is damaged."""
     try:
         content = np.memmap(path, np.uint8, mode="r")
         # Only bytes that are known to be right are parsed: numpy fails in many ways on others.
-        if hashlib.sha256(content[:-_DIGEST_BYTES].data).digest() == content[-_DIGEST_BYTES:].tobytes():
+        if is_whole(content.data):
             features: Half = np.load(path, mmap_mode="r", allow_pickle=False)
             if features.dtype == np.float16 and features.shape == shape:
                 return features
@@ -312,7 +296,7 @@ def _sweep(folder: Path) -> None:
             os.kill(int(path.name.split(".")[-2]), 0)
         except ProcessLookupError:
             path.unlink(missing_ok=True)
-        except PermissionError:  # it lives, and is another user's
+        except (PermissionError, ValueError, OverflowError):  # it lives, and is another user's; or nobody's
             pass
 
 
