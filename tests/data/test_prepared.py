@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from diptych.config import Splits
-from diptych.data.prepared import Prepared
+from diptych.data.prepared import Prepared, Role
 from diptych.errors import DiptychError
 
 SIZE = 4
@@ -50,6 +50,13 @@ def test_a_split_holds_its_images_and_their_captions(folder: Path) -> None:
     assert train.sources == ["10.jpg", "30.jpg", "40.jpg"]
     assert train.caption_ids.tolist() == [1, 2, 4]
     assert train.captions == ["caption 1", "caption 2", "caption 4"]
+
+
+@pytest.mark.parametrize(("share", "role"), [(1e-9, "val"), (1 - 1e-9, "train")])
+def test_a_share_that_holds_out_nothing_or_everything_is_an_error(folder: Path, share: float, role: Role) -> None:
+    prepared = Prepared(folder, Splits(val=None, test="val", held_out=share))
+    with pytest.raises(DiptychError, match=rf"held_out \(.*\) leaves no captioned images of split 'train' for {role}"):
+        prepared.split(role)
 
 
 def test_without_a_split_for_it_val_is_held_out_of_train(folder: Path) -> None:

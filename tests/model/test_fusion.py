@@ -41,13 +41,22 @@ def test_cross_attention_equals_attention_written_out() -> None:
     weights = scores.masked_fill(~mask.unsqueeze(1), float("-inf")).softmax(dim=2)
     found = layer.output(weights @ value)
     seeing = grid + found
-    looked = layer(Side(grid), Side(tokens), mask)
+    looked = layer(Side(grid), None, Side(tokens), mask)
     assert torch.allclose(looked.tokens.values, seeing + layer.feed_forward(seeing), atol=1e-5)
     compared = layer.compared(grid)
     mean, deviation = compared.mean(2, keepdim=True), compared.std(2, correction=0, keepdim=True)
     own = (compared - mean) / deviation
     other = (found - found.mean(2, keepdim=True)) / found.std(2, correction=0, keepdim=True)
     assert torch.allclose(looked.agreement, own * other, atol=1e-2)
+
+
+def test_thoughts_of_tokens_are_the_same_without_those_of_padding() -> None:
+    torch.manual_seed(0)
+    layer = CrossAttention(16, 2, 0.0).eval()
+    grid, tokens, mask = inputs()
+    packed, padded = (layer(Side(tokens), own, Side(grid), None).tokens.values for own in (mask, None))
+    assert not mask.all()
+    assert torch.allclose(packed[mask], padded[mask], atol=1e-6)
 
 
 @DIRECTIONS

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import SIZE, model_settings
 from transformers import (
     AutoConfig,
@@ -76,6 +77,28 @@ def test_foreign_weights_are_an_error_that_names_them(bert: Path) -> None:
     (bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     with pytest.raises(DiptychError, match=r"has no place for .*: encoder\.layer\.1.* and 15 more"):
         text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_weights_of_another_shape_are_an_error_that_names_them(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"vocab_size": 60}))
+    with pytest.raises(
+        DiptychError, match=r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"
+    ):
+        text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_weights_that_are_not_numbers_are_an_error_that_names_them(bert: Path) -> None:
+    weights = load_file(bert / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][3] = torch.nan
+    save_file(weights, bert / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DiptychError, match=r"NaN or infinity in encoder\.layer\.1\.output\.dense\.bias"):
+        text_backbone(TextTower(pretrained=str(bert)), 50)
+
+
+def test_captions_prepared_for_a_larger_vocabulary_are_an_error(bert: Path) -> None:
+    with pytest.raises(DiptychError, match="knows 50 tokens, but the prepared captions have 51"):
+        text_backbone(TextTower(pretrained=str(bert)), 51)
 
 
 def test_the_head_of_another_task_is_left_out(tmp_path: Path) -> None:

@@ -69,17 +69,26 @@ class CrossAttention(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.Dropout(dropout)
         )
 
-    def forward(self, tokens: Side, context: Side, context_mask: Tensor | None) -> Looked:
-        """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True."""
+    def forward(self, tokens: Side, mask: Tensor | None, context: Side, context_mask: Tensor | None) -> Looked:
+        """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True; beyond their own `mask`
+        (P, S) they mean nothing.
+        """
         query = self._by_head(tokens.in_pairs(self.query(self.norm(tokens.values))))
         key_value = context.in_pairs(self.key_value(self.norm_context(context.values)))
         key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
-        mask = None if context_mask is None else context_mask[:, None, None, :]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        attend = None if context_mask is None else context_mask[:, None, None, :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=attend).transpose(1, 2).flatten(2)
         found = self.output(attended)
         agreement = tokens.in_pairs(_standardized(self.compared(tokens.values))) * _standardized(found)
         seeing = tokens.in_pairs(tokens.values) + found
-        return Looked(Side(seeing + self.feed_forward(seeing)), agreement)
+        return Looked(Side(seeing + self._thoughts(seeing, mask)), agreement)
+
+    def _thoughts(self, seeing: Tensor, mask: Tensor | None) -> Tensor:
+        """Of `seeing` (P, S, d); on padding, which is more than half of a batch, none are spent."""
+        if mask is None:
+            return self.feed_forward(seeing)
+        thoughts = self.feed_forward(seeing[mask])
+        return torch.zeros_like(seeing).masked_scatter(mask.unsqueeze(2), thoughts.to(seeing.dtype))
 
     def _by_head(self, values: Tensor) -> Tensor:
         """(P, S, d) to (P, heads, S, d / heads)."""
@@ -105,10 +114,10 @@ class FusionLayer(nn.Module):
         agreement = []
         seeing_tokens, seeing_grid = tokens, grid
         if self.text_to_image:
-            seeing_tokens, by_token = self.text_to_image(tokens, grid, None)
+            seeing_tokens, by_token = self.text_to_image(tokens, mask, grid, None)
             agreement.append(masked_mean(by_token, mask))
         if self.image_to_text:
-            seeing_grid, by_place = self.image_to_text(grid, tokens, mask)
+            seeing_grid, by_place = self.image_to_text(grid, None, tokens, mask)
             agreement.append(by_place.mean(dim=1))
         return seeing_tokens, seeing_grid, torch.cat(agreement, dim=1)
 
