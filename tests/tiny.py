@@ -75,7 +75,7 @@ def pixels(count: int) -> torch.Tensor:
     return torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-PREPROCESSING = Preprocessing(image_size=SIZE, resize="stretch", max_tokens=16, max_pixels=1_000_000)
+PREPROCESSING = Preprocessing(image_size=SIZE, resize="stretch", max_tokens=16)
 RERANKING = Reranking(top_k=4, match_weight=0.5, alignment_weight=0.25, bias_strength=0.75)
 
 

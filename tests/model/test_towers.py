@@ -82,9 +82,7 @@ def test_foreign_weights_are_an_error_that_names_them(bert: Path) -> None:
 def test_weights_of_another_shape_are_an_error_that_names_them(bert: Path) -> None:
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(config | {"vocab_size": 60}))
-    with pytest.raises(
-        DiptychError, match=r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"
-    ):
+    with pytest.raises(DiptychError, match=r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"):
         text_backbone(TextTower(pretrained=str(bert)), 50)
 
 

@@ -138,8 +138,7 @@ def test_what_is_neither_text_nor_bytes_is_named_by_its_row(model, columns, said
         predict(model, **columns)
 
 
-def test_images_may_have_as_many_pixels_as_the_dataset_may(model, monkeypatch):
-    small = model.loaded.preprocessing.model_copy(update={"max_pixels": 40 * 30 - 1})
-    monkeypatch.setattr(model, "loaded", model.loaded._replace(preprocessing=small))
+def test_an_image_of_too_many_pixels_is_named_by_its_row(model, monkeypatch):
+    monkeypatch.setattr(packaged_model, "MAX_PIXELS", 40 * 30 - 1)
     with pytest.raises(ValueError, match="row 0: 40×30 pixels, more than 1199"):
         predict(model, image=[picture("red")])

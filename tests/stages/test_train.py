@@ -58,7 +58,7 @@ def test_it_leaves_a_model_and_a_row_an_epoch(workspace: Workspace) -> None:
     assert history["epoch"].tolist() == [1, 2]
     assert {"loss", "contrastive", "matching", "learning_rate", "temperature", "val_rsum"} <= set(history.columns)
     loaded = load_model(workspace.model)
-    expected = {"image_size": 32, "resize": "stretch", "max_tokens": 16, "max_pixels": 100_000_000}
+    expected = {"image_size": 32, "resize": "stretch", "max_tokens": 16}
     assert loaded.preprocessing.model_dump() == expected
     assert loaded.reranking.top_k == 32
 

@@ -34,8 +34,6 @@ class Preprocessing(config.Section):
     image_size: Annotated[int, Field(ge=32)]
     resize: Literal["stretch", "crop"]
     max_tokens: config.Positive
-    max_pixels: config.Positive
-    """Width × height; anything larger is refused by its header."""
 
 
 class Reranking(config.Section):

@@ -24,12 +24,15 @@ import torch
 from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
+from diptych.config import Validate
 from diptych.data.images import open_image, to_pixels
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
 from diptych.model.package import load_model
 
 BATCH = 64
 """Rows computed at once."""
+MAX_PIXELS = Validate().max_pixels
+"""Width × height; whoever serves the model is not to be drowned, whatever its dataset was allowed."""
 
 
 class _Images(NamedTuple):
@@ -111,7 +114,7 @@ class PackagedModel(PythonModel):
         pixels = []
         for place, content in zip(places, images, strict=True):
             try:
-                image = open_image(bytes(content), settings.max_pixels)
+                image = open_image(bytes(content), MAX_PIXELS)
             except ValueError as error:
                 raise ValueError(f"row {first + place}: {error}") from None
             pixels.append(to_pixels(image, settings.image_size, settings.resize))

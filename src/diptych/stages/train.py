@@ -126,10 +126,7 @@ def _save(
         model,
         params.model,
         workspace.tokenizer,
-        Preprocessing(
-            **{name: prepared[name] for name in ("image_size", "resize", "max_tokens")},
-            max_pixels=params.validate_.max_pixels,
-        ),
+        Preprocessing(**{name: prepared[name] for name in ("image_size", "resize", "max_tokens")}),
         Reranking(
             top_k=top_k,
             match_weight=weights.match,
