@@ -14,6 +14,7 @@ from diptych.data.images import open_image, to_pixels
 from diptych.model.package import load_model
 from diptych.registry import packaged_model
 from diptych.registry.packaged_model import PackagedModel
+from diptych.registry.signature import input_example, signature
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,12 @@ def test_a_row_does_not_depend_on_its_neighbours(model, monkeypatch):
         np.testing.assert_allclose(
             [a.similarity, a.match, a.alignment, a.score], [b.similarity, b.match, b.alignment, b.score], atol=1e-4
         )
+
+
+def test_the_signature_names_what_goes_in_and_comes_out(model):
+    example = input_example()
+    assert sorted(signature().inputs.input_names()) == sorted(example.columns)
+    assert signature().outputs.input_names() == list(model.predict(None, example).columns)
 
 
 def test_the_index_of_the_input_is_that_of_the_output(model):
