@@ -251,7 +251,7 @@ class Train(Section):
     launch: list[Annotated[str, Field(min_length=1)]] = []
     """Command that starts the processes of the training, such as [torchrun, --standalone, --nproc-per-node=8]."""
     patience: Positive | None = None
-    """Epochs without better ranks on val after which training stops; null: never."""
+    """Epochs without better ranks on val after which training stops, but for fusion_epochs; null: never."""
     checkpoint_every: Positive = 100
     """Steps between two checkpoints; there is one after each epoch anyway."""
     objectives: Objectives = Objectives()
