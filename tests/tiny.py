@@ -64,7 +64,7 @@ def model_settings(**changes: Any) -> Model:
     return Model.model_validate(settings | changes)
 
 
-def make_model(vocabulary_size: int = 50, seed: int = 0, **changes: Any) -> DualEncoder:
+def make_model(vocabulary_size: int = 100, seed: int = 0, **changes: Any) -> DualEncoder:
     """In evaluation mode."""
     torch.manual_seed(seed)
     return build_model(model_settings(**changes), SIZE, vocabulary_size, 0.07).eval()

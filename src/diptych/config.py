@@ -291,7 +291,7 @@ class Train(Section):
     def _features_can_be_kept(self) -> Train:
         image_stays = not self.image_tower_factor or self.image_tower_frozen_epochs or self.image_tower_top_layers
         text_stays = not self.text_tower_factor or self.text_tower_frozen_epochs or self.text_tower_top_layers
-        if self.keep_features == "always" and not (image_stays or text_stays):
+        if self.keep_features == "always" and not (image_stays or text_stays or self.fusion_epochs):
             raise ValueError(
                 "keep_features is always, but no tower is frozen: what learns has other features in each step"
             )

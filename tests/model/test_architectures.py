@@ -93,6 +93,13 @@ def test_a_frozen_backbone_drops_nothing_out_and_keeps_its_statistics() -> None:
     assert tower.projection[0].weight.requires_grad
 
 
+def test_an_unknown_word_has_a_place_like_any_other() -> None:
+    tower = make_model(text_tower={"config": ROBERTA}).eval().text_tower
+    unknown, mask = 1, torch.ones(1, 4, dtype=torch.bool)
+    features = tower(torch.tensor([[2, unknown, unknown, 3]]), mask)
+    assert not torch.allclose(features[0, 1], features[0, 2], atol=1e-5)
+
+
 def test_frozen_statistics_stay_while_the_weights_learn() -> None:
     tower = make_model().image_tower
     tower.set_learning(True, statistics_frozen=True)

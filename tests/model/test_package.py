@@ -127,6 +127,12 @@ def change_config(folder: Path, changes: dict[str, Any]) -> None:
         ({"preprocessing": {"image_size": "32"}}, "preprocessing.image_size"),
         ({"image_backbone": None}, "image_backbone"),
         ({"image_backbone": {"model_type": 3}}, "does not hold a whole model"),
+        ({"image_backbone": {"hidden_sizes": []}}, "does not hold a whole model"),
+        ({"text_backbone": {"model_type": "t5"}}, "does not hold a whole model"),
+        ({"text_backbone": {"num_attention_heads": 0}}, "does not hold a whole model"),
+        ({"text_backbone": {"pad_token_id": 9999}}, "does not hold a whole model"),
+        ({"text_backbone": {"layer_norm_eps": float("nan")}}, "computes is not finite"),
+        ({"preprocessing": {"max_tokens": 100_000}}, "does not hold a whole model"),
         ({"more": 1}, "more"),
     ],
 )
@@ -154,6 +160,9 @@ def test_a_configuration_that_is_no_table_is_an_error(saved: tuple[DualEncoder, 
         ("querybank.text", torch.eye(16, dtype=torch.int64), "querybank"),
         ("querybank.text", torch.full((3, 16), torch.nan), "querybank.text .* holds NaN"),
         ("log_scale", torch.tensor(-torch.inf), "log_scale .* holds NaN or infinity"),
+        ("log_scale", torch.tensor(1e30), "computes is not finite"),
+        ("log_scale", torch.tensor(-1e30), "computes is not finite"),
+        ("image_tower.backbone.embedder.embedder.normalization.running_var", -torch.ones(8), "computes is not finite"),
     ],
 )
 def test_weights_that_cannot_be_are_an_error(
@@ -162,4 +171,19 @@ def test_weights_that_cannot_be_are_an_error(
     path = saved[1] / "model.safetensors"
     save_file(load_file(path) | {name: tensor}, path)
     with pytest.raises(DiptychError, match=said):
+        load_model(saved[1])
+
+
+def test_a_tokenizer_of_another_vocabulary_is_an_error(saved: tuple[DualEncoder, Path]) -> None:
+    path = saved[1] / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["beyond"] = 9999
+    path.write_text(json.dumps(content))
+    with pytest.raises(DiptychError, match="does not hold a whole model"):
+        load_model(saved[1])
+
+
+def test_a_tokenizer_that_cannot_pad_is_an_error(saved: tuple[DualEncoder, Path]) -> None:
+    (saved[1] / "tokenizer_config.json").unlink()
+    with pytest.raises(DiptychError, match="no padding token"):
         load_model(saved[1])

@@ -65,24 +65,21 @@ def test_a_pickle_is_never_read(bert: Path) -> None:
         text_backbone(TextTower(pretrained=str(bert)), 50)
 
 
-def test_missing_weights_are_an_error_that_names_them(bert: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_hidden_layers", 3, r"lacks encoder\.layer\.2"),
+        ("num_hidden_layers", 1, r"has no place for .*: encoder\.layer\.1.* and 15 more"),
+        ("vocab_size", 60, r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"),
+    ],
+    ids=["missing", "foreign", "of another shape"],
+)
+def test_weights_that_the_configuration_does_not_fit_are_an_error_that_names_them(
+    bert: Path, field: str, value: int, message: str
+) -> None:
     config = json.loads((bert / "config.json").read_text())
-    (bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(DiptychError, match=r"lacks encoder\.layer\.2"):
-        text_backbone(TextTower(pretrained=str(bert)), 50)
-
-
-def test_foreign_weights_are_an_error_that_names_them(bert: Path) -> None:
-    config = json.loads((bert / "config.json").read_text())
-    (bert / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    with pytest.raises(DiptychError, match=r"has no place for .*: encoder\.layer\.1.* and 15 more"):
-        text_backbone(TextTower(pretrained=str(bert)), 50)
-
-
-def test_weights_of_another_shape_are_an_error_that_names_them(bert: Path) -> None:
-    config = json.loads((bert / "config.json").read_text())
-    (bert / "config.json").write_text(json.dumps(config | {"vocab_size": 60}))
-    with pytest.raises(DiptychError, match=r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"):
+    (bert / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(DiptychError, match=message):
         text_backbone(TextTower(pretrained=str(bert)), 50)
 
 

@@ -43,6 +43,17 @@ def test_a_damaged_checkpoint_is_dropped_with_a_warning(tmp_path: Path, caplog: 
     assert not checkpoints.folder.exists()
 
 
+def test_of_several_processes_the_first_removes_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save({"step": 3})
+    (checkpoints.folder / "state.pt").write_bytes(b"half")
+    monkeypatch.setattr("diptych.training.checkpoints.rank", lambda: 1)
+    assert checkpoints.load() is None
+    assert checkpoints.folder.exists()
+
+
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", {})
     checkpoints.folder.mkdir(parents=True)
@@ -83,10 +94,11 @@ def test_discarding_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_discarding_leaves_the_last_few_of_other_trainings(tmp_path: Path) -> None:
+    """Also of those that had come to their first best weights only."""
     others = [Checkpoints(tmp_path, {"seed": seed}) for seed in range(5)]
     for age, other in enumerate(others):
-        other.save({"step": 3})
-        os.utime(other.folder / "state.pt", (age, age))
+        other.save_best({"weights": torch.arange(4)}) if age % 2 else other.save({"step": 3})
+        os.utime(other.folder, (age, age))
     Checkpoints(tmp_path, {}).discard()
     assert {path.name for path in tmp_path.iterdir()} == {other.key for other in others[-3:]}
 
@@ -111,4 +123,6 @@ def test_a_checkpoint_whose_best_weights_are_damaged_or_gone_is_dropped(tmp_path
     checkpoints.save({"step": 3})
     best = checkpoints.folder / "best.safetensors"
     best.unlink() if rest is None else best.write_bytes(rest)
+    with pytest.raises(DiptychError, match=r"best\.safetensors is lost .* run again"):
+        checkpoints.load_best()
     assert checkpoints.load() is None

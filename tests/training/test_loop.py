@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from gloo import interrupt, trained
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
-from diptych.data.inputs import Inputs
+from diptych.data.inputs import Inputs, KeptImages, KeptTexts
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
@@ -258,6 +258,58 @@ def test_a_training_of_the_fusion_alone_resumes_to_the_bit(prepared: Prepared, t
     assert same_weights(resumed.model, whole.model)
 
 
+@pytest.mark.parametrize("epoch", [1, 3, 4, 5])
+def test_a_training_that_ends_between_its_files_resumes_to_the_bit(
+    prepared: Prepared, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: of an epoch the best weights may be there, where it stands is not."""
+    changes = {**ALONE, "checkpoint_every": 100}
+    whole = trainer(prepared, tmp_path / "whole", **changes)
+    expected = whole.run()
+    broken = trainer(prepared, tmp_path / "broken", **changes)
+    save = broken.checkpoints.save
+
+    def full(state: dict[str, Any]) -> None:
+        if state["position"]["epoch"] == epoch:
+            raise DiptychError("full")
+        save(state)
+
+    monkeypatch.setattr(broken.checkpoints, "save", full)
+    with pytest.raises(DiptychError, match="full"):
+        broken.run()
+    resumed = trainer(prepared, tmp_path / "broken", **changes)
+    assert resumed.run() == expected
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Path) -> None:
+    """Else a training that goes on in the last phase would find room where the whole one did not."""
+    changes = {"epochs": 2, "fusion_epochs": 1, "image_tower_frozen_epochs": 1}
+    every = kept_in(tmp_path / "every")
+    trainer(prepared, tmp_path / "1", features=every, **changes).run()
+    small = kept_in(tmp_path / "small")
+    small.limit = sum(path.stat().st_size for path in (tmp_path / "every").iterdir()) - 1
+    whole = trainer(prepared, tmp_path / "2", features=small, **changes)
+    whole.run()
+    assert isinstance(whole.val_inputs.images, KeptImages)
+    assert isinstance(whole.val_inputs.texts, KeptTexts)
+    assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= small.limit
+
+
+def test_a_finished_training_embeds_as_when_it_ended(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From kept features, though patience ended it before the epoch that would have released the tower."""
+    changes = {"epochs": 4, "image_tower_frozen_epochs": 3, "patience": 1}
+    entered = []
+    for _ in range(2):
+        made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes)
+        monkeypatch.setattr(made, "_validate", lambda: {"val_rsum": 0.0, "val_mean_log_rank": 1.0})
+        assert len(made.run().history) == 2
+        entered.append(made.val_inputs.images)
+    assert all(isinstance(images, KeptImages) for images in entered)
+
+
 def test_a_fusion_that_learns_alone_learns_the_same_in_chunks(prepared: Prepared, tmp_path: Path) -> None:
     changes = {"epochs": 1, "fusion_epochs": 1, "patience": None, "image_tower_factor": 0.0, "text_tower_factor": 0.0}
     whole, chunks = trainer(prepared, tmp_path / "1", **changes), trainer(prepared, tmp_path / "2", **changes)
@@ -383,12 +435,13 @@ def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp
 
 
 def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tmp_path: Path) -> None:
-    both = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), **MIRRORED)
+    changes = {"image_tower_top_layers": 1, "augmentation": MIRRORS}
+    both = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), **changes)
     both.run()
     images = sum(path.stat().st_size for path in (tmp_path / "kept").iterdir())
     small = kept_in(tmp_path / "small")
     small.limit = int(0.6 * images)
-    made = trainer(prepared, tmp_path / "2", features=small, **MIRRORED)
+    made = trainer(prepared, tmp_path / "2", features=small, **changes)
     losses = [[row["loss"] for row in some.run().history] for some in (both, made)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert made.inputs.train(0).images.__func__ is Inputs._pixels  # type: ignore[attr-defined]

@@ -30,7 +30,8 @@ def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[floa
 def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedModel:
     """The text backbone of params.yaml; from scratch it has the vocabulary learned from the train captions."""
     if tower.pretrained is None:
-        return _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size)
+        # RoBERTa counts places from its padding token on, which by default is the id of our [UNK].
+        return _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size, pad_token_id=0)
     backbone = _load(locate(tower))
     if backbone.config.vocab_size < vocabulary_size:
         raise DiptychError(

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -98,7 +97,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
     """Reads what `save_model` wrote.
 
     Raises:
-        DiptychError: a file is missing, damaged or of another format.
+        DiptychError: a file is missing, damaged or of another format, or one does not fit the others.
     """
     try:
         content = json.loads((folder / "config.json").read_text())
@@ -113,18 +112,35 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         bank = [_queries(weights.pop(f"{_BANK}{side}"), description.model.dim) for side in ("image", "text")]
         model.load_state_dict(weights)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    # Each architecture checks its own fields, in a way of its own.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        _try(model.eval(), tokenizer, description.preprocessing)
+    except Exception as error:  # each architecture checks its own fields, in a way of its own
         raise DiptychError(f"{folder} does not hold a whole model ({error}); run `dvc repro train`.") from None
     image, text = (queries.to(device) for queries in bank)
     querybank = QueryBank(image, text, description.reranking.bias_strength)
-    return LoadedModel(model.to(device).eval(), tokenizer, description.preprocessing, description.reranking, querybank)
+    return LoadedModel(model.to(device), tokenizer, description.preprocessing, description.reranking, querybank)
 
 
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of the weights file, by which a model is known."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@torch.inference_mode()
+def _try(model: DualEncoder, tokenizer: PreTrainedTokenizerBase, preprocessing: Preprocessing) -> None:
+    """What of a configuration does not fit the weights or the tokenizer shows in a blank image and the longest caption
+    of the last of all tokens.
+    """
+    if tokenizer.pad_token is None:
+        raise ValueError("the tokenizer has no padding token")
+    size, length = preprocessing.image_size, preprocessing.max_tokens
+    image = model.encode_images(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    last = max(tokenizer.get_vocab().values())
+    text = model.encode_texts(torch.full((1, length), last), torch.ones(1, length, dtype=torch.bool))
+    score = model.fuse(image.grid, text.tokens, text.mask).score
+    for tensor in (image.pooled, text.pooled, score, model.logit_scale, 1 / model.logit_scale):
+        if not torch.isfinite(tensor).all():
+            raise ValueError("what it computes is not finite")
 
 
 def _queries(queries: torch.Tensor, dim: int) -> torch.Tensor:

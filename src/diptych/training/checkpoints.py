@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.errors import DiptychError
 from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole, remove
+from diptych.model.gathering import rank
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class Checkpoints:
                 self.load_best()
         except Exception as error:  # a damaged archive may raise anything
             log.warning("The checkpoint %s is damaged (%s); training starts from the beginning.", self.folder, error)
-            self.discard()
+            if rank() == 0:
+                self.discard()
             return None
         return state
 
@@ -64,15 +66,23 @@ class Checkpoints:
             file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
 
     def load_best(self) -> dict[str, Tensor]:
-        """The best weights, on the CPU."""
-        return load(_read(self._best))
+        """The best weights, on the CPU.
+
+        Raises:
+            DiptychError: they are missing or damaged.
+        """
+        try:
+            return load(_read(self._best))
+        except (OSError, ValueError) as error:
+            raise DiptychError(f"{self._best} is lost ({error}); run again to train from the beginning.") from None
 
     def discard(self) -> None:
         """Removes everything of this training, and what has not been taken up for long."""
         remove(self.folder)
-        others = sorted(self.folder.parent.glob("*/state.pt"), key=lambda path: path.stat().st_mtime_ns)
+        # A folder changes with every file that is moved into place in it.
+        others = sorted(self.folder.parent.glob("*"), key=lambda path: path.stat().st_mtime_ns)
         for path in others[:-_KEPT]:
-            remove(path.parent)
+            remove(path)
 
     def _writing(self) -> _DiskErrors:
         return _DiskErrors(self.folder)

@@ -76,6 +76,10 @@ class FeatureCache:
         self.precision: Precision = precision
         self._used: dict[Path, int] = {}
 
+    def release(self) -> None:
+        """What was handed out so far is not used any more, and may make room."""
+        self._used = {}
+
     def images(
         self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False
     ) -> list[KeptImages] | None:

@@ -45,6 +45,7 @@ class TrainingInputs:
         """
         before, self._entered = self._entered, frozen_in(self._settings, epoch)
         if self._entered != before and self._cache:
+            self._cache.release()
             self._keep_images(self._cache, model.image_tower, self._entered)
             self._keep_texts(self._cache, model.text_tower, self._entered.text)
 

@@ -28,7 +28,7 @@ from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.flops import flops_per_image, matrix_product_rate
 from diptych.training.inputs import TrainingInputs
-from diptych.training.optimisation import freeze, make_optimizer, make_schedule, phases
+from diptych.training.optimisation import freeze, frozen_in, make_optimizer, make_schedule, phases
 from diptych.training.random_state import random_state, set_random_state
 from diptych.training.step import Losses, TrainingStep
 from diptych.training.throughput import Throughput
@@ -143,14 +143,15 @@ class Trainer:
         torch.manual_seed(self.seed + rank())
         self._resume()
         total = self.plan.steps * self.settings.all_epochs
-        done = self.plan.steps * self.position.epoch + self.position.step
-        self._enter(min(self.position.epoch, self.settings.all_epochs - 1))
-        with progress(None, "train", unit="steps", total=total, initial=done) as bar:
+        finished = self.position.epoch == self.settings.all_epochs
+        # Of a finished training the last epoch that there was: patience may have left out those after it.
+        epoch = int(self.position.history[-1]["epoch"]) - 1 if finished else self.position.epoch
+        self.inputs.enter(self.model, epoch)
+        with progress(None, "train", unit="steps", total=total, initial=self._steps()) as bar:
             while self.position.epoch < self.settings.all_epochs:
                 self._train_epoch(bar)
                 self._finish_epoch()
         self.accelerator.wait_for_everyone()
-        self.model.load_state_dict(self.checkpoints.load_best())
         return self.position
 
     def _compile(self) -> None:
@@ -163,7 +164,7 @@ class Trainer:
 
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
-        self._enter(epoch)
+        self.inputs.enter(self.model, epoch)
         freeze(self.step, self.settings, epoch)
         self._compile()
         # A fusion that learns alone sees images and captions as it will see them afterwards, without dropout and views.
@@ -191,12 +192,6 @@ class Trainer:
         speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
         bar.set_postfix_str(_speed(speed))
         self.report(speed, self._steps())
-
-    def _enter(self, epoch: int) -> None:
-        """Makes ready for `epoch`; where the fusion begins to learn alone, it begins from the best weights."""
-        if self._fusion_alone and self.position.step == 0 and epoch == self.settings.epochs:
-            self.model.load_state_dict(self.checkpoints.load_best())
-        self.inputs.enter(self.model, epoch)
 
     def _with_views(self, batch: Batch) -> Batch:
         """The batch with its images augmented and their second views made, as the settings say."""
@@ -246,11 +241,15 @@ class Trainer:
         better = not alone and min(position.history, key=lambda row: row["val_mean_log_rank"]) is position.history[-1]
         if better:
             position.best_epoch = position.epoch
-        if (better or alone) and self.accelerator.is_main_process:
+        if better and self.accelerator.is_main_process:
             self.checkpoints.save_best(self.model.state_dict())
         epoch, steps = position.epoch, self._steps()
         if not alone and self._out_of_patience():
             self._leave_out_epochs()
+        if self._fusion_alone and not alone:
+            # The fusion's own epochs begin from the best weights, and without them these are the result.
+            self.accelerator.wait_for_everyone()
+            self.model.load_state_dict(self.checkpoints.load_best())
         self.sums = self._no_sums()
         self._save()
         self.report(metrics, steps)
@@ -308,7 +307,7 @@ class Trainer:
 
     @property
     def _fusion_alone(self) -> bool:
-        return self.position.epoch >= self.settings.epochs
+        return frozen_in(self.settings, self.position.epoch).encoders
 
     def _steps(self) -> int:
         return self.position.epoch * self.plan.steps + self.position.step
