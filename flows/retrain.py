@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from diptych import dvc
 from diptych.config import load_params
+from diptych.data.pretrained import locate_towers
 from diptych.environment import enter
 from diptych.presets import use_preset
 from diptych.processes import holding
@@ -47,10 +48,12 @@ def retrain(preset: str | None = None, force: bool = False) -> dict[str, Any]:
     with holding(workspace, "the retrain flow"):
         if preset:
             use_preset(workspace, preset)
-        load_params(workspace.params)
+        params = load_params(workspace.params)
         dvc.mend(workspace)
         data = bring_data(workspace)
         changed = dvc.STAGES if force or dvc.status(workspace) else ()
+        if {"preprocess", "train"}.intersection(changed):
+            locate_towers(params.model)
         stages = {name: reproduce(workspace, name, force) if name in changed else "reused" for name in dvc.STAGES}
         if not changed:
             get_run_logger().info("nothing has changed: no stage has to run")

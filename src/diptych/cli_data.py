@@ -59,7 +59,9 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @click.option("--split", multiple=True, help="Split of all of a file's images; one, or one a --coco.")
 @click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
 @click.option("--keep-split", is_flag=True, help="Leave images that are there in another split where they are.")
-@click.option("--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or a missing dataset.")
+@click.option(
+    "--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or begin a dataset that is missing."
+)
 @click.option("--add", "onto_scenes", flag_value="add", help="Add to the generated scenes.")
 def import_(
     coco: tuple[Path, ...],

@@ -154,6 +154,15 @@ def test_dealing_overrides_the_records_and_excludes_a_given_split(photos: Photos
         import_table(photos.data, photos.json, photos.folder, "train", Rules(deal=(1, 1, 1)))
 
 
+def test_dealing_in_other_parts_what_is_there_already_is_refused(photos: Photos) -> None:
+    photos.write({number: str(number).encode() for number in range(1, 40)})
+    photos.bring("train")
+    with pytest.raises(DiptychError, match=r"already there in another split.* deal .* anew, remove data/"):
+        photos.bring(None, deal=(1, 1, 1))
+    photos.bring(None, deal=(1, 1, 1), keep_split=True)
+    photos.bring(None, deal=(1, 0, 0))
+
+
 def test_an_id_that_is_taken_by_another_image_is_replaced(photos: Photos) -> None:
     photos.write({1: b"one"})
     photos.bring()
@@ -222,6 +231,18 @@ def test_generated_scenes_can_be_replaced(photos: Photos) -> None:
     photos.write({1: b"one"})
     photos.bring(onto_scenes="replace")
     assert [record["source"] for record in read_dataset(photos.data).images] == ["1.jpg"]
+
+
+def test_a_dataset_of_ones_own_is_not_replaced_and_that_is_said(
+    photos: Photos, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos.write({1: b"one"})
+    photos.bring(onto_scenes="replace")
+    photos.write({2: b"two"})
+    assert not caplog.records
+    photos.bring(onto_scenes="replace")
+    assert "To begin anew, remove" in caplog.text
+    assert len(read_dataset(photos.data).images) == 2
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

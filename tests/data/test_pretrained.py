@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from diptych.config import Tower
+from diptych.config import Model, Tower
 from diptych.data import pretrained
-from diptych.data.pretrained import locate
+from diptych.data.pretrained import locate, locate_towers
 from diptych.errors import DiptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -53,3 +53,19 @@ def test_a_revision_without_a_configuration_counts_as_missing(cache: Path) -> No
 def test_what_cannot_be_a_hub_id_is_said(cache: Path) -> None:
     with pytest.raises(DiptychError, match="not a hub id"):
         locate(Tower(pretrained="a b/c/d", revision=REVISION))
+
+
+def test_both_towers_are_looked_for_at_once(tmp_path: Path) -> None:
+    locate_towers(Model())
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").touch()
+    towers = {"image_tower": {"pretrained": str(tmp_path / "nowhere")}, "text_tower": {"pretrained": str(tmp_path)}}
+    with pytest.raises(DiptychError) as caught:
+        locate_towers(Model.model_validate(towers))
+    image, text = str(caught.value).splitlines()
+    assert image.startswith("params.yaml: model.image_tower.pretrained: ")
+    assert "weights offline" in image
+    assert text.startswith("params.yaml: model.text_tower.pretrained: ")
+    assert "holds no safetensors" in text
+    (tmp_path / "model.safetensors").touch()
+    locate_towers(Model.model_validate({"text_tower": towers["text_tower"]}))

@@ -69,7 +69,7 @@ class Growth:
         """Stores the image, unless it is known, and those of its captions that are not."""
         content = _read_image(image.path)
         sha256 = hashlib.sha256(content).hexdigest()
-        split = None if self._rules.deal else image.split
+        split = _deal(sha256, self._rules.deal) if self._rules.deal else image.split
         known = self._by_content.get(sha256)
         if known is None:
             record = self._new_record(image, sha256, split)
@@ -89,7 +89,7 @@ class Growth:
             raise DiptychError(
                 f"Nothing was imported: {len(self._conflicts)} images are already there in another split, and a split "
                 f"must not leak into another: {some(self._conflicts)}. Import with --keep-split to leave them in the "
-                "split where they are."
+                "split where they are; to deal or to split all anew, remove data/ and import with --replace."
             )
 
     def report(self) -> None:
@@ -107,9 +107,8 @@ class Growth:
     def _new_record(self, image: SourceImage, sha256: str, split: str | None) -> Record:
         image_id = self._image_ids.take(image.id)
         suffix = image.path.suffix.lower()
-        if split is None:
-            split = _deal(sha256, self._rules.deal or DEFAULT_SHARES)
-            self._dealt += 1
+        self._dealt += split is None or self._rules.deal is not None
+        split = split or _deal(sha256, DEFAULT_SHARES)
         record = {
             "id": image_id,
             "file_name": f"{image_id:012d}{suffix if _SUFFIX.fullmatch(suffix) else ''}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from diptych.data.sources import Source, coco_source, karpathy_source, table_sou
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, write_json
 from diptych.progress import progress
+
+log = logging.getLogger(__name__)
 
 _JOURNAL = ".importing.json"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -82,6 +85,13 @@ def add_sources(folder: Path, sources: Sequence[Source], rules: Rules) -> Import
     """
     dataset = _read_or_empty(folder)
     if not holds_scenes(dataset):
+        if dataset.images and rules.onto_scenes == "replace":
+            log.warning(
+                "%s holds a dataset of your own already, to which what is new is added: --replace is for the generated "
+                "scenes. To begin anew, remove %s and import with --replace.",
+                folder,
+                folder,
+            )
         return _add_in_place(folder, dataset, sources, rules)
     if rules.onto_scenes == "refuse":
         raise DiptychError(

@@ -7,11 +7,31 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from diptych.config import Tower
+from diptych.config import Model, Tower
 from diptych.errors import DiptychError
 
 FILES = ("*.json", "*.safetensors", "*.txt")
 """What a tower is loaded from: configuration, weights without pickle, vocabulary."""
+
+
+def locate_towers(model: Model) -> None:
+    """Has both towers, where they are pretrained, looked for before anything is computed for them.
+
+    Raises:
+        DiptychError: as `locate`, of both towers at once; or there are no weights that are read.
+    """
+    said = []
+    for key, tower in (("image_tower", model.image_tower), ("text_tower", model.text_tower)):
+        try:
+            if tower.pretrained is not None and not any(locate(tower).glob("*.safetensors")):
+                raise DiptychError(
+                    f"{tower.pretrained} holds no safetensors, and other weights are never read. Load the model with "
+                    "transformers where you trust it, and write it there with save_pretrained."
+                )
+        except DiptychError as error:
+            said.append(f"params.yaml: model.{key}.pretrained: {error}")
+    if said:
+        raise DiptychError("\n".join(said))
 
 
 def locate(tower: Tower) -> Path:
@@ -26,8 +46,8 @@ def locate(tower: Tower) -> Path:
     folder = Path(tower.pretrained)
     if not (folder / "config.json").is_file():
         raise DiptychError(
-            f"The pretrained tower's folder {folder.resolve()} holds no config.json. "
-            f"Put the model there, as save_pretrained or `hf download ID --local-dir {folder}` writes it."
+            f"The pretrained tower's folder {folder.resolve()} holds no config.json. Put the model there, as "
+            f"`diptych weights offline`, `hf download ID --local-dir {folder}` or save_pretrained writes it."
         )
     return folder
 
