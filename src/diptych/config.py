@@ -1,7 +1,7 @@
 """Every knob, typed: params.yaml read once into strict, frozen models.
 
-An unknown key, a wrong type or an impossible combination is one error that names the key. Each section's comments in
-params.yaml and the docstrings here say what a knob does.
+An unknown key, a wrong type or an impossible combination is one error that names the key. What a knob does stands
+below it, where its name does not tell.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Preprocess(Section):
     resize: Literal["stretch", "crop"] = "stretch"
     """stretch: both sides at once; crop: the shorter side, then the centre."""
     max_tokens: Annotated[int, Field(ge=4, le=512)] = 32
+    """Of a caption, with its first and last token; longer ones are cut."""
     vocabulary_size: Annotated[int, Field(ge=100)] = 2_000
     """Of the WordPiece vocabulary learned from the train captions, when the text tower starts from scratch."""
 
@@ -99,6 +100,7 @@ class Tower(Section):
     config: dict[str, Any] = {}
     """Fields of the transformers configuration of a tower from scratch."""
     pooling: Pooling = "mean"
+    """How the vectors of the tokens become one; generalized: in a way that is learned (GPO)."""
     channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the backbone's channels that are left out, of all tokens of an image or caption, at random, where the
     projection learns from them."""
@@ -145,10 +147,13 @@ class Fusion(Section):
     direction: Literal["both", "text_to_image", "image_to_text"] = "both"
     """Who looks at whom: the text at the image, the image at the text, or each at the other."""
     layers: Positive = 2
+    """Of cross-attention, one after the other."""
     heads: Positive = 4
+    """Of attention in each layer; they divide `dim`."""
     attention: bool = True
     """False: the control, an MLP of as many weights that sees each side's mean and nothing of its parts."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Behind attention and feed-forward layers, and in the joint vector's MLP."""
 
 
 class Model(Section):
@@ -171,6 +176,7 @@ class Objectives(Section):
     """Weights of the losses; 0 leaves one out."""
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
+    """InfoNCE between images and captions."""
     matching: Annotated[float, Field(ge=0)] = 1.0
     """Of the fusion, which nothing else trains."""
     simclr_image: Annotated[float, Field(ge=0)] = 0.0
@@ -178,6 +184,7 @@ class Objectives(Section):
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between a caption and itself under other dropout."""
     simclr_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Of both NT-Xent losses; it is not learned."""
 
 
 class Augmentation(Section):
@@ -215,6 +222,7 @@ class Train(Section):
     captions_per_image: Positive = 5
     """Captions an image brings to a batch at the most; which ones is drawn anew every epoch."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """The highest, of AdamW, for all that is not a tower's own."""
     image_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     text_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of the learning rate, for the tower's own weights; 0 freezes it."""
@@ -226,10 +234,12 @@ class Train(Section):
     """Epochs at the start in which the tower's own weights stay as they are. When they end, the learning rate rises and
     falls anew."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of matrices and kernels; biases, norms and other vectors have none."""
     warmup: Share = 0.1
     """Share of the steps in which the learning rate rises: of all, or up to a tower's release, after it, and of those
     of fusion_epochs."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Of all gradients together."""
     temperature: Annotated[float, Field(ge=0.01, le=1)] = 0.07
     """Where the learnable temperature starts; it never falls below 0.01."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
@@ -263,9 +273,15 @@ class Train(Section):
             ("text_tower", self.text_tower_factor, self.text_tower_frozen_epochs, self.text_tower_top_layers),
         ):
             if layers and not factor:
-                raise ValueError(f"{tower}_top_layers says how much of the tower learns, but {tower}_factor 0: nothing")
+                raise ValueError(
+                    f"{tower}_top_layers says how much of the tower learns, but {tower}_factor 0: nothing; "
+                    f"set {tower}_top_layers to null, and {tower}_frozen_epochs to 0"
+                )
             if epochs and not factor:
-                raise ValueError(f"{tower}_frozen_epochs ends a freeze, but {tower}_factor 0 never ends it")
+                raise ValueError(
+                    f"{tower}_frozen_epochs ends a freeze, but {tower}_factor 0 never ends it; "
+                    f"set {tower}_frozen_epochs to 0"
+                )
             if epochs >= self.epochs:
                 raise ValueError(
                     f"{tower}_frozen_epochs ({epochs}) must be less than epochs ({self.epochs}); "
@@ -333,6 +349,7 @@ class Params(Section):
     """All of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of all that is drawn: first weights, batches, captions, views, dropout, negatives, the querybank."""
     threads: Positive | None = None
     """Processes and CPU threads to use; null: one a core. The bits of a CPU run depend on it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -10,7 +10,7 @@ from diptych.errors import DiptychError
 from diptych.retrieval import metrics
 from diptych.retrieval.metrics import (
     average_metrics,
-    chance_rsum,
+    chance_metrics,
     folds,
     mean_log_rank,
     metrics_from_ranks,
@@ -94,7 +94,7 @@ def test_a_copy_of_the_right_item_ties_with_it_wherever_it_lies_in_the_matrix():
 def test_the_ideal_embedding_scores_100_everywhere():
     image_of_caption = np.repeat(np.arange(20), 3)
     scores = retrieval_metrics(np.eye(20), np.eye(20)[image_of_caption], image_of_caption)
-    perfect = {"recall@1": 100.0, "recall@5": 100.0, "recall@10": 100.0, "median_rank": 1.0}
+    perfect = {"recall@1": 100.0, "recall@5": 100.0, "recall@10": 100.0, "median_rank": 1.0, "mean_rank": 1.0}
     assert scores == {"i2t": perfect, "t2i": perfect, "rsum": 600.0}
 
 
@@ -112,11 +112,11 @@ def test_half_precision_and_tensors_are_taken():
     assert (i2t.tolist(), t2i.tolist()) == (expected[0].tolist(), expected[1].tolist())
 
 
-def test_metrics_are_recalls_in_percent_median_rank_and_their_sum():
+def test_metrics_are_recalls_in_percent_their_sum_and_the_middle_of_the_ranks():
     scores = metrics_from_ranks(np.array([1, 2, 6, 11]), np.array([1, 5, 10, 10]))
     assert scores == {
-        "i2t": {"recall@1": 25.0, "recall@5": 50.0, "recall@10": 75.0, "median_rank": 4.0},
-        "t2i": {"recall@1": 25.0, "recall@5": 50.0, "recall@10": 100.0, "median_rank": 7.5},
+        "i2t": {"recall@1": 25.0, "recall@5": 50.0, "recall@10": 75.0, "median_rank": 4.0, "mean_rank": 5.0},
+        "t2i": {"recall@1": 25.0, "recall@5": 50.0, "recall@10": 100.0, "median_rank": 7.5, "mean_rank": 6.5},
         "rsum": 325.0,
     }
 
@@ -154,14 +154,21 @@ def test_chance_is_what_random_orders_score_on_average():
     random = np.random.default_rng(0)
     image_of_caption = np.repeat(np.arange(12), [1, 2, 3, 4] * 3)
     rounds = [
-        retrieval_metrics(random.normal(size=(12, 9)), random.normal(size=(30, 9)), image_of_caption)["rsum"]
+        ranks_from_embeddings(random.normal(size=(12, 9)), random.normal(size=(30, 9)), image_of_caption)
         for _ in range(400)
     ]
-    assert chance_rsum(image_of_caption, 12) == pytest.approx(np.mean(rounds), abs=6)
+    chance = chance_metrics(image_of_caption, 12)
+    for way, ranks in zip(("i2t", "t2i"), zip(*rounds, strict=True), strict=True):
+        every = np.concatenate(ranks)
+        for k in (1, 5, 10):
+            assert chance[way][f"recall@{k}"] == pytest.approx(recall_at_k(every, k), abs=2)
+        assert chance[way]["median_rank"] == np.median(every)
+        assert chance[way]["mean_rank"] == pytest.approx(np.mean(every), rel=0.05)
+    assert chance["rsum"] == pytest.approx(np.mean([metrics_from_ranks(*both)["rsum"] for both in rounds]), abs=6)
 
 
 def test_chance_of_a_gallery_smaller_than_k_is_certainty():
-    assert chance_rsum(np.array([0]), 1) == 600.0
+    assert chance_metrics(np.array([0]), 1)["rsum"] == 600.0
 
 
 def test_nan_is_refused_with_the_row_that_holds_it():

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from diptych.errors import DiptychError
+from diptych.retrieval import metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.report import Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
 SETTING = Setting("test", 4, Weights(1.0, 0.5), 10.0, "abc123")
@@ -26,11 +28,12 @@ HISTORY = (
 
 @pytest.fixture
 def render(tmp_path, model, split, querybank):
-    def render(history=(), setting=SETTING, change=lambda evaluation: None):
+    def render(history=(), setting=SETTING, change=lambda *both: None):
         embedded = embed_split(model, split, batch_size=4, device=CPU)
         evaluation = evaluate_gallery(model, embedded, querybank, top_k=4, weights=Weights(1.0, 0.5), device=CPU)
-        change(evaluation)
-        write_report(tmp_path / "report.html", split, evaluation, setting, history, 4)
+        uncertainty = judge(evaluation.ranks, split.image_of_caption)
+        change(evaluation, uncertainty)
+        write_report(tmp_path / "report.html", split, evaluation, uncertainty, setting, history, 4)
         return (tmp_path / "report.html").read_text(encoding="utf-8")
 
     return render
@@ -104,29 +107,27 @@ def test_without_a_training_history_the_page_says_so(render, history):
 
 
 @pytest.mark.parametrize(
-    ("rsums", "words"),
+    ("gain", "words"),
     [
-        ((300.0, 310.0, 322.5), ("queries in general, which gains 10.0.", "weight 0.5; that gains 12.5.")),
-        ((300.0, 299.0, 289.0), ("queries in general, which loses 1.0.", "weight 0.5; that loses 10.0.")),
-        ((300.0, 300.0, 300.0), ("queries in general, which changes nothing.", "weight 0.5; that changes nothing.")),
+        (Gain(10.0, 8.0, 12.5, 0.001), "gains 10.0 (8.0 to 12.5)."),
+        (Gain(-1.0, -1.5, -0.5, 0.01), "loses 1.0 (0.5 to 1.5)."),
+        (Gain(1.0, -0.5, 2.5, 0.3), "changes RSUM by +1.0, which may be chance (-0.5 to 2.5)."),
+        (Gain(0.0, 0.0, 0.0, 1.0), "changes nothing."),
     ],
 )
-def test_what_each_stage_brings_is_said_as_it_is(render, rsums, words):
-    def change(evaluation):
-        for metrics, rsum in zip(evaluation.metrics.values(), rsums, strict=True):
-            metrics["rsum"] = rsum
+def test_what_each_stage_brings_is_said_as_it_is(render, gain, words):
+    def change(evaluation, uncertainty):
+        uncertainty.gains["normalized"]["towers"] = uncertainty.gains["reranked"]["normalized"] = gain
 
     page = " ".join(render(change=change).split())
-    assert all(word in page for word in words)
+    assert f"queries in general, which {words}" in page
+    assert f"weight 0.5; that {words}" in page
 
 
-def test_folds_have_a_table_of_their_own(render):
-    def change(evaluation):
-        for metrics in evaluation.metrics.values():
-            metrics["folds_1k"] = dict(metrics)
-
-    assert "Mean of five folds of 1,000 images" in render(change=change)
+def test_folds_have_a_table_of_their_own(render, split, monkeypatch):
     assert "Mean of five folds" not in render()
+    monkeypatch.setattr(metrics, "FOLDED_IMAGES", len(split))
+    assert "Mean of five folds of 1,000 images" in render()
 
 
 def test_right_results_are_marked_by_words_not_by_colour_alone(render):

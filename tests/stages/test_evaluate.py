@@ -25,7 +25,7 @@ from diptych.retrieval.reranking import Weights
 from diptych.stages.evaluate import run
 from diptych.workspace import Workspace
 
-OUTPUTS = ("metrics.json", "report.html", "plots/recall_at_k.csv")
+OUTPUTS = ("metrics.json", "uncertainty.json", "report.html", "plots/recall_at_k.csv")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace
     for stage in metrics.values():
         assert list(stage) == ["i2t", "t2i", "rsum"]
         for way in ("i2t", "t2i"):
-            assert list(stage[way]) == ["recall@1", "recall@5", "recall@10", "median_rank"]
+            assert list(stage[way]) == ["recall@1", "recall@5", "recall@10", "median_rank", "mean_rank"]
 
 
 def test_the_towers_metrics_are_those_of_the_test_split(workspace: Workspace) -> None:
@@ -66,6 +66,27 @@ def test_the_towers_metrics_are_those_of_the_test_split(workspace: Workspace) ->
     embedded = embed_split(load_model(workspace.model).model, split, batch_size=64, device=torch.device("cpu"))
     expected = retrieval_metrics(embedded.image, embedded.text, split.image_of_caption)
     assert json.loads((workspace.reports / "metrics.json").read_text())["towers"] == expected
+
+
+def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
+    run(workspace, params())
+    metrics, sure = (
+        json.loads((workspace.reports / f"{name}.json").read_text()) for name in ("metrics", "uncertainty")
+    )
+    for stage, figures in metrics.items():
+        low, high = sure["intervals"][stage]["low"], sure["intervals"][stage]["high"]
+        assert low["rsum"] <= figures["rsum"] <= high["rsum"]
+        for way in ("i2t", "t2i"):
+            assert list(low[way]) == list(figures[way])
+            assert all(low[way][name] <= value <= high[way][name] for name, value in figures[way].items())
+    assert {name: list(over) for name, over in sure["gains"].items()} == {
+        "towers": [],
+        "normalized": ["towers"],
+        "reranked": ["towers", "normalized"],
+    }
+    gain = sure["gains"]["reranked"]["towers"]
+    assert gain["rsum"] == metrics["reranked"]["rsum"] - metrics["towers"]["rsum"]
+    assert gain["low"] <= gain["rsum"] <= gain["high"]
 
 
 def test_another_run_writes_the_same_bytes(workspace: Workspace) -> None:

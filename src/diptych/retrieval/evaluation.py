@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from diptych.model.dual_encoder import DualEncoder
@@ -12,6 +11,7 @@ from diptych.model.querybank import QueryBank
 from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.metrics import (
     Metrics,
+    Ranks,
     average_metrics,
     folds,
     metrics_from_ranks,
@@ -21,8 +21,6 @@ from diptych.retrieval.metrics import (
 from diptych.retrieval.reranking import Candidates, Weights, match_logits, reranked_ranks
 
 CURVE_KS = range(1, 51)
-Ranks = tuple[np.ndarray, np.ndarray]
-"""i2t int64 (N,) and t2i int64 (M,)."""
 
 
 class Evaluation(NamedTuple):

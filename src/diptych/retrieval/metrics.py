@@ -7,6 +7,7 @@ ranks before it, so a collapsed model, which finds everything equally similar, s
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,12 @@ import torch
 from diptych.errors import DiptychError
 
 Metrics = dict[str, Any]
-"""{"i2t": {"recall@1", "recall@5", "recall@10", "median_rank"}, "t2i": {the same}, "rsum"}; recalls in percent."""
+"""{"i2t": {"recall@1", "recall@5", "recall@10", "median_rank", "mean_rank"}, "t2i": {the same}, "rsum"}; recalls in
+percent.
+"""
+
+Ranks = tuple[np.ndarray, np.ndarray]
+"""i2t int64 (N,) and t2i int64 (M,), from 1."""
 
 KS = (1, 5, 10)
 FOLDED_IMAGES = 5_000
@@ -123,22 +129,36 @@ def folds(image_of_caption: np.ndarray, images: int) -> Iterator[tuple[slice, np
         yield slice(start, start + size), captions, np.asarray(image_of_caption)[captions] - start
 
 
-def chance_rsum(image_of_caption: np.ndarray, images: int) -> float:
-    """The RSUM that a random order of a gallery has on average, in percent points of 600."""
+def chance_metrics(image_of_caption: np.ndarray, images: int) -> Metrics:
+    """What random orders of a gallery score: the recalls on average, and the median of all ranks that they give."""
     captions = len(image_of_caption)
-    counts = np.bincount(image_of_caption, minlength=images)
-    t2i = sum(min(k / images, 1.0) for k in KS)
-    i2t = sum(float(np.mean([1 - _all_missed(captions, own, k) for own in counts])) for k in KS)
-    return 100.0 * (t2i + i2t)
+    counts, shares = np.unique(np.bincount(image_of_caption, minlength=images), return_counts=True)
+
+    def of_images(k: int) -> float:
+        missed = [_all_missed(captions, own, k) for own in counts.tolist()]
+        return 1 - float(np.average(missed, weights=shares))
+
+    def of_captions(k: int) -> float:
+        return min(k / images, 1.0)
+
+    metrics: Metrics = {}
+    for way, items, found in (("i2t", captions, of_images), ("t2i", images, of_captions)):
+        middle = 1 + bisect.bisect_left(range(1, items + 1), 0.5, key=found)
+        # The first of r right items in a random order of n is on average at place (n + 1) / (r + 1).
+        mean = np.average((items + 1) / (counts + 1), weights=shares) if way == "i2t" else (items + 1) / 2
+        metrics[way] = {f"recall@{k}": 100 * found(k) for k in KS}
+        metrics[way] |= {"median_rank": float(middle), "mean_rank": float(mean)}
+    return {**metrics, "rsum": sum(metrics[way][f"recall@{k}"] for way in metrics for k in KS)}
 
 
 def _all_missed(items: int, right: int, k: int) -> float:
-    """Probability that k items drawn from `items` hold none of the `right` ones."""
-    return math.comb(items - right, k) / math.comb(items, k) if k <= items else 0.0
+    """Probability that none of the `right` ones is among the first k of `items` in random order."""
+    return math.prod(max(0, items - k - place) / (items - place) for place in range(right))
 
 
 def _one_way(ranks: np.ndarray) -> dict[str, float]:
-    return {f"recall@{k}": recall_at_k(ranks, k) for k in KS} | {"median_rank": float(np.median(ranks))}
+    recalls = {f"recall@{k}": recall_at_k(ranks, k) for k in KS}
+    return recalls | {"median_rank": float(np.median(ranks)), "mean_rank": float(np.mean(ranks))}
 
 
 def _mean(values: list[float]) -> float:

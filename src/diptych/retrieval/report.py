@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -15,19 +15,29 @@ from diptych.files import atomic_path
 from diptych.retrieval.evaluation import Evaluation, recall_curves
 from diptych.retrieval.figures import DIRECTIONS, STAGES, Picture, loss_figure, recall_figure, validation_figure
 from diptych.retrieval.gallery import caption_gallery, image_gallery
-from diptych.retrieval.metrics import Metrics, chance_rsum
+from diptych.retrieval.metrics import KS, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
-FIGURES = {"recall@1": "Recall@1", "recall@5": "Recall@5", "recall@10": "Recall@10", "median_rank": "Median rank"}
+FIGURES = {f"recall@{k}": f"Recall@{k}" for k in KS} | {"median_rank": "Median rank", "mean_rank": "Mean rank"}
+
+
+class Figure(NamedTuple):
+    """A number, and where 95 % of the resamples lie, if they were drawn."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Row(NamedTuple):
     """A line of the metrics table."""
 
     name: str
-    towers: float
-    normalized: float
-    reranked: float
+    towers: Figure
+    normalized: Figure
+    reranked: Figure
+    chance: Figure
 
 
 class Setting(NamedTuple):
@@ -44,6 +54,7 @@ def write_report(
     path: Path,
     split: PreparedSplit,
     evaluation: Evaluation,
+    uncertainty: Uncertainty,
     setting: Setting,
     history: Sequence[dict[str, float]],
     queries: int,
@@ -54,6 +65,7 @@ def write_report(
         path: the page.
         split: what was evaluated.
         evaluation: of that split.
+        uncertainty: of that evaluation.
         setting: what it was done with.
         history: rows of reports/training.csv; may be empty.
         queries: how many queries to show of each direction.
@@ -62,7 +74,11 @@ def write_report(
     figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
     orders = [shortlist.order(setting.logit_scale, setting.weights) for shortlist in evaluation.candidates]
     ranks = evaluation.ranks["reranked"]
-    tables = {"": evaluation.metrics} | _folded(evaluation.metrics)
+    chance = chance_metrics(split.image_of_caption, len(split))
+    tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
+    if "folds_1k" in evaluation.metrics["towers"]:
+        folded = {stage: metrics["folds_1k"] for stage, metrics in evaluation.metrics.items()}
+        tables["Mean of five folds of 1,000 images"] = _rows(folded, _chance_of_folds(split))
     content = (
         _environment()
         .get_template("report.html.j2")
@@ -70,9 +86,13 @@ def write_report(
             setting=setting,
             images=len(split),
             captions=len(split.captions),
-            rsum={stage: metrics["rsum"] for stage, metrics in evaluation.metrics.items()},
-            chance=chance_rsum(split.image_of_caption, len(split)),
-            tables={name: _rows(metrics) for name, metrics in tables.items()},
+            rsum={
+                stage: _figure(metrics, uncertainty.intervals[stage]) for stage, metrics in evaluation.metrics.items()
+            },
+            gains=uncertainty.gains,
+            resamples=RESAMPLES,
+            chance=chance["rsum"],
+            tables=tables,
             figures=figures,
             image_gallery=image_gallery(split, orders[0], ranks[0], queries),
             caption_gallery=caption_gallery(split, orders[1], ranks[1], queries),
@@ -101,20 +121,35 @@ def _training_figures(history: Sequence[dict[str, float]]) -> list[Picture]:
     return [loss_figure(history), validation_figure(history)] if history else []
 
 
-def _folded(metrics: dict[str, Metrics]) -> dict[str, dict[str, Any]]:
-    """The second table, of the five-fold 1K protocol, where there is one."""
-    if "folds_1k" not in metrics["towers"]:
-        return {}
-    return {"Mean of five folds of 1,000 images": {stage: values["folds_1k"] for stage, values in metrics.items()}}
+def _chance_of_folds(split: PreparedSplit) -> Metrics:
+    return average_metrics(
+        [
+            chance_metrics(own, images.stop - images.start)
+            for images, _, own in folds(split.image_of_caption, len(split))
+        ]
+    )
 
 
-def _rows(metrics: dict[str, Metrics]) -> dict[str, list[Row]]:
+def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty | None = None) -> dict[str, list[Row]]:
     """Rows of each direction, and RSUM, which belongs to none."""
-    ways = {
-        name: [Row(label, *(metrics[stage][way][figure] for stage in STAGES)) for figure, label in FIGURES.items()]
-        for way, name in DIRECTIONS.items()
-    }
-    return {**ways, "": [Row("RSUM", *(metrics[stage]["rsum"] for stage in STAGES))]}
+
+    def row(label: str, *path: str) -> Row:
+        figures = [_figure(metrics[stage], uncertainty and uncertainty.intervals[stage], *path) for stage in STAGES]
+        return Row._make([label, *figures, _figure(chance, None, *path)])
+
+    ways = {name: [row(label, way, figure) for figure, label in FIGURES.items()] for way, name in DIRECTIONS.items()}
+    return {**ways, "": [row("RSUM")]}
+
+
+def _figure(metrics: Metrics, ends: dict[str, Metrics] | None, *path: str) -> Figure:
+    """What stands at `path` of the metrics and of the `ends` of their intervals, by default RSUM."""
+
+    def found(where: Metrics) -> float:
+        for name in path or ("rsum",):
+            where = where[name]
+        return float(where)  # type: ignore[arg-type]
+
+    return Figure(found(metrics), *(found(ends[side]) for side in ("low", "high")) if ends else ())
 
 
 def _environment() -> Environment:

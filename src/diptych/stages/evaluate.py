@@ -17,6 +17,7 @@ from diptych.retrieval.figures import DIRECTIONS, STAGES
 from diptych.retrieval.metrics import KS
 from diptych.retrieval.report import Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.uncertainty import Uncertainty, judge
 from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -46,23 +47,29 @@ def run(workspace: Workspace, params: Params) -> None:
         weights_sha256=weights_sha256(workspace.model),
     )
     history = read_history(workspace.reports / "training.csv")
+    uncertainty = judge(evaluation.ranks, split.image_of_caption)
     write_json(workspace.reports / "metrics.json", evaluation.metrics)
+    write_json(workspace.reports / "uncertainty.json", uncertainty.to_json())
     _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
-    write_report(workspace.reports / "report.html", split, evaluation, setting, history, params.evaluate.report_queries)
-    log.info("%s", summary(evaluation, setting.split, len(split), len(split.captions)))
+    queries = params.evaluate.report_queries
+    write_report(workspace.reports / "report.html", split, evaluation, uncertainty, setting, history, queries)
+    log.info("%s", summary(evaluation, uncertainty, setting.split, len(split), len(split.captions)))
 
 
-def summary(evaluation: Evaluation, split: str, images: int, captions: int) -> str:
+def summary(evaluation: Evaluation, uncertainty: Uncertainty, split: str, images: int, captions: int) -> str:
     """The metrics as a table for the log."""
-    columns = [f"R@{k}" for k in KS] + ["median"]
+    columns = [f"R@{k}" for k in KS] + ["median", "mean"]
     lines = [f"Retrieval on {split}, {images:,} images and {captions:,} captions:"]
     lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in columns))
     for stage, metrics in evaluation.metrics.items():
         for way, name in DIRECTIONS.items():
             values = "".join(f"{value:8.1f}" for value in metrics[way].values())
             lines.append(f"  {STAGES[stage]:10} {name:15}{values}")
-    rsums = ", ".join(f"{STAGES[stage]} {metrics['rsum']:.1f}" for stage, metrics in evaluation.metrics.items())
-    return "\n".join([*lines, f"  RSUM: {rsums}"])
+    rsums = [
+        f"{STAGES[stage]} {metrics['rsum']:.1f} ({ends['low']['rsum']:.1f} to {ends['high']['rsum']:.1f})"
+        for (stage, metrics), ends in zip(evaluation.metrics.items(), uncertainty.intervals.values(), strict=True)
+    ]
+    return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets, where 95 % of resamples lie"])
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:
