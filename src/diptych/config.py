@@ -243,7 +243,7 @@ class Train(Section):
     temperature: Annotated[float, Field(ge=0.01, le=1)] = 0.07
     """Where the learnable temperature starts; it never falls below 0.01."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Of matrix products and convolutions; auto: bf16 where the device computes in it, else no."""
+    """Of matrix products and convolutions; auto: bf16 where the device has units for it, else no."""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile of the towers; auto: on CUDA."""
     chunk_size: Positive | None = None
