@@ -33,7 +33,7 @@ class Gain(NamedTuple):
     low: float
     high: float
     p_value: float
-    """Two-sided, of no difference; at least 1 / (resamples + 1)."""
+    """Two-sided, of no difference; at least 2 / (resamples + 1)."""
 
 
 class Uncertainty(NamedTuple):
