@@ -188,6 +188,56 @@ def test_a_tower_in_two_parts_has_the_features_of_the_lower_one(
     assert whole[0][0](np.array([0])).shape != images(np.array([0])).shape
 
 
+def test_of_a_tower_in_two_parts_all_is_made_from_what_is_kept_of_the_lower_one(
+    model: DualEncoder, split: PreparedSplit, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = split_of(tmp_path / "pixels", range(8, 20))
+    images = [slow_image(model, some, place) for some in (split, other) for place in (0, 11)]
+    texts = [slow_text(model, some, place) for some in (split, other) for place in (0, 11)]
+    assert model.image_tower.split(1)
+    assert model.text_tower.split(1)
+    images_of(cache(kept), model, split, other)
+    texts_of(cache(kept), model, split, other)
+    below = set(contents(kept))
+    counted = [count_computed(monkeypatch, tower) for tower in (model.image_tower, model.text_tower)]
+    made = cache(kept)
+    some_images = made.images(model.image_tower, [split, other], whole=True)
+    some_texts = made.texts(model.text_tower, [split, other], whole=True)
+    assert some_images
+    assert some_texts
+    assert [count["items"] for count in counted] == [0, 0]
+    for of_images, of_texts in zip(some_images, some_texts, strict=True):
+        for place in map(np.array, ([0], [11])):
+            # Half precision has rounded twice.
+            torch.testing.assert_close(of_images(place)[0].float(), images.pop(0), rtol=4e-3, atol=4e-3)
+            torch.testing.assert_close(of_texts(place)[0][0].float(), texts.pop(0), rtol=4e-3, atol=4e-3)
+    assert below < set(contents(kept))
+    assert model.image_tower.feature_shape != model.image_tower.whole_shape
+
+
+def test_what_is_made_from_the_lower_part_is_found_unless_the_upper_one_has_learned(
+    model: DualEncoder, split: PreparedSplit, kept: Path
+) -> None:
+    assert model.text_tower.split(1)
+    cache(kept).texts(model.text_tower, [split], whole=True)
+    first = set(contents(kept))
+    again = cache(kept)
+    again._write = None  # type: ignore[assignment,method-assign]
+    assert again.texts(model.text_tower, [split], whole=True)
+    with torch.no_grad():
+        next(model.text_tower.backbone.encoder.layer[1].parameters()).add_(0.1)
+    cache(kept).texts(model.text_tower, [split], whole=True)
+    # Three blocks of the lower part, three of the whole before, three of the whole now.
+    assert [len(first), len(set(contents(kept)) - first)] == [6, 3]
+
+
+def test_where_the_lower_part_does_not_fit_nothing_is_made_from_it(
+    model: DualEncoder, split: PreparedSplit, kept: Path
+) -> None:
+    assert model.image_tower.split(1)
+    assert cache(kept, limit_gib=1e-9).images(model.image_tower, [split], whole=True) is None
+
+
 def test_images_come_in_the_order_asked_for_and_as_often(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
     (images,) = images_of(cache(kept), model, split)
     order = np.array([11, 0, 7, 0, 3, 11])

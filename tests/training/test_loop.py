@@ -362,16 +362,16 @@ FROZEN = {"image_tower_factor": 0.0, "text_tower_frozen_epochs": 1}
 TOP_LAYERS = {"image_tower_top_layers": 1, "text_tower_top_layers": 1, "image_tower_frozen_epochs": 1}
 MIRRORS = {"crop_scale": 1.0, "flip": 0.5, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 MIRRORED = TOP_LAYERS | {"augmentation": MIRRORS}
-KEPT = pytest.mark.parametrize(
-    "stays", [FROZEN, TOP_LAYERS, MIRRORED], ids=["frozen", "top-layers", "top-layers-mirrored"]
-)
+STAYS = {"frozen": FROZEN, "top-layers": TOP_LAYERS, "top-layers-mirrored": MIRRORED}
+KEPT = pytest.mark.parametrize("stays", STAYS.values(), ids=STAYS)
+KEPT_AND_ALONE = pytest.mark.parametrize("stays", [*STAYS.values(), MIRRORED | ALONE], ids=[*STAYS, "fusion-alone"])
 
 
 def kept_in(folder: Path) -> FeatureCache:
     return FeatureCache(folder, limit_gib=1.0, device=torch.device("cpu"), precision="no")
 
 
-@KEPT
+@KEPT_AND_ALONE
 def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(
     prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
 ) -> None:
@@ -403,14 +403,14 @@ def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
         )
 
 
-@KEPT
+@KEPT_AND_ALONE
 def test_a_training_from_kept_features_resumes_to_the_bit(
     prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
 ) -> None:
     changes = stays | {"features": kept_in(tmp_path / "kept")}
     whole = trainer(prepared, tmp_path / "whole", **changes)
     expected = whole.run()
-    for step in (3, 7):
+    for step in (3, 7, 14)[: expected.epoch - 1]:
         broken = trainer(prepared, tmp_path / f"broken-{step}", **changes)
         interrupt(broken, at_step=step)
         with pytest.raises(KeyboardInterrupt):
@@ -420,6 +420,30 @@ def test_a_training_from_kept_features_resumes_to_the_bit(
         resumed = trainer(prepared, tmp_path / f"broken-{step}", **(changes | {"features": found}))
         assert resumed.run() == expected
         assert same_weights(resumed.model, whole.model)
+
+
+def test_a_fusion_alone_sees_what_its_towers_make_of_what_lay_below_them(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels and token ids are seen once, but for the one or two with which it is tried whether a tower comes apart."""
+    made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **MIRRORED, **ALONE)
+    seen = []
+    for tower in (made.model.image_tower, made.model.text_tower):
+        features = tower.features
+        monkeypatch.setattr(tower, "features", lambda *given, of=features: seen.append(len(given[0])) or of(*given))
+    made.inputs.enter(made.model, 1)
+    before = len(seen)
+    made.inputs.enter(made.model, 3)
+    assert max(seen[:before]) > 2
+    assert max(seen[before:]) <= 2
+    for tower, inputs in (
+        (made.model.image_tower, made.train_inputs.images),
+        (made.model.text_tower, made.train_inputs.texts),
+    ):
+        assert tower.upper is None
+        assert isinstance(inputs, (KeptImages, KeptTexts))
+        kept = inputs(np.arange(3))
+        assert (kept[0] if isinstance(kept, tuple) else kept).shape[-len(tower.feature_shape) :] == tower.feature_shape
 
 
 def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:

@@ -30,8 +30,12 @@ class Tower(nn.Module):
     upper: UpperLayers | None = None
     """Where `features` end and `forward` goes on, if not at the end of the backbone."""
     features: Callable[..., Tensor]
+    above: Callable[..., Tensor]
+    """Of a tower that was split: from its `features` to those that it has when it is whole."""
     feature_shape: tuple[int, ...]
     """Of the features of an image or of a token."""
+    whole_shape: tuple[int, ...]
+    """The same of a tower that is not split."""
     _sample: Callable[[], tuple[Tensor, ...]]
     """Makes something to call the tower with."""
     _shape: Callable[[Tensor], tuple[int, ...]]
@@ -84,20 +88,14 @@ class Tower(nn.Module):
 
     def join(self) -> None:
         """Has `features` end with the backbone again, if it was split."""
-        if self.upper is None:
-            return
         self.upper = None
-        training = self.training
-        self.eval()
-        with torch.no_grad():
-            self.feature_shape = self._shape(self.features(*self._sample()))
-        self.train(training)
+        self.feature_shape = self.whole_shape
 
-    def features_sha256(self) -> str:
-        """Of the weights and configuration that `features` depend on."""
+    def features_sha256(self, *, whole: bool = False) -> str:
+        """Of the weights and configuration that `features` depend on; or, with `whole`, what `above` makes of them."""
         digest = hashlib.sha256(json.dumps(self.backbone.config.to_diff_dict(), sort_keys=True, default=str).encode())
         digest.update(str(self.upper and self.upper.count).encode())
-        parts = self.upper.below if self.upper else [self.backbone]
+        parts = self.upper.below if self.upper and not whole else [self.backbone]
         tensors = itertools.chain(*(part.state_dict().items() for part in parts), self.named_buffers(recurse=False))
         for name, tensor in tensors:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -174,7 +172,7 @@ class ImageTower(Tower):
         self.image_size = image_size
         self.grid_size = features.shape[1]
         self.has_class_token = math.isqrt(self.grid_size) ** 2 != self.grid_size
-        self.feature_shape = tuple(features.shape[1:])
+        self.feature_shape = self.whole_shape = tuple(features.shape[1:])
         self.dropout = ChannelDropout(channel_dropout)
         self.projection = nn.Sequential(nn.Linear(features.shape[2], dim), nn.LayerNorm(dim))
 
@@ -188,11 +186,16 @@ class ImageTower(Tower):
             return self.upper.lower(self.backbone, normalized)
         return _as_tokens(self.backbone(normalized).last_hidden_state)
 
+    def above(self, features: Tensor) -> Tensor:
+        """Of a tower that was split: the states (B, ...) below its upper layers to its tokens (B, N, C)."""
+        assert self.upper is not None
+        return _as_tokens(self.upper.model(_channels_last(features.float())).last_hidden_state)
+
     def forward(self, images: Tensor) -> Tensor:
         """Pixels (B, S, S, 3) uint8, or what `features` made of them, to grid tokens (B, N, d)."""
         features = images if images.is_floating_point() else self.features(images)
         if self.upper:
-            features = _as_tokens(self.upper.model(_channels_last(features.float())).last_hidden_state)
+            features = self.above(features)
         return self.projection(self.dropout(features.float()))
 
     def _sample(self) -> tuple[Tensor, ...]:
@@ -227,7 +230,7 @@ class TextTower(Tower):
         self.backbone = backbone
         self.drops_out = drops_out
         self.mix = nn.Parameter(torch.zeros(layers))
-        self.feature_shape = (layers, backbone.config.hidden_size)
+        self.feature_shape = self.whole_shape = (layers, backbone.config.hidden_size)
         self.dropout = ChannelDropout(channel_dropout)
         self.projection = nn.Sequential(nn.Linear(backbone.config.hidden_size, dim), nn.LayerNorm(dim))
 
@@ -240,11 +243,15 @@ class TextTower(Tower):
         """
         return _by_group(self._below if self.upper else self._through, token_ids, mask, groups)
 
+    def above(self, states: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
+        """Of a tower that was split: the states (B, T, C) below its upper layers to those of its last (B, T, L, C)."""
+        return _by_group(self._above, states.float(), mask, groups)
+
     def forward(self, texts: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
         """Token ids (B, T) int64, or what `features` made of them, to token states (B, T, d)."""
         states = texts if texts.is_floating_point() else self.features(texts, mask, groups)
         if self.upper:
-            states = _by_group(self._above, states.float(), mask, groups)
+            states = self.above(states, mask, groups)
         mixed = torch.einsum("btlc,l->btc", states.float(), self.mix.softmax(dim=0))
         return self.projection(self.dropout(mixed))
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.data.inputs import Half, KeptImages, KeptTexts
+from diptych.data.inputs import Half, Inputs, KeptImages, KeptTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole
@@ -37,6 +38,8 @@ from diptych.model.gathering import gather_rows, rank, wait_for_all, world_size
 from diptych.model.towers import ImageTower, TextTower, Tower
 from diptych.progress import progress
 from diptych.retrieval.embedding import inference
+
+Kept = TypeVar("Kept", KeptImages, KeptTexts)
 
 GIB = 2**30
 _IMAGES_AT_ONCE = {"cpu": 16}
@@ -81,57 +84,72 @@ class FeatureCache:
         self._used = {}
 
     def images(
-        self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False
+        self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False, whole: bool = False
     ) -> list[KeptImages] | None:
         """Features of the images of each split, or of their mirror images; None if they are more than may be held.
+
+        Of a tower that was split they end where it was; with `whole` they are those of all of it, made from these,
+        which are found or kept as well.
 
         Raises:
             DiptychError: the disk is full, or the features are beyond half precision.
         """
-        how = self._how(tower)
+        below = self.images(tower, splits, mirrored=mirrored) if whole else None
+        if whole and below is None:
+            return None
+        how, feature_shape = self._how(tower, whole), tower.whole_shape if whole else tower.feature_shape
 
         def blocks(split: PreparedSplit) -> list[_Block]:
             made = []
             for items in _by_shard(split.shard_of_image):
-                shape = (len(items), *tower.feature_shape)
+                shape = (len(items), *feature_shape)
                 content = [split.decoding, [split.image_hashes[i] for i in items], *(["mirrored"] if mirrored else [])]
                 made.append(_Block(items, _sha256(how, shape, content), shape))
             return made
 
         def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+            inputs = _of(split, splits, below) if below else Inputs(split).images
             for some in _parts(np.arange(len(block.items)), _IMAGES_AT_ONCE.get(self.device.type, _ON_A_GPU)):
-                pixels = torch.from_numpy(split.pixels(block.items[some])).to(self.device)
-                yield some, tower.features(pixels.flip(2) if mirrored else pixels)
+                images = inputs(block.items[some]).to(self.device)
+                if below:
+                    yield some, tower.above(images)
+                else:
+                    yield some, tower.features(images.flip(2) if mirrored else images)
 
-        kept = self._keep("mirrored image" if mirrored else "image", tower, splits, blocks, compute)
+        kept = self._keep("mirrored image" if mirrored else "image", tower, splits, blocks, compute, whole)
         if kept is None:
             return None
         return [KeptImages(maps, _block_of(made, len(split))) for split, made, maps in kept]
 
-    def texts(self, tower: TextTower, splits: Sequence[PreparedSplit]) -> list[KeptTexts] | None:
+    def texts(
+        self, tower: TextTower, splits: Sequence[PreparedSplit], *, whole: bool = False
+    ) -> list[KeptTexts] | None:
         """Features of the captions of each split, as `images`."""
-        how = self._how(tower)
+        below = self.texts(tower, splits) if whole else None
+        if whole and below is None:
+            return None
+        how, feature_shape = self._how(tower, whole), tower.whole_shape if whole else tower.feature_shape
 
         def blocks(split: PreparedSplit) -> list[_Block]:
             made = []
             for items in _by_shard(split.shard_of_image[split.image_of_caption]):
-                shape = (int(split.token_lengths[items].sum()), *tower.feature_shape)
+                shape = (int(split.token_lengths[items].sum()), *feature_shape)
                 token_ids, lengths = split.tokens(items)[0].tolist(), split.token_lengths[items].tolist()
                 content = [ids[:length] for ids, length in zip(token_ids, lengths, strict=True)]
                 made.append(_Block(items, _sha256(how, shape, content), shape))
             return made
 
         def compute(split: PreparedSplit, block: _Block) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+            inputs = _of(split, splits, below) if below else Inputs(split).texts
             lengths = split.token_lengths[block.items]
             starts = lengths.cumsum() - lengths
             by_length = np.argsort(lengths, kind="stable")
             for some in _parts(by_length, _CAPTIONS_AT_ONCE.get(self.device.type, _ON_A_GPU)):
-                token_ids, mask = (torch.from_numpy(array) for array in split.tokens(block.items[some]))
-                places = (torch.from_numpy(starts[some])[:, None] + torch.arange(mask.shape[1]))[mask]
-                features = tower.features(token_ids.to(self.device), mask.to(self.device))
-                yield places.numpy(), features[mask.to(self.device)]
+                texts, mask = (tensor.to(self.device) for tensor in inputs(block.items[some]))
+                places = (torch.from_numpy(starts[some])[:, None] + torch.arange(mask.shape[1]))[mask.cpu()]
+                yield places.numpy(), (tower.above if below else tower.features)(texts, mask)[mask]
 
-        kept = self._keep("text", tower, splits, blocks, compute)
+        kept = self._keep("text", tower, splits, blocks, compute, whole)
         if kept is None:
             return None
         return [
@@ -145,6 +163,7 @@ class FeatureCache:
         splits: Sequence[PreparedSplit],
         blocks_of: Callable[[PreparedSplit], list[_Block]],
         compute: Callable[[PreparedSplit, _Block], Iterator[tuple[NDArray[np.int64], Tensor]]],
+        whole: bool,
     ) -> list[tuple[PreparedSplit, list[_Block], list[Half]]] | None:
         plan = [(split, blocks_of(split)) for split in splits]
         needed = {self._path(block): block.bytes for _, blocks in plan for block in blocks}
@@ -185,7 +204,7 @@ class FeatureCache:
         _log.info(
             "%s features of the frozen %s: %.2f GiB in %s; %d of %d blocks computed, in %.1f s.",
             name.capitalize(),
-            "layers" if tower.upper else "tower",
+            "layers" if tower.upper and not whole else "tower",
             sum(needed.values()) / GIB,
             self.folder,
             len(missing),
@@ -194,12 +213,12 @@ class FeatureCache:
         )
         return kept
 
-    def _how(self, tower: Tower) -> list[str]:
+    def _how(self, tower: Tower, whole: bool) -> list[str]:
         """What features depend on beside the content: weights, code, precision, and what settles the last bits."""
         versions = [torch.__version__, transformers.__version__]
         computing = [self.device.type, self.precision, torch.get_num_threads(), *versions]
         code = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in (towers, upper)]
-        return [tower.features_sha256(), *code, *map(str, computing)]
+        return [tower.features_sha256(whole=whole), *code, *map(str, computing)]
 
     def _path(self, block: _Block) -> Path:
         return self.folder / f"{block.key}.npy"
@@ -274,6 +293,11 @@ class FeatureCache:
             if surplus > 0 and path not in self._used:
                 path.unlink(missing_ok=True)
                 surplus -= size
+
+
+def _of(split: PreparedSplit, splits: Sequence[PreparedSplit], kept: Sequence[Kept]) -> Kept:
+    """What is `kept` of `split`, one of `splits`."""
+    return next(of_one for one, of_one in zip(splits, kept, strict=True) if one is split)
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Half | None:

@@ -40,14 +40,15 @@ class TrainingInputs:
     def enter(self, model: DualEncoder, epoch: int) -> None:
         """Makes ready for `epoch`: finds or computes the features of what is frozen in it.
 
-        Of a tower that is frozen they are its own. Where its top layers learn it is split, and they are those below.
-        Where heads are frozen too, images are seen as they are.
+        Of a tower that is frozen they are its own. Where its top layers learn it is split, and they are those below;
+        where these have learned, the tower's own are made from them. Where heads are frozen too, images are seen as
+        they are.
         """
         before, self._entered = self._entered, frozen_in(self._settings, epoch)
         if self._entered != before and self._cache:
             self._cache.release()
             self._keep_images(self._cache, model.image_tower, self._entered)
-            self._keep_texts(self._cache, model.text_tower, self._entered.text)
+            self._keep_texts(self._cache, model.text_tower, self._entered)
 
     def train(self, epoch: int) -> Inputs:
         """Of the train split; features are those of the views that the settings ask for in `epoch`."""
@@ -75,18 +76,27 @@ class TrainingInputs:
 
     def _keep_images(self, cache: FeatureCache, tower: ImageTower, frozen: Frozen) -> None:
         self._images = self._mirrored = None
+        top_layers = self._settings.image_tower_top_layers
         varied = self._settings.images_vary and not frozen.encoders
-        if varied or not _ends_at(tower, frozen.image, self._settings.image_tower_top_layers):
+        if varied or not _ends_at(tower, frozen.image, top_layers):
             return
-        self._images = cache.images(tower, self._splits)
+        if frozen.encoders and _splits(tower, top_layers):
+            self._images = cache.images(tower, self._splits, whole=True)
+            tower.join()
+        self._images = self._images or cache.images(tower, self._splits)
         if self._images and self._views and not frozen.encoders:
             mirrored = cache.images(tower, self._splits[:1], mirrored=True)
             self._images, self._mirrored = (self._images, mirrored[0]) if mirrored else (None, None)
 
-    def _keep_texts(self, cache: FeatureCache, tower: TextTower, frozen: bool) -> None:
+    def _keep_texts(self, cache: FeatureCache, tower: TextTower, frozen: Frozen) -> None:
         self._texts = None
-        if _ends_at(tower, frozen, self._settings.text_tower_top_layers):
-            self._texts = cache.texts(tower, self._splits)
+        top_layers = self._settings.text_tower_top_layers
+        if not _ends_at(tower, frozen.text, top_layers):
+            return
+        if frozen.encoders and _splits(tower, top_layers):
+            self._texts = cache.texts(tower, self._splits, whole=True)
+            tower.join()
+        self._texts = self._texts or cache.texts(tower, self._splits)
 
 
 def _ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
@@ -94,6 +104,11 @@ def _ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
     if frozen:
         tower.join()
         return True
+    return _splits(tower, top_layers)
+
+
+def _splits(tower: Tower, top_layers: int | None) -> bool:
+    """Has the tower's features end below its `top_layers`, if only these learn and it comes apart there."""
     return top_layers is not None and tower.split(top_layers)
 
 
