@@ -42,21 +42,46 @@ def test_cross_attention_equals_attention_written_out() -> None:
     found = layer.output(weights @ value)
     seeing = grid + found
     looked = layer(Side(grid), None, Side(tokens), mask)
-    assert torch.allclose(looked.tokens.values, seeing + layer.feed_forward(seeing), atol=1e-5)
+    assert torch.allclose(looked.tokens, seeing + layer.feed_forward(seeing), atol=1e-5)
     compared = layer.compared(grid)
     mean, deviation = compared.mean(2, keepdim=True), compared.std(2, correction=0, keepdim=True)
     own = (compared - mean) / deviation
     other = (found - found.mean(2, keepdim=True)) / found.std(2, correction=0, keepdim=True)
-    assert torch.allclose(looked.agreement, own * other, atol=1e-2)
+    assert torch.allclose(looked.agreement, (own * other).mean(dim=1), atol=1e-2)
 
 
 def test_thoughts_of_tokens_are_the_same_without_those_of_padding() -> None:
     torch.manual_seed(0)
     layer = CrossAttention(16, 2, 0.0).eval()
     grid, tokens, mask = inputs()
-    packed, padded = (layer(Side(tokens), own, Side(grid), None).tokens.values for own in (mask, None))
+    packed, padded = (layer(Side(tokens), own, Side(grid), None).tokens for own in (mask, None))
     assert not mask.all()
     assert torch.allclose(packed[mask], padded[mask], atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_mean_of_tokens_is_the_same_before_and_after_what_is_linear(masked: bool) -> None:
+    torch.manual_seed(0)
+    layer = CrossAttention(16, 2, 0.3).eval()
+    grid, tokens, mask = inputs()
+    own = mask if masked else torch.ones_like(mask)
+    every = layer(Side(tokens), own, Side(grid), None)
+    mean = layer(Side(tokens), mask if masked else None, Side(grid), None, mean=True)
+    slow = torch.stack([of_pair[there].mean(dim=0) for of_pair, there in zip(every.tokens, own, strict=True)])
+    assert torch.allclose(mean.tokens, slow, atol=1e-6)
+    assert torch.allclose(mean.agreement, every.agreement, atol=1e-6)
+
+
+@DIRECTIONS
+def test_the_last_layer_gives_the_means_of_what_a_layer_gives(direction: Direction) -> None:
+    grid, tokens, mask = inputs()
+    layer = fusion(direction).layers[1]
+    text, image, agreement = layer(Side(tokens), Side(grid), mask)
+    text_mean, image_mean, same = layer.means(Side(tokens), Side(grid), mask)
+    assert torch.allclose(image_mean, image.values.mean(dim=1), atol=1e-6)
+    assert torch.allclose(text_mean[2], text.values[2, 0], atol=1e-6)
+    assert torch.allclose(text_mean[1], text.values[1, :3].mean(dim=0), atol=1e-6)
+    assert torch.allclose(agreement, same, atol=1e-6)
 
 
 @DIRECTIONS

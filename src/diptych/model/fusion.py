@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,10 @@ class Side(NamedTuple):
 class Looked(NamedTuple):
     """What one side of P pairs knows after it has looked at the other."""
 
-    tokens: Side
-    """(P, S, d)."""
+    tokens: Tensor
+    """(P, S, d); or their mean, (P, d)."""
     agreement: Tensor
-    """(P, S, d): each token times what it found."""
+    """(P, d): the mean of each token times what it found."""
 
 
 class CrossAttention(nn.Module):
@@ -69,9 +70,11 @@ class CrossAttention(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.Dropout(dropout)
         )
 
-    def forward(self, tokens: Side, mask: Tensor | None, context: Side, context_mask: Tensor | None) -> Looked:
+    def forward(
+        self, tokens: Side, mask: Tensor | None, context: Side, context_mask: Tensor | None, *, mean: bool = False
+    ) -> Looked:
         """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True; beyond their own `mask`
-        (P, S) they mean nothing.
+        (P, S) they mean nothing. With `mean`, what comes of them is their mean.
         """
         query = self._by_head(tokens.in_pairs(self.query(self.norm(tokens.values))))
         key_value = context.in_pairs(self.key_value(self.norm_context(context.values)))
@@ -81,14 +84,15 @@ class CrossAttention(nn.Module):
         found = self.output(attended)
         agreement = tokens.in_pairs(_standardized(self.compared(tokens.values))) * _standardized(found)
         seeing = tokens.in_pairs(tokens.values) + found
-        return Looked(Side(seeing + self._thoughts(seeing, mask)), agreement)
+        return Looked(self._thought_over(seeing, mask, mean), _mean(agreement, mask))
 
-    def _thoughts(self, seeing: Tensor, mask: Tensor | None) -> Tensor:
-        """Of `seeing` (P, S, d); on padding, which is more than half of a batch, none are spent."""
-        if mask is None:
-            return self.feed_forward(seeing)
-        thoughts = self.feed_forward(seeing[mask])
-        return torch.zeros_like(seeing).masked_scatter(mask.unsqueeze(2), thoughts.to(seeing.dtype))
+    def _thought_over(self, seeing: Tensor, mask: Tensor | None, mean: bool) -> Tensor:
+        """Of `seeing` (P, S, d), or the mean of it; no thoughts are spent on padding, which is most of a batch."""
+        if not mean:
+            return seeing + _of_tokens(self.feed_forward, seeing, mask)
+        # What is linear gives the same after the mean, for a token's work and not a sequence's.
+        thoughts = _mean(_of_tokens(self.feed_forward[:3], seeing, mask), mask)
+        return _mean(seeing, mask) + self.feed_forward[3:](thoughts)
 
     def _by_head(self, values: Tensor) -> Tensor:
         """(P, S, d) to (P, heads, S, d / heads)."""
@@ -111,15 +115,22 @@ class FusionLayer(nn.Module):
         """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes, and the mean agreement of
         each side that looks, beside each other: (P, d) or (P, 2·d).
         """
-        agreement = []
-        seeing_tokens, seeing_grid = tokens, grid
-        if self.text_to_image:
-            seeing_tokens, by_token = self.text_to_image(tokens, mask, grid, None)
-            agreement.append(masked_mean(by_token, mask))
-        if self.image_to_text:
-            seeing_grid, by_place = self.image_to_text(grid, None, tokens, mask)
-            agreement.append(by_place.mean(dim=1))
-        return seeing_tokens, seeing_grid, torch.cat(agreement, dim=1)
+        text, image = self._look(tokens, grid, mask, mean=False)
+        return Side(text.tokens) if text else tokens, Side(image.tokens) if image else grid, _agreements(text, image)
+
+    def means(self, tokens: Side, grid: Side, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, but of both sides the means, (P, d): all that is asked of the last layer."""
+        text, image = self._look(tokens, grid, mask, mean=True)
+        return (
+            text.tokens if text else masked_mean(tokens.in_pairs(tokens.values), mask),
+            image.tokens if image else _grid_mean(grid),
+            _agreements(text, image),
+        )
+
+    def _look(self, tokens: Side, grid: Side, mask: Tensor, *, mean: bool) -> tuple[Looked | None, Looked | None]:
+        text = self.text_to_image(tokens, mask, grid, None, mean=mean) if self.text_to_image else None
+        image = self.image_to_text(grid, None, tokens, mask, mean=mean) if self.image_to_text else None
+        return text, image
 
 
 class CrossAttentionFusion(nn.Module):
@@ -158,11 +169,12 @@ class CrossAttentionFusion(nn.Module):
         images, texts = Side(grid + self.position, image), Side(tokens, text)
         mask = texts.in_pairs(mask)
         agreements = []
-        for layer in self.layers:
+        *layers, last = cast(Iterable[FusionLayer], self.layers)
+        for layer in layers:
             texts, images, agreement = layer(texts, images, mask)
             agreements.append(agreement)
-        means = [masked_mean(texts.in_pairs(texts.values), mask), _grid_mean(images)]
-        joint = self.joint(torch.cat([*means, *agreements], dim=1))
+        text, grid_mean, agreement = last.means(texts, images, mask)
+        joint = self.joint(torch.cat([text, grid_mean, *agreements, agreement], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
@@ -199,6 +211,22 @@ def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusio
     with torch.device("meta"):
         twin = CrossAttentionFusion(dim, grid_size, config)
     return MeanFusion(dim, sum(parameter.numel() for parameter in twin.parameters()), config.dropout)
+
+
+def _agreements(*sides: Looked | None) -> Tensor:
+    return torch.cat([side.agreement for side in sides if side], dim=1)
+
+
+def _of_tokens(compute: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """`compute` of each of `tokens` (P, S, d) where `mask` (P, S) is True; zero elsewhere."""
+    if mask is None:
+        return compute(tokens)
+    computed = compute(tokens[mask])
+    return computed.new_zeros(*mask.shape, computed.shape[1]).masked_scatter(mask.unsqueeze(2), computed)
+
+
+def _mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    return tokens.mean(dim=1) if mask is None else masked_mean(tokens, mask)
 
 
 def _standardized(values: Tensor) -> Tensor:
