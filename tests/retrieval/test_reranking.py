@@ -11,7 +11,7 @@ from diptych.errors import DiptychError
 from diptych.model.querybank import QueryBank
 from diptych.retrieval import reranking
 from diptych.retrieval.embedding import Embedded, embed_split
-from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import Found, metrics_from_ranks, ranks_from_embeddings
 from diptych.retrieval.reranking import (
     Candidates,
     Shortlist,
@@ -45,6 +45,17 @@ def naive_order(model, split, embedded, top_k, scale, weights, queries):
     return lists
 
 
+def naive_precision(lists, right, among):
+    """R-precision and average precision at R of each list, of which only the first `among` can be right."""
+    figures = []
+    for query, items in enumerate(lists):
+        rights = [right(query, item) and place < among for place, (item, _) in enumerate(items)]
+        first = rights[: sum(right(query, item) for item, _ in items)]
+        precisions = [sum(first[: place + 1]) / (place + 1) for place in range(len(first)) if first[place]]
+        figures.append((sum(first) / len(first), sum(precisions) / len(first)))
+    return figures
+
+
 def naive_ranks(lists, right):
     """Position of the first right item in each list, not counting other right ones."""
     ranks = []
@@ -67,13 +78,22 @@ def test_reranked_ranks_equal_the_naive_ones(model, make_split, top_k, weights, 
     model.eval()
     embedded = embed_split(model, split, batch_size=4, device=CPU)
     candidates = match_logits(model, embedded, top_k, device=CPU)
-    i2t, t2i = reranked_ranks(candidates, 10.0, weights)
+    found = reranked_ranks(candidates, 10.0, weights)
+    i2t, t2i = found.ranks
     own = split.image_of_caption
     with torch.no_grad():
         captions = naive_order(model, split, embedded, top_k, 10.0, weights, "images")
         images = naive_order(model, split, embedded, top_k, 10.0, weights, "captions")
     assert i2t.tolist() == naive_ranks(captions, lambda i, j: own[j] == i)
     assert t2i.tolist() == naive_ranks(images, lambda j, i: own[j] == i)
+    for way, lists, right in (
+        (found.i2t, captions, lambda i, j: own[j] == i),
+        (found.t2i, images, lambda j, i: own[j] == i),
+    ):
+        precision, average = zip(*naive_precision(lists, right, top_k), strict=True)
+        assert way.r_precision.tolist() == pytest.approx(precision)
+        assert way.average_precision.tolist() == pytest.approx(average)
+        assert not way.tied.any()
     best = [[item for item, score in items if score > -np.inf] for items in captions]
     assert candidates.i2t.order(10.0, weights).tolist() == best
 
@@ -82,8 +102,9 @@ def test_weight_zero_leaves_the_towers_ranks(model, make_split):
     embedded = embed_split(model, make_split(images=30), batch_size=16, device=CPU)
     candidates = match_logits(model, embedded, 8, device=CPU)
     towers = ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption)
-    for ranks, expected in zip(reranked_ranks(candidates, 10.0, Weights()), towers, strict=True):
-        assert ranks.tolist() == expected.tolist()
+    for found, expected in zip(reranked_ranks(candidates, 10.0, Weights()), towers, strict=True):
+        for values, of_towers in zip(found, expected, strict=True):
+            assert values.tolist() == of_towers.tolist()
 
 
 def test_a_pair_that_is_a_candidate_both_ways_is_fused_once(model, split):
@@ -124,7 +145,7 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
         offsets=torch.arange(captions + 1),
         image_of_caption=np.repeat(np.arange(images), 2),
     )
-    i2t, t2i = reranked_ranks(match_logits(model, embedded, 4, device=CPU), 10.0, Weights(1.0, 1.0))
+    i2t, t2i = reranked_ranks(match_logits(model, embedded, 4, device=CPU), 10.0, Weights(1.0, 1.0)).ranks
     assert set(i2t.tolist()) == {captions - 1}
     assert set(t2i.tolist()) == {images}
 
@@ -132,12 +153,23 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
 def shortlist(cosine, logit, right, tower_ranks):
     index = torch.arange(len(cosine[0])).repeat(len(cosine), 1)
     cosine, match, right = (torch.tensor(values) for values in (cosine, logit, right))
-    return Shortlist(index, cosine, match, torch.zeros_like(match), right, torch.tensor(tower_ranks))
+    found = Found.one_right(np.array(tower_ranks), np.zeros(len(right), bool))
+    return Shortlist(index, cosine, match, torch.zeros_like(match), right, right.sum(dim=1).clamp(min=1).numpy(), found)
 
 
 def test_a_candidate_that_scores_as_high_as_the_right_one_ranks_before_it():
     candidates = shortlist([[0.5, 0.5, 0.1]], [[1.0, 1.0, 0.0]], [[False, True, False]], [2])
     assert candidates.ranks(10.0, Weights(1.0, 1.0)).tolist() == [2]
+
+
+def test_a_tie_that_re_ranking_makes_or_breaks_is_told():
+    apart = shortlist([[0.5, 0.5, 0.1]], [[1.0, 0.0, 0.0]], [[False, True, False]], [2])
+    assert apart.reranked(10.0, Weights(1.0, 0.0)).tied.tolist() == [False]
+    assert apart.reranked(10.0, Weights(0.0, 0.0)).tied.tolist() == [True]
+    beyond = shortlist([[0.9, 0.8]], [[0.0, 9.0]], [[False, False]], [17])
+    for tied in (True, False):
+        towers = beyond.found._replace(tied=np.array([tied]))
+        assert replace(beyond, found=towers).reranked(10.0, Weights()).tied.tolist() == [tied]
 
 
 def test_the_best_right_candidate_counts_and_the_others_stand_in_nobodys_way():

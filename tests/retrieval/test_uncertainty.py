@@ -5,27 +5,35 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
 from diptych.retrieval.uncertainty import bootstrap, draws, gain, interval
-
-Ranks = tuple[np.ndarray, np.ndarray]
 
 
 def made(images: int, seed: int, hardest: int = 40) -> tuple[Ranks, np.ndarray]:
     """Ranks of no model, one to four captions an image."""
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(images), generator.integers(1, 5, images))
-    return (generator.integers(1, hardest, images), generator.integers(1, hardest, len(owner))), owner
+    i2t, t2i = (generator.integers(1, hardest, queries) for queries in (images, len(owner)))
+    return Ranks(Found(i2t, *generator.random((2, images)), generator.random(images) < 0.2), one_right(t2i)), owner
+
+
+def one_right(ranks: np.ndarray) -> Found:
+    return Found.one_right(ranks, ranks % 3 == 0)
+
+
+def of_queries(found: Found, queries: np.ndarray) -> Found:
+    return Found(*(values[queries] for values in found))
 
 
 @pytest.mark.parametrize(("images", "hardest"), [(1, 5), (2, 40), (7, 12), (60, 40), (400, 2000)])
 def test_figures_are_those_of_each_resample_written_out(images: int, hardest: int) -> None:
     (i2t, t2i), owner = made(images, seed=images, hardest=hardest)
-    samples = bootstrap({"a": (i2t, t2i)}, owner, resamples=50, seed=3)["a"]
+    samples = bootstrap({"a": Ranks(i2t, t2i)}, owner, resamples=50, seed=3)["a"]
     every = np.concatenate(list(draws(images, 50, 3)))
     assert every.shape == (50, images)
     for number, drawn in enumerate(every):
-        slow = metrics_from_ranks(i2t[drawn], np.concatenate([t2i[owner == image] for image in drawn]))
+        captions = np.concatenate([np.flatnonzero(owner == image) for image in drawn])
+        slow = metrics_from_ranks(of_queries(i2t, drawn), of_queries(t2i, captions))
         assert samples["rsum"][number] == pytest.approx(slow["rsum"], abs=1e-9)
         for way in ("i2t", "t2i"):
             assert {name: values[number] for name, values in samples[way].items()} == pytest.approx(slow[way])
@@ -45,7 +53,8 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     for number in range(200):
         found = generator.random(150) < 0.3
         ranks = np.where(found, 1, 99)
-        ends = interval(bootstrap({"a": (ranks, ranks[owner])}, owner, resamples=400, seed=number)["a"])
+        both = Ranks(one_right(ranks), one_right(ranks[owner]))
+        ends = interval(bootstrap({"a": both}, owner, resamples=400, seed=number)["a"])
         held += ends["low"]["t2i"]["recall@1"] <= 30.0 <= ends["high"]["t2i"]["recall@1"]
     assert 0.90 <= held / 200 <= 0.99
 
@@ -53,9 +62,8 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 def test_a_gain_is_judged_query_by_query() -> None:
     """A gain of one rank at a few queries is sure, though it is small beside what the queries differ by."""
     (i2t, t2i), owner = made(300, seed=5)
-    better = i2t.copy()
-    better[np.flatnonzero(i2t == 2)] = 1
-    samples = bootstrap({"better": (better, t2i), "worse": (i2t, t2i)}, owner, resamples=2000)
+    better = i2t._replace(rank=np.where(i2t.rank == 2, 1, i2t.rank))
+    samples = bootstrap({"better": Ranks(better, t2i), "worse": Ranks(i2t, t2i)}, owner, resamples=2000)
     difference = metrics_from_ranks(better, t2i)["rsum"] - metrics_from_ranks(i2t, t2i)["rsum"]
     judged = gain(samples["better"], samples["worse"], difference)
     assert 0 < judged.low < judged.rsum < judged.high

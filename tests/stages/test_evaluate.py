@@ -57,7 +57,8 @@ def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace
     for stage in metrics.values():
         assert list(stage) == ["i2t", "t2i", "rsum"]
         for way in ("i2t", "t2i"):
-            assert list(stage[way]) == ["recall@1", "recall@5", "recall@10", "median_rank", "mean_rank"]
+            recalls = ["recall@1", "recall@5", "recall@10"]
+            assert list(stage[way]) == [*recalls, "median_rank", "r_precision", "map@r", "mean_rank", "tied"]
 
 
 def test_the_towers_metrics_are_those_of_the_test_split(workspace: Workspace) -> None:

@@ -54,9 +54,9 @@ def evaluate_gallery(
 def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
     """Rows of direction, stage, k from 1 to 50, and recall@k in percent."""
     return [
-        (direction, stage, k, recall_at_k(ranks, k))
+        (direction, stage, k, recall_at_k(found.rank, k))
         for stage, both in evaluation.ranks.items()
-        for direction, ranks in zip(("i2t", "t2i"), both, strict=True)
+        for direction, found in zip(("i2t", "t2i"), both, strict=True)
         for k in CURVE_KS
     ]
 
@@ -65,7 +65,7 @@ def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weights: Weigh
     candidates = match_logits(model, embedded, top_k, device=device)
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
-        "normalized": (candidates.i2t.tower_ranks.numpy(), candidates.t2i.tower_ranks.numpy()),
+        "normalized": Ranks(candidates.i2t.found, candidates.t2i.found),
         "reranked": reranked_ranks(candidates, model.logit_scale.item(), weights),
     }
     return Evaluation(candidates, ranks, {stage: metrics_from_ranks(*both) for stage, both in ranks.items()})

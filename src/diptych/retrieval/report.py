@@ -19,7 +19,13 @@ from diptych.retrieval.metrics import KS, Metrics, average_metrics, chance_metri
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
-FIGURES = {f"recall@{k}": f"Recall@{k}" for k in KS} | {"median_rank": "Median rank", "mean_rank": "Mean rank"}
+FIGURES = {f"recall@{k}": f"Recall@{k}" for k in KS} | {
+    "r_precision": "R-precision",
+    "map@r": "mAP@R",
+    "median_rank": "Median rank",
+    "mean_rank": "Mean rank",
+    "tied": "Tied",
+}
 
 
 class Figure(NamedTuple):
@@ -73,7 +79,7 @@ def write_report(
     curves = recall_curves(evaluation)
     figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
     orders = [shortlist.order(setting.logit_scale, setting.weights) for shortlist in evaluation.candidates]
-    ranks = evaluation.ranks["reranked"]
+    ranks = evaluation.ranks["reranked"].ranks
     chance = chance_metrics(split.image_of_caption, len(split))
     tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
     if "folds_1k" in evaluation.metrics["towers"]:

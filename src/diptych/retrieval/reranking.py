@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.errors import DiptychError
@@ -21,7 +22,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, inference
-from diptych.retrieval.metrics import BLOCK_SCORES, TIE, mean_log_rank, ranks_from_embeddings
+from diptych.retrieval.metrics import BLOCK_SCORES, TIE, Found, Ranks, mean_log_rank, ranks_from_embeddings
 
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """For each of the weights."""
@@ -49,7 +50,8 @@ class Shortlist:
         match: float32 (Q, K), the fusion's match logit.
         alignment: float32 (Q, K), the logit of the tokens' alignment; zero where the fusion has none.
         right: bool (Q, K), whether candidate and query belong together.
-        tower_ranks: int64 (Q,), the query's pessimistic rank before re-ranking.
+        right_items: int64 (Q,), how many items of the gallery belong to the query.
+        found: what the query found before re-ranking.
         bound: the largest size that a similarity can have; how finely float32 tells two of them apart depends on it.
     """
 
@@ -58,7 +60,8 @@ class Shortlist:
     match: Tensor
     alignment: Tensor
     right: Tensor
-    tower_ranks: Tensor
+    right_items: NDArray[np.int64]
+    found: Found
     bound: float = 1.0
 
     def scores(self, logit_scale: float, weights: Weights) -> Tensor:
@@ -70,18 +73,36 @@ class Shortlist:
         by_score = self.scores(logit_scale, weights).argsort(dim=1, descending=True, stable=True)
         return self.index.gather(1, by_score)
 
-    def ranks(self, logit_scale: float, weights: Weights) -> np.ndarray:
-        """Pessimistic ranks int64 (Q,) after re-ranking; other right candidates never count against the best one.
+    def ranks(self, logit_scale: float, weights: Weights) -> NDArray[np.int64]:
+        """Pessimistic ranks (Q,) after re-ranking; other right candidates never count against the best one.
 
-        A query whose tower rank is beyond K keeps it: its right item is among the candidates by luck at most, in a tie.
+        A query whose rank was beyond K keeps it: its right item is among the candidates by luck at most, in a tie.
         """
-        scores = self.scores(logit_scale, weights)
-        parts = ((weights.match, self.match), (weights.alignment, self.alignment))
-        tie = TIE * (logit_scale * self.bound + sum(abs(weight) * part.abs().max() for weight, part in parts))
-        best = scores.masked_fill(~self.right, -torch.inf).amax(dim=1, keepdim=True)
-        ahead = torch.count_nonzero(~self.right & (scores >= best - tie), dim=1)
-        beyond = self.tower_ranks > self.index.shape[1]
-        return torch.where(beyond, self.tower_ranks, 1 + ahead).numpy()
+        scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
+        ahead = torch.count_nonzero(~self.right & (scores >= self._best(scores) - tie), dim=1).numpy()
+        return np.where(self._beyond, self.found.rank, 1 + ahead)
+
+    def reranked(self, logit_scale: float, weights: Weights) -> Found:
+        """What the queries found after re-ranking; right items beyond the candidates are not among the first R."""
+        scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
+        above = torch.count_nonzero(~self.right & (scores > self._best(scores) + tie), dim=1).numpy()
+        rank = self.ranks(logit_scale, weights)
+        query, place = torch.nonzero(self.right & ~torch.from_numpy(self._beyond)[:, None], as_tuple=True)
+        wrong = ~self.right[query] & (scores[query] >= scores[query, place][:, None] - tie)
+        tied = np.where(self._beyond, self.found.tied, rank != 1 + above)
+        return Found.many_right(rank, tied, self.right_items, query.numpy(), wrong.sum(dim=1).numpy())
+
+    def _tie(self, logit_scale: float, weights: Weights) -> Tensor:
+        looked = abs(weights.match) * self.match.abs().max() + abs(weights.alignment) * self.alignment.abs().max()
+        return TIE * (logit_scale * self.bound + looked)
+
+    def _best(self, scores: Tensor) -> Tensor:
+        """Of the right candidates, (Q, 1)."""
+        return scores.masked_fill(~self.right, -torch.inf).amax(dim=1, keepdim=True)
+
+    @property
+    def _beyond(self) -> NDArray[np.bool_]:
+        return self.found.rank > self.index.shape[1]
 
 
 class Candidates(NamedTuple):
@@ -117,18 +138,19 @@ def match_logits(
     i2t_match, i2t_alignment = [part[place[: i2t.numel()]].view_as(i2t) for part in logits]
     t2i_match, t2i_alignment = [part[place[i2t.numel() :]].view_as(t2i) for part in logits]
     own = torch.from_numpy(embedded.image_of_caption)
-    i2t_ranks, t2i_ranks = ranks_from_embeddings(image, text, embedded.image_of_caption)
+    ranks = ranks_from_embeddings(image, text, embedded.image_of_caption)
     i2t_right, t2i_right = own[i2t] == torch.arange(len(i2t))[:, None], t2i == own[:, None]
+    counts = np.bincount(embedded.image_of_caption), np.ones(captions, np.int64)
     bound = float(image.norm(dim=1).max() * text.norm(dim=1).max())
     return Candidates(
-        Shortlist(i2t, i2t_similarity, i2t_match, i2t_alignment, i2t_right, torch.from_numpy(i2t_ranks), bound),
-        Shortlist(t2i, t2i_similarity, t2i_match, t2i_alignment, t2i_right, torch.from_numpy(t2i_ranks), bound),
+        Shortlist(i2t, i2t_similarity, i2t_match, i2t_alignment, i2t_right, counts[0], ranks.i2t, bound),
+        Shortlist(t2i, t2i_similarity, t2i_match, t2i_alignment, t2i_right, counts[1], ranks.t2i, bound),
     )
 
 
-def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks after re-ranking, i2t int64 (N,) and t2i int64 (M,), as `ranks_from_embeddings` defines them."""
-    return candidates.i2t.ranks(logit_scale, weights), candidates.t2i.ranks(logit_scale, weights)
+def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights) -> Ranks:
+    """What images and captions found after re-ranking."""
+    return Ranks(*(shortlist.reranked(logit_scale, weights) for shortlist in candidates))
 
 
 def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
@@ -140,14 +162,14 @@ def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float
     for strength in STRENGTHS:
         biased = replace(embedded, image_bias=strength * image_bias, text_bias=strength * text_bias)
         image, text = biased.ranking
-        scores.append(mean_log_rank(*ranks_from_embeddings(image, text, embedded.image_of_caption)))
+        scores.append(mean_log_rank(*ranks_from_embeddings(image, text, embedded.image_of_caption).ranks))
     return STRENGTHS[int(np.argmin(scores))]
 
 
 def choose_weights(candidates: Candidates, logit_scale: float) -> Weights:
     """The best weights by `mean_log_rank`; of equally good ones those with the smallest sum."""
     every = sorted((Weights(*both) for both in product(CHOICES, repeat=2)), key=sum)
-    scores = [mean_log_rank(*reranked_ranks(candidates, logit_scale, weights)) for weights in every]
+    scores = [mean_log_rank(*(both.ranks(logit_scale, weights) for both in candidates)) for weights in every]
     return every[int(np.argmin(scores))]
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.retrieval.metrics import KS, Metrics, Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import KS, Found, Metrics, Ranks, averages, metrics_from_ranks
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -70,16 +70,16 @@ def bootstrap(
     """The metrics of every resample.
 
     Args:
-        ranks: by name, i2t int64 (N,) and t2i int64 (M,), all of the same queries.
+        ranks: by name, all of the same N images and M captions.
         image_of_caption: (M,) int, index of each caption's image.
 
     Returns:
         By name, the metrics as `metrics_from_ranks` has them, an array each.
     """
-    images = len(next(iter(ranks.values()))[0])
+    images = len(next(iter(ranks.values())).i2t.rank)
     owners = np.arange(images), np.asarray(image_of_caption)
     tables = {
-        name: [_Table.of(way, owner, images) for way, owner in zip(both, owners, strict=True)]
+        name: [_Table.of(found, owner, images) for found, owner in zip(both, owners, strict=True)]
         for name, both in ranks.items()
     }
     parts: dict[str, list[list[dict[str, NDArray[np.float64]]]]] = {name: [] for name in ranks}
@@ -123,12 +123,13 @@ class _Table(NamedTuple):
     """(N, L)"""
     levels: NDArray[np.int64]
     """(L,), ascending: those of the recalls, and all ranks among which a median can be."""
-    ranks: NDArray[np.float64]
-    """(N,), the sums of the ranks."""
+    sums: dict[str, NDArray[Any]]
+    """(N,) each, what the queries of an image bring to the figures that are means."""
 
     @staticmethod
-    def of(ranks: NDArray[np.int64], owner: NDArray[np.int64], images: int) -> _Table:
-        """`ranks` (Q,), whose images are `owner` (Q,)."""
+    def of(found: Found, owner: NDArray[np.int64], images: int) -> _Table:
+        """Of Q queries, whose images are `owner` (Q,)."""
+        ranks = found.rank
         # A resample's median lies within ten standard errors of the middle, each 1 / (2 √N) of the ranks.
         reach = min(0.5, 5 / math.sqrt(images))
         low, high = np.quantile(ranks, [0.5 - reach, 0.5 + reach], method="closest_observation")
@@ -138,18 +139,19 @@ class _Table(NamedTuple):
             np.bincount(owner, minlength=images).astype(np.float32),
             np.stack(columns, 1, dtype=np.float32),
             levels,
-            np.bincount(owner, ranks, minlength=images).astype(float),
+            {name: np.bincount(owner, values, minlength=images) for name, values in averages(found).items()},
         )
 
     def figures(self, counts: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
         """Of resamples (B,) that hold each image as often as `counts` (B, N) says."""
-        # Whole numbers below 2^24, of the ranks 2^53, so the sums are exact whatever their order.
+        # Whole numbers below 2^24, so the sums are exact whatever their order.
         queries, found = counts @ self.queries, counts @ self.found
         recalls = {f"recall@{k}": 100.0 * found[:, self.levels == k][:, 0].astype(float) / queries for k in KS}
         middle = [
             self.levels[(found >= place[:, None]).argmax(axis=1)] for place in ((queries + 1) // 2, queries // 2 + 1)
         ]
-        return {**recalls, "median_rank": (middle[0] + middle[1]) / 2, "mean_rank": counts @ self.ranks / queries}
+        means = {name: counts @ values / queries for name, values in self.sums.items()}
+        return {**recalls, "median_rank": (middle[0] + middle[1]) / 2, **means}
 
 
 def _counts(drawn: NDArray[np.int64], images: int) -> NDArray[np.float32]:

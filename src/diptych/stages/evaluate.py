@@ -58,7 +58,7 @@ def run(workspace: Workspace, params: Params) -> None:
 
 def summary(evaluation: Evaluation, uncertainty: Uncertainty, split: str, images: int, captions: int) -> str:
     """The metrics as a table for the log."""
-    columns = [f"R@{k}" for k in KS] + ["median", "mean"]
+    columns = [f"R@{k}" for k in KS] + ["R-prec", "mAP@R", "median", "mean", "tied"]
     lines = [f"Retrieval on {split}, {images:,} images and {captions:,} captions:"]
     lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in columns))
     for stage, metrics in evaluation.metrics.items():

@@ -273,7 +273,7 @@ class Trainer:
             )
             ranks = ranks_from_embeddings(embedded.image, embedded.text, self.val.image_of_caption)
             metrics = metrics_from_ranks(*ranks)
-            values = [metrics["rsum"], mean_log_rank(*ranks), *(metrics[name[:3]][name[4:]] for name in recalls)]
+            values = [metrics["rsum"], mean_log_rank(*ranks.ranks), *(metrics[name[:3]][name[4:]] for name in recalls)]
             figures.copy_(torch.tensor(values))
         # The first process's own; the others' are zero.
         figures = gather_rows(figures.unsqueeze(0).to(self.device))[0]
