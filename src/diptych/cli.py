@@ -16,6 +16,7 @@ import click
 
 from diptych import __version__
 from diptych.cli_data import data
+from diptych.cli_evaluate import evaluate
 from diptych.cli_weights import weights
 from diptych.console import log_to_console
 from diptych.environment import enter
@@ -85,6 +86,7 @@ def register(as_json: bool) -> None:
 
 
 cli.add_command(data)
+cli.add_command(evaluate)
 cli.add_command(weights)
 
 

@@ -62,6 +62,12 @@ def is_whole(content: memoryview) -> bool:
     return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == bytes(content[-DIGEST_BYTES:])
 
 
+def file_sha256(path: Path) -> str:
+    """Of its content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_sums(folder: Path) -> None:
     """Puts the SHA-256 of each file of `folder`, which has no folders in it, beside them."""
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()))
@@ -78,7 +84,7 @@ def sums_hold(folder: Path) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.name: file_sha256(path) for path in files}
 
 
 class _Digesting:

@@ -16,7 +16,7 @@ from diptych.retrieval.reranking import Weights
 from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
-SETTING = Setting("test", 4, Weights(1.0, 0.5), 10.0, "abc123")
+SETTING = Setting("test", {"Weights": "abc123"}, 4, Weights(1.0, 0.5))
 COLUMNS = [f"val_{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
     "epoch,loss,contrastive,matching,learning_rate,temperature,val_rsum,"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from diptych import config
 from diptych.errors import DiptychError
-from diptych.files import atomic_path
+from diptych.files import atomic_path, file_sha256
 from diptych.model.backbones import restore_backbone
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
@@ -122,8 +121,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
 
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of the weights file, by which a model is known."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(folder / WEIGHTS)
 
 
 @torch.inference_mode()

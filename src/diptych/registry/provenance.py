@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from diptych.dvc import dataset_version
+from diptych.files import file_sha256
 from diptych.workspace import Workspace
 
 UNKNOWN = "unknown"
@@ -21,10 +22,10 @@ def provenance(workspace: Workspace) -> dict[str, str]:
         "git_sha": git_sha(workspace.root),
         "git_dirty": git_dirty(workspace.root),
         "data_md5": dataset_version(workspace) or UNKNOWN,
-        "dvc_lock_sha256": file_sha256(workspace.root / "dvc.lock") or UNKNOWN,
-        "params_sha256": file_sha256(workspace.params) or UNKNOWN,
+        "dvc_lock_sha256": _sha256(workspace.root / "dvc.lock") or UNKNOWN,
+        "params_sha256": _sha256(workspace.params) or UNKNOWN,
     }
-    weights = file_sha256(workspace.model / "model.safetensors")
+    weights = _sha256(workspace.model / "model.safetensors")
     return tags | ({"weights_sha256": weights, "model_sha256": folder_sha256(workspace.model)} if weights else {})
 
 
@@ -42,15 +43,6 @@ def git_dirty(root: Path) -> str:
     return UNKNOWN if changes is None else str(bool(changes)).lower()
 
 
-def file_sha256(path: Path) -> str | None:
-    """None where there is no such file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-
-
 def folder_sha256(folder: Path) -> str:
     """Of the names and contents of all files in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -65,3 +57,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _sha256(path: Path) -> str | None:
+    """None where there is no such file."""
+    return file_sha256(path) if path.is_file() else None

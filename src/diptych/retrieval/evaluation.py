@@ -1,11 +1,18 @@
-"""The retrieval of a gallery, measured: what the towers rank, raw and normalized, and what the fusion makes of it."""
+"""The retrieval of a gallery, measured: what the towers rank, raw and normalized, and what the fusion makes of it; or
+what any model's embeddings rank.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.retrieval.embedding import Embedded
@@ -17,20 +24,30 @@ from diptych.retrieval.metrics import (
     metrics_from_ranks,
     ranks_from_embeddings,
     recall_at_k,
+    with_folds,
 )
-from diptych.retrieval.reranking import Candidates, Weights, match_logits, reranked_ranks
+from diptych.retrieval.reranking import Weights, match_logits, reranked_ranks, top_candidates
 
 CURVE_KS = range(1, 51)
+FIRST = 10
+"""Of what embeddings rank, how many of each query are kept to look at."""
+
+
+First = Callable[[int], list[int]]
+"""Takes a query, and gives places in the gallery, best first."""
 
 
 class Evaluation(NamedTuple):
     """A gallery's figures and what they come from."""
 
-    candidates: Candidates
     ranks: dict[str, Ranks]
-    """By stage: "towers" by the cosine, "normalized" less the items' biases, and these "reranked" by the fusion."""
+    """By stage: "towers" by the cosine, "normalized" less the items' biases, and these "reranked" by the fusion; of a
+    foreign model "embeddings" alone, by the cosine.
+    """
     metrics: dict[str, Metrics]
     """By stage; what reports/metrics.json holds."""
+    first: tuple[First, First]
+    """What stands first in the last stage: captions of an image, and images of a caption."""
 
 
 def evaluate_gallery(
@@ -51,6 +68,23 @@ def evaluate_gallery(
     return evaluation
 
 
+def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[np.int64]) -> Evaluation:
+    """Ranks by the cosine of embeddings from anywhere; 5,000 images also in five folds.
+
+    Args:
+        image: (N, d) floating.
+        text: (M, d) floating.
+        image_of_caption: (M,), index of each caption's image.
+
+    Raises:
+        DiptychError: as `ranks_from_embeddings`, or an embedding has no direction.
+    """
+    image, text = _directions(image, "image"), _directions(text, "text")
+    ranks = ranks_from_embeddings(image, text, image_of_caption)
+    metrics = with_folds(metrics_from_ranks(*ranks), image, text, image_of_caption)
+    return Evaluation({"embeddings": ranks}, {"embeddings": metrics}, (_first(image, text), _first(text, image)))
+
+
 def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
     """Rows of direction, stage, k from 1 to 50, and recall@k in percent."""
     return [
@@ -62,10 +96,29 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 
 
 def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device) -> Evaluation:
-    candidates = match_logits(model, embedded, top_k, device=device)
+    candidates, scale = match_logits(model, embedded, top_k, device=device), model.logit_scale.item()
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
         "normalized": Ranks(candidates.i2t.found, candidates.t2i.found),
-        "reranked": reranked_ranks(candidates, model.logit_scale.item(), weights),
+        "reranked": reranked_ranks(candidates, scale, weights),
     }
-    return Evaluation(candidates, ranks, {stage: metrics_from_ranks(*both) for stage, both in ranks.items()})
+    metrics = {stage: metrics_from_ranks(*both) for stage, both in ranks.items()}
+    i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)
+    return Evaluation(ranks, metrics, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()))
+
+
+def _first(queries: Tensor, gallery: Tensor) -> First:
+    def first(query: int) -> list[int]:
+        best: list[int] = top_candidates(queries[query : query + 1], gallery, FIRST)[0][0].tolist()
+        return best
+
+    return first
+
+
+def _directions(embeddings: Tensor, name: str) -> Tensor:
+    """The rows (…, d), float32 of length one."""
+    lengths = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True, dtype=torch.float64)
+    if not lengths.all():
+        row = int((lengths == 0).flatten().nonzero()[0])
+        raise DiptychError(f"{name} embedding {row} is zero: it has no direction, and no cosine with anything.")
+    return (embeddings / lengths).float()

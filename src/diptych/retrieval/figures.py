@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 INCHES = (4.6, 3.0)
 DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
-STAGES = {"towers": "towers", "normalized": "normalized", "reranked": "re-ranked"}
+STAGES = {"towers": "towers", "normalized": "normalized", "reranked": "re-ranked", "embeddings": "embeddings"}
 
 
 class Theme(NamedTuple):
@@ -39,12 +39,16 @@ class Picture(NamedTuple):
 
 def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str) -> Picture:
     """Recall over k of one direction, stage by stage; `curves` are `evaluation.recall_curves`."""
-    lines = {
-        stage: [(k, recall) for way, name, k, recall in curves if (way, name) == (direction, stage)] for stage in STAGES
-    }
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for way, stage, k, recall in curves:
+        if way == direction:
+            lines.setdefault(stage, []).append((k, recall))
+
+    # The last one is what counts.
+    styles = ("--", ":", "-")[-len(lines) :]
 
     def plot(axes: Axes, theme: Theme) -> None:
-        for (stage, points), colour, style in zip(lines.items(), theme.lines, ("--", ":", "-"), strict=False):
+        for (stage, points), colour, style in zip(lines.items(), theme.lines, styles, strict=False):
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGES[stage])
         _label(axes, f"{DIRECTIONS[direction]}: recall", "k", "percent found")
         axes.set_ylim(0, 102)
@@ -52,7 +56,9 @@ def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str)
     ends = "; ".join(
         f"{STAGES[stage]} from {points[0][1]:.1f} to {points[-1][1]:.1f}" for stage, points in lines.items()
     )
-    return _draw(plot, f"{DIRECTIONS[direction]}: recall in percent for k from 1 to {lines['towers'][-1][0]}; {ends}.")
+    return _draw(
+        plot, f"{DIRECTIONS[direction]}: recall in percent for k from 1 to {max(k for _, _, k, _ in curves)}; {ends}."
+    )
 
 
 def loss_figure(history: Sequence[dict[str, float]]) -> Picture:

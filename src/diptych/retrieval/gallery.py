@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-
-from diptych.data.prepared import PreparedSplit
 
 RESULTS = 5
 THUMBNAIL = 128
 """Pixels of the longer side."""
+
+
+class Shown(Protocol):
+    """N images with M captions that can be looked at, as those of a prepared split."""
+
+    image_of_caption: NDArray[np.int64]
+    """(M,), each caption's image; every image has one."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """(M,)."""
+
+    def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """RGB of the image at the one index in `indices` (1,), uint8 (1, H, W, 3)."""
 
 
 class Picture(NamedTuple):
@@ -49,30 +62,30 @@ class Gallery(NamedTuple):
     missed: list[Query]
 
 
-def image_gallery(split: PreparedSplit, ranked: Tensor, ranks: np.ndarray, queries: int) -> Gallery:
+def image_gallery(split: Shown, ranked: Callable[[int], list[int]], ranks: np.ndarray, queries: int) -> Gallery:
     """Images and the captions they found.
 
     Args:
         split: the gallery, N images and M captions.
-        ranked: int64 (N, K), captions by rank.
+        ranked: captions of an image, best first.
         ranks: int64 (N,), rank of each image's best caption.
         queries: how many, half of them found and half missed as far as there are.
     """
 
     def query(image: int) -> Query:
-        own = range(split.caption_ranges[image], split.caption_ranges[image + 1])
-        results = [Result(split.captions[j], j in own) for j in ranked[image, :RESULTS].tolist()]
+        own = np.flatnonzero(split.image_of_caption == image)
+        results = [Result(split.captions[j], j in own) for j in ranked(image)[:RESULTS]]
         return _query(picture(split, image), results, ranks[image], split.captions[own[0]])
 
     return Gallery(*([query(image) for image in chosen] for chosen in choose_queries(ranks, queries)))
 
 
-def caption_gallery(split: PreparedSplit, ranked: Tensor, ranks: np.ndarray, queries: int) -> Gallery:
-    """Captions and the images they found: `ranked` int64 (M, K), `ranks` int64 (M,), `queries` as above."""
+def caption_gallery(split: Shown, ranked: Callable[[int], list[int]], ranks: np.ndarray, queries: int) -> Gallery:
+    """Captions and the images they found: `ranked` images of a caption, `ranks` int64 (M,), `queries` as above."""
 
     def query(caption: int) -> Query:
         own = int(split.image_of_caption[caption])
-        results = [Result(picture(split, i), i == own) for i in ranked[caption, :RESULTS].tolist()]
+        results = [Result(picture(split, i), i == own) for i in ranked(caption)[:RESULTS]]
         return _query(split.captions[caption], results, ranks[caption], picture(split, own))
 
     return Gallery(*([query(caption) for caption in chosen] for chosen in choose_queries(ranks, queries)))
@@ -85,14 +98,14 @@ def choose_queries(ranks: np.ndarray, queries: int) -> tuple[list[int], list[int
     return _evenly(found, min(len(found), queries - share)), _evenly(missed, share)
 
 
-def picture(split: PreparedSplit, image: int) -> Picture:
+def picture(split: Shown, image: int) -> Picture:
     """The image at this index as a JPEG data URI of at most `THUMBNAIL` pixels a side."""
     thumbnail = Image.fromarray(split.pixels(np.array([image]))[0])
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     content = io.BytesIO()
     thumbnail.save(content, "JPEG", quality=80)
     uri = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-    return Picture(uri, split.captions[split.caption_ranges[image]])
+    return Picture(uri, split.captions[int(np.argmax(split.image_of_caption == image))])
 
 
 def _query(item: str | Picture, results: list[Result], rank: int, right: str | Picture) -> Query:

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from diptych.errors import DiptychError
 
 Metrics = dict[str, Any]
-"""{"i2t": {"recall@1", "recall@5", "recall@10", "r_precision", "map@r", "median_rank", "mean_rank", "tied"}, "t2i": {as
-before}, "rsum"}; in percent, but for the ranks.
-"""
+"""{"i2t": {each of `FIGURES`}, "t2i": {each of `FIGURES`}, "rsum"}; in percent, but for the ranks."""
 
 KS = (1, 5, 10)
+FIGURES = (*(f"recall@{k}" for k in KS), "r_precision", "map@r", "median_rank", "mean_rank", "tied")
 FOLDED_IMAGES = 5_000
 FOLDS = 5
 
@@ -102,6 +101,13 @@ def retrieval_metrics(
     Args and raises as `ranks_from_embeddings`.
     """
     metrics = metrics_from_ranks(*ranks_from_embeddings(image, text, image_of_caption))
+    return with_folds(metrics, image, text, image_of_caption)
+
+
+def with_folds(
+    metrics: Metrics, image: torch.Tensor | np.ndarray, text: torch.Tensor | np.ndarray, image_of_caption: np.ndarray
+) -> Metrics:
+    """The `metrics` of a gallery, with "folds_1k" if it has 5,000 images."""
     parts = [
         metrics_from_ranks(*ranks_from_embeddings(image[images], text[captions], own))
         for images, captions, own in folds(image_of_caption, len(image))
@@ -248,8 +254,9 @@ def _average_precision(items: int, right: int) -> float:
 
 def _one_way(found: Found) -> dict[str, float]:
     recalls = {f"recall@{k}": recall_at_k(found.rank, k) for k in KS}
-    means = {name: float(np.mean(values)) for name, values in averages(found).items()}
-    return recalls | {"median_rank": float(np.median(found.rank))} | means
+    figures = {name: float(np.mean(values)) for name, values in averages(found).items()}
+    figures |= {**recalls, "median_rank": float(np.median(found.rank))}
+    return {name: figures[name] for name in FIGURES}
 
 
 def _mean(values: list[float]) -> float:

@@ -7,25 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
 
-from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.retrieval.evaluation import Evaluation, recall_curves
 from diptych.retrieval.figures import DIRECTIONS, STAGES, Picture, loss_figure, recall_figure, validation_figure
-from diptych.retrieval.gallery import caption_gallery, image_gallery
-from diptych.retrieval.metrics import KS, Metrics, average_metrics, chance_metrics, folds
+from diptych.retrieval.gallery import Shown, caption_gallery, image_gallery
+from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
-FIGURES = {f"recall@{k}": f"Recall@{k}" for k in KS} | {
-    "r_precision": "R-precision",
-    "map@r": "mAP@R",
-    "median_rank": "Median rank",
-    "mean_rank": "Mean rank",
-    "tied": "Tied",
-}
+LABELS = dict(
+    zip(
+        FIGURES,
+        ("Recall@1", "Recall@5", "Recall@10", "R-precision", "mAP@R", "Median rank", "Mean rank", "Tied"),
+        strict=True,
+    )
+)
 
 
 class Figure(NamedTuple):
@@ -40,25 +41,25 @@ class Row(NamedTuple):
     """A line of the metrics table."""
 
     name: str
-    towers: Figure
-    normalized: Figure
-    reranked: Figure
-    chance: Figure
+    figures: list[Figure]
+    """Of each stage, and of chance."""
 
 
 class Setting(NamedTuple):
     """What the evaluation was done with."""
 
     split: str
-    top_k: int
-    weights: Weights
-    logit_scale: float
-    weights_sha256: str
+    made_of: dict[str, str]
+    """Names and SHA-256 of what the figures depend on."""
+    top_k: int = 0
+    """Of the re-ranking, if there was one."""
+    weights: Weights = Weights()
+    """Likewise."""
 
 
 def write_report(
     path: Path,
-    split: PreparedSplit,
+    split: Shown,
     evaluation: Evaluation,
     uncertainty: Uncertainty,
     setting: Setting,
@@ -70,7 +71,7 @@ def write_report(
     Args:
         path: the page.
         split: what was evaluated.
-        evaluation: of that split.
+        evaluation: of it.
         uncertainty: of that evaluation.
         setting: what it was done with.
         history: rows of reports/training.csv; may be empty.
@@ -78,20 +79,21 @@ def write_report(
     """
     curves = recall_curves(evaluation)
     figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
-    orders = [shortlist.order(setting.logit_scale, setting.weights) for shortlist in evaluation.candidates]
-    ranks = evaluation.ranks["reranked"].ranks
-    chance = chance_metrics(split.image_of_caption, len(split))
+    *_, last = evaluation.ranks.values()
+    images, captions = len(last.i2t.rank), len(last.t2i.rank)
+    chance = chance_metrics(split.image_of_caption, images)
     tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
-    if "folds_1k" in evaluation.metrics["towers"]:
+    if all("folds_1k" in metrics for metrics in evaluation.metrics.values()):
         folded = {stage: metrics["folds_1k"] for stage, metrics in evaluation.metrics.items()}
-        tables["Mean of five folds of 1,000 images"] = _rows(folded, _chance_of_folds(split))
+        tables["Mean of five folds of 1,000 images"] = _rows(folded, _chance_of_folds(split.image_of_caption, images))
     content = (
         _environment()
         .get_template("report.html.j2")
         .render(
             setting=setting,
-            images=len(split),
-            captions=len(split.captions),
+            images=images,
+            captions=captions,
+            stages=[STAGES[stage] for stage in evaluation.metrics],
             rsum={
                 stage: _figure(metrics, uncertainty.intervals[stage]) for stage, metrics in evaluation.metrics.items()
             },
@@ -100,8 +102,8 @@ def write_report(
             chance=chance["rsum"],
             tables=tables,
             figures=figures,
-            image_gallery=image_gallery(split, orders[0], ranks[0], queries),
-            caption_gallery=caption_gallery(split, orders[1], ranks[1], queries),
+            image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries),
+            caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries),
         )
     )
     with atomic_path(path) as temporary:
@@ -127,12 +129,9 @@ def _training_figures(history: Sequence[dict[str, float]]) -> list[Picture]:
     return [loss_figure(history), validation_figure(history)] if history else []
 
 
-def _chance_of_folds(split: PreparedSplit) -> Metrics:
+def _chance_of_folds(image_of_caption: NDArray[np.int64], images: int) -> Metrics:
     return average_metrics(
-        [
-            chance_metrics(own, images.stop - images.start)
-            for images, _, own in folds(split.image_of_caption, len(split))
-        ]
+        [chance_metrics(own, fold.stop - fold.start) for fold, _, own in folds(image_of_caption, images)]
     )
 
 
@@ -140,10 +139,11 @@ def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty
     """Rows of each direction, and RSUM, which belongs to none."""
 
     def row(label: str, *path: str) -> Row:
-        figures = [_figure(metrics[stage], uncertainty and uncertainty.intervals[stage], *path) for stage in STAGES]
-        return Row._make([label, *figures, _figure(chance, None, *path)])
+        ends = uncertainty.intervals if uncertainty else {}
+        figures = [_figure(of_stage, ends.get(stage), *path) for stage, of_stage in metrics.items()]
+        return Row(label, [*figures, _figure(chance, None, *path)])
 
-    ways = {name: [row(label, way, figure) for figure, label in FIGURES.items()] for way, name in DIRECTIONS.items()}
+    ways = {name: [row(label, way, figure) for figure, label in LABELS.items()] for way, name in DIRECTIONS.items()}
     return {**ways, "": [row("RSUM")]}
 
 

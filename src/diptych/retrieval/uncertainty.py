@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.retrieval.metrics import KS, Found, Metrics, Ranks, averages, metrics_from_ranks
+from diptych.retrieval.metrics import FIGURES, KS, Found, Metrics, Ranks, averages, metrics_from_ranks
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -151,7 +151,8 @@ class _Table(NamedTuple):
             self.levels[(found >= place[:, None]).argmax(axis=1)] for place in ((queries + 1) // 2, queries // 2 + 1)
         ]
         means = {name: counts @ values / queries for name, values in self.sums.items()}
-        return {**recalls, "median_rank": (middle[0] + middle[1]) / 2, **means}
+        figures = {**recalls, **means, "median_rank": (middle[0] + middle[1]) / 2}
+        return {name: figures[name] for name in FIGURES}
 
 
 def _counts(drawn: NDArray[np.int64], images: int) -> NDArray[np.float32]:

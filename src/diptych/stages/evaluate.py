@@ -13,11 +13,11 @@ from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
-from diptych.retrieval.figures import DIRECTIONS, STAGES
-from diptych.retrieval.metrics import KS
+from diptych.retrieval.metrics import chance_metrics
 from diptych.retrieval.report import Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
-from diptych.retrieval.uncertainty import Uncertainty, judge
+from diptych.retrieval.table import table
+from diptych.retrieval.uncertainty import judge
 from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,9 @@ def run(workspace: Workspace, params: Params) -> None:
     evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
     setting = Setting(
         split=params.data.splits.test,
+        made_of={"Weights": weights_sha256(workspace.model)},
         top_k=top_k,
         weights=weights,
-        logit_scale=model.logit_scale.item(),
-        weights_sha256=weights_sha256(workspace.model),
     )
     history = read_history(workspace.reports / "training.csv")
     uncertainty = judge(evaluation.ranks, split.image_of_caption)
@@ -53,23 +52,8 @@ def run(workspace: Workspace, params: Params) -> None:
     _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
     queries = params.evaluate.report_queries
     write_report(workspace.reports / "report.html", split, evaluation, uncertainty, setting, history, queries)
-    log.info("%s", summary(evaluation, uncertainty, setting.split, len(split), len(split.captions)))
-
-
-def summary(evaluation: Evaluation, uncertainty: Uncertainty, split: str, images: int, captions: int) -> str:
-    """The metrics as a table for the log."""
-    columns = [f"R@{k}" for k in KS] + ["R-prec", "mAP@R", "median", "mean", "tied"]
-    lines = [f"Retrieval on {split}, {images:,} images and {captions:,} captions:"]
-    lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in columns))
-    for stage, metrics in evaluation.metrics.items():
-        for way, name in DIRECTIONS.items():
-            values = "".join(f"{value:8.1f}" for value in metrics[way].values())
-            lines.append(f"  {STAGES[stage]:10} {name:15}{values}")
-    rsums = [
-        f"{STAGES[stage]} {metrics['rsum']:.1f} ({ends['low']['rsum']:.1f} to {ends['high']['rsum']:.1f})"
-        for (stage, metrics), ends in zip(evaluation.metrics.items(), uncertainty.intervals.values(), strict=True)
-    ]
-    return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets, where 95 % of resamples lie"])
+    chance = chance_metrics(split.image_of_caption, len(split))
+    log.info("%s", table(evaluation, uncertainty, chance, setting.split))
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:

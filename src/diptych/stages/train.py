@@ -16,7 +16,7 @@ import torch
 import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared
-from diptych.files import atomic_path
+from diptych.files import atomic_path, file_sha256
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
@@ -145,7 +145,7 @@ def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, A
         "threads": threads,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "torch": torch.__version__,
-        "data": {name: _sha256(workspace.prepared / name) for name in files},
+        "data": {name: file_sha256(workspace.prepared / name) for name in files},
         "code": _code_sha256(),
     }
 
@@ -157,11 +157,6 @@ def _code_sha256() -> str:
     for path in sorted(path for folder in folders for path in (package / folder).glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:

@@ -1,0 +1,61 @@
+"""`diptych evaluate`: the metrics and the report for any model's embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--image-embeddings", type=_FILE, required=True, help="An .npy file, a row an image.")
+@click.option("--text-embeddings", type=_FILE, required=True, help="An .npy file, a row a caption.")
+@click.option(
+    "--captions", type=_FILE, required=True, help="COCO captions of these images and captions, in their order."
+)
+@click.option("--images", type=click.Path(file_okay=False, path_type=Path), help="The images' folder, to show some.")
+@click.option("--report", type=_FILE, help="Where to write a report, an HTML page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON, in the form of reports/metrics.json.")
+def evaluate(
+    image_embeddings: Path,
+    text_embeddings: Path,
+    captions: Path,
+    images: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure retrieval by any model's embeddings.
+
+    Row i of the image embeddings belongs to the i-th of "images" in the captions file, row j of the text embeddings to
+    the j-th of "annotations". They are float16 or float32 and ranked by the cosine, so their lengths do not matter.
+    """
+    if images and not report:
+        raise click.UsageError("--images are shown in a report: say with --report where to write it.")
+    from diptych.config import Evaluate
+    from diptych.files import file_sha256
+    from diptych.model.device import set_threads
+    from diptych.retrieval.evaluation import evaluate_embeddings
+    from diptych.retrieval.foreign import ForeignGallery
+    from diptych.retrieval.metrics import chance_metrics
+    from diptych.retrieval.report import Setting, write_report
+    from diptych.retrieval.table import table
+    from diptych.retrieval.uncertainty import judge
+
+    set_threads(None)
+    gallery = ForeignGallery(captions, images)
+    image, text = gallery.read(image_embeddings, "images"), gallery.read(text_embeddings, "captions")
+    evaluation = evaluate_embeddings(image, text, gallery.image_of_caption)
+    uncertainty = judge(evaluation.ranks, gallery.image_of_caption)
+    if report:
+        made_of = {path.name: file_sha256(path) for path in (image_embeddings, text_embeddings, captions)}
+        queries = Evaluate().report_queries if images else 0
+        write_report(report, gallery, evaluation, uncertainty, Setting(captions.stem, made_of), [], queries)
+    if as_json:
+        click.echo(json.dumps(evaluation.metrics, indent=2))
+        return
+    click.echo(table(evaluation, uncertainty, chance_metrics(gallery.image_of_caption, len(gallery)), captions.name))
+    if report:
+        click.echo(f"Report: {report}")

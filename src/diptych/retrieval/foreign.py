@@ -1,0 +1,108 @@
+"""Embeddings that any model made of images and captions, read to be evaluated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych.data.captions import read_coco
+from diptych.data.images import ImageError, open_image
+from diptych.data.sources import coco_source, some
+from diptych.errors import DiptychError
+from diptych.retrieval.gallery import THUMBNAIL
+
+MAX_PIXELS = 100_000_000
+"""Of an image to be shown."""
+
+
+class ForeignGallery:
+    """The N images and M captions of a COCO captions file, in its order.
+
+    Attributes:
+        captions: the texts (M).
+        image_of_caption: int64 (M,), each caption's image.
+
+    Args:
+        path: the captions file.
+        images: the folder of the images, if they are to be shown.
+
+    Raises:
+        DiptychError: the file is not COCO captions or contradicts itself, an image has no caption or, where there is a
+            folder, no file.
+    """
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
+        listed = read_coco(path)
+        place = {record["id"]: place for place, record in enumerate(listed.images)}
+        repeated = [str(key) for key, count in Counter(record["id"] for record in listed.images).items() if count > 1]
+        if repeated:
+            raise DiptychError(f"{path}: each image id must be there once, but these are repeated: {some(repeated)}.")
+        unknown = [
+            f"annotation {record['id']} (image {record['image_id']})"
+            for record in listed.annotations
+            if record["image_id"] not in place
+        ]
+        if unknown:
+            raise DiptychError(f"{path}: captions of images that it does not list: {some(unknown)}.")
+        captioned = {record["image_id"] for record in listed.annotations}
+        without = [
+            f"{record['id']} ({record['file_name']})" for record in listed.images if record["id"] not in captioned
+        ]
+        if without or not listed.images:
+            raise DiptychError(
+                f"{path}: images without captions, for which nothing can be right: {some(without)}. Leave them and "
+                "their embeddings out."
+                if without
+                else f"{path} lists no images."
+            )
+        self.path = path
+        self.captions = [record["caption"] or "" for record in listed.annotations]
+        self.image_of_caption = np.array([place[record["image_id"]] for record in listed.annotations], np.int64)
+        self._files = [image.path for image in coco_source(path, images).images] if images else None
+        self._images = len(listed.images)
+
+    def __len__(self) -> int:
+        return self._images
+
+    def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """RGB of the image at the one index in `indices` (1,), uint8 (1, H, W, 3), small.
+
+        Raises:
+            DiptychError: the file is no image.
+        """
+        assert self._files is not None
+        path = self._files[int(indices[0])]
+        try:
+            image = open_image(path.read_bytes(), MAX_PIXELS)
+        except (OSError, ImageError) as error:
+            raise DiptychError(f"{path} cannot be shown: {error}.") from None
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return np.asarray(image)[None]
+
+    def read(self, path: Path, of: str) -> Tensor:
+        """The embeddings (rows, d) in an .npy file, a row for each `of` the "images" or "captions", in their order.
+
+        Raises:
+            DiptychError: it is no matrix of floating numbers, or of another number of rows.
+        """
+        try:
+            rows = np.load(path, allow_pickle=False)
+        except OSError as error:
+            raise DiptychError(f"{path} cannot be read: {error.strerror or error}.") from None
+        except (ValueError, EOFError) as error:
+            raise DiptychError(f"{path} is no .npy file of numbers ({error}); write it with numpy.save.") from None
+        if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
+            shape = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "an archive"
+            raise DiptychError(f"{path} must hold one matrix of float16 or float32, an embedding a row, not {shape}.")
+        expected = len(self) if of == "images" else len(self.captions)
+        if len(rows) != expected:
+            raise DiptychError(
+                f"{path} has {len(rows):,} rows, but {self.path} lists {expected:,} {of}; a row belongs to the one at "
+                "the same place in that file."
+            )
+        return torch.from_numpy(rows)

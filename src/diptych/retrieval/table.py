@@ -1,0 +1,26 @@
+"""The figures of an evaluation as lines of text."""
+
+from __future__ import annotations
+
+from diptych.retrieval.evaluation import Evaluation
+from diptych.retrieval.figures import DIRECTIONS, STAGES
+from diptych.retrieval.metrics import FIGURES, Metrics
+from diptych.retrieval.uncertainty import Uncertainty
+
+COLUMNS = dict(zip(FIGURES, ("R@1", "R@5", "R@10", "R-prec", "mAP@R", "median", "mean", "tied %"), strict=True))
+
+
+def table(evaluation: Evaluation, uncertainty: Uncertainty, chance: Metrics, gallery: str) -> str:
+    """A line for each stage and direction, and the RSUMs with their intervals; `gallery` is what it is called."""
+    *_, last = evaluation.ranks.values()
+    lines = [f"Retrieval on {gallery}, {len(last.i2t.rank):,} images and {len(last.t2i.rank):,} captions:"]
+    lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in COLUMNS.values()))
+    for stage, metrics in [*evaluation.metrics.items(), ("chance", chance)]:
+        for way, name in DIRECTIONS.items():
+            values = "".join(f"{metrics[way][figure]:8.1f}" for figure in COLUMNS)
+            lines.append(f"  {STAGES.get(stage, stage):10} {name:15}{values}")
+    rsums = [
+        f"{STAGES[stage]} {metrics['rsum']:.1f} ({ends['low']['rsum']:.1f} to {ends['high']['rsum']:.1f})"
+        for (stage, metrics), ends in zip(evaluation.metrics.items(), uncertainty.intervals.values(), strict=True)
+    ]
+    return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets, where 95 % of resamples lie"])
