@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from pipeline_clone import Clone, clone_project
@@ -26,11 +27,12 @@ OFFLINE = "diptych weights offline"
 ALREADY_RUN = "diptych run --preset tiny"
 """How the chain has come about."""
 IMPORTS = [command for command in COMMANDS if command.startswith("diptych data import")]
+EVALUATIONS = [command for command in COMMANDS if command.startswith("diptych evaluate")]
 IN_THE_CHAIN = [
     command
     for command in COMMANDS
     if command.startswith(("diptych", "dvc"))
-    and command not in IMPORTS
+    and command not in IMPORTS + EVALUATIONS
     and "scenes" not in command
     and not command.startswith("dvc push")
     and command not in (OFFLINE, ALREADY_RUN)
@@ -72,6 +74,19 @@ def test_an_import_imports(command: str, sources: Path, tmp_path: Path) -> None:
     clone.command(*shlex.split(command))
     status = json.loads(clone.command("diptych", "data", "status", "--json"))
     assert sum(status["images"].values()) == 20 * command.count("--images")
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_embeddings_are_evaluated(command: str, sources: Path, tmp_path: Path) -> None:
+    """Outside of any project too."""
+    shutil.copytree(sources / "photos", tmp_path / "photos")
+    shutil.copy(sources / "captions.json", tmp_path)
+    rows = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float16)
+    for name in ("images", "texts"):
+        np.save(tmp_path / f"{name}.npy", rows)
+    done = Clone(tmp_path, {}).command(*shlex.split(command))
+    assert "RSUM: embeddings 600.0" in done
+    assert (tmp_path / "report.html").exists() is ("--report" in command)
 
 
 def test_the_scenes_are_drawn(sources: Path, tmp_path: Path) -> None:
