@@ -1,4 +1,4 @@
-"""The retrain flow: data, validate, preprocess, train, evaluate, register.
+"""The retrain flow: data, validate, preprocess, baselines, train, evaluate, register.
 
 `diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. It decides when things run and
 shows what they did. What depends on what, and what is already computed, is DVC's to say; what a stage does stands in
@@ -52,7 +52,7 @@ def retrain(preset: str | None = None, force: bool = False) -> dict[str, Any]:
         dvc.mend(workspace)
         data = bring_data(workspace)
         changed = dvc.STAGES if force or dvc.status(workspace) else ()
-        if {"preprocess", "train"}.intersection(changed):
+        if {"preprocess", "baselines", "train"}.intersection(changed):
             locate_towers(params.model)
         stages = {name: reproduce(workspace, name, force) if name in changed else "reused" for name in dvc.STAGES}
         if not changed:

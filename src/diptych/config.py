@@ -7,7 +7,7 @@ below it, where its name does not tell.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -345,6 +345,16 @@ class Register(Section):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
 
 
+Baseline = Literal["prior", "image_only", "words_bm25", "words_text_tower", "ridge", "cca"]
+
+
+class Baselines(Section):
+    """What the model is compared with on the same test split."""
+
+    methods: list[Baseline] = list(get_args(Baseline))
+    """Single modalities, and frozen towers joined in closed form; []: none."""
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -358,6 +368,7 @@ class Params(Section):
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
     preprocess: Preprocess = Preprocess()
     model: Model = Model()
+    baselines: Baselines = Baselines()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     register_: Annotated[Register, Field(alias="register")] = Register()

@@ -66,6 +66,11 @@ class Workspace:
         return self.artifacts / "model"
 
     @property
+    def baselines(self) -> Path:
+        """What the test queries found by each baseline (baselines)."""
+        return self.artifacts / "baselines.npz"
+
+    @property
     def reports(self) -> Path:
         """What people read."""
         return self.root / "reports"

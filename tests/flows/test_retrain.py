@@ -80,7 +80,7 @@ def ran(workspace: Workspace) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-STAGES = ["validate", "preprocess", "train", "evaluate"]
+STAGES = ["validate", "preprocess", "baselines", "train", "evaluate"]
 
 
 def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrain, first_run, chain_that_ran):

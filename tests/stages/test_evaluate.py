@@ -9,23 +9,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import PREPROCESSING, RERANKING, make_model, make_querybank, model_settings, write_prepared
 
-from diptych.config import Params
+from diptych.config import Params, Splits
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.package import load_model, save_model
 from diptych.model.querybank import QueryBank
+from diptych.retrieval.baselines import load_ranks, save_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
-from diptych.retrieval.metrics import retrieval_metrics
+from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings, retrieval_metrics
 from diptych.retrieval.reranking import Weights
 from diptych.stages.evaluate import run
 from diptych.workspace import Workspace
 
-OUTPUTS = ("metrics.json", "uncertainty.json", "report.html", "plots/recall_at_k.csv")
+OUTPUTS = ("metrics.json", "baselines.json", "uncertainty.json", "report.html", "plots/recall_at_k.csv")
 
 
 @pytest.fixture
@@ -41,6 +43,10 @@ def workspace(tmp_path: Path) -> Workspace:
         RERANKING,
         make_querybank(),
     )
+    own = Prepared(workspace.prepared, Splits()).split("test").image_of_caption
+    random = np.random.default_rng(0)
+    vectors = {name: (random.normal(size=(12, 4)), random.normal(size=(24, 4))) for name in ("prior", "cca")}
+    save_ranks(workspace.baselines, {name: ranks_from_embeddings(*both, own) for name, both in vectors.items()})
     return workspace
 
 
@@ -81,9 +87,11 @@ def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
             assert list(low[way]) == list(figures[way])
             assert all(low[way][name] <= value <= high[way][name] for name, value in figures[way].items())
     assert {name: list(over) for name, over in sure["gains"].items()} == {
-        "towers": [],
-        "normalized": ["towers"],
-        "reranked": ["towers", "normalized"],
+        "prior": [],
+        "cca": ["prior"],
+        "towers": ["prior", "cca"],
+        "normalized": ["prior", "cca", "towers"],
+        "reranked": ["prior", "cca", "towers", "normalized"],
     }
     gain = sure["gains"]["reranked"]["towers"]
     assert gain["rsum"] == metrics["reranked"]["rsum"] - metrics["towers"]["rsum"]
@@ -110,7 +118,11 @@ def test_the_plot_has_a_line_for_each_direction_and_stage(workspace: Workspace) 
 
 
 def test_the_split_that_plays_test_is_the_one_evaluated(workspace: Workspace) -> None:
-    run(workspace, params(data={"splits": {"test": "val"}}))
+    of_val = params(data={"splits": {"test": "val"}})
+    with pytest.raises(DiptychError, match=r"baselines\.npz holds prior of another test split"):
+        run(workspace, of_val)
+    save_ranks(workspace.baselines, {})
+    run(workspace, of_val)
     assert "Gallery (val)" in (workspace.reports / "report.html").read_text()
 
 
@@ -154,3 +166,30 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
         (bank, Weights(weights.alignment, weights.match)),
     ]
     assert [metrics != expected(*other) for other in others] == [True] * 4
+
+
+def test_baselines_are_compared_on_the_same_queries(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run(workspace, params())
+    found = load_ranks(workspace.baselines, 12, 24)
+    expected = {name: metrics_from_ranks(*both) for name, both in found.items()}
+    assert json.loads((workspace.reports / "baselines.json").read_text()) == expected
+    sure = json.loads((workspace.reports / "uncertainty.json").read_text())
+    metrics = json.loads((workspace.reports / "metrics.json").read_text())
+    gain = sure["gains"]["reranked"]["cca"]
+    assert gain["rsum"] == pytest.approx(metrics["reranked"]["rsum"] - expected["cca"]["rsum"])
+    assert gain["low"] <= gain["rsum"] <= gain["high"]
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("Joint modelling beats single-modality methods: ") for line in said)
+    page = (workspace.reports / "report.html").read_text()
+    assert "Joint modelling beats single-modality methods: " in page
+    assert "frozen towers, canonical correlation" in page
+
+
+def test_without_baselines_there_is_no_ladder(workspace: Workspace) -> None:
+    save_ranks(workspace.baselines, {})
+    run(workspace, params())
+    assert json.loads((workspace.reports / "baselines.json").read_text()) == {}
+    page = (workspace.reports / "report.html").read_text()
+    assert "ladder" not in page.split("</style>")[1]
+    assert "Joint modelling" not in page

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from diptych.retrieval.ladder import Rung
+
 INCHES = (4.6, 3.0)
 DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
 STAGES = {"towers": "towers", "normalized": "normalized", "reranked": "re-ranked", "embeddings": "embeddings"}
@@ -61,6 +63,23 @@ def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str)
     )
 
 
+def ladder_figure(rungs: Sequence[Rung]) -> Picture:
+    """A bar for each rung, the first one lowest, with its interval; what the model does stands out."""
+
+    def plot(axes: Axes, theme: Theme) -> None:
+        places = range(len(rungs))
+        colours = [theme.lines[1] if rung.is_model else theme.lines[0] for rung in rungs]
+        axes.barh(places, [rung.rsum for rung in rungs], color=colours, height=0.6)
+        for place, rung in zip(places, rungs, strict=True):
+            if rung.low is not None and rung.high is not None:
+                axes.plot([rung.low, rung.high], [place, place], color=theme.ink, linewidth=1.5)
+        axes.set_yticks(places, [rung.name for rung in rungs])
+        axes.set_title("RSUM, and where 95 % of resamples lie", loc="left", fontsize=10, fontweight="bold")
+
+    ends = "; ".join(f"{rung.name} {rung.rsum:.1f}" for rung in rungs)
+    return _draw(plot, f"RSUM of each way to rank: {ends}.", height=0.9 + 0.32 * len(rungs))
+
+
 def loss_figure(history: Sequence[dict[str, float]]) -> Picture:
     """The losses of each epoch."""
     names = [name for name in ("loss", "contrastive", "matching", "alignment") if name in history[0]]
@@ -101,16 +120,16 @@ def _label(axes: Axes, title: str, x: str, y: str, columns: int = 1) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=columns)
 
 
-def _draw(plot: Callable[[Axes, Theme], None], alt: str) -> Picture:
-    return Picture(_svg(plot, LIGHT), _svg(plot, DARK), alt)
+def _draw(plot: Callable[[Axes, Theme], None], alt: str, height: float = INCHES[1]) -> Picture:
+    return Picture(_svg(plot, LIGHT, height), _svg(plot, DARK, height), alt)
 
 
-def _svg(plot: Callable[[Axes, Theme], None], theme: Theme) -> str:
+def _svg(plot: Callable[[Axes, Theme], None], theme: Theme, height: float) -> str:
     """A figure on a transparent ground, without date, version or random ids."""
     settings: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
     settings |= {"axes.edgecolor": theme.grid, "grid.color": theme.grid, "font.size": 9, "svg.hashsalt": "diptych"}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=INCHES, layout="constrained")
+        figure = Figure(figsize=(INCHES[0], height), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

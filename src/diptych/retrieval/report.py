@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.retrieval.evaluation import Evaluation, recall_curves
-from diptych.retrieval.figures import DIRECTIONS, STAGES, Picture, loss_figure, recall_figure, validation_figure
+from diptych.retrieval.figures import (
+    DIRECTIONS,
+    STAGES,
+    Picture,
+    ladder_figure,
+    loss_figure,
+    recall_figure,
+    validation_figure,
+)
 from diptych.retrieval.gallery import Shown, caption_gallery, image_gallery
+from diptych.retrieval.ladder import rungs, verdicts
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
@@ -65,6 +74,7 @@ def write_report(
     setting: Setting,
     history: Sequence[dict[str, float]],
     queries: int,
+    baselines: Mapping[str, Metrics] | None = None,
 ) -> None:
     """Renders the report.
 
@@ -76,9 +86,11 @@ def write_report(
         setting: what it was done with.
         history: rows of reports/training.csv; may be empty.
         queries: how many queries to show of each direction.
+        baselines: the metrics of what the model is compared with; `uncertainty` is of these too.
     """
     curves = recall_curves(evaluation)
     figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
+    compared = {**(baselines or {}), **evaluation.metrics}
     *_, last = evaluation.ranks.values()
     images, captions = len(last.i2t.rank), len(last.t2i.rank)
     chance = chance_metrics(split.image_of_caption, images)
@@ -101,6 +113,9 @@ def write_report(
             resamples=RESAMPLES,
             chance=chance["rsum"],
             tables=tables,
+            verdicts=verdicts(compared, uncertainty) if baselines else [],
+            ladder=(ladder := rungs(compared, uncertainty, chance) if baselines else []),
+            ladder_figure=ladder_figure(ladder) if ladder else None,
             figures=figures,
             image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries),
             caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries),

@@ -19,8 +19,8 @@ def table(evaluation: Evaluation, uncertainty: Uncertainty, chance: Metrics, gal
         for way, name in DIRECTIONS.items():
             values = "".join(f"{metrics[way][figure]:8.1f}" for figure in COLUMNS)
             lines.append(f"  {STAGES.get(stage, stage):10} {name:15}{values}")
-    rsums = [
-        f"{STAGES[stage]} {metrics['rsum']:.1f} ({ends['low']['rsum']:.1f} to {ends['high']['rsum']:.1f})"
-        for (stage, metrics), ends in zip(evaluation.metrics.items(), uncertainty.intervals.values(), strict=True)
-    ]
+    rsums = []
+    for stage, metrics in evaluation.metrics.items():
+        low, high = (uncertainty.intervals[stage][side]["rsum"] for side in ("low", "high"))
+        rsums.append(f"{STAGES[stage]} {metrics['rsum']:.1f} ({low:.1f} to {high:.1f})")
     return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets, where 95 % of resamples lie"])

@@ -11,9 +11,11 @@ from diptych.data.prepared import Prepared
 from diptych.files import atomic_path, write_json
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
+from diptych.retrieval.baselines import load_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
-from diptych.retrieval.metrics import chance_metrics
+from diptych.retrieval.ladder import in_words, verdicts
+from diptych.retrieval.metrics import chance_metrics, metrics_from_ranks
 from diptych.retrieval.report import Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.table import table
@@ -46,14 +48,21 @@ def run(workspace: Workspace, params: Params) -> None:
         weights=weights,
     )
     history = read_history(workspace.reports / "training.csv")
-    uncertainty = judge(evaluation.ranks, split.image_of_caption)
+    compared = load_ranks(workspace.baselines, len(split), len(split.captions))
+    uncertainty = judge({**compared, **evaluation.ranks}, split.image_of_caption)
+    baselines = {name: metrics_from_ranks(*ranks) for name, ranks in compared.items()}
     write_json(workspace.reports / "metrics.json", evaluation.metrics)
+    write_json(workspace.reports / "baselines.json", baselines)
     write_json(workspace.reports / "uncertainty.json", uncertainty.to_json())
     _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
     queries = params.evaluate.report_queries
-    write_report(workspace.reports / "report.html", split, evaluation, uncertainty, setting, history, queries)
+    write_report(
+        workspace.reports / "report.html", split, evaluation, uncertainty, setting, history, queries, baselines
+    )
     chance = chance_metrics(split.image_of_caption, len(split))
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
+    for line in in_words(verdicts({**baselines, **evaluation.metrics}, uncertainty)):
+        log.info("%s", line)
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:

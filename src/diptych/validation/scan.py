@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 # imagehash imports it at its first hash: once here, instead of once in every process.
-import scipy.fftpack  # type: ignore[import-untyped]  # noqa: F401
+import scipy.fftpack  # noqa: F401
 from numpy.typing import NDArray
 
 from diptych.data.captions import Dataset

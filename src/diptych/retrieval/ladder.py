@@ -1,0 +1,84 @@
+"""The ladder: from chance to the model, and what it says of the claims that are made for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from diptych.retrieval.metrics import Metrics
+from diptych.retrieval.uncertainty import Gain, Uncertainty
+
+RUNGS = {
+    "prior": "prior: what is typical",
+    "image_only": "images alone: the nearest lend captions",
+    "words_bm25": "words alone: predicted, BM25",
+    "words_text_tower": "words alone: predicted, text tower",
+    "ridge": "frozen towers, ridge regression",
+    "cca": "frozen towers, canonical correlation",
+    "towers": "the model's towers",
+    "normalized": "the same, normalized",
+    "reranked": "the same, re-ranked by the fusion",
+}
+SINGLE_MODALITY = ("prior", "image_only", "words_bm25", "words_text_tower")
+CLOSED_FORM = ("ridge", "cca")
+MODEL = ("towers", "normalized", "reranked")
+
+
+class Rung(NamedTuple):
+    """A way to rank, and the RSUM that it has, with the interval of it where there is one."""
+
+    name: str
+    rsum: float
+    low: float | None = None
+    high: float | None = None
+    is_model: bool = False
+
+
+class Verdict(NamedTuple):
+    """A claim, judged on the same queries."""
+
+    claim: str
+    answer: str
+    """yes, no, or not sure: where the interval holds zero."""
+    over: str
+    """What it is compared with."""
+    gain: Gain
+
+
+def rungs(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metrics) -> list[Rung]:
+    """All of `metrics`, by name, in the order of the ladder; chance comes first."""
+    found = [Rung("chance", chance["rsum"])]
+    for name, label in RUNGS.items():
+        if name in metrics:
+            low, high = (uncertainty.intervals[name][side]["rsum"] for side in ("low", "high"))
+            found.append(Rung(label, metrics[name]["rsum"], low, high, name in MODEL))
+    return found
+
+
+def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[Verdict]:
+    """Whether the model beats the best single modality, the best closed form, and whether the fusion helps."""
+    claims = (
+        ("Joint modelling beats single-modality methods", "reranked", SINGLE_MODALITY),
+        ("Learning beats frozen towers in closed form", "reranked", CLOSED_FORM),
+        ("The fusion helps", "reranked", ("normalized",)),
+    )
+    return [
+        _verdict(claim, name, max(there, key=lambda other: metrics[other]["rsum"]), uncertainty)
+        for claim, name, others in claims
+        if name in metrics and (there := [other for other in others if other in metrics])
+    ]
+
+
+def _verdict(claim: str, name: str, over: str, uncertainty: Uncertainty) -> Verdict:
+    gain = uncertainty.gains[name][over]
+    answer = "yes" if gain.low > 0 else "no" if gain.high < 0 or gain.rsum == gain.low == gain.high == 0 else "not sure"
+    return Verdict(claim, answer, RUNGS[over], gain)
+
+
+def in_words(found: Sequence[Verdict]) -> list[str]:
+    """A line each."""
+    return [
+        f"{one.claim}: {one.answer}, by {one.gain.rsum:+.1f} RSUM ({one.gain.low:+.1f} to {one.gain.high:+.1f}) over "
+        f"{one.over}"
+        for one in found
+    ]

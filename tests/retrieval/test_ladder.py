@@ -1,0 +1,59 @@
+"""Verdicts are computed, and can come out either way."""
+
+from __future__ import annotations
+
+import pytest
+
+from diptych.retrieval.ladder import in_words, rungs, verdicts
+from diptych.retrieval.uncertainty import Gain, Uncertainty
+
+RSUMS = {"prior": 10.0, "image_only": 80.0, "words_bm25": 120.0, "ridge": 200.0, "cca": 150.0}
+MODEL = {"towers": 300.0, "normalized": 310.0, "reranked": 320.0}
+
+
+def judged(gain: Gain) -> Uncertainty:
+    """All names have this gain over all others."""
+    names = [*RSUMS, *MODEL]
+    intervals = {
+        name: {side: {"rsum": (RSUMS | MODEL)[name] + off} for side, off in (("low", -5), ("high", 5))}
+        for name in names
+    }
+    return Uncertainty(intervals, {name: dict.fromkeys(names, gain) for name in names})
+
+
+def metrics(**changes: float) -> dict[str, dict[str, float]]:
+    return {name: {"rsum": rsum} for name, rsum in (RSUMS | MODEL | changes).items()}
+
+
+@pytest.mark.parametrize(
+    ("gain", "answer"),
+    [
+        (Gain(200.0, 180.0, 220.0, 0.001), "yes"),
+        (Gain(-3.0, -5.0, -1.0, 0.001), "no"),
+        (Gain(1.0, -2.0, 4.0, 0.4), "not sure"),
+        (Gain(0.0, 0.0, 0.0, 1.0), "no"),
+    ],
+)
+def test_the_answer_is_what_the_interval_says(gain: Gain, answer: str) -> None:
+    found = verdicts(metrics(), judged(gain))
+    assert [verdict.answer for verdict in found] == [answer] * 3
+    assert f"The fusion helps: {answer}, by {gain.rsum:+.1f} RSUM" in in_words(found)[2]
+
+
+def test_the_strongest_of_each_kind_is_the_one_to_beat() -> None:
+    over = [verdict.over for verdict in verdicts(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
+    assert over == ["words alone: predicted, BM25", "frozen towers, ridge regression", "the same, normalized"]
+    over = [verdict.over for verdict in verdicts(metrics(image_only=130.0), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
+    assert over[0] == "images alone: the nearest lend captions"
+
+
+def test_a_claim_without_anything_to_compare_with_is_left_out() -> None:
+    few = {name: {"rsum": 1.0} for name in ("towers", "normalized", "reranked")}
+    assert [verdict.claim for verdict in verdicts(few, judged(Gain(1.0, 0.5, 2.0, 0.01)))] == ["The fusion helps"]
+
+
+def test_the_ladder_goes_from_chance_to_the_model() -> None:
+    ladder = rungs(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)), {"rsum": 7.0})
+    assert [rung.rsum for rung in ladder] == [7.0, *RSUMS.values(), *MODEL.values()]
+    assert (ladder[0].low, ladder[1].low, ladder[1].high) == (None, 5.0, 15.0)
+    assert [rung.is_model for rung in ladder] == [False] * 6 + [True] * 3

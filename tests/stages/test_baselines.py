@@ -1,0 +1,83 @@
+"""The baselines stage on a small prepared dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from tiny import model_settings, train_settings, write_prepared
+
+from diptych.config import Params
+from diptych.data.inputs import Inputs
+from diptych.data.prepared import Prepared
+from diptych.model.dual_encoder import build_model
+from diptych.retrieval.baselines import load_ranks
+from diptych.stages import baselines
+from diptych.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: object) -> Workspace:
+    made = Workspace(tmp_path)  # type: ignore[arg-type]
+    write_prepared(made.prepared)
+    (made.prepared / "tokenizer").rename(made.tokenizer)
+    made.local.mkdir()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def params(keep_features: str = "auto", **changes: object) -> Params:
+    train = train_settings(keep_features=keep_features)
+    return Params(**{"model": model_settings(), "train": train, "threads": 1, "device": "cpu", **changes})  # type: ignore[arg-type]
+
+
+def test_every_baseline_ranks_all_queries_of_test(workspace: Workspace) -> None:
+    baselines.run(workspace, params())
+    test = Prepared(workspace.prepared, params().data.splits).split("test")
+    found = load_ranks(workspace.baselines, len(test), len(test.captions))
+    assert list(found) == params().baselines.methods
+
+
+def test_twice_gives_the_same_bytes_with_features_found(workspace: Workspace) -> None:
+    baselines.run(workspace, params())
+    before = workspace.baselines.read_bytes()
+    kept = set((workspace.local / "cache" / "features").iterdir())
+    baselines.run(workspace, params())
+    assert workspace.baselines.read_bytes() == before
+    assert set((workspace.local / "cache" / "features").iterdir()) == kept
+
+
+def test_none_are_asked_for_and_none_computed(workspace: Workspace) -> None:
+    baselines.run(workspace, params(baselines={"methods": []}))
+    assert load_ranks(workspace.baselines, 1, 1) == {}
+    assert not (workspace.local / "cache").exists()
+
+
+@pytest.mark.parametrize("keep_features", ["auto", "never"])
+def test_what_is_pooled_is_the_mean_token_of_the_frozen_towers(workspace: Workspace, keep_features: str) -> None:
+    settings = params(keep_features)
+    prepared = Prepared(workspace.prepared, settings.data.splits)
+    split = prepared.split("val")
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, 32, prepared.settings["vocabulary_size"], 0.07).eval()
+    cache = None
+    if keep_features == "auto":
+        cache = baselines.FeatureCache(workspace.local / "f", limit_gib=1.0, device=torch.device("cpu"), precision="no")
+    towers = baselines._Towers(model, cache, 3, torch.device("cpu"))
+    with torch.inference_mode():
+        (pooled,) = towers.pooled([split])
+        for image in range(len(split)):
+            tokens = model.image_tower.features(torch.from_numpy(split.pixels(np.array([image]))))
+            torch.testing.assert_close(pooled.image[image], tokens[0].mean(dim=0), rtol=2e-3, atol=2e-3)
+        for caption in range(len(split.captions)):
+            ids, mask = Inputs(split).texts(np.array([caption]))
+            states = model.text_tower.features(ids, mask)[0, :, -1]
+            torch.testing.assert_close(pooled.text[caption], states.mean(dim=0), rtol=2e-3, atol=2e-3)
