@@ -42,9 +42,9 @@ def test_the_answer_is_what_the_interval_says(gain: Gain, answer: str) -> None:
 
 def test_the_strongest_of_each_kind_is_the_one_to_beat() -> None:
     over = [verdict.over for verdict in verdicts(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
-    assert over == ["words alone: predicted, BM25", "frozen towers, ridge regression", "the same, normalized"]
+    assert over == ["words: predicted, BM25", "frozen towers: ridge regression", "the model: normalized"]
     over = [verdict.over for verdict in verdicts(metrics(image_only=130.0), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
-    assert over[0] == "images alone: the nearest lend captions"
+    assert over[0] == "images: the nearest lend captions"
 
 
 def test_a_claim_without_anything_to_compare_with_is_left_out() -> None:

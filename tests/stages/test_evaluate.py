@@ -183,7 +183,7 @@ def test_baselines_are_compared_on_the_same_queries(workspace: Workspace, caplog
     assert any(line.startswith("Joint modelling beats single-modality methods: ") for line in said)
     page = (workspace.reports / "report.html").read_text()
     assert "Joint modelling beats single-modality methods: " in page
-    assert "frozen towers, canonical correlation" in page
+    assert "frozen towers: CCA" in page
 
 
 def test_without_baselines_there_is_no_ladder(workspace: Workspace) -> None:

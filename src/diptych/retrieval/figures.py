@@ -74,7 +74,9 @@ def ladder_figure(rungs: Sequence[Rung]) -> Picture:
             if rung.low is not None and rung.high is not None:
                 axes.plot([rung.low, rung.high], [place, place], color=theme.ink, linewidth=1.5)
         axes.set_yticks(places, [rung.name for rung in rungs])
-        axes.set_title("RSUM, and where 95 % of resamples lie", loc="left", fontsize=10, fontweight="bold")
+        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("RSUM, 95 % interval")
 
     ends = "; ".join(f"{rung.name} {rung.rsum:.1f}" for rung in rungs)
     return _draw(plot, f"RSUM of each way to rank: {ends}.", height=0.9 + 0.32 * len(rungs))

@@ -10,14 +10,14 @@ from diptych.retrieval.uncertainty import Gain, Uncertainty
 
 RUNGS = {
     "prior": "prior: what is typical",
-    "image_only": "images alone: the nearest lend captions",
-    "words_bm25": "words alone: predicted, BM25",
-    "words_text_tower": "words alone: predicted, text tower",
-    "ridge": "frozen towers, ridge regression",
-    "cca": "frozen towers, canonical correlation",
-    "towers": "the model's towers",
-    "normalized": "the same, normalized",
-    "reranked": "the same, re-ranked by the fusion",
+    "image_only": "images: the nearest lend captions",
+    "words_bm25": "words: predicted, BM25",
+    "words_text_tower": "words: predicted, text tower",
+    "ridge": "frozen towers: ridge regression",
+    "cca": "frozen towers: CCA",
+    "towers": "the model: towers",
+    "normalized": "the model: normalized",
+    "reranked": "the model: re-ranked",
 }
 SINGLE_MODALITY = ("prior", "image_only", "words_bm25", "words_text_tower")
 CLOSED_FORM = ("ridge", "cca")
