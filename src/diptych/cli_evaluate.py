@@ -40,7 +40,8 @@ def evaluate(
     from diptych.retrieval.evaluation import evaluate_embeddings
     from diptych.retrieval.foreign import ForeignGallery
     from diptych.retrieval.metrics import chance_metrics
-    from diptych.retrieval.report import Setting, write_report
+    from diptych.retrieval.report import Findings, Setting, write_report
+    from diptych.retrieval.slices import find_failures
     from diptych.retrieval.table import table
     from diptych.retrieval.uncertainty import judge
 
@@ -52,7 +53,9 @@ def evaluate(
     if report:
         made_of = {path.name: file_sha256(path) for path in (image_embeddings, text_embeddings, captions)}
         queries = Evaluate().report_queries if images else 0
-        write_report(report, gallery, evaluation, uncertainty, Setting(captions.stem, made_of), [], queries)
+        failures = find_failures(evaluation, gallery.image_of_caption, gallery.captions, {})
+        findings = Findings(evaluation, uncertainty, failures)
+        write_report(report, gallery, findings, Setting(captions.stem, made_of), [], queries)
     if as_json:
         click.echo(json.dumps(evaluation.metrics, indent=2))
         return

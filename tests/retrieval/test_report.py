@@ -11,8 +11,9 @@ from diptych.errors import DiptychError
 from diptych.retrieval import metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
-from diptych.retrieval.report import Setting, read_history, write_report
+from diptych.retrieval.report import Findings, Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.slices import find_failures
 from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
@@ -33,7 +34,9 @@ def render(tmp_path, model, split, querybank):
         evaluation = evaluate_gallery(model, embedded, querybank, top_k=4, weights=Weights(1.0, 0.5), device=CPU)
         uncertainty = judge(evaluation.ranks, split.image_of_caption)
         change(evaluation, uncertainty)
-        write_report(tmp_path / "report.html", split, evaluation, uncertainty, setting, history, 4)
+        failures = find_failures(evaluation, split.image_of_caption, split.captions, {})
+        findings = Findings(evaluation, uncertainty, failures)
+        write_report(tmp_path / "report.html", split, findings, setting, history, 4)
         return (tmp_path / "report.html").read_text(encoding="utf-8")
 
     return render

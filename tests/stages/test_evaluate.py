@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import PREPROCESSING, RERANKING, make_model, make_querybank, model_settings, write_prepared
@@ -27,7 +28,14 @@ from diptych.retrieval.reranking import Weights
 from diptych.stages.evaluate import run
 from diptych.workspace import Workspace
 
-OUTPUTS = ("metrics.json", "baselines.json", "uncertainty.json", "report.html", "plots/recall_at_k.csv")
+OUTPUTS = (
+    "metrics.json",
+    "baselines.json",
+    "failures.json",
+    "uncertainty.json",
+    "report.html",
+    "plots/recall_at_k.csv",
+)
 
 
 @pytest.fixture
@@ -43,11 +51,19 @@ def workspace(tmp_path: Path) -> Workspace:
         RERANKING,
         make_querybank(),
     )
+    write_manifest(workspace)
     own = Prepared(workspace.prepared, Splits()).split("test").image_of_caption
     random = np.random.default_rng(0)
     vectors = {name: (random.normal(size=(12, 4)), random.normal(size=(24, 4))) for name in ("prior", "cca")}
     save_ranks(workspace.baselines, {name: ranks_from_embeddings(*both, own) for name, both in vectors.items()})
     return workspace
+
+
+def write_manifest(workspace: Workspace) -> None:
+    """What evaluate reads of it, of all images."""
+    images = pd.read_parquet(workspace.prepared / "images.parquet")["image_id"]
+    shape = {"width": 40 + images % 3, "height": 40, "phash": [f"{number:016x}" for number in images]}
+    pd.DataFrame({"image_id": images, **shape}).to_parquet(workspace.manifest)
 
 
 def params(**changes: object) -> Params:
@@ -193,3 +209,24 @@ def test_without_baselines_there_is_no_ladder(workspace: Workspace) -> None:
     page = (workspace.reports / "report.html").read_text()
     assert "ladder" not in page.split("</style>")[1]
     assert "Joint modelling" not in page
+
+
+def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None:
+    run(workspace, params())
+    failures = json.loads((workspace.reports / "failures.json").read_text())
+    attributes = {one["attribute"] for one in failures["slices"]}
+    assert attributes == {"brightness in %", "width / height", "words in the caption"}
+    assert sum(one["queries"] for one in failures["slices"] if one["way"] == "t2i") == 3 * 24
+    page = (workspace.reports / "report.html").read_text()
+    assert "Where it fails" in page
+    assert "Confused most often" in page
+
+
+@pytest.mark.parametrize("keep", [None, 3])
+def test_a_manifest_that_does_not_fit_is_an_error(workspace: Workspace, keep: int | None) -> None:
+    if keep is None:
+        workspace.manifest.unlink()
+    else:
+        pd.read_parquet(workspace.manifest).head(keep).to_parquet(workspace.manifest)
+    with pytest.raises(DiptychError, match=r"manifest\.parquet is missing, damaged or of other images"):
+        run(workspace, params())

@@ -23,10 +23,11 @@ from diptych.retrieval.figures import (
     recall_figure,
     validation_figure,
 )
-from diptych.retrieval.gallery import Shown, caption_gallery, image_gallery
+from diptych.retrieval.gallery import Shown, caption_gallery, image_gallery, picture
 from diptych.retrieval.ladder import rungs, verdicts
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.slices import SHOWN, Failures, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
 LABELS = dict(
@@ -54,6 +55,16 @@ class Row(NamedTuple):
     """Of each stage, and of chance."""
 
 
+class Findings(NamedTuple):
+    """What is known of a split's retrieval."""
+
+    evaluation: Evaluation
+    uncertainty: Uncertainty
+    """Of the evaluation, and of the baselines."""
+    failures: Failures
+    baselines: Mapping[str, Metrics] = {}
+
+
 class Setting(NamedTuple):
     """What the evaluation was done with."""
 
@@ -69,31 +80,29 @@ class Setting(NamedTuple):
 def write_report(
     path: Path,
     split: Shown,
-    evaluation: Evaluation,
-    uncertainty: Uncertainty,
+    findings: Findings,
     setting: Setting,
     history: Sequence[dict[str, float]],
     queries: int,
-    baselines: Mapping[str, Metrics] | None = None,
 ) -> None:
     """Renders the report.
 
     Args:
         path: the page.
         split: what was evaluated.
-        evaluation: of it.
-        uncertainty: of that evaluation.
+        findings: of it.
         setting: what it was done with.
         history: rows of reports/training.csv; may be empty.
-        queries: how many queries to show of each direction.
-        baselines: the metrics of what the model is compared with; `uncertainty` is of these too.
+        queries: how many queries to show of each direction; 0: nothing is shown, where there are no pictures.
     """
+    evaluation, uncertainty, failures, baselines = findings
     curves = recall_curves(evaluation)
     figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
-    compared = {**(baselines or {}), **evaluation.metrics}
+    compared = {**baselines, **evaluation.metrics}
     *_, last = evaluation.ranks.values()
     images, captions = len(last.i2t.rank), len(last.t2i.rank)
     chance = chance_metrics(split.image_of_caption, images)
+    shown_hubs = failures.hubs["t2i"].most(SHOWN) if queries else []
     tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
     if all("folds_1k" in metrics for metrics in evaluation.metrics.values()):
         folded = {stage: metrics["folds_1k"] for stage, metrics in evaluation.metrics.items()}
@@ -117,6 +126,17 @@ def write_report(
             ladder=(ladder := rungs(compared, uncertainty, chance) if baselines else []),
             ladder_figure=ladder_figure(ladder) if ladder else None,
             figures=figures,
+            slices=_slice_rows(failures.slices),
+            failures=failures,
+            hub_images=[(picture(split, image), int(failures.hubs["t2i"].often[image])) for image in shown_hubs],
+            hub_captions=[
+                (split.captions[caption], int(failures.hubs["i2t"].often[caption]))
+                for caption in failures.hubs["i2t"].most(SHOWN)
+            ],
+            confusions=[
+                (picture(split, one.image), picture(split, one.other), one.captions, one.near_duplicates)
+                for one in (failures.confusions if queries else [])
+            ],
             image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries),
             caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries),
         )
@@ -160,6 +180,28 @@ def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty
 
     ways = {name: [row(label, way, figure) for figure, label in LABELS.items()] for way, name in DIRECTIONS.items()}
     return {**ways, "": [row("RSUM")]}
+
+
+def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple[int, list[Figure], bool] | None]]]]:
+    """By attribute, a row a label: of image → text and of text → image the number of queries and the recalls."""
+    rows: dict[str, dict[str, dict[str, Slice]]] = {}
+    for one in slices:
+        rows.setdefault(one.attribute, {}).setdefault(one.label, {})[one.way] = one
+    return {
+        attribute: [
+            (
+                label,
+                [
+                    (found.queries, [Figure(*ends) for ends in found.recalls.values()], found.worse)
+                    if (found := by_way.get(way))
+                    else None
+                    for way in DIRECTIONS
+                ],
+            )
+            for label, by_way in labels.items()
+        ]
+        for attribute, labels in rows.items()
+    }
 
 
 def _figure(metrics: Metrics, ends: dict[str, Metrics] | None, *path: str) -> Figure:

@@ -84,7 +84,7 @@ def bootstrap(
     }
     parts: dict[str, list[list[dict[str, NDArray[np.float64]]]]] = {name: [] for name in ranks}
     for drawn in draws(images, resamples, seed):
-        counts = _counts(drawn, images)
+        counts = resample_counts(drawn, images)
         for name, ways in tables.items():
             parts[name].append([table.figures(counts) for table in ways])
     return {name: _joined(blocks) for name, blocks in parts.items()}
@@ -99,8 +99,8 @@ def draws(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]
 
 def interval(samples: Samples) -> dict[str, Metrics]:
     """Between "low" and "high", each as `Metrics`, lie 95 % of the resamples."""
-    ends = {way: {name: _ends(values) for name, values in samples[way].items()} for way in ("i2t", "t2i")}
-    rsum = _ends(samples["rsum"])
+    ends = {way: {name: interval_ends(values) for name, values in samples[way].items()} for way in ("i2t", "t2i")}
+    rsum = interval_ends(samples["rsum"])
     return {
         side: {**{way: {name: both[place] for name, both in ends[way].items()} for way in ends}, "rsum": rsum[place]}
         for place, side in enumerate(("low", "high"))
@@ -111,7 +111,7 @@ def gain(better: Samples, worse: Samples, rsum: float) -> Gain:
     """How sure it is that one RSUM is `rsum` higher than another, by the same resamples of both."""
     differences = better["rsum"] - worse["rsum"]
     one_side = int(min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0)))
-    return Gain(rsum, *_ends(differences), min(1.0, 2 * (one_side + 1) / (len(differences) + 1)))
+    return Gain(rsum, *interval_ends(differences), min(1.0, 2 * (one_side + 1) / (len(differences) + 1)))
 
 
 class _Table(NamedTuple):
@@ -155,7 +155,7 @@ class _Table(NamedTuple):
         return {name: figures[name] for name in FIGURES}
 
 
-def _counts(drawn: NDArray[np.int64], images: int) -> NDArray[np.float32]:
+def resample_counts(drawn: NDArray[np.int64], images: int) -> NDArray[np.float32]:
     """How often each resample of `drawn` (B, N) holds each image, (B, N)."""
     places = drawn + images * np.arange(len(drawn))[:, None]
     return np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float32)
@@ -169,7 +169,7 @@ def _joined(blocks: list[list[dict[str, NDArray[np.float64]]]]) -> Samples:
     return {**ways, "rsum": sum(ways[way][f"recall@{k}"] for way in ways for k in KS)}
 
 
-def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval_ends(values: NDArray[np.float64]) -> tuple[float, float]:
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)

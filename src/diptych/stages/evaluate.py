@@ -6,8 +6,13 @@ import csv
 import logging
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
 from diptych.config import Params
-from diptych.data.prepared import Prepared
+from diptych.data.prepared import Prepared, PreparedSplit
+from diptych.errors import DiptychError
 from diptych.files import atomic_path, write_json
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
@@ -16,8 +21,9 @@ from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
 from diptych.retrieval.ladder import in_words, verdicts
 from diptych.retrieval.metrics import chance_metrics, metrics_from_ranks
-from diptych.retrieval.report import Setting, read_history, write_report
+from diptych.retrieval.report import Findings, Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.slices import find_failures
 from diptych.retrieval.table import table
 from diptych.retrieval.uncertainty import judge
 from diptych.workspace import Workspace
@@ -56,13 +62,36 @@ def run(workspace: Workspace, params: Params) -> None:
     write_json(workspace.reports / "uncertainty.json", uncertainty.to_json())
     _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
     queries = params.evaluate.report_queries
-    write_report(
-        workspace.reports / "report.html", split, evaluation, uncertainty, setting, history, queries, baselines
-    )
+    manifest = _manifest_of(workspace.manifest, split)
+    attributes = {
+        "brightness in %": _brightness(split),
+        "width / height": (manifest["width"] / manifest["height"]).to_numpy(),
+    }
+    failures = find_failures(evaluation, split.image_of_caption, split.captions, attributes, manifest["phash"].tolist())
+    write_json(workspace.reports / "failures.json", failures.to_json())
+    findings = Findings(evaluation, uncertainty, failures, baselines)
+    write_report(workspace.reports / "report.html", split, findings, setting, history, queries)
     chance = chance_metrics(split.image_of_caption, len(split))
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
     for line in in_words(verdicts({**baselines, **evaluation.metrics}, uncertainty)):
         log.info("%s", line)
+
+
+def _manifest_of(path: Path, split: PreparedSplit) -> pd.DataFrame:
+    """What the manifest says of the images of `split`, in its order.
+
+    Raises:
+        DiptychError: it is missing, damaged, or of other images.
+    """
+    try:
+        return pd.read_parquet(path).set_index("image_id").loc[split.image_ids]
+    except (OSError, ValueError, KeyError) as error:
+        raise DiptychError(f"{path} is missing, damaged or of other images ({error}). Run `dvc repro`.") from None
+
+
+def _brightness(split: PreparedSplit) -> NDArray[np.float64]:
+    """The mean of an image's values in percent of the largest (N,)."""
+    return np.array([split.pixels(np.array([image])).mean() / 2.55 for image in range(len(split))])
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:

@@ -1,0 +1,110 @@
+"""Slices, hubs and confusions against what they are when written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diptych.retrieval.evaluation import Evaluation
+from diptych.retrieval.metrics import Found, Ranks, recall_at_k
+from diptych.retrieval.slices import SHOWN, confusions, cut, find_failures, hubs, slices
+from diptych.retrieval.uncertainty import RESAMPLES, draws
+
+
+def one_right(ranks: np.ndarray) -> Found:
+    return Found.one_right(ranks, np.zeros(len(ranks), bool))
+
+
+@pytest.fixture
+def ranks() -> tuple[Ranks, np.ndarray]:
+    """Of images with one to four captions; those of the later images are found less often."""
+    random = np.random.default_rng(0)
+    own = np.repeat(np.arange(60), random.integers(1, 5, 60))
+    hard = np.arange(60) >= 40
+    return Ranks(*(one_right(1 + random.poisson(np.where(late, 15, 2))) for late in (hard, hard[own]))), own
+
+
+def test_recalls_and_intervals_are_those_of_the_queries_written_out(ranks: tuple[Ranks, np.ndarray]) -> None:
+    found, own = ranks
+    lengths = np.arange(len(own)) % 7.0
+    made = slices(found, own, {"late": (np.arange(60) >= 40).astype(float)}, {"words": lengths})
+    assert [(one.attribute, one.label, one.way) for one in made[:4]] == [
+        ("late", "0", "i2t"),
+        ("late", "1", "i2t"),
+        ("late", "0", "t2i"),
+        ("late", "1", "t2i"),
+    ]
+    drawn = np.concatenate(list(draws(60, RESAMPLES, 0)))
+    for one in (made[1], made[3], made[4]):
+        ranks_of_way = getattr(found, one.way).rank
+        owner = np.arange(60) if one.way == "i2t" else own
+        low, _, high = one.label.partition(" to ")
+        there = owner >= 40 if one.attribute == "late" else (lengths >= float(low)) & (lengths <= float(high or low))
+        assert one.queries == there.sum()
+        value, *ends = one.recalls["recall@10"]
+        assert value == recall_at_k(ranks_of_way[there], 10)
+        samples = []
+        for images in drawn[:400]:
+            queries = np.concatenate([np.flatnonzero((owner == image) & there) for image in images])
+            samples.append(recall_at_k(ranks_of_way[queries], 10) if len(queries) else np.nan)
+        assert ends == pytest.approx(np.nanpercentile(samples, [2.5, 97.5]), abs=4)
+
+
+def test_what_is_clearly_worse_than_all_is_marked(ranks: tuple[Ranks, np.ndarray]) -> None:
+    found, own = ranks
+    made = slices(found, own, {"late": (np.arange(60) >= 40).astype(float)}, {})
+    assert [one.worse for one in made] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([1, 1, 1], []),
+        ([1, 2, 2, 5], ["1", "2", "5"]),
+        (list(range(9)), ["0 to 2", "3 to 5", "6 to 8"]),
+        ([1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5], ["1", "2 to 5"]),
+        ([0.5, 0.75, 1, 1.333333, 1.5, 2], ["0.5 to 0.75", "1 to 1.33", "1.5 to 2"]),
+    ],
+)
+def test_values_are_cut_into_about_equal_parts(values: list[float], labels: list[str]) -> None:
+    parts = cut(np.array(values, float))
+    assert [label for label, _ in parts] == labels
+    if parts:
+        assert (np.sum([there for _, there in parts], axis=0) == 1).all()
+
+
+def test_hubs_are_counted_over_all_queries() -> None:
+    lists = [[0, 1, 2], [0, 3], [0, 1], [4, 0]]
+    found = hubs(lambda query: lists[query], 4, 6)
+    assert found.often.tolist() == [4, 2, 1, 1, 1, 0]
+    assert found.expected == 9 / 6
+    assert found.never == pytest.approx(100 / 6)
+    assert found.most(3) == [0, 1, 2]
+    long = [list(range(20))] * 2
+    assert hubs(lambda query: long[query], 2, 20).often.tolist() == [2] * 10 + [0] * 10
+
+
+def test_confusions_are_pairs_of_images_whichever_is_taken_for_the_other() -> None:
+    own = np.array([0, 0, 1, 2, 2, 3])
+    first = [[1, 0], [0, 1], [0, 1], [3, 2], [3, 2], [2, 3]]
+    assert confusions(lambda caption: first[caption], own) == [(2, 3, 3), (0, 1, 2)]
+    assert confusions(lambda caption: [int(own[caption])], own) == []
+
+
+def test_failures_are_of_the_last_stage_and_name_near_duplicates() -> None:
+    own = np.array([0, 0, 1, 2])
+    good, bad = one_right(np.array([1, 1, 1])), one_right(np.array([9, 9, 9]))
+    ranks = {"towers": Ranks(good, good), "reranked": Ranks(bad, one_right(np.array([9, 9, 9, 1])))}
+    images = [[1], [1], [0], [2]]
+    evaluation = Evaluation(ranks, {}, (lambda image: [image], lambda caption: images[caption]))
+    hashes = ["ff00000000000000", "fe00000000000001", "00000000ffffffff"]
+    failures = find_failures(evaluation, own, ["a", "a b", "a b c", "a"], {}, hashes)
+    assert failures.confusions == [(0, 1, 3, True)]
+    content = failures.to_json()
+    assert content["confusions"] == [{"image": 0, "other": 1, "captions": 3, "near_duplicates": True}]
+    assert content["hubs"]["t2i"]["most"][0] == {"item": 1, "queries": 2}
+    assert len(content["hubs"]["i2t"]["most"]) <= SHOWN
+    assert [one["label"] for one in content["slices"]] == ["1", "2", "3"]
+    assert content["slices"][0]["recalls"]["recall@10"][0] == 100.0
+    apart = find_failures(evaluation, own, ["a"] * 4, {}, ["0" * 16, "f" * 16, "0" * 16])
+    assert not apart.confusions[0].near_duplicates
