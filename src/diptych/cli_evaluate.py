@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import click
+
+from diptych.errors import DiptychError
+
+log = logging.getLogger(__name__)
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -34,6 +39,8 @@ def evaluate(
     """
     if images and not report:
         raise click.UsageError("--images are shown in a report: say with --report where to write it.")
+    if report and report.resolve() in {path.resolve() for path in (image_embeddings, text_embeddings, captions)}:
+        raise click.UsageError(f"--report {report} would overwrite what is evaluated.")
     from diptych.config import Evaluate
     from diptych.files import file_sha256
     from diptych.model.device import set_threads
@@ -50,15 +57,20 @@ def evaluate(
     image, text = gallery.read(image_embeddings, "images"), gallery.read(text_embeddings, "captions")
     evaluation = evaluate_embeddings(image, text, gallery.image_of_caption)
     uncertainty = judge(evaluation.ranks, gallery.image_of_caption)
+    if as_json:
+        click.echo(json.dumps(evaluation.metrics, indent=2))
+    else:
+        click.echo(
+            table(evaluation, uncertainty, chance_metrics(gallery.image_of_caption, len(gallery)), captions.name)
+        )
     if report:
-        made_of = {path.name: file_sha256(path) for path in (image_embeddings, text_embeddings, captions)}
+        files = {"Image embeddings": image_embeddings, "text embeddings": text_embeddings, "captions": captions}
+        made_of = {name: file_sha256(path) for name, path in files.items()}
         queries = Evaluate().report_queries if images else 0
         failures = find_failures(evaluation, gallery.image_of_caption, gallery.captions, {})
         findings = Findings(evaluation, uncertainty, failures)
-        write_report(report, gallery, findings, Setting(captions.stem, made_of), [], queries)
-    if as_json:
-        click.echo(json.dumps(evaluation.metrics, indent=2))
-        return
-    click.echo(table(evaluation, uncertainty, chance_metrics(gallery.image_of_caption, len(gallery)), captions.name))
-    if report:
-        click.echo(f"Report: {report}")
+        try:
+            write_report(report, gallery, findings, Setting(captions.stem, made_of), [], queries)
+        except OSError as error:
+            raise DiptychError(f"{report} cannot be written: {error.strerror}.") from None
+        log.info("Report: %s", report)

@@ -50,7 +50,7 @@ class TinyModel(torch.nn.Module):
         self.match = torch.nn.Linear(dim, 1)
         self.dropout = torch.nn.Dropout(0.5)
         self.logit_scale = torch.tensor(10.0)
-        self.fused_pairs = 0
+        self.fused_pairs = self.aligned_pairs = 0
 
     def encode_images(self, pixels):
         quarters = pixels.float().reshape(len(pixels), 4, 48) / 255 - 0.5
@@ -61,12 +61,25 @@ class TinyModel(torch.nn.Module):
         tokens = self.dropout(self.text(token_ids))
         return TextFeatures(tokens, mask, normalize(_mean(tokens, mask).float(), dim=-1))
 
+    aligns = True
+
     def fuse(self, grid, tokens, mask, image=None, text=None):
+        fused = self.fusion(grid, tokens, mask, image, text)
+        return fused._replace(alignment=self.aligned(grid, tokens, mask, image, text))
+
+    def fusion(self, grid, tokens, mask, image=None, text=None):
+        self.fused_pairs += len(grid if image is None else image)
+        joint = self._joint(grid, tokens, mask, image, text)
+        return Fused(joint, self.match(joint).squeeze(-1))
+
+    def aligned(self, grid, tokens, mask, image=None, text=None):
+        self.aligned_pairs += len(grid if image is None else image)
+        return self._joint(grid, tokens, mask, image, text).amax(dim=1)
+
+    def _joint(self, grid, tokens, mask, image, text):
         grid = grid if image is None else grid[image]
         tokens, mask = (tokens, mask) if text is None else (tokens[text], mask[text])
-        self.fused_pairs += len(grid)
-        joint = grid.mean(dim=1) * _mean(tokens, mask)
-        return Fused(joint, self.match(joint).squeeze(-1), joint.amax(dim=1))
+        return grid.mean(dim=1) * _mean(tokens, mask)
 
 
 def _mean(tokens, mask):

@@ -68,6 +68,41 @@ def test_metrics_are_those_of_the_directions(folder: Path) -> None:
     assert json.loads(run(folder, "--json").stdout) == {"embeddings": retrieval_metrics(image, text, OWN)}
 
 
+@pytest.mark.parametrize("scale", [1e-170, 1e160, 1e-30, 1e30])
+def test_no_magnitude_is_too_large_or_too_small(folder: Path, scale: float) -> None:
+    expected = run(folder, "--json").stdout
+    for name, rows in zip(("image", "text"), embeddings(), strict=True):
+        np.save(folder / f"{name}.npy", rows.astype(np.float64) * scale)
+    assert run(folder, "--json").stdout == expected
+
+
+def test_other_byte_orders_are_read(folder: Path) -> None:
+    expected = run(folder, "--json").stdout
+    np.save(folder / "image.npy", embeddings()[0].astype(">f4"))
+    assert run(folder, "--json").stdout == expected
+
+
+def test_figures_are_told_even_if_the_report_cannot_be_written(folder: Path) -> None:
+    result = run(folder, f"--report={folder}/captions.json/r.html")
+    assert "RSUM: embeddings" in result.stdout
+    assert "r.html cannot be written" in str(result.exception)
+
+
+def test_what_is_evaluated_is_not_overwritten(folder: Path) -> None:
+    result = run(folder, f"--report={folder}/image.npy")
+    assert result.exit_code == 2
+    assert "would overwrite" in result.stderr
+
+
+def test_inputs_of_one_name_have_a_digest_each(folder: Path) -> None:
+    (folder / "b").mkdir()
+    (folder / "text.npy").rename(folder / "b" / "image.npy")
+    files = [f"--image-embeddings={folder}/image.npy", f"--text-embeddings={folder}/b/image.npy"]
+    more = [f"--captions={folder}/captions.json", f"--report={folder}/r.html"]
+    assert CliRunner().invoke(cli, ["evaluate", *files, *more]).exit_code == 0
+    assert len(set(re.findall(r"<code>([0-9a-f]{64})</code>", (folder / "r.html").read_text()))) == 3
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_lengths_and_precision_do_not_matter(folder: Path, kind: type) -> None:
     expected = run(folder, "--json").stdout
@@ -136,6 +171,7 @@ def test_nan_is_refused_even_beside_a_row_of_zeros(folder: Path) -> None:
         (np.arange(8).reshape(4, 2), "not int64 (4, 2)"),
         (np.ones(4, np.float32), "not float32 (4,)"),
         (np.array([{"a": 1}], dtype=object), "is no .npy file of numbers"),
+        (np.ones((4, 2), np.longdouble), "not float128 (4, 2)"),
     ],
 )
 def test_what_is_no_matrix_of_numbers_is_refused(folder: Path, content: np.ndarray, message: str) -> None:
@@ -143,7 +179,7 @@ def test_what_is_no_matrix_of_numbers_is_refused(folder: Path, content: np.ndarr
     assert message in refused(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"not numpy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"])
+@pytest.mark.parametrize("content", [b"", b"not numpy", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"])
 def test_a_damaged_file_is_refused_by_name(folder: Path, content: bytes) -> None:
     (folder / "image.npy").write_bytes(content)
     assert "image.npy is no .npy file" in refused(folder)

@@ -109,6 +109,15 @@ def test_a_constant_embedding_scores_the_pessimistic_floor(images):
         assert not found.average_precision.any()
 
 
+def test_autocast_around_it_changes_nothing():
+    image, text, image_of_caption = ragged_gallery(2)
+    expected = ranks_from_embeddings(image, text, image_of_caption)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ranks_from_embeddings(image, text, image_of_caption)
+    for way, before in zip(found, expected, strict=True):
+        assert [values.tolist() for values in way] == [values.tolist() for values in before]
+
+
 def test_a_copy_of_the_right_item_ties_with_it_wherever_it_lies_in_the_matrix():
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.normalize(torch.randn(200, 96, generator=generator))

@@ -113,6 +113,21 @@ def test_a_pair_that_is_a_candidate_both_ways_is_fused_once(model, split):
     assert model.fused_pairs == len(split) * len(split.captions)
 
 
+@pytest.mark.parametrize("weights", [Weights(), Weights(1.0, 0.0), Weights(0.0, 2.0), Weights(0.5, 0.5)])
+def test_what_has_no_weight_is_not_computed_and_changes_nothing(model, split, weights):
+    embedded = embed_split(model, split, batch_size=4, device=CPU)
+    whole = match_logits(model, embedded, 5, device=CPU)
+    model.fused_pairs = model.aligned_pairs = 0
+    needed = match_logits(model, embedded, 5, device=CPU, weights=weights)
+    assert bool(model.fused_pairs) is bool(weights.match)
+    assert bool(model.aligned_pairs) is bool(weights.alignment)
+    for found, expected in zip(
+        reranked_ranks(needed, 10.0, weights), reranked_ranks(whole, 10.0, weights), strict=True
+    ):
+        assert all(np.array_equal(*values) for values in zip(found, expected, strict=True))
+    assert torch.equal(needed.t2i.order(10.0, weights), whole.t2i.order(10.0, weights))
+
+
 def test_logits_of_both_directions_agree(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
     i2t, t2i = match_logits(model, embedded, 100, device=CPU)

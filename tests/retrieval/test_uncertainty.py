@@ -39,6 +39,16 @@ def test_figures_are_those_of_each_resample_written_out(images: int, hardest: in
             assert {name: values[number] for name, values in samples[way].items()} == pytest.approx(slow[way])
 
 
+def test_medians_hold_where_one_image_has_most_of_the_captions() -> None:
+    generator = np.random.default_rng(0)
+    owner = np.repeat(np.arange(60), np.where(np.arange(60) == 7, 400, 1))
+    t2i = np.where(owner == 7, generator.integers(30, 60, len(owner)), generator.integers(1, 9, len(owner)))
+    samples = bootstrap({"a": Ranks(one_right(t2i[:60]), one_right(t2i))}, owner, resamples=80, seed=1)["a"]
+    for number, drawn in enumerate(np.concatenate(list(draws(60, 80, 1)))):
+        captions = np.concatenate([np.flatnonzero(owner == image) for image in drawn])
+        assert samples["t2i"]["median_rank"][number] == np.median(t2i[captions])
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks, owner = made(30, seed=1)
     whole = bootstrap({"a": ranks}, owner, resamples=40)["a"]["rsum"]

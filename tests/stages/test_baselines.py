@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 
 def params(keep_features: str = "auto", **changes: object) -> Params:
-    train = train_settings(keep_features=keep_features)
+    train = train_settings(keep_features=keep_features, image_tower_frozen_epochs=1, text_tower_frozen_epochs=1)
     return Params(**{"model": model_settings(), "train": train, "threads": 1, "device": "cpu", **changes})  # type: ignore[arg-type]
 
 
@@ -71,7 +71,7 @@ def test_what_is_pooled_is_the_mean_token_of_the_frozen_towers(workspace: Worksp
     cache = None
     if keep_features == "auto":
         cache = baselines.FeatureCache(workspace.local / "f", limit_gib=1.0, device=torch.device("cpu"), precision="no")
-    towers = baselines._Towers(model, cache, 3, torch.device("cpu"))
+    towers = baselines._Towers(model, cache, cache, 3, torch.device("cpu"))
     with torch.inference_mode():
         (pooled,) = towers.pooled([split])
         for image in range(len(split)):

@@ -238,6 +238,22 @@ def test_where_the_lower_part_does_not_fit_nothing_is_made_from_it(
     assert cache(kept, limit_gib=1e-9).images(model.image_tower, [split], whole=True) is None
 
 
+def test_what_was_needed_for_the_whole_alone_makes_room(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
+    """So where both do not fit at once, the whole is kept as if it had been made from pixels."""
+    whole = cache(kept)
+    assert whole.images(model.image_tower, [split])
+    needed = sum(whole._used.values())
+    assert model.image_tower.split(1)
+    both = cache(kept)
+    assert both.images(model.image_tower, [split], whole=True)
+    assert sum(both._used.values()) == needed
+    small = cache(kept.with_name("small"))
+    small.limit = needed
+    assert small.images(model.image_tower, [split], whole=True) is None
+    model.image_tower.join()
+    assert small.images(model.image_tower, [split])
+
+
 def test_images_come_in_the_order_asked_for_and_as_often(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
     (images,) = images_of(cache(kept), model, split)
     order = np.array([11, 0, 7, 0, 3, 11])

@@ -70,10 +70,10 @@ def coco_source(annotations: Path, images: Path, split: str | None = None) -> So
         raise DiptychError(f"{annotations}: captions of images that it does not list: {some(shown)}.")
     for record in coco.annotations:
         captions[record["image_id"]].append(SourceCaption(record["caption"], record["id"]))
-    folder = _Folder(images)
+    folder = ImagesFolder(images)
     found = [
         SourceImage(
-            path=folder.find(_coco_candidates(record), f"{annotations}: image {record['id']}"),
+            path=folder.find(coco_candidates(record), f"{annotations}: image {record['id']}"),
             name=record["file_name"],
             split=split or _split_of(record, f"{annotations}: image {record['id']}"),
             captions=tuple(captions[record["id"]]),
@@ -93,7 +93,7 @@ def karpathy_source(annotations: Path, images: Path) -> Source:
         DiptychError: the file is not of that form or contradicts itself, or image files are missing.
     """
     records = _read_karpathy(annotations)
-    folder = _Folder(images)
+    folder = ImagesFolder(images)
     found = [_karpathy_image(record, folder, f"{annotations}: images[{index}]") for index, record in enumerate(records)]
     _refuse_repeated(annotations, "image id", (image.id for image in found))
     _refuse_repeated(annotations, "sentid", (caption.id for image in found for caption in image.captions))
@@ -106,7 +106,7 @@ def table_source(table: Path, images: Path, split: str | None = None) -> Source:
     Raises:
         DiptychError: a column is missing, rows are incomplete or contradict each other, or image files are missing.
     """
-    folder = _Folder(images)
+    folder = ImagesFolder(images)
     found: dict[str, SourceImage] = {}
     for line, row in _read_rows(table):
         name, where = row["file"], f"{table}, line {line}"
@@ -120,7 +120,7 @@ def table_source(table: Path, images: Path, split: str | None = None) -> Source:
     return Source(_checked(table, list(found.values()), folder))
 
 
-class _Folder:
+class ImagesFolder:
     """The folder of a source's images: finds files in it, and nowhere else; remembers those that are missing."""
 
     def __init__(self, path: Path) -> None:
@@ -170,7 +170,7 @@ def _is_inside(name: str) -> bool:
     return bool(name) and not path.is_absolute() and ".." not in path.parts and not set("\\\0") & set(name)
 
 
-def _coco_candidates(record: Record) -> list[str]:
+def coco_candidates(record: Record) -> list[str]:
     """Names to look for: as in the record, then below the folder that a 2014 name or the record's address tells."""
     name = record["file_name"]
     candidates = [name]
@@ -197,7 +197,7 @@ def _check_storable(value: Any, where: str) -> None:
         raise DiptychError(f"{where}: a field cannot be kept: {error}.") from None
 
 
-def _karpathy_image(record: Any, folder: _Folder, where: str) -> SourceImage:
+def _karpathy_image(record: Any, folder: ImagesFolder, where: str) -> SourceImage:
     try:
         name = "/".join(part for part in (record.get("filepath", ""), record["filename"]) if part)
         captions = tuple(SourceCaption(item["raw"], item.get("sentid")) for item in record["sentences"])
@@ -267,7 +267,7 @@ def _complete_rows(table: Path, reader: csv.DictReader[str]) -> list[tuple[int, 
     return rows
 
 
-def _checked(annotations: Path, images: list[SourceImage], folder: _Folder) -> list[SourceImage]:
+def _checked(annotations: Path, images: list[SourceImage], folder: ImagesFolder) -> list[SourceImage]:
     if not images:
         raise DiptychError(f"{annotations} lists no images.")
     if folder.missing:

@@ -91,10 +91,17 @@ class DualEncoder(nn.Module):
         `text` (P,) int64, into fewer images and captions.
         """
         fused: Fused = self.fusion(grid, tokens, mask, image, text)
-        if self.fusion.alignment is None:
-            return fused
-        aligned = self.fusion.alignment.of_pairs(self.image_head(grid), self.text_head(tokens), mask, image, text)
-        return fused._replace(alignment=aligned)
+        return fused._replace(alignment=self.aligned(grid, tokens, mask, image, text)) if self.aligns else fused
+
+    def aligned(
+        self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
+    ) -> Tensor:
+        """The alignment alone of the pairs that `fuse` takes, (P,)."""
+        assert self.fusion.alignment is not None
+        aligned: Tensor = self.fusion.alignment.of_pairs(
+            self.image_head(grid), self.text_head(tokens), mask, image, text
+        )
+        return aligned
 
     @property
     def aligns(self) -> bool:

@@ -219,7 +219,7 @@ def _agreements(*sides: Looked | None) -> Tensor:
 
 def _of_tokens(compute: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """`compute` of each of `tokens` (P, S, d) where `mask` (P, S) is True; zero elsewhere."""
-    if mask is None:
+    if mask is None or mask.all():
         return compute(tokens)
     computed = compute(tokens[mask])
     return computed.new_zeros(*mask.shape, computed.shape[1]).masked_scatter(mask.unsqueeze(2), computed)

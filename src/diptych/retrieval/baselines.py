@@ -283,4 +283,5 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
 def _ridged(covariance: Tensor, strength: float) -> Tensor:
     """With `strength` of the mean variance added to each."""
     size = len(covariance)
-    return covariance + strength * covariance.trace() / size * torch.eye(size, dtype=covariance.dtype)
+    variance = max(float(covariance.trace()) / size, 1e-12)
+    return covariance + strength * variance * torch.eye(size, dtype=covariance.dtype)

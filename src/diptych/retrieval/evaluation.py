@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
@@ -96,7 +97,7 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 
 
 def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device) -> Evaluation:
-    candidates, scale = match_logits(model, embedded, top_k, device=device), model.logit_scale.item()
+    candidates, scale = match_logits(model, embedded, top_k, device=device, weights=weights), model.logit_scale.item()
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
         "normalized": Ranks(candidates.i2t.found, candidates.t2i.found),
@@ -116,9 +117,12 @@ def _first(queries: Tensor, gallery: Tensor) -> First:
 
 
 def _directions(embeddings: Tensor, name: str) -> Tensor:
-    """The rows (…, d), float32 of length one."""
-    lengths = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True, dtype=torch.float64)
-    if not lengths.all():
-        row = int((lengths == 0).flatten().nonzero()[0])
+    """The rows (n, d), float32 of length one."""
+    if not embeddings.shape[1]:
+        raise DiptychError(f"{name} embeddings have no dimensions.")
+    # By its largest value first, so that no square is too large or too small.
+    largest = embeddings.abs().amax(dim=1, keepdim=True)
+    if not largest.all():
+        row = int((largest == 0).flatten().nonzero()[0])
         raise DiptychError(f"{name} embedding {row} is zero: it has no direction, and no cosine with anything.")
-    return (embeddings / lengths).float()
+    return normalize((embeddings / largest).float(), dim=1)

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.data.captions import read_coco
+from diptych.data.captions import Record, read_coco
 from diptych.data.images import ImageError, open_image
-from diptych.data.sources import coco_source, some
+from diptych.data.sources import ImagesFolder, coco_candidates, some
 from diptych.errors import DiptychError
 from diptych.retrieval.gallery import THUMBNAIL
 
@@ -63,7 +63,7 @@ class ForeignGallery:
         self.path = path
         self.captions = [record["caption"] or "" for record in listed.annotations]
         self.image_of_caption = np.array([place[record["image_id"]] for record in listed.annotations], np.int64)
-        self._files = [image.path for image in coco_source(path, images).images] if images else None
+        self._files = _find(path, listed.images, ImagesFolder(images)) if images else None
         self._images = len(listed.images)
 
     def __len__(self) -> int:
@@ -94,9 +94,9 @@ class ForeignGallery:
             rows = np.load(path, allow_pickle=False)
         except OSError as error:
             raise DiptychError(f"{path} cannot be read: {error.strerror or error}.") from None
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # numpy fails in many ways on other files
             raise DiptychError(f"{path} is no .npy file of numbers ({error}); write it with numpy.save.") from None
-        if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
+        if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f" or rows.itemsize > 8:
             shape = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "an archive"
             raise DiptychError(f"{path} must hold one matrix of float16 or float32, an embedding a row, not {shape}.")
         expected = len(self) if of == "images" else len(self.captions)
@@ -105,4 +105,14 @@ class ForeignGallery:
                 f"{path} has {len(rows):,} rows, but {self.path} lists {expected:,} {of}; a row belongs to the one at "
                 "the same place in that file."
             )
-        return torch.from_numpy(rows)
+        return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+
+
+def _find(path: Path, records: list[Record], folder: ImagesFolder) -> list[Path]:
+    found = [folder.find(coco_candidates(record), f"{path}: image {record['id']}") for record in records]
+    if folder.missing:
+        raise DiptychError(
+            f"{path}: {len(folder.missing)} of {len(records)} image files are not in {folder.path}: "
+            f"{some(folder.missing)}. Check the images folder, or leave --images out."
+        )
+    return found

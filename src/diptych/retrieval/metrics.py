@@ -146,7 +146,7 @@ def ranks_from_embeddings(
     rows = max(1, BLOCK_SCORES // len(text))
     for start in range(0, len(image), rows):
         block = slice(start, start + rows)
-        scores = image[block] @ text.T
+        scores = products(image[block], text)
         mine = torch.nonzero((own >= start) & (own < start + rows)).squeeze(1)
         scores[own[mine] - start, mine] = -torch.inf
         for captions in captions_of[block].T:
@@ -161,6 +161,14 @@ def ranks_from_embeddings(
     i2t = (1 + best_ahead, best_ahead != captions_above, right, own, captions_ahead)
     t2i = (1 + images_ahead, images_ahead != images_above)
     return Ranks(Found.many_right(*map(_to_numpy, i2t)), Found.one_right(*map(_to_numpy, t2i)))
+
+
+def products(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Inner products (Q, G) of `queries` (Q, d) and `items` (G, d), in their own precision whatever autocast is on:
+    in half of it, what is near would be tied.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ items.T
 
 
 def metrics_from_ranks(i2t: Found, t2i: Found) -> Metrics:

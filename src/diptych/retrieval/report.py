@@ -142,7 +142,8 @@ def write_report(
         )
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        # JSON may hold halves of characters.
+        temporary.write_bytes(content.encode("utf-8", "replace"))
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

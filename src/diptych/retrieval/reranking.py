@@ -22,7 +22,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, inference
-from diptych.retrieval.metrics import BLOCK_SCORES, TIE, Found, Ranks, mean_log_rank, ranks_from_embeddings
+from diptych.retrieval.metrics import BLOCK_SCORES, TIE, Found, Ranks, mean_log_rank, products, ranks_from_embeddings
 
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """For each of the weights."""
@@ -119,9 +119,12 @@ def match_logits(
     *,
     device: torch.device,
     precision: Precision = "no",
+    weights: Weights | None = None,
     description: str = "Re-ranking",
 ) -> Candidates:
     """Finds the `top_k` candidates of each query (all, where the gallery is smaller) and has the fusion judge them.
+
+    With `weights`, a part of the fusion that has none is left out: its logits are zero.
 
     The towers' features are reused, and a pair that is a candidate both ways is judged once. The model is on `device`;
     it works in evaluation mode and is left in the mode in which it came.
@@ -134,7 +137,7 @@ def match_logits(
     t2i_pairs = t2i * captions + torch.arange(captions)[:, None]
     pairs, place = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
     with inference(model, device, precision):
-        logits = _fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, description)
+        logits = _fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, weights, description)
     i2t_match, i2t_alignment = [part[place[: i2t.numel()]].view_as(i2t) for part in logits]
     t2i_match, t2i_alignment = [part[place[i2t.numel() :]].view_as(t2i) for part in logits]
     own = torch.from_numpy(embedded.image_of_caption)
@@ -181,13 +184,13 @@ def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor
     """
     top_k = min(top_k, len(gallery))
     rows = max(1, BLOCK_SCORES // len(gallery))
-    indices, products = [], []
+    indices, similarities = [], []
     for start in range(0, len(queries), rows):
-        scores = queries[start : start + rows] @ gallery.T
+        scores = products(queries[start : start + rows], gallery)
         index = _sort_keys(scores).topk(top_k, dim=1).indices
         indices.append(index)
-        products.append(scores.gather(1, index))
-    return torch.cat(indices), torch.cat(products)
+        similarities.append(scores.gather(1, index))
+    return torch.cat(indices), torch.cat(similarities)
 
 
 def _sort_keys(scores: Tensor) -> Tensor:
@@ -202,25 +205,33 @@ def _sort_keys(scores: Tensor) -> Tensor:
 
 
 def _fuse_pairs(
-    model: DualEncoder, embedded: Embedded, images: Tensor, captions: Tensor, device: torch.device, description: str
+    model: DualEncoder,
+    embedded: Embedded,
+    images: Tensor,
+    captions: Tensor,
+    device: torch.device,
+    weights: Weights | None,
+    description: str,
 ) -> Tensor:
     """Logits float32 (2, P), match and alignment, of the pairs of `images` and `captions`, both int64 (P,)."""
+    match, align = (True, True) if weights is None else (bool(weights.match), bool(weights.alignment))
     # Few images and like lengths at a time: an image's keys and values are computed once, and little padding.
     by_length = embedded.lengths[captions].argsort(stable=True)
     order = by_length[(images[by_length] // IMAGES).argsort(stable=True)]
     logits = torch.zeros(2, len(order))
     with progress(None, description, unit="pair", total=len(order)) as bar:
-        for start in range(0, len(order), PAIRS):
+        for start in range(0, len(order) if match or align else 0, PAIRS):
             batch = order[start : start + PAIRS]
             (image, image_of_pair), (caption, caption_of_pair) = (
                 torch.unique(items[batch], return_inverse=True) for items in (images, captions)
             )
             tokens, mask = embedded.padded_tokens(caption)
-            inputs = (embedded.grid[image], tokens, mask, image_of_pair, caption_of_pair)
-            fused = model.fuse(*(tensor.to(device) for tensor in inputs))
-            logits[0, batch] = fused.score.float().cpu()
-            if fused.alignment is not None:
-                logits[1, batch] = fused.alignment.float().cpu()
+            inputs = embedded.grid[image], tokens, mask, image_of_pair, caption_of_pair
+            given = [tensor.to(device) for tensor in inputs]
+            if match:
+                logits[0, batch] = model.fusion(*given).score.float().cpu()
+            if align and model.aligns:
+                logits[1, batch] = model.aligned(*given).float().cpu()
             bar.update(len(batch))
     if broken := int((~torch.isfinite(logits).all(dim=0)).sum()):
         # Nothing ranks ahead of NaN, so each of these would count as a hit.

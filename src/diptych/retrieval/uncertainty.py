@@ -130,8 +130,10 @@ class _Table(NamedTuple):
     def of(found: Found, owner: NDArray[np.int64], images: int) -> _Table:
         """Of Q queries, whose images are `owner` (Q,)."""
         ranks = found.rank
-        # A resample's median lies within ten standard errors of the middle, each 1 / (2 √N) of the ranks.
-        reach = min(0.5, 5 / math.sqrt(images))
+        # A resample's median lies within ten standard errors of the middle. Were an image's captions all alike, one
+        # would be half the root of the sum of the squares of the images' shares of the queries.
+        shares = np.bincount(owner, minlength=images) / len(owner)
+        reach = min(0.5, 5 * math.sqrt(float(np.sum(shares**2))))
         low, high = np.quantile(ranks, [0.5 - reach, 0.5 + reach], method="closest_observation")
         levels = np.union1d([*KS, ranks.max()], ranks[(ranks >= low) & (ranks <= high)])
         columns = [np.bincount(owner[ranks <= level], minlength=images) for level in levels]

@@ -81,7 +81,10 @@ class FeatureCache:
 
     def release(self) -> None:
         """What was handed out so far is not used any more, and may make room."""
-        self._used = {}
+        self._release(set(self._used))
+
+    def _release(self, paths: set[Path]) -> None:
+        self._used = {path: size for path, size in self._used.items() if path not in paths}
 
     def images(
         self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False, whole: bool = False
@@ -94,9 +97,11 @@ class FeatureCache:
         Raises:
             DiptychError: the disk is full, or the features are beyond half precision.
         """
+        used = set(self._used)
         below = self.images(tower, splits, mirrored=mirrored) if whole else None
         if whole and below is None:
             return None
+        needed_below = set(self._used) - used if whole else set()
         how, feature_shape = self._how(tower, whole), tower.whole_shape if whole else tower.feature_shape
 
         def blocks(split: PreparedSplit) -> list[_Block]:
@@ -117,6 +122,7 @@ class FeatureCache:
                     yield some, tower.features(images.flip(2) if mirrored else images)
 
         kept = self._keep("mirrored image" if mirrored else "image", tower, splits, blocks, compute, whole)
+        self._release(needed_below)
         if kept is None:
             return None
         return [KeptImages(maps, _block_of(made, len(split))) for split, made, maps in kept]
@@ -125,9 +131,11 @@ class FeatureCache:
         self, tower: TextTower, splits: Sequence[PreparedSplit], *, whole: bool = False
     ) -> list[KeptTexts] | None:
         """Features of the captions of each split, as `images`."""
+        used = set(self._used)
         below = self.texts(tower, splits) if whole else None
         if whole and below is None:
             return None
+        needed_below = set(self._used) - used if whole else set()
         how, feature_shape = self._how(tower, whole), tower.whole_shape if whole else tower.feature_shape
 
         def blocks(split: PreparedSplit) -> list[_Block]:
@@ -150,6 +158,7 @@ class FeatureCache:
                 yield places.numpy(), (tower.above if below else tower.features)(texts, mask)[mask]
 
         kept = self._keep("text", tower, splits, blocks, compute, whole)
+        self._release(needed_below)
         if kept is None:
             return None
         return [
