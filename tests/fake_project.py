@@ -25,6 +25,10 @@ stages:
     cmd: exec python stage.py preprocess
     deps: [data]
     outs: [artifacts/prepared]
+  baselines:
+    cmd: exec python stage.py baselines
+    deps: [artifacts/prepared]
+    outs: [artifacts/baselines.npz]
   train:
     cmd: exec python stage.py train
     deps: [artifacts/prepared]
@@ -32,7 +36,7 @@ stages:
     outs: [artifacts/model, reports/training.csv]
   evaluate:
     cmd: exec python stage.py evaluate
-    deps: [artifacts/model]
+    deps: [artifacts/baselines.npz, artifacts/model]
     outs: [reports/report.html]
     metrics: [reports/metrics.json]
 """
@@ -56,6 +60,8 @@ if name == "validate":
     )
 elif name == "preprocess":
     (here / "artifacts/prepared").write_text("prepared")
+elif name == "baselines":
+    (here / "artifacts/baselines.npz").write_text("baselines")
 elif name == "train":
     shutil.copytree("trained", here / "artifacts/model")
     shutil.copy("trained-reports/training.csv", here / "reports")
