@@ -102,7 +102,8 @@ def main() -> None:
             f"{'times diptych, time':22}" + "".join(f"{seconds[name] / seconds['diptych']:16.2f}" for name in results)
         )
         print(
-            f"{'times diptych, memory':22}" + "".join(f"{memory[name] / memory['diptych']:16.2f}" for name in results)
+            f"{'times diptych, memory':22}"
+            + "".join(f"{memory[name] / max(memory['diptych'], 1):16.2f}" for name in results)
         )
     figures = {name: of_name[0]["figures"] for name, of_name in results.items()}
     for figure in dict.fromkeys(figure for of_name in figures.values() for figure in of_name):

@@ -152,10 +152,10 @@ def ranks_from_embeddings(
         for captions in captions_of[block].T:
             there = captions >= 0
             of_images, captions = scores if there.all() else scores[there], captions[there]
-            captions_ahead[captions] = torch.count_nonzero(of_images >= (own_score[captions] - tie)[:, None], dim=1)
-        captions_above[block] = torch.count_nonzero(scores > (best[block] + tie)[:, None], dim=1)
-        images_ahead += torch.count_nonzero(scores >= own_score - tie, dim=0)
-        images_above += torch.count_nonzero(scores > own_score + tie, dim=0)
+            captions_ahead[captions] = _count(of_images >= (own_score[captions] - tie)[:, None], dim=1)
+        captions_above[block] = _count(scores > (best[block] + tie)[:, None], dim=1)
+        images_ahead += _count(scores >= own_score - tie, dim=0)
+        images_above += _count(scores > own_score + tie, dim=0)
     best_ahead = captions_ahead[captions_of[:, 0]]
     right = torch.bincount(own)
     i2t = (1 + best_ahead, best_ahead != captions_above, right, own, captions_ahead)
@@ -286,6 +286,11 @@ def _own_scores(image: torch.Tensor, text: torch.Tensor, own: torch.Tensor) -> t
     rows = max(1, BLOCK_SCORES // text.shape[1])
     blocks = [slice(start, start + rows) for start in range(0, len(text), rows)]
     return torch.cat([(image[own[block]] * text[block]).sum(dim=1) for block in blocks])
+
+
+def _count(there: torch.Tensor, dim: int) -> torch.Tensor:
+    """How many of `there`, bool, are true along `dim`, int64; `count_nonzero` takes two to three times as long."""
+    return there.view(torch.uint8).sum(dim, dtype=torch.int32).long()
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
