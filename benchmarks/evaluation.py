@@ -98,13 +98,9 @@ def main() -> None:
     print(f"{'seconds':22}" + "".join(f"{seconds[name]:16.2f}" for name in results))
     print(f"{'MB above embeddings':22}" + "".join(f"{memory[name]:16.0f}" for name in results))
     if "diptych" in results:
-        print(
-            f"{'times diptych, time':22}" + "".join(f"{seconds[name] / seconds['diptych']:16.2f}" for name in results)
-        )
-        print(
-            f"{'times diptych, memory':22}"
-            + "".join(f"{memory[name] / max(memory['diptych'], 1):16.2f}" for name in results)
-        )
+        for name, values in (("time", seconds), ("memory", memory)):
+            ratios = "".join(f"{values[other] / max(values['diptych'], 1e-3):16.2f}" for other in results)
+            print(f"{f'times diptych, {name}':22}{ratios}")
     figures = {name: of_name[0]["figures"] for name, of_name in results.items()}
     for figure in dict.fromkeys(figure for of_name in figures.values() for figure in of_name):
         row = (f"{of_name[figure]:16.4f}" if figure in of_name else f"{'':16}" for of_name in figures.values())
