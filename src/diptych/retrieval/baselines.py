@@ -26,7 +26,7 @@ from diptych.files import atomic_path
 from diptych.retrieval.metrics import Found, Ranks, mean_log_rank, ranks_from_embeddings
 
 NEIGHBOURS = (1, 3, 10, 30, 100)
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (0.01, 0.1, 0.3, 1.0, 3.0)
 """Beside the mean variance of a feature."""
 WORDS = (5, 10, 20, 40)
 """Predicted for an image."""
@@ -43,9 +43,9 @@ class Pooled(NamedTuple):
     """A split by what frozen single-modality towers say of it."""
 
     image: Tensor
-    """(N, C) float32, the mean of an image's tokens."""
+    """(N, C) float32, the mean of an image's tokens, of length one."""
     text: Tensor
-    """(M, D) float32, the mean of a caption's tokens."""
+    """(M, D) float32, the mean of a caption's tokens, of length one."""
     image_of_caption: NDArray[np.int64]
     """(M,), each caption's image."""
     captions: Sequence[str]
@@ -55,7 +55,7 @@ class Pooled(NamedTuple):
 Baseline = Callable[[Pooled], tuple[Tensor, Tensor]]
 """Vectors of a split's images and captions, to be ranked by inner product."""
 Encode = Callable[[Sequence[str]], Tensor]
-"""The text tower's mean token (n, D) of sentences."""
+"""The text tower's mean token (n, D) of sentences, of length one."""
 
 
 def prior(train: Pooled, val: Pooled, encode: Encode) -> Baseline:

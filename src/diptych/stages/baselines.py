@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerFast
 
 from diptych.config import Params
@@ -73,7 +74,7 @@ def run(workspace: Workspace, params: Params) -> None:
 
 
 class _Towers:
-    """Both towers as they came, and the mean token of whatever they are given."""
+    """Both towers as they came, and the mean token, of length one, of whatever they are given."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class _Towers:
             images = inputs.images(batch).to(self._device)
             tokens = images if images.is_floating_point() else self._image.features(images)
             # Rounded as what is kept, so that it makes no difference whether it is.
-            found.append(tokens.half().float().mean(dim=1).cpu())
+            found.append(normalize(tokens.half().float().mean(dim=1), dim=1).cpu())
         return torch.cat(found)
 
     def _texts(self, inputs: Inputs) -> Tensor:
@@ -127,7 +128,7 @@ class _Towers:
 
     def _mean_token(self, texts: Tensor, mask: Tensor) -> Tensor:
         states = texts if texts.is_floating_point() else self._text.features(texts, mask)
-        return masked_mean(states[:, :, -1].half().float(), mask).cpu()
+        return normalize(masked_mean(states[:, :, -1].half().float(), mask), dim=1).cpu()
 
     def _batches(self, name: str, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         with progress(None, name, unit="item", total=len(items)) as bar:
