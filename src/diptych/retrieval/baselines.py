@@ -26,7 +26,7 @@ from diptych.files import atomic_path
 from diptych.retrieval.metrics import Found, Ranks, mean_log_rank, ranks_from_embeddings
 
 NEIGHBOURS = (1, 3, 10, 30, 100)
-RIDGES = (0.01, 0.1, 0.3, 1.0, 3.0)
+RIDGES = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0)
 """Beside the mean variance of a feature."""
 WORDS = (5, 10, 20, 40)
 """Predicted for an image."""
