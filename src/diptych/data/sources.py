@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import Record, read_coco
+from diptych.data.captions import Dataset, Record, read_coco
 from diptych.errors import DiptychError
 
 _SHOWN = 5
@@ -61,13 +61,10 @@ def coco_source(annotations: Path, images: Path, split: str | None = None) -> So
         DiptychError: the file is not COCO captions or contradicts itself, or image files are missing.
     """
     coco = read_coco(annotations)
-    _refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
-    _refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
+    refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
+    refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
     captions: dict[int, list[SourceCaption]] = {record["id"]: [] for record in coco.images}
-    unknown = [record for record in coco.annotations if record["image_id"] not in captions]
-    if unknown:
-        shown = [f"annotation {record['id']} (image {record['image_id']})" for record in unknown]
-        raise DiptychError(f"{annotations}: captions of images that it does not list: {some(shown)}.")
+    refuse_unlisted(annotations, coco)
     for record in coco.annotations:
         captions[record["image_id"]].append(SourceCaption(record["caption"], record["id"]))
     folder = ImagesFolder(images)
@@ -95,8 +92,8 @@ def karpathy_source(annotations: Path, images: Path) -> Source:
     records = _read_karpathy(annotations)
     folder = ImagesFolder(images)
     found = [_karpathy_image(record, folder, f"{annotations}: images[{index}]") for index, record in enumerate(records)]
-    _refuse_repeated(annotations, "image id", (image.id for image in found))
-    _refuse_repeated(annotations, "sentid", (caption.id for image in found for caption in image.captions))
+    refuse_repeated(annotations, "image id", (image.id for image in found))
+    refuse_repeated(annotations, "sentid", (caption.id for image in found for caption in image.captions))
     return Source(_checked(annotations, found, folder))
 
 
@@ -278,10 +275,31 @@ def _checked(annotations: Path, images: list[SourceImage], folder: ImagesFolder)
     return images
 
 
-def _refuse_repeated(path: Path, what: str, values: Iterable[Hashable]) -> None:
+def refuse_repeated(path: Path, what: str, values: Iterable[Hashable]) -> None:
+    """Values that are there more than once, but for None.
+
+    Raises:
+        DiptychError: there are such; the message names them, and `what` they are.
+    """
     repeated = [str(value) for value, count in Counter(values).items() if count > 1 and value is not None]
     if repeated:
         raise DiptychError(f"{path}: each {what} must be there once, but these are repeated: {some(repeated)}.")
+
+
+def refuse_unlisted(path: Path, coco: Dataset) -> None:
+    """Captions of images that the file does not list.
+
+    Raises:
+        DiptychError: there are such.
+    """
+    listed = {record["id"] for record in coco.images}
+    unknown = [
+        f"annotation {record['id']} (image {record['image_id']})"
+        for record in coco.annotations
+        if record["image_id"] not in listed
+    ]
+    if unknown:
+        raise DiptychError(f"{path}: captions of images that it does not list: {some(unknown)}.")
 
 
 def some(items: Sequence[str]) -> str:

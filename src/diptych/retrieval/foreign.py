@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from diptych.data.captions import Record, read_coco
 from diptych.data.images import ImageError, open_image
-from diptych.data.sources import ImagesFolder, coco_candidates, some
+from diptych.data.sources import ImagesFolder, coco_candidates, refuse_repeated, refuse_unlisted, some
 from diptych.errors import DiptychError
 from diptych.retrieval.gallery import THUMBNAIL
 
@@ -39,27 +38,19 @@ class ForeignGallery:
     def __init__(self, path: Path, images: Path | None = None) -> None:
         listed = read_coco(path)
         place = {record["id"]: place for place, record in enumerate(listed.images)}
-        repeated = [str(key) for key, count in Counter(record["id"] for record in listed.images).items() if count > 1]
-        if repeated:
-            raise DiptychError(f"{path}: each image id must be there once, but these are repeated: {some(repeated)}.")
-        unknown = [
-            f"annotation {record['id']} (image {record['image_id']})"
-            for record in listed.annotations
-            if record["image_id"] not in place
-        ]
-        if unknown:
-            raise DiptychError(f"{path}: captions of images that it does not list: {some(unknown)}.")
+        refuse_repeated(path, "image id", (record["id"] for record in listed.images))
+        refuse_unlisted(path, listed)
         captioned = {record["image_id"] for record in listed.annotations}
         without = [
             f"{record['id']} ({record['file_name']})" for record in listed.images if record["id"] not in captioned
         ]
-        if without or not listed.images:
+        if without:
             raise DiptychError(
                 f"{path}: images without captions, for which nothing can be right: {some(without)}. Leave them and "
                 "their embeddings out."
-                if without
-                else f"{path} lists no images."
             )
+        if not listed.images:
+            raise DiptychError(f"{path} lists no images.")
         self.path = path
         self.captions = [record["caption"] or "" for record in listed.annotations]
         self.image_of_caption = np.array([place[record["image_id"]] for record in listed.annotations], np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -102,7 +102,6 @@ def write_report(
     *_, last = evaluation.ranks.values()
     images, captions = len(last.i2t.rank), len(last.t2i.rank)
     chance = chance_metrics(split.image_of_caption, images)
-    shown_hubs = failures.hubs["t2i"].most(SHOWN) if queries else []
     tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
     if all("folds_1k" in metrics for metrics in evaluation.metrics.values()):
         folded = {stage: metrics["folds_1k"] for stage, metrics in evaluation.metrics.items()}
@@ -126,17 +125,7 @@ def write_report(
             ladder=(ladder := rungs(compared, uncertainty, chance) if baselines else []),
             ladder_figure=ladder_figure(ladder) if ladder else None,
             figures=figures,
-            slices=_slice_rows(failures.slices),
-            failures=failures,
-            hub_images=[(picture(split, image), int(failures.hubs["t2i"].often[image])) for image in shown_hubs],
-            hub_captions=[
-                (split.captions[caption], int(failures.hubs["i2t"].often[caption]))
-                for caption in failures.hubs["i2t"].most(SHOWN)
-            ],
-            confusions=[
-                (picture(split, one.image), picture(split, one.other), one.captions, one.near_duplicates)
-                for one in (failures.confusions if queries else [])
-            ],
+            **_failures(split, failures, pictures=queries > 0),
             image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries),
             caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries),
         )
@@ -181,6 +170,23 @@ def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty
 
     ways = {name: [row(label, way, figure) for figure, label in LABELS.items()] for way, name in DIRECTIONS.items()}
     return {**ways, "": [row("RSUM")]}
+
+
+def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, Any]:
+    """What the template shows of them."""
+    images, captions = failures.hubs["t2i"], failures.hubs["i2t"]
+    return {
+        "slices": _slice_rows(failures.slices),
+        "failures": failures,
+        "hub_images": [
+            (picture(split, image), int(images.often[image])) for image in (images.most(SHOWN) if pictures else [])
+        ],
+        "hub_captions": [(split.captions[caption], int(captions.often[caption])) for caption in captions.most(SHOWN)],
+        "confusions": [
+            (picture(split, one.image), picture(split, one.other), one.captions, one.near_duplicates)
+            for one in (failures.confusions if pictures else [])
+        ],
+    }
 
 
 def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple[int, list[Figure], bool] | None]]]]:

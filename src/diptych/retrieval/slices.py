@@ -137,8 +137,9 @@ def slices(
     owners = {"i2t": np.arange(images), "t2i": image_of_caption}
     parts: list[tuple[str, str, str, NDArray[np.bool_]]] = []
     for name, values in of_images.items():
-        parts += [(name, label, "i2t", there) for label, there in cut(values)]
-        parts += [(name, label, "t2i", there[image_of_caption]) for label, there in cut(values)]
+        cuts = cut(values)
+        parts += [(name, label, "i2t", there) for label, there in cuts]
+        parts += [(name, label, "t2i", there[image_of_caption]) for label, there in cuts]
     for name, values in of_captions.items():
         parts += [(name, label, "t2i", there) for label, there in cut(values)]
     if not parts:
