@@ -178,7 +178,9 @@ class Objectives(Section):
     contrastive: Annotated[float, Field(gt=0)] = 1.0
     """InfoNCE between images and captions."""
     matching: Annotated[float, Field(ge=0)] = 1.0
-    """Of the fusion, which nothing else trains."""
+    """Of the fusion, which nothing else trains: of its match and of its alignment."""
+    matching_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of a batch's images that match is trained on, whose pairs cost layers of attention each; alignment sees all."""
     simclr_image: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between an image and a random view of it, which `train.views` describes."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0

@@ -139,6 +139,18 @@ def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
         assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
 
 
+@pytest.mark.parametrize(("share", "judged"), [(0.01, 2), (0.5, 4), (0.6, 5), (1.0, 8)])
+def test_matching_may_judge_the_pairs_of_a_share_of_the_images(share: float, judged: int) -> None:
+    owner = torch.arange(16) // 2
+    recorder = Recorder()
+    pairs = draw_pairs(recorder, *features(8, 16), owner, uniforms(8, 0))  # type: ignore[arg-type]
+    matching_loss(recorder, pairs)  # type: ignore[arg-type]
+    every = recorder.pairs
+    matching_loss(recorder, pairs, share)  # type: ignore[arg-type]
+    kept = [every[8 * kind + image] for kind in range(3) for image in range(judged)]
+    assert recorder.pairs == kept
+
+
 def test_likely_confusions_are_drawn_most() -> None:
     images, texts = features(3, 3)
     pooled = normalize(torch.tensor([[1.0, 0, 0], [0.95, 0.3, 0], [0, 0, 1.0]]), dim=1)

@@ -122,29 +122,36 @@ def draw_pairs(
     return Pairs(grid, tokens, mask, order[positive], order[negative_text], negative_image)
 
 
-def matching_loss(model: DualEncoder, pairs: Pairs) -> Tensor:
+def matching_loss(model: DualEncoder, pairs: Pairs, share: float = 1.0) -> Tensor:
     """Image-text matching: the fusion tells the positive pairs from those with hard negatives, two thirds of all.
 
-    Every process judges its share of the pairs.
+    Every process judges its part of the pairs.
+
+    Args:
+        share: of the images, the first ones, whose pairs are judged; two at least, and one for each process.
 
     Returns:
-        A scalar whose mean over the processes is the mean binary cross-entropy of the match logits of all pairs; zero
-        if there is one image only.
+        A scalar whose mean over the processes is the mean binary cross-entropy of the match logits of all these pairs;
+        zero if there is one image only.
     """
-    count = len(pairs.grid)
+    count = min(len(pairs.grid), max(2, world_size(), round(share * len(pairs.grid))))
     if count < 2:
         return pairs.grid.sum() * 0
     every = torch.arange(count, device=pairs.grid.device)
-    image_index = torch.cat([every, every, pairs.negative_image])
-    text_index = torch.cat([pairs.positive, pairs.negative_text, pairs.positive])
+    positive, negative_text, negative_image = (
+        index[:count] for index in (pairs.positive, pairs.negative_text, pairs.negative_image)
+    )
+    image_index = torch.cat([every, every, negative_image])
+    text_index = torch.cat([positive, negative_text, positive])
     target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(every.device)
-    share = torch.arange(rank(), len(target), world_size(), device=every.device)
-    # Of the captions that were drawn alone, and as long as the longest of them.
-    drawn, text_of_pair = text_index[share].unique(return_inverse=True)
-    within = slice(int(pairs.mask[drawn].sum(dim=1).max()))
-    tokens, mask = pairs.tokens[drawn, within], pairs.mask[drawn, within]
-    score = model.fusion(pairs.grid, tokens, mask, image_index[share], text_of_pair).score
-    total = binary_cross_entropy_with_logits(score, target[share], reduction="sum")
+    part = torch.arange(rank(), len(target), world_size(), device=every.device)
+    # Of the images and captions that were drawn alone, and these as long as the longest of them.
+    images, image_of_pair = image_index[part].unique(return_inverse=True)
+    texts, text_of_pair = text_index[part].unique(return_inverse=True)
+    within = slice(int(pairs.mask[texts].sum(dim=1).max()))
+    tokens, mask = pairs.tokens[texts, within], pairs.mask[texts, within]
+    score = model.fusion(pairs.grid[images], tokens, mask, image_of_pair, text_of_pair).score
+    total = binary_cross_entropy_with_logits(score, target[part], reduction="sum")
     return total * world_size() / len(target)
 
 

@@ -91,7 +91,7 @@ class TrainingStep(nn.Module):
         total = weights.contrastive * contrastive
         if self.fusion_learns:
             pairs = draw_pairs(self.model, images, texts, owner, self._uniforms(batch))
-            matching = matching_loss(self.model, pairs)
+            matching = matching_loss(self.model, pairs, weights.matching_share)
             alignment = alignment_loss(self.model, pairs)
             total = total + weights.matching * (matching + alignment)
         if self.image_view_head and image_view is not None:
