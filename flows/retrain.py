@@ -1,4 +1,4 @@
-"""The retrain flow: data, validate, preprocess, baselines, train, evaluate, register.
+"""The retrain flow: data, validate, preprocess, baselines, train, controls, evaluate, register.
 
 `diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. It decides when things run and
 shows what they did. What depends on what, and what is already computed, is DVC's to say; what a stage does stands in
@@ -78,10 +78,16 @@ def reproduce(workspace: Workspace, name: str, force: bool) -> str:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(workspace: Workspace) -> None:
-    """The validation summary, the metrics and the way to the report, as artifacts of the run."""
+    """The validation summary, metrics, ladder, verdicts and the way to the report, as artifacts of the run."""
     validation = json.loads((workspace.reports / "validation.json").read_text(encoding="utf-8"))
     create_markdown_artifact(validation_summary(validation), key="validation", description="What validate found")
     create_table_artifact(metrics_table(_metrics(workspace)), key="metrics", description="Retrieval on the test split")
+    ladder = json.loads((workspace.reports / "ladder.json").read_text(encoding="utf-8"))
+    if ladder["rungs"]:
+        create_table_artifact(
+            ladder["rungs"], key="ladder", description="RSUM from chance to the model, 95 % intervals"
+        )
+        create_markdown_artifact(verdicts(ladder), key="verdicts", description="What the model is worth")
     create_link_artifact((workspace.reports / "report.html").resolve().as_uri(), link_text="Report", key="report")
 
 
@@ -113,6 +119,15 @@ def validation_summary(validation: Mapping[str, Any]) -> str:
     head = ["| | total | accepted | quarantined |", "|---|---|---|---|"]
     return "\n".join(
         [*head, *rows, "", "All expectations hold." if not failed else "Expectations that do not hold:", *failed]
+    )
+
+
+def verdicts(ladder: Mapping[str, Any]) -> str:
+    """Each claim with its answer, as Markdown."""
+    return "\n".join(
+        f"* {one['claim']}: **{one['answer']}**, by {one['gain']['rsum']:+.1f} RSUM "
+        f"({one['gain']['low']:+.1f} to {one['gain']['high']:+.1f}) over {one['over']}"
+        for one in ladder["verdicts"]
     )
 
 

@@ -34,11 +34,15 @@ stages:
     deps: [artifacts/prepared]
     params: [seed]
     outs: [artifacts/model, reports/training.csv]
+  controls:
+    cmd: exec python stage.py controls
+    deps: [artifacts/model]
+    outs: [artifacts/controls.npz]
   evaluate:
     cmd: exec python stage.py evaluate
-    deps: [artifacts/baselines.npz, artifacts/model]
-    outs: [reports/report.html]
-    metrics: [reports/metrics.json]
+    deps: [artifacts/baselines.npz, artifacts/controls.npz, artifacts/model]
+    outs: [reports/ladder.json, reports/report.html]
+    metrics: [reports/baselines.json, reports/metrics.json]
 """
 STAGE = """
 import json, os, pathlib, shutil, sys, time
@@ -60,13 +64,13 @@ if name == "validate":
     )
 elif name == "preprocess":
     (here / "artifacts/prepared").write_text("prepared")
-elif name == "baselines":
-    (here / "artifacts/baselines.npz").write_text("baselines")
+elif name in ("baselines", "controls"):
+    (here / f"artifacts/{name}.npz").write_text(name)
 elif name == "train":
     shutil.copytree("trained", here / "artifacts/model")
     shutil.copy("trained-reports/training.csv", here / "reports")
 else:
-    for file in ("metrics.json", "report.html"):
+    for file in ("metrics.json", "baselines.json", "ladder.json", "report.html"):
         shutil.copy(here / "trained-reports" / file, here / "reports")
 """
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -50,15 +50,19 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone without data, with images and captions by the names that the documents use."""
     root = tmp_path_factory.mktemp("sources") / "diptych"
     clone_project(root)
-    for number, folder in enumerate(("photos", "train2017", "coco", "a", "b")):
+    for number, folder in enumerate(("photos", "train2017", "val2017", "coco", "a", "b")):
         (root / folder).mkdir()
         for image in range(20):
             Image.new("RGB", (64, 64), (12 * image, 50 * number, 90)).save(root / folder / f"{image}.png")
     images = [{"id": 1 + i, "file_name": f"{i}.png", "split": ("train", "val", "test")[i % 3]} for i in range(20)]
     captions = [{"id": 1 + i, "image_id": 1 + i, "caption": f"photo number {i}"} for i in range(20)]
     coco = json.dumps({"images": images, "annotations": captions})
-    for name in ("captions.json", "captions_train2017.json", "a.json", "b.json"):
+    for name in ("captions.json", "captions_train2017.json", "captions_val2017.json", "a.json", "b.json"):
         (root / name).write_text(coco)
+    objects = [{"id": 1 + i, "image_id": 1 + i, "category_id": 1} for i in range(20)]
+    categories = [{"id": 1, "name": "dog"}]
+    instances = {"images": images, "annotations": objects, "categories": categories}
+    (root / "instances_val2017.json").write_text(json.dumps(instances))
     karpathy = [
         {"filename": f"{i}.png", "split": "restval", "imgid": i, "sentences": [{"raw": "one", "sentid": i}]}
         for i in range(20)

@@ -29,12 +29,17 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 
 def write_reports(folder: Path) -> None:
-    """Metrics, the history of the training, the report."""
+    """Metrics, what they are compared with, the history of the training, the report."""
     way = {"recall@1": 10.0, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
     towers = {"i2t": way, "t2i": way, "rsum": 120.0}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(
         json.dumps({"towers": towers, "normalized": {**towers, "rsum": 125.0}, "reranked": {**towers, "rsum": 130.0}})
     )
+    (folder / "baselines.json").write_text(json.dumps({"prior": {**towers, "rsum": 12.0}}))
+    rungs = [{"name": "chance", "rsum": 10.0, "low": None, "high": None, "is_model": False}]
+    gain = {"rsum": 118.0, "low": 110.0, "high": 126.0, "p_value": 0.001}
+    verdict = {"claim": "It is better", "answer": "yes", "over": "prior", "gain": gain}
+    (folder / "ladder.json").write_text(json.dumps({"rungs": rungs, "verdicts": [verdict]}))
     (folder / "training.csv").write_text("epoch,loss,val_rsum\n1,2.0,100.0\n2,1.0,120.0\n")
     (folder / "report.html").write_text("<p>report</p>")

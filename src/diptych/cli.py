@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diptych.config import Params
     from diptych.workspace import Workspace
 
-STAGES = ("validate", "preprocess", "baselines", "train", "evaluate")
+STAGES = ("validate", "preprocess", "baselines", "train", "controls", "evaluate")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +42,7 @@ def cli(debug: bool) -> None:
 @click.option("--force", is_flag=True, help="Run every stage, changed or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def run(preset: str | None, force: bool, as_json: bool) -> None:
-    """Run the whole chain: data, validate, preprocess, baselines, train, evaluate, register."""
+    """Run the whole chain: data, validate, preprocess, baselines, train, controls, evaluate, register."""
     workspace = enter()
     from diptych.presets import use_preset
     from diptych.processes import holding

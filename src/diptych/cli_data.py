@@ -56,6 +56,9 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @click.option("--karpathy", type=_FILE, help="Karpathy split JSON, such as dataset_coco.json.")
 @click.option("--table", type=_FILE, help="CSV or TSV with the columns file, caption and, optionally, split.")
 @click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder; one, or one a --coco.")
+@click.option(
+    "--instances", multiple=True, type=_FILE, help="COCO instances JSON: what is in the images; one, or one a --coco."
+)
 @click.option("--split", multiple=True, help="Split of all of a file's images; one, or one a --coco.")
 @click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
 @click.option("--keep-split", is_flag=True, help="Leave images that are there in another split where they are.")
@@ -68,6 +71,7 @@ def import_(
     karpathy: Path | None,
     table: Path | None,
     images: tuple[Path, ...],
+    instances: tuple[Path, ...],
     split: tuple[str, ...],
     deal: str | None,
     keep_split: bool,
@@ -75,10 +79,12 @@ def import_(
 ) -> None:
     """Add captioned images to data/; what is there already is not stored twice.
 
-    Give --coco, --karpathy or --table. Several --coco take their --images and --split in the same order.
+    Give --coco, --karpathy or --table. Several --coco take their --images, --instances and --split in the same order.
     """
     if sum(map(bool, (coco, karpathy, table))) != 1:
         raise click.UsageError("Give one of --coco, --karpathy and --table.")
+    if instances and not coco:
+        raise click.UsageError("--instances belong to --coco.")
     workspace = enter()
     from diptych.data import importing
     from diptych.dvc import bring_own_dataset, record_dataset
@@ -89,7 +95,7 @@ def import_(
         if onto_scenes != "replace":
             bring_own_dataset(workspace)
         if coco:
-            summary = importing.import_coco(workspace.data, _coco_sources(coco, images, split), rules)
+            summary = importing.import_coco(workspace.data, _coco_sources(coco, images, split, instances), rules)
         elif karpathy:
             if split:
                 raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
@@ -112,12 +118,16 @@ def status(as_json: bool) -> None:
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.render()))
 
 
-def _coco_sources(coco: tuple[Path, ...], images: tuple[Path, ...], split: tuple[str, ...]) -> list[CocoSource]:
+def _coco_sources(
+    coco: tuple[Path, ...], images: tuple[Path, ...], split: tuple[str, ...], instances: tuple[Path, ...]
+) -> list[CocoSource]:
     from diptych.data.importing import CocoSource
 
+    none = [None] * len(coco)
     folders = _one_each(images, len(coco), "--images")
-    splits = _one_each(split, len(coco), "--split") if split else [None] * len(coco)
-    return [CocoSource(*source) for source in zip(coco, folders, splits, strict=True)]
+    splits = _one_each(split, len(coco), "--split") if split else none
+    objects = _one_each(instances, len(coco), "--instances") if instances else none
+    return [CocoSource(*source) for source in zip(coco, folders, splits, objects, strict=True)]
 
 
 def _one_each(values: tuple[T, ...], count: int, option: str) -> list[T]:

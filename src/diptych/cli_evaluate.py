@@ -46,6 +46,7 @@ def evaluate(
     from diptych.model.device import set_threads
     from diptych.retrieval.evaluation import evaluate_embeddings
     from diptych.retrieval.foreign import ForeignGallery
+    from diptych.retrieval.judgements import add_extended
     from diptych.retrieval.metrics import chance_metrics
     from diptych.retrieval.report import Findings, Setting, write_report
     from diptych.retrieval.slices import find_failures
@@ -56,6 +57,7 @@ def evaluate(
     gallery = ForeignGallery(captions, images)
     image, text = gallery.read(image_embeddings, "images"), gallery.read(text_embeddings, "captions")
     evaluation = evaluate_embeddings(image, text, gallery.image_of_caption)
+    add_extended(evaluation, gallery.image_ids, gallery.caption_ids)
     uncertainty = judge(evaluation.ranks, gallery.image_of_caption)
     if as_json:
         click.echo(json.dumps(evaluation.metrics, indent=2))

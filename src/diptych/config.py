@@ -347,14 +347,17 @@ class Register(Section):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
 
 
-Baseline = Literal["prior", "image_only", "words_bm25", "words_text_tower", "ridge", "cca"]
+Baseline = Literal["prior", "image_only", "words_bm25", "words_text_tower", "ridge", "cca", "linear_heads", "mlp_heads"]
+Control = Literal["shuffled_images", "mlp_fusion"]
 
 
 class Baselines(Section):
     """What the model is compared with on the same test split."""
 
     methods: list[Baseline] = list(get_args(Baseline))
-    """Single modalities, and frozen towers joined in closed form; []: none."""
+    """Single modalities, and frozen towers joined in closed form or by learned heads; []: none."""
+    controls: list[Control] = list(get_args(Control))
+    """Of the fusion: shown another image than the pair's, or an MLP of as many weights in its place; []: none."""
 
 
 class Params(Section):

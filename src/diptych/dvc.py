@@ -25,7 +25,7 @@ from diptych.workspace import Workspace
 if TYPE_CHECKING:
     from diptych.data.captions import Dataset
 
-STAGES = ("validate", "preprocess", "baselines", "train", "evaluate")
+STAGES = ("validate", "preprocess", "baselines", "train", "controls", "evaluate")
 """In their order; what depends on what stands in dvc.yaml."""
 
 _CHATTER = re.compile(

@@ -71,6 +71,11 @@ class Workspace:
         return self.artifacts / "baselines.npz"
 
     @property
+    def controls(self) -> Path:
+        """What they found re-ranked by the controls to the fusion (controls)."""
+        return self.artifacts / "controls.npz"
+
+    @property
     def reports(self) -> Path:
         """What people read."""
         return self.root / "reports"

@@ -97,6 +97,24 @@ def test_more_images_go_into_new_shards_and_old_ones_stay_untouched(photos: Phot
     assert {member.shard for member in list_members(photos.data)} == {"images-00000.tar", "images-00001.tar"}
 
 
+def test_known_images_are_told_what_is_in_them_and_once_is_enough(photos: Photos) -> None:
+    photos.write({1: b"one", 2: b"two"})
+    photos.bring()
+    before = photos.files()
+    instances = photos.folder / "instances.json"
+    annotations = [{"id": 1, "image_id": 2, "category_id": 1}]
+    categories = [{"id": 1, "name": "dog"}]
+    instances.write_text(json.dumps({"images": [{"id": 2}], "annotations": annotations, "categories": categories}))
+    source = CocoSource(photos.json, photos.folder, "train", instances)
+    assert import_coco(photos.data, [source]).images_added == 0
+    assert [record.get("objects") for record in read_dataset(photos.data).images] == [None, ["dog"]]
+    told = photos.files()
+    assert {name for name in told if told[name] != before.get(name)} == {"captions.json"}
+    import_coco(photos.data, [source])
+    photos.bring()
+    assert photos.files() == told
+
+
 def test_the_same_content_in_one_split_becomes_one_image_with_all_captions(photos: Photos) -> None:
     photos.write({1: b"same", 2: b"same"}, {1: ["a", "b"], 2: ["b", "c"]})
     summary = photos.bring()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from diptych.data.captions import read_instances
 from diptych.data.sources import coco_source, karpathy_source, table_source
 from diptych.errors import DiptychError
 
@@ -204,3 +205,49 @@ def test_a_table_of_another_kind_or_encoding_is_refused(folder: Path) -> None:
         table_source(path, folder)
     with pytest.raises(DiptychError, match="cannot be read"):
         table_source(folder / "none.csv", folder)
+
+
+def instances(folder: Path, **changes: Any) -> Path:
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "ball"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 7},
+            {"id": 2, "image_id": 1, "category_id": 3, "iscrowd": 0},
+            {"id": 3, "image_id": 1, "category_id": 7},
+            {"id": 4, "image_id": 1, "category_id": 3, "iscrowd": 1},
+        ],
+    }
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_instances_tell_what_is_in_the_images_that_they_list(folder: Path) -> None:
+    assert read_instances(instances(folder)) == {1: ["ball", "dog", "dog"], 2: []}
+    images = [{"id": number, "file_name": "a.jpg"} for number in (1, 2, 5)]
+    annotations = [{"id": number, "image_id": number, "caption": "a"} for number in (1, 2, 5)]
+    source = coco_source(coco(folder, images, annotations), folder, "train", instances(folder))
+    assert [image.fields.get("objects") for image in source.images] == [["ball", "dog", "dog"], [], None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"categories": None}, "lacks a list, one of images, annotations, categories"),
+        ({"categories": [{"id": 7}]}, "an image or a category has no id or name"),
+        ({"images": [3]}, "an image or a category has no id or name"),
+        ({"annotations": [{"image_id": 1, "category_id": 8}]}, r"annotations\[0\] is of no image or category"),
+        ({"annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 9}]}, r"annotations\[1\] is of no image"),
+        ({"annotations": ["dog"]}, r"annotations\[0\] is of no image or category"),
+    ],
+)
+def test_what_is_wrong_with_an_instances_file_is_told(folder: Path, changes: Any, words: str) -> None:
+    with pytest.raises(DiptychError, match=f"instances.json is not a COCO instances file: .*{words}"):
+        read_instances(instances(folder, **changes))
+
+
+def test_instances_of_other_images_are_refused(folder: Path) -> None:
+    images, annotations = [{"id": 5, "file_name": "a.jpg"}], [{"id": 1, "image_id": 5, "caption": "a"}]
+    with pytest.raises(DiptychError, match=r"instances.json lists none of the images of .*json"):
+        coco_source(coco(folder, images, annotations), folder, "train", instances(folder))

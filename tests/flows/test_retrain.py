@@ -80,7 +80,7 @@ def ran(workspace: Workspace) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-STAGES = ["validate", "preprocess", "baselines", "train", "evaluate"]
+STAGES = ["validate", "preprocess", "baselines", "train", "controls", "evaluate"]
 
 
 def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrain, first_run, chain_that_ran):
@@ -95,7 +95,9 @@ def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrai
     assert ran(chain_that_ran) == STAGES
     json.dumps(first)
     with get_client(sync_client=True) as client:
-        assert {"validation", "metrics", "report"} <= {artifact.key for artifact in client.read_artifacts()}
+        assert {"validation", "metrics", "ladder", "verdicts", "report"} <= {
+            artifact.key for artifact in client.read_artifacts()
+        }
 
 
 def test_a_change_runs_what_depends_on_it_and_force_runs_everything(retrain, chain_that_ran):
@@ -117,7 +119,8 @@ def test_a_stage_that_fails_ends_the_flow_with_its_own_message_and_the_next_run_
         retrain()
 
     monkeypatch.delenv("FAIL")
-    assert retrain()["stages"] == {**dict.fromkeys(STAGES, "reused"), "train": "ran", "evaluate": "ran"}
+    again = dict.fromkeys(("train", "controls", "evaluate"), "ran")
+    assert retrain()["stages"] == {**dict.fromkeys(STAGES, "reused"), **again}
 
 
 def test_a_workspace_that_is_in_use_is_left_alone(retrain, chain, monkeypatch):

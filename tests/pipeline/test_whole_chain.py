@@ -19,7 +19,7 @@ from diptych.processes import holding
 from diptych.workspace import Workspace
 
 pytestmark = pytest.mark.slow
-STAGES = ["validate", "preprocess", "baselines", "train", "evaluate"]
+STAGES = ["validate", "preprocess", "baselines", "train", "controls", "evaluate"]
 
 
 def test_the_chain_ends_with_a_registered_challenger(chain: Clone) -> None:

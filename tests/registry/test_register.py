@@ -261,11 +261,12 @@ def test_without_a_model_there_is_nothing_to_register(trained):
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_without_metrics_there_is_nothing_to_judge_the_model_by(trained, content):
-    metrics = trained.reports / "metrics.json"
+@pytest.mark.parametrize("name", ["metrics", "baselines"])
+def test_without_metrics_there_is_nothing_to_judge_the_model_by(trained, content, name):
+    metrics = trained.reports / f"{name}.json"
     metrics.unlink() if content is None else metrics.write_text(content)
 
-    with pytest.raises(DiptychError, match=r"metrics\.json is missing or damaged: run `dvc repro evaluate`"):
+    with pytest.raises(DiptychError, match=rf"{name}\.json is missing or damaged: run `dvc repro evaluate`"):
         register(trained, Params())
 
 
@@ -278,6 +279,7 @@ def test_without_the_history_of_the_training_the_run_has_the_metrics_alone(train
     client, _ = connect(trained, Params())
     assert "loss" not in client.get_run(version.run_id).data.metrics
     assert version.metrics["towers/rsum"] == 120.0
+    assert version.metrics["baselines/prior/rsum"] == 12.0
 
 
 def test_a_store_that_refuses_is_an_error_for_the_user(trained, monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 from diptych.retrieval.ladder import in_words, rungs, verdicts
 from diptych.retrieval.uncertainty import Gain, Uncertainty
 
-RSUMS = {"prior": 10.0, "image_only": 80.0, "words_bm25": 120.0, "ridge": 200.0, "cca": 150.0}
-MODEL = {"towers": 300.0, "normalized": 310.0, "reranked": 320.0}
+RSUMS = {"prior": 10.0, "image_only": 80.0, "words_bm25": 120.0, "ridge": 200.0, "cca": 150.0, "mlp_heads": 190.0}
+MODEL = {"towers": 300.0, "normalized": 310.0, "shuffled_images": 308.0, "mlp_fusion": 311.0, "reranked": 320.0}
 
 
 def judged(gain: Gain) -> Uncertainty:
@@ -36,15 +36,20 @@ def metrics(**changes: float) -> dict[str, dict[str, float]]:
 )
 def test_the_answer_is_what_the_interval_says(gain: Gain, answer: str) -> None:
     found = verdicts(metrics(), judged(gain))
-    assert [verdict.answer for verdict in found] == [answer] * 3
+    assert [verdict.answer for verdict in found] == [answer] * 4
     assert f"The fusion helps: {answer}, by {gain.rsum:+.1f} RSUM" in in_words(found)[2]
 
 
 def test_the_strongest_of_each_kind_is_the_one_to_beat() -> None:
     over = [verdict.over for verdict in verdicts(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
-    assert over == ["words: predicted, BM25", "frozen towers: ridge regression", "the model: normalized"]
-    over = [verdict.over for verdict in verdicts(metrics(image_only=130.0), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
-    assert over[0] == "images: the nearest lend captions"
+    assert over == [
+        *("words: predicted, BM25", "frozen towers: ridge regression", "the model: normalized"),
+        "control: an MLP in place of attention",
+    ]
+    others = metrics(image_only=130.0, mlp_heads=201.0, shuffled_images=312.0)
+    over = [verdict.over for verdict in verdicts(others, judged(Gain(1.0, 0.5, 2.0, 0.01)))]
+    assert over[:2] == ["images: the nearest lend captions", "frozen towers: MLP heads"]
+    assert over[3] == "control: the fusion on other images"
 
 
 def test_a_claim_without_anything_to_compare_with_is_left_out() -> None:
@@ -56,4 +61,4 @@ def test_the_ladder_goes_from_chance_to_the_model() -> None:
     ladder = rungs(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)), {"rsum": 7.0})
     assert [rung.rsum for rung in ladder] == [7.0, *RSUMS.values(), *MODEL.values()]
     assert (ladder[0].low, ladder[1].low, ladder[1].high) == (None, 5.0, 15.0)
-    assert [rung.is_model for rung in ladder] == [False] * 6 + [True] * 3
+    assert [rung.is_model for rung in ladder] == [False] * 7 + [True] * 2 + [False] * 2 + [True]

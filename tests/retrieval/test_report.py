@@ -89,7 +89,7 @@ def test_the_same_evaluation_gives_the_same_bytes(render, history):
 
 def test_figures_carry_no_date_and_no_version(render, history):
     figures = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", render(history))
-    assert len(figures) == 8
+    assert len(figures) == 10
     for figure in figures:
         svg = base64.b64decode(figure).decode()
         assert "dc:date" not in svg

@@ -7,8 +7,15 @@ import pytest
 
 from diptych.retrieval.evaluation import Evaluation
 from diptych.retrieval.metrics import Found, Ranks, recall_at_k
+from diptych.retrieval.similarities import Similarities
 from diptych.retrieval.slices import SHOWN, confusions, cut, find_failures, hubs, slices
 from diptych.retrieval.uncertainty import RESAMPLES, draws
+
+NO_PAIRS = Similarities(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def no_lists(k: int) -> tuple[np.ndarray, np.ndarray]:
+    raise AssertionError("nothing here looks deeper")
 
 
 def one_right(ranks: np.ndarray) -> Found:
@@ -73,6 +80,39 @@ def test_values_are_cut_into_about_equal_parts(values: list[float], labels: list
         assert (np.sum([there for _, there in parts], axis=0) == 1).all()
 
 
+def test_what_is_not_known_is_in_no_part() -> None:
+    for values in ([np.nan, 1, 2, 2, np.nan], [np.nan, *range(30)]):
+        given = np.array(values, float)
+        assert (np.sum([there for _, there in cut(given)], axis=0) == ~np.isnan(given)).all()
+    assert cut(np.full(4, np.nan)) == []
+
+
+def test_slices_by_what_images_show_are_those_of_the_most_frequent_categories(
+    ranks: tuple[Ranks, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, own = ranks
+    monkeypatch.setattr("diptych.retrieval.slices.CATEGORIES", 3)
+    objects: list[list[str] | None] = [["person", "dog"] if image % 3 == 0 else ["person"] for image in range(60)]
+    objects[0] = None
+    objects[1:5] = [["person", "cat", "cat"]] * 4
+    objects[5:30] = [[*(there or ()), "tree"] for there in objects[5:30]]
+    evaluation = Evaluation({"embeddings": found}, {}, (lambda image: [0], lambda caption: [0]), no_lists, NO_PAIRS)
+    made = find_failures(evaluation, own, ["word"] * len(own), {}, None, objects).slices
+    shown = [(one.label, one.way, one.queries) for one in made if one.attribute == "an image that shows"]
+    dogs, trees = np.arange(6, 60, 3), np.arange(5, 30)
+    # Of persons there are none without, of cats only four: no slice. The dog at 3 is a cat's image now.
+    assert shown == [
+        ("tree", "i2t", 25),
+        ("dog", "i2t", len(dogs)),
+        ("tree", "t2i", int(np.isin(own, trees).sum())),
+        ("dog", "t2i", int(np.isin(own, dogs).sum())),
+    ]
+    (dog,) = (one for one in made if (one.label, one.way) == ("dog", "t2i"))
+    assert dog.recalls["recall@10"][0] == recall_at_k(found.t2i.rank[np.isin(own, dogs)], 10)
+    counted = [(one.label, one.queries) for one in made if one.attribute == "objects in the image" and one.way == "i2t"]
+    assert sum(queries for _, queries in counted) == 59
+
+
 def test_hubs_are_counted_over_all_queries() -> None:
     lists = [[0, 1, 2], [0, 3], [0, 1], [4, 0]]
     found = hubs(lambda query: lists[query], 4, 6)
@@ -96,7 +136,7 @@ def test_failures_are_of_the_last_stage_and_name_near_duplicates() -> None:
     good, bad = one_right(np.array([1, 1, 1])), one_right(np.array([9, 9, 9]))
     ranks = {"towers": Ranks(good, good), "reranked": Ranks(bad, one_right(np.array([9, 9, 9, 1])))}
     images = [[1], [1], [0], [2]]
-    evaluation = Evaluation(ranks, {}, (lambda image: [image], lambda caption: images[caption]))
+    evaluation = Evaluation(ranks, {}, (lambda image: [image], lambda caption: images[caption]), no_lists, NO_PAIRS)
     hashes = ["ff00000000000000", "fe00000000000001", "00000000ffffffff"]
     failures = find_failures(evaluation, own, ["a", "a b", "a b c", "a"], {}, hashes)
     assert failures.confusions == [(0, 1, 3, True)]

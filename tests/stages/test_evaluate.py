@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from playwright.sync_api import sync_playwright
 from tiny import PREPROCESSING, RERANKING, make_model, make_querybank, model_settings, write_prepared
 
 from diptych.config import Params, Splits
@@ -32,9 +35,11 @@ OUTPUTS = (
     "metrics.json",
     "baselines.json",
     "failures.json",
+    "ladder.json",
     "uncertainty.json",
     "report.html",
     "plots/recall_at_k.csv",
+    "plots/similarities.csv",
 )
 
 
@@ -55,7 +60,9 @@ def workspace(tmp_path: Path) -> Workspace:
     own = Prepared(workspace.prepared, Splits()).split("test").image_of_caption
     random = np.random.default_rng(0)
     vectors = {name: (random.normal(size=(12, 4)), random.normal(size=(24, 4))) for name in ("prior", "cca")}
-    save_ranks(workspace.baselines, {name: ranks_from_embeddings(*both, own) for name, both in vectors.items()})
+    ranks = {name: ranks_from_embeddings(*both, own) for name, both in vectors.items()}
+    save_ranks(workspace.baselines, ranks)
+    save_ranks(workspace.controls, {"mlp_fusion": ranks["cca"]})
     return workspace
 
 
@@ -63,6 +70,7 @@ def write_manifest(workspace: Workspace) -> None:
     """What evaluate reads of it, of all images."""
     images = pd.read_parquet(workspace.prepared / "images.parquet")["image_id"]
     shape = {"width": 40 + images % 3, "height": 40, "phash": [f"{number:016x}" for number in images]}
+    shape["objects"] = ['["dog", "ball"]' if number % 2 else '["dog"]' for number in images]
     pd.DataFrame({"image_id": images, **shape}).to_parquet(workspace.manifest)
 
 
@@ -105,9 +113,10 @@ def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
     assert {name: list(over) for name, over in sure["gains"].items()} == {
         "prior": [],
         "cca": ["prior"],
-        "towers": ["prior", "cca"],
-        "normalized": ["prior", "cca", "towers"],
-        "reranked": ["prior", "cca", "towers", "normalized"],
+        "mlp_fusion": ["prior", "cca"],
+        "towers": ["prior", "cca", "mlp_fusion"],
+        "normalized": ["prior", "cca", "mlp_fusion", "towers"],
+        "reranked": ["prior", "cca", "mlp_fusion", "towers", "normalized"],
     }
     gain = sure["gains"]["reranked"]["towers"]
     assert gain["rsum"] == metrics["reranked"]["rsum"] - metrics["towers"]["rsum"]
@@ -138,6 +147,7 @@ def test_the_split_that_plays_test_is_the_one_evaluated(workspace: Workspace) ->
     with pytest.raises(DiptychError, match=r"baselines\.npz holds prior of another test split"):
         run(workspace, of_val)
     save_ranks(workspace.baselines, {})
+    save_ranks(workspace.controls, {})
     run(workspace, of_val)
     assert "Gallery (val)" in (workspace.reports / "report.html").read_text()
 
@@ -187,7 +197,7 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
 def test_baselines_are_compared_on_the_same_queries(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run(workspace, params())
-    found = load_ranks(workspace.baselines, 12, 24)
+    found = {**load_ranks(workspace.baselines, 12, 24), **load_ranks(workspace.controls, 12, 24)}
     expected = {name: metrics_from_ranks(*both) for name, both in found.items()}
     assert json.loads((workspace.reports / "baselines.json").read_text()) == expected
     sure = json.loads((workspace.reports / "uncertainty.json").read_text())
@@ -204,6 +214,7 @@ def test_baselines_are_compared_on_the_same_queries(workspace: Workspace, caplog
 
 def test_without_baselines_there_is_no_ladder(workspace: Workspace) -> None:
     save_ranks(workspace.baselines, {})
+    save_ranks(workspace.controls, {})
     run(workspace, params())
     assert json.loads((workspace.reports / "baselines.json").read_text()) == {}
     page = (workspace.reports / "report.html").read_text()
@@ -215,8 +226,13 @@ def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None
     run(workspace, params())
     failures = json.loads((workspace.reports / "failures.json").read_text())
     attributes = {one["attribute"] for one in failures["slices"]}
-    assert attributes == {"brightness in %", "width / height", "words in the caption"}
-    assert sum(one["queries"] for one in failures["slices"] if one["way"] == "t2i") == 3 * 24
+    of_objects = {"objects in the image", "an image that shows"}
+    assert attributes == {"brightness in %", "width / height", "words in the caption"} | of_objects
+    counts = dict.fromkeys(attributes, 0)
+    for one in failures["slices"]:
+        counts[one["attribute"]] += one["queries"] if one["way"] == "t2i" else 0
+    # All images show a dog, so only the ball makes a difference: it is in every second one, in 12 of their captions.
+    assert counts == dict.fromkeys(attributes, 24) | {"an image that shows": 12}
     page = (workspace.reports / "report.html").read_text()
     assert "Where it fails" in page
     assert "Confused most often" in page
@@ -230,3 +246,41 @@ def test_a_manifest_that_does_not_fit_is_an_error(workspace: Workspace, keep: in
         pd.read_parquet(workspace.manifest).head(keep).to_parquet(workspace.manifest)
     with pytest.raises(DiptychError, match=r"manifest\.parquet is missing, damaged or of other images"):
         run(workspace, params())
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_report_fits_a_phone_and_a_laptop(workspace: Workspace, width: int, theme: str) -> None:
+    """In real Chromium: no error in its console, nothing fetched, nothing wider than the window."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    run(workspace, params(evaluate={"top_k": 4, "report_queries": 8}))
+    page_file = workspace.reports / "report.html"
+    said: list[str] = []
+    fetched: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: fetched.append(request.url.partition(":")[0]))
+        page.goto(page_file.as_uri())
+        shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        wide = page.evaluate(
+            """() => [...document.querySelectorAll("body *")].filter(element => {
+                const box = element.getBoundingClientRect();
+                return box.width && (box.right > innerWidth + 1 || box.left < -1);
+            }).map(element => element.outerHTML.slice(0, 200))"""
+        )
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        pictures = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+        browser.close()
+    assert (said, wide, overflow) == ([], [], 0)
+    assert set(fetched) <= {"file", "data"}
+    assert fetched.count("file") == 1
+    assert pictures
+    assert min(pictures) > 0
+    assert (shot.width, shot.height > 2000) == (width, True)
+    corner = shot.convert("L").getpixel((2, 2))
+    assert corner > 200 if theme == "light" else corner < 60

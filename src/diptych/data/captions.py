@@ -51,9 +51,52 @@ def read_coco(path: Path) -> Dataset:
     Raises:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO captions; the message names the record.
     """
+    content = _load(path)
+    _check_structure(path, content)
+    return Dataset(
+        info=content.get("info") or {},
+        licenses=content.get("licenses") or [],
+        images=content["images"],
+        annotations=content["annotations"],
+    )
+
+
+def read_instances(path: Path) -> dict[int, list[str]]:
+    """What a COCO instances file says is in each image: by its id the categories of its objects, one an object, sorted;
+    crowds are left out.
+
+    Raises:
+        DiptychError: the file is missing, not JSON (cut off, say) or not COCO instances; the message names the record.
+    """
+    content = _load(path)
+    tables = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(table), list) for table in tables):
+        raise DiptychError(f"{path} is not a COCO instances file: it lacks a list, one of {', '.join(tables)}.")
+    try:
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        objects: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
+    except (KeyError, TypeError):
+        raise DiptychError(f"{path} is not a COCO instances file: an image or a category has no id or name.") from None
+    for index, annotation in enumerate(content["annotations"]):
+        try:
+            if not annotation.get("iscrowd"):
+                objects[annotation["image_id"]].append(names[annotation["category_id"]])
+        except (KeyError, TypeError, AttributeError):
+            raise DiptychError(
+                f"{path} is not a COCO instances file: annotations[{index}] is of no image or category that it lists."
+            ) from None
+    return {image: sorted(there) for image, there in objects.items()}
+
+
+def _load(path: Path) -> Any:
+    """The JSON of a COCO file, as pycocotools reads it.
+
+    Raises:
+        DiptychError: the file is missing or not JSON.
+    """
     try:
         with redirect_stdout(io.StringIO()):
-            content = COCO(str(path)).dataset
+            return COCO(str(path)).dataset
     except OSError as error:
         raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -69,14 +112,7 @@ def read_coco(path: Path) -> Dataset:
         raise DiptychError(f"{path} is no JSON that can be read: {error}.") from None
     except (AssertionError, KeyError, TypeError):
         # pycocotools indexes the records before anyone can look at them; the same checks, said in words.
-        content = json.loads(path.read_text(encoding="utf-8"))
-    _check_structure(path, content)
-    return Dataset(
-        info=content.get("info") or {},
-        licenses=content.get("licenses") or [],
-        images=content["images"],
-        annotations=content["annotations"],
-    )
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:

@@ -48,6 +48,7 @@ class Growth:
     def __init__(self, dataset: Dataset, sources: Sequence[Source], rules: Rules) -> None:
         self.images_added = 0
         self.captions_added = 0
+        self.objects_added = 0
         self._info = _info_after_import(dataset)
         self._images = list(dataset.images)
         self._annotations = list(dataset.annotations)
@@ -80,6 +81,9 @@ class Growth:
             self._conflicts.append(
                 f"{image.name} ({split}; known as {known.get('source', known['file_name'])} in {known.get('split')})"
             )
+        if known.get("objects") != (objects := image.fields.get("objects", known.get("objects"))):
+            known["objects"] = objects
+            self.objects_added += 1
         texts = self._texts[known["id"]]
         self._add_captions(known["id"], [caption for caption in image.captions if _clean(caption.text) not in texts])
 
@@ -94,6 +98,8 @@ class Growth:
 
     def report(self) -> None:
         """Logs what was decided for the user."""
+        if self.objects_added:
+            _log.info("%d known images now say what is in them", self.objects_added)
         if self._dealt:
             shares = self._rules.deal or DEFAULT_SHARES
             _log.info("%d images were dealt to train, val and test by their content, %d:%d:%d", self._dealt, *shares)

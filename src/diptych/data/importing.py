@@ -33,11 +33,12 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class CocoSource:
-    """A COCO captions file, its images folder and, if all of it goes into one, the split."""
+    """A COCO captions file, its images folder, the split if all of it goes into one, and its instances file, if any."""
 
     annotations: Path
     images: Path
     split: str | None = None
+    instances: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ def import_coco(folder: Path, sources: Sequence[CocoSource], rules: Rules = DEFA
     """Imports COCO captions files into the dataset in `folder`. Raises as `add_sources` and `coco_source`."""
     if rules.deal and any(source.split for source in sources):
         raise DiptychError("Either give a file its split or have splits dealt, not both.")
-    return add_sources(
-        folder, [coco_source(source.annotations, source.images, source.split) for source in sources], rules
-    )
+    found = [coco_source(source.annotations, source.images, source.split, source.instances) for source in sources]
+    return add_sources(folder, found, rules)
 
 
 def import_karpathy(folder: Path, annotations: Path, images: Path, rules: Rules = DEFAULT_RULES) -> ImportSummary:
@@ -136,7 +136,7 @@ def _store(folder: Path, growth: Growth) -> ShardWriter:
         growth.refuse_conflicts()
         if shards.shards:
             write_json(folder / _JOURNAL, {"shards": shards.shards})
-    if growth.images_added or growth.captions_added:
+    if growth.images_added or growth.captions_added or growth.objects_added:
         write_dataset(folder, growth.result())
     (folder / _JOURNAL).unlink(missing_ok=True)
     return shards

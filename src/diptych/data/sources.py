@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import Dataset, Record, read_coco
+from diptych.data.captions import Dataset, Record, read_coco, read_instances
 from diptych.errors import DiptychError
 
 _SHOWN = 5
@@ -54,12 +54,15 @@ class Source:
     licenses: list[Any] = field(default_factory=list)
 
 
-def coco_source(annotations: Path, images: Path, split: str | None = None) -> Source:
+def coco_source(annotations: Path, images: Path, split: str | None = None, instances: Path | None = None) -> Source:
     """A COCO captions file, 2014 or 2017 layout; `split`, if given, goes before the records' own.
 
+    With an `instances` file the images that it lists have `objects` among their fields.
+
     Raises:
-        DiptychError: the file is not COCO captions or contradicts itself, or image files are missing.
+        DiptychError: a file is not what COCO has or contradicts itself, or image files are missing.
     """
+    objects = read_instances(instances) if instances else {}
     coco = read_coco(annotations)
     refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
     refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
@@ -75,10 +78,12 @@ def coco_source(annotations: Path, images: Path, split: str | None = None) -> So
             split=split or _split_of(record, f"{annotations}: image {record['id']}"),
             captions=tuple(captions[record["id"]]),
             id=record["id"],
-            fields=_kept_fields(record, f"{annotations}: image {record['id']}"),
+            fields=_kept_fields(_with_objects(record, objects), f"{annotations}: image {record['id']}"),
         )
         for record in coco.images
     ]
+    if instances and not objects.keys() & captions.keys():
+        raise DiptychError(f"{instances} lists none of the images of {annotations}.")
     _check_storable(coco.licenses, f"{annotations}: licenses")
     return Source(_checked(annotations, found, folder), coco.licenses)
 
@@ -178,6 +183,10 @@ def coco_candidates(record: Record) -> list[str]:
         parts = PurePosixPath(address.partition("://")[2].partition("?")[0]).parts[-2:]
         candidates += ["/".join(parts), parts[-1]] if len(parts) == 2 else []
     return candidates
+
+
+def _with_objects(record: Record, objects: dict[int, list[str]]) -> Record:
+    return {**record, "objects": objects[record["id"]]} if record["id"] in objects else record
 
 
 def _kept_fields(record: Record, where: str) -> Record:

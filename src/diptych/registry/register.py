@@ -221,9 +221,15 @@ def _addressed(uri: str) -> Iterator[None]:
 
 
 def _read_metrics(workspace: Workspace) -> dict[str, float]:
-    path = workspace.reports / "metrics.json"
+    """Of the model, and the RSUM of what it is compared with."""
+    metrics, baselines = (_read_report(workspace, name) for name in ("metrics.json", "baselines.json"))
+    return flat_metrics({**metrics, "baselines": {name: {"rsum": one["rsum"]} for name, one in baselines.items()}})
+
+
+def _read_report(workspace: Workspace, name: str) -> dict[str, Any]:
+    path = workspace.reports / name
     try:
-        return flat_metrics(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         raise DiptychError(f"{path} is missing or damaged: run `dvc repro evaluate`.") from None
 

@@ -1,4 +1,4 @@
-"""Baselines: what images alone, words alone, and frozen towers joined in closed form retrieve.
+"""Baselines: what images alone, words alone, and frozen towers joined in closed form or by learned heads retrieve.
 
 No tower learns. Each baseline is fitted to the train split, has its settings chosen on val by the mean log rank, and
 gives vectors whose inner products rank captions for images and images for captions, as those of the model do.
@@ -6,8 +6,9 @@ gives vectors whose inner products rank captions for images and images for capti
 
 from __future__ import annotations
 
+import copy
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
+from diptych.model.objectives import contrastive_loss
 from diptych.retrieval.metrics import Found, Ranks, mean_log_rank, ranks_from_embeddings
 
 NEIGHBOURS = (1, 3, 10, 30, 100)
@@ -35,6 +37,12 @@ VOCABULARY = 2_000
 POWERS = (0.0, 1.0, 2.0, 4.0)
 """Of the correlations, by which canonical directions are weighted: Gong et al., IJCV 2014, section 3.1."""
 BM25_K1, BM25_B = 1.2, 0.75
+DIM, HIDDEN = 512, 1024
+"""Of the heads: of the space they meet in, and of the MLP's layer between."""
+DROPOUTS = (0.2, 0.5)
+"""Of the features that the heads learn from, and of the MLP's layer between."""
+EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 12, 1024, 1e-3, 0.1
+"""Of the heads; a batch is so many captions and their images."""
 ROWS = 4096
 """Taken at once."""
 
@@ -161,8 +169,22 @@ def cca(train: Pooled, val: Pooled, encode: Encode) -> Baseline:
     return _best((fitted for strength in RIDGES for fitted in with_ridge(strength)), val)
 
 
+def linear_heads(train: Pooled, val: Pooled, encode: Encode) -> Baseline:
+    """A linear map of each side into one space, learned by the contrastive loss."""
+    return _best(_learned(train, lambda channels, dropout: [nn.Linear(channels, DIM)]), val)
+
+
+def mlp_heads(train: Pooled, val: Pooled, encode: Encode) -> Baseline:
+    """As `linear_heads`, with a layer between."""
+
+    def layers(channels: int, dropout: float) -> list[nn.Module]:
+        return [nn.Linear(channels, HIDDEN), nn.GELU(), nn.Dropout(dropout), nn.Linear(HIDDEN, DIM)]
+
+    return _best(_learned(train, layers), val)
+
+
 BASELINES: dict[str, Callable[[Pooled, Pooled, Encode], Baseline]] = {
-    fit.__name__: fit for fit in (prior, image_only, words_bm25, words_text_tower, ridge, cca)
+    fit.__name__: fit for fit in (prior, image_only, words_bm25, words_text_tower, ridge, cca, linear_heads, mlp_heads)
 }
 
 
@@ -193,10 +215,10 @@ def load_ranks(path: Path, images: int, captions: int) -> dict[str, Ranks]:
                 for name in dict.fromkeys(key.partition(".")[0] for key in arrays)
             }
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro baselines`.") from None
+        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro {path.stem}`.") from None
     for name, both in found.items():
         if (len(both.i2t.rank), len(both.t2i.rank)) != (images, captions):
-            raise DiptychError(f"{path} holds {name} of another test split. Run `dvc repro baselines`.")
+            raise DiptychError(f"{path} holds {name} of another test split. Run `dvc repro {path.stem}`.")
     return found
 
 
@@ -242,6 +264,58 @@ class _Words:
             " ".join(self._vocabulary[words[: int(count)]])
             for words, count in zip(order.numpy(), torch.count_nonzero(predicted, dim=1), strict=True)
         ]
+
+
+class _Heads(nn.Module):
+    """A head for each side, and the scale of the cosines of what they give."""
+
+    def __init__(self, train: Pooled, layers: Callable[[int, float], list[nn.Module]], dropout: float) -> None:
+        super().__init__()
+        self._means = [side.mean(dim=0) for side in (train.image, train.text)]
+        # Features as large as first weights are made for.
+        self._deviations = [
+            (side - mean).square().mean().sqrt().clamp(min=1e-12)
+            for side, mean in zip((train.image, train.text), self._means, strict=True)
+        ]
+        self.sides = nn.ModuleList(
+            nn.Sequential(nn.Dropout(dropout), *layers(side.shape[1], dropout)) for side in (train.image, train.text)
+        )
+        self.log_scale = nn.Parameter(torch.tensor(14.3).log())
+
+    def forward(self, image: Tensor, text: Tensor) -> list[Tensor]:
+        """Features (B, C) and (M, D) to vectors (B, `DIM`) and (M, `DIM`) float32, of length one."""
+        given = zip(self.sides, (image, text), self._means, self._deviations, strict=True)
+        return [normalize(head((features - mean) / deviation), dim=1) for head, features, mean, deviation in given]
+
+    @torch.no_grad()
+    def rank(self, split: Pooled) -> tuple[Tensor, Tensor]:
+        """As a `Baseline`."""
+        rows = max(len(split.image), len(split.text))
+        parts = [
+            self(split.image[start : start + ROWS], split.text[start : start + ROWS]) for start in range(0, rows, ROWS)
+        ]
+        image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+        return image, text
+
+
+def _learned(train: Pooled, layers: Callable[[int, float], list[nn.Module]]) -> Iterator[Baseline]:
+    """Heads of these `layers`, after each epoch with each dropout."""
+    own = torch.from_numpy(train.image_of_caption)
+    for dropout in DROPOUTS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            heads = _Heads(train, layers, dropout)
+            optimizer = torch.optim.AdamW(heads.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * -(-len(own) // BATCH))
+            for _ in range(EPOCHS):
+                for captions in torch.randperm(len(own)).split(BATCH):
+                    images, owner = own[captions].unique(return_inverse=True)
+                    image, text = heads.train()(train.image[images], train.text[captions])
+                    contrastive_loss(image, text, owner, heads.log_scale.exp()).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    schedule.step()
+                yield copy.deepcopy(heads).eval().rank
 
 
 def _best(fitted: Iterable[Baseline], val: Pooled) -> Baseline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
 from diptych.model.device import Precision
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
+from diptych.model.pooling import masked_mean
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 
@@ -120,6 +121,39 @@ def embed_split(
         image, grid = _embed_images(model, inputs, batch_size, device, bar)
         text, tokens, offsets = _embed_texts(model, inputs, batch_size, device, bar)
     return Embedded(image, text, grid, tokens, offsets, split.image_of_caption)
+
+
+class Means(NamedTuple):
+    """What the towers say of a split on average, float32: its N images and M captions."""
+
+    image: Tensor
+    """(N, d), of length one, as `Embedded`."""
+    grid: Tensor
+    """(N, d), the mean of the grid tokens."""
+    text: Tensor
+    """(M, d), of length one."""
+    tokens: Tensor
+    """(M, d), the mean of the token states."""
+
+
+def embed_means(model: DualEncoder, inputs: Inputs, *, batch_size: int, device: torch.device) -> Means:
+    """Runs both towers over a split, as `embed_split`, and keeps no more than means, on `device`."""
+    split = inputs.split
+    order = np.argsort(split.token_lengths, kind="stable")
+    bar = progress(None, "embed means", unit="item", total=len(split) + len(order))
+    with bar, inference(model, device, "no"):
+        images = [
+            torch.stack([made.pooled, made.grid.mean(dim=1)])
+            for made in _images(model, inputs, np.arange(len(split)), batch_size, device, bar)
+        ]
+        texts = [
+            torch.stack([made.pooled, masked_mean(made.tokens, made.mask)])
+            for made in _texts(model, inputs, order, batch_size, device, bar)
+        ]
+    # Copies, which unlike what inference made can be learned from.
+    image, text = (torch.cat(both, dim=1).clone() for both in (images, texts))
+    back = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
+    return Means(*image, *text[:, back])
 
 
 def embed_querybank(

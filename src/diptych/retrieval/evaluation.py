@@ -29,6 +29,7 @@ from diptych.retrieval.metrics import (
     with_folds,
 )
 from diptych.retrieval.reranking import Weights, match_logits, reranked_ranks, top_candidates
+from diptych.retrieval.similarities import Similarities, similarities
 
 CURVE_KS = range(1, 51)
 FIRST = 10
@@ -37,6 +38,10 @@ FIRST = 10
 
 First = Callable[[int], list[int]]
 """Takes a query, and gives places in the gallery, best first."""
+
+
+Deep = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Takes k, and gives the first k of all queries, best first: captions of images (N, k), images of captions (M, k)."""
 
 
 class Evaluation(NamedTuple):
@@ -50,6 +55,10 @@ class Evaluation(NamedTuple):
     """By stage; what reports/metrics.json holds."""
     first: tuple[First, First]
     """What stands first in the last stage: captions of an image, and images of a caption."""
+    deep: Deep
+    """The same of all queries, as far as one likes."""
+    similarities: Similarities
+    """Of the embeddings as the model gives them."""
 
 
 def evaluate_gallery(
@@ -59,15 +68,18 @@ def evaluate_gallery(
     images also in five folds.
     """
     embedded = embedded.normalized(querybank, model.logit_scale.item())
-    evaluation = _evaluate(model, embedded, top_k, weights, device)
+    ranks, first, deep = _rank(model, embedded, top_k, weights, device)
+    metrics = {stage: metrics_from_ranks(*both) for stage, both in ranks.items()}
     parts = [
-        _evaluate(model, embedded.part(*fold), top_k, weights, device).metrics
+        _rank(model, embedded.part(*fold), top_k, weights, device)[0]
         for fold in folds(embedded.image_of_caption, len(embedded.image))
     ]
     if parts:
-        for stage, metrics in evaluation.metrics.items():
-            metrics["folds_1k"] = average_metrics([part[stage] for part in parts])
-    return evaluation
+        for stage, of_stage in metrics.items():
+            of_stage["folds_1k"] = average_metrics([metrics_from_ranks(*part[stage]) for part in parts])
+    return Evaluation(
+        ranks, metrics, first, deep, similarities(embedded.image, embedded.text, embedded.image_of_caption)
+    )
 
 
 def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[np.int64]) -> Evaluation:
@@ -84,7 +96,15 @@ def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[n
     image, text = _directions(image, "image"), _directions(text, "text")
     ranks = ranks_from_embeddings(image, text, image_of_caption)
     metrics = with_folds(metrics_from_ranks(*ranks), image, text, image_of_caption)
-    return Evaluation({"embeddings": ranks}, {"embeddings": metrics}, (_first(image, text), _first(text, image)))
+    first = _first(image, text), _first(text, image)
+
+    def deep(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        captions, images = (top_candidates(*sides, k)[0].numpy() for sides in ((image, text), (text, image)))
+        return captions, images
+
+    return Evaluation(
+        {"embeddings": ranks}, {"embeddings": metrics}, first, deep, similarities(image, text, image_of_caption)
+    )
 
 
 def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
@@ -97,16 +117,29 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
     ]
 
 
-def _evaluate(model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device) -> Evaluation:
+def _rank(
+    model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device
+) -> tuple[dict[str, Ranks], tuple[First, First], Deep]:
+    """What queries find by stage, and what stands first in the last one."""
     candidates, scale = match_logits(model, embedded, top_k, device=device, weights=weights), model.logit_scale.item()
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
         "normalized": Ranks(candidates.i2t.found, candidates.t2i.found),
         "reranked": reranked_ranks(candidates, scale, weights),
     }
-    metrics = {stage: metrics_from_ranks(*both) for stage, both in ranks.items()}
     i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)
-    return Evaluation(ranks, metrics, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()))
+
+    def deep(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # Behind the candidates the order of before goes on.
+        image, text = embedded.ranking
+        rest = top_candidates(image, text, k)[0], top_candidates(text, image, k)[0]
+        captions, images = (
+            torch.cat([order[:, :k], behind[:, order.shape[1] :]], dim=1).numpy()
+            for order, behind in zip((i2t, t2i), rest, strict=True)
+        )
+        return captions, images
+
+    return ranks, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()), deep
 
 
 def _first(queries: Tensor, gallery: Tensor) -> First:

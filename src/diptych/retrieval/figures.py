@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from diptych.retrieval.ladder import Rung
+from diptych.retrieval.similarities import Similarities
 
 INCHES = (4.6, 3.0)
 DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
@@ -61,6 +63,23 @@ def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str)
     return _draw(
         plot, f"{DIRECTIONS[direction]}: recall in percent for k from 1 to {max(k for _, _, k, _ in curves)}; {ends}."
     )
+
+
+def similarity_figure(found: Similarities) -> Picture:
+    """The cosines of matching pairs and of the others, each as shares of their number."""
+    shares, edges = found.shares(), found.edges()
+    there = np.flatnonzero(found.matching + found.other)
+    first, last = int(there[0]), int(there[-1]) + 1
+    names = ("matching pairs", "other pairs")
+
+    def plot(axes: Axes, theme: Theme) -> None:
+        for name, share, colour, style in zip(names, shares, theme.lines, ("-", "--"), strict=False):
+            axes.stairs(share[first:last], edges[first : last + 1], color=colour, linestyle=style, label=name)
+        _label(axes, "Similarity", "cosine of the embeddings", "percent of pairs")
+
+    middles = (edges[:-1] + edges[1:]) / 2
+    means = "; ".join(f"{name} {share @ middles / 100:.2f}" for name, share in zip(names, shares, strict=True))
+    return _draw(plot, f"Cosines of the embeddings, on average: {means}.")
 
 
 def ladder_figure(rungs: Sequence[Rung]) -> Picture:

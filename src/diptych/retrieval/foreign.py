@@ -25,6 +25,7 @@ class ForeignGallery:
     Attributes:
         captions: the texts (M).
         image_of_caption: int64 (M,), each caption's image.
+        image_ids, caption_ids: as in the file (N), (M).
 
     Args:
         path: the captions file.
@@ -54,6 +55,8 @@ class ForeignGallery:
         self.path = path
         self.captions = [record["caption"] or "" for record in listed.annotations]
         self.image_of_caption = np.array([place[record["image_id"]] for record in listed.annotations], np.int64)
+        self.image_ids = np.array([record["id"] for record in listed.images])
+        self.caption_ids = np.array([record["id"] for record in listed.annotations])
         self._files = _find(path, listed.images, ImagesFolder(images)) if images else None
         self._images = len(listed.images)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diptych.retrieval.metrics import Metrics
 from diptych.retrieval.uncertainty import Gain, Uncertainty
@@ -15,12 +15,17 @@ RUNGS = {
     "words_text_tower": "words: predicted, text tower",
     "ridge": "frozen towers: ridge regression",
     "cca": "frozen towers: CCA",
+    "linear_heads": "frozen towers: linear heads",
+    "mlp_heads": "frozen towers: MLP heads",
     "towers": "the model: towers",
     "normalized": "the model: normalized",
+    "shuffled_images": "control: the fusion on other images",
+    "mlp_fusion": "control: an MLP in place of attention",
     "reranked": "the model: re-ranked",
 }
 SINGLE_MODALITY = ("prior", "image_only", "words_bm25", "words_text_tower")
-CLOSED_FORM = ("ridge", "cca")
+FROZEN = ("ridge", "cca", "linear_heads", "mlp_heads")
+CONTROLS = ("shuffled_images", "mlp_fusion")
 MODEL = ("towers", "normalized", "reranked")
 
 
@@ -59,8 +64,9 @@ def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[V
     """Whether the model beats the best single modality, the best closed form, and whether the fusion helps."""
     claims = (
         ("Joint modelling beats single-modality methods", "reranked", SINGLE_MODALITY),
-        ("Learning beats frozen towers in closed form", "reranked", CLOSED_FORM),
+        ("Towers that learn beat frozen ones", "reranked", FROZEN),
         ("The fusion helps", "reranked", ("normalized",)),
+        ("It helps by attention to the image", "reranked", CONTROLS),
     )
     return [
         _verdict(claim, name, max(there, key=lambda other: metrics[other]["rsum"]), uncertainty)
@@ -73,6 +79,14 @@ def _verdict(claim: str, name: str, over: str, uncertainty: Uncertainty) -> Verd
     gain = uncertainty.gains[name][over]
     answer = "yes" if gain.low > 0 else "no" if gain.high < 0 or gain.rsum == gain.low == gain.high == 0 else "not sure"
     return Verdict(claim, answer, RUNGS[over], gain)
+
+
+def to_json(climbed: Sequence[Rung], found: Sequence[Verdict]) -> dict[str, Any]:
+    """What reports/ladder.json holds."""
+    return {
+        "rungs": [rung._asdict() for rung in climbed],
+        "verdicts": [{**one._asdict(), "gain": one.gain._asdict()} for one in found],
+    }
 
 
 def in_words(found: Sequence[Verdict]) -> list[str]:

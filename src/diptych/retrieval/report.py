@@ -21,10 +21,13 @@ from diptych.retrieval.figures import (
     ladder_figure,
     loss_figure,
     recall_figure,
+    similarity_figure,
     validation_figure,
 )
 from diptych.retrieval.gallery import Shown, caption_gallery, image_gallery, picture
-from diptych.retrieval.ladder import rungs, verdicts
+from diptych.retrieval.highlights import Highlight
+from diptych.retrieval.judgements import LABELS as EXTENDED
+from diptych.retrieval.ladder import Rung, Verdict
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import SHOWN, Failures, Slice
@@ -60,9 +63,12 @@ class Findings(NamedTuple):
 
     evaluation: Evaluation
     uncertainty: Uncertainty
-    """Of the evaluation, and of the baselines."""
+    """Of the evaluation, and of what it is compared with."""
     failures: Failures
-    baselines: Mapping[str, Metrics] = {}
+    ladder: Sequence[Rung] = ()
+    verdicts: Sequence[Verdict] = ()
+    highlight: Highlight | None = None
+    """What the fusion looked at in a pair, where there is one."""
 
 
 class Setting(NamedTuple):
@@ -95,10 +101,10 @@ def write_report(
         history: rows of reports/training.csv; may be empty.
         queries: how many queries to show of each direction; 0: nothing is shown, where there are no pictures.
     """
-    evaluation, uncertainty, failures, baselines = findings
+    evaluation, uncertainty, failures, ladder, verdicts, highlight = findings
     curves = recall_curves(evaluation)
-    figures = [recall_figure(curves, direction) for direction in DIRECTIONS] + _training_figures(history)
-    compared = {**baselines, **evaluation.metrics}
+    figures = [recall_figure(curves, direction) for direction in DIRECTIONS]
+    figures += [similarity_figure(evaluation.similarities), *_training_figures(history)]
     *_, last = evaluation.ranks.values()
     images, captions = len(last.i2t.rank), len(last.t2i.rank)
     chance = chance_metrics(split.image_of_caption, images)
@@ -121,13 +127,15 @@ def write_report(
             resamples=RESAMPLES,
             chance=chance["rsum"],
             tables=tables,
-            verdicts=verdicts(compared, uncertainty) if baselines else [],
-            ladder=(ladder := rungs(compared, uncertainty, chance) if baselines else []),
+            extended=_extended(evaluation),
+            verdicts=verdicts,
+            ladder=ladder,
             ladder_figure=ladder_figure(ladder) if ladder else None,
             figures=figures,
+            highlights=highlight is not None,
             **_failures(split, failures, pictures=queries > 0),
-            image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries),
-            caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries),
+            image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries, highlight),
+            caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries, highlight),
         )
     )
     with atomic_path(path) as temporary:
@@ -170,6 +178,16 @@ def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty
 
     ways = {name: [row(label, way, figure) for figure, label in LABELS.items()] for way, name in DIRECTIONS.items()}
     return {**ways, "": [row("RSUM")]}
+
+
+def _extended(evaluation: Evaluation) -> dict[str, list[Row]]:
+    """Rows of each direction, of the last stage alone; none, if its gallery is not that of the judgements."""
+    *_, metrics = evaluation.metrics.values()
+    found: Mapping[str, Mapping[str, float]] = metrics.get("extended", {})
+    return {
+        DIRECTIONS[way]: [Row(EXTENDED[name], [Figure(value)]) for name, value in figures.items()]
+        for way, figures in found.items()
+    }
 
 
 def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ FIRST = 10
 """Places that count for a hub."""
 SHOWN = 8
 """Hubs, and pairs of confused images."""
+CATEGORIES = 12
+"""Of the objects in images, the most frequent ones, are sliced by."""
+FEWEST = 5
+"""Images that a category is in, and is not in."""
 ALIKE_BITS = 8
 """Of 64."""
 
@@ -98,6 +103,7 @@ def find_failures(
     captions: Sequence[str],
     of_images: Mapping[str, NDArray[np.float64]],
     hashes: Sequence[str] | None = None,
+    objects: Sequence[Sequence[str] | None] = (),
 ) -> Failures:
     """Of the last stage of `evaluation`.
 
@@ -106,14 +112,18 @@ def find_failures(
         captions: the texts (M).
         of_images: attributes of the images by name, (N,) each.
         hashes: perceptual hashes of the images (N), 16 hexadecimal digits each.
+        objects: the categories of what is in each image (N), once an object; None where that is not known.
     """
     *_, ranks = evaluation.ranks.values()
     images = len(ranks.i2t.rank)
     words = np.array([len(caption.split()) for caption in captions], float)
     image_first, caption_first = evaluation.first
     found = confusions(caption_first, image_of_caption)[:SHOWN]
+    if any(objects):
+        counts = np.array([np.nan if there is None else len(there) for there in objects])
+        of_images = {**of_images, "objects in the image": counts}
     return Failures(
-        slices(ranks, image_of_caption, of_images, {"words in the caption": words}),
+        slices(ranks, image_of_caption, of_images, {"words in the caption": words}, _showing(objects)),
         {"i2t": hubs(image_first, images, len(captions)), "t2i": hubs(caption_first, len(captions), images)},
         [Confusion(*pair, hashes is not None and _alike(*(hashes[image] for image in pair[:2]))) for pair in found],
     )
@@ -124,14 +134,17 @@ def slices(
     image_of_caption: NDArray[np.int64],
     of_images: Mapping[str, NDArray[np.float64]],
     of_captions: Mapping[str, NDArray[np.float64]],
+    showing: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> list[Slice]:
     """Recalls by what images and captions are like.
 
     Args:
         ranks: of N images and M captions.
         image_of_caption: (M,), each caption's image.
-        of_images: attributes by name, (N,) each; slices both directions, captions by that of their image.
+        of_images: attributes by name, (N,) each; slices both directions, captions by that of their image. NaN, where
+            it is not known, is in no slice.
         of_captions: likewise, (M,); slices text → image.
+        showing: by category the images that show one, (N,) each; these may overlap.
     """
     images = len(ranks.i2t.rank)
     owners = {"i2t": np.arange(images), "t2i": image_of_caption}
@@ -140,6 +153,8 @@ def slices(
         cuts = cut(values)
         parts += [(name, label, "i2t", there) for label, there in cuts]
         parts += [(name, label, "t2i", there[image_of_caption]) for label, there in cuts]
+    for way, there_of in (("i2t", np.arange(images)), ("t2i", image_of_caption)):
+        parts += [("an image that shows", name, way, there[there_of]) for name, there in (showing or {}).items()]
     for name, values in of_captions.items():
         parts += [(name, label, "t2i", there) for label, there in cut(values)]
     if not parts:
@@ -169,18 +184,35 @@ def slices(
 
 
 def cut(values: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Parts of `values` (Q,) by their size, with a label each: every value, if there are few, or about thirds."""
-    distinct = np.unique(values)
+    """Parts of `values` (Q,) by their size, with a label each: every value, if there are few, or about thirds.
+
+    NaN is in none of them.
+    """
+    known = values[~np.isnan(values)]
+    distinct = np.unique(known)
     if len(distinct) <= PARTS + 1:
         return [(f"{value:g}", values == value) for value in distinct] if len(distinct) > 1 else []
-    edges = np.unique(np.quantile(values, np.arange(1, PARTS) / PARTS, method="lower"))
+    edges = np.unique(np.quantile(known, np.arange(1, PARTS) / PARTS, method="lower"))
     part = np.searchsorted(edges, values)
     made = []
-    for number in np.unique(part):
-        there = part == number
+    for number in np.unique(part[~np.isnan(values)]):
+        there = (part == number) & ~np.isnan(values)
         low, high = values[there].min(), values[there].max()
         made.append((f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}", there))
     return made
+
+
+def _showing(objects: Sequence[Sequence[str] | None]) -> dict[str, NDArray[np.bool_]]:
+    """The images (N,) that each of the most frequent categories is in."""
+    sets = [set(there or ()) for there in objects]
+    often = Counter(name for there in sets for name in there)
+    names = sorted(often, key=lambda name: (-often[name], name))
+    told = sum(there is not None for there in objects)
+    return {
+        name: np.array([name in there for there in sets])
+        for name in names[:CATEGORIES]
+        if FEWEST <= often[name] <= told - FEWEST
+    }
 
 
 def hubs(first: Callable[[int], Sequence[int]], queries: int, items: int) -> Hubs:

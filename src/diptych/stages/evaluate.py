@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,13 @@ from diptych.model.package import load_model, weights_sha256
 from diptych.retrieval.baselines import load_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
-from diptych.retrieval.ladder import in_words, verdicts
+from diptych.retrieval.highlights import highlighter
+from diptych.retrieval.judgements import add_extended
+from diptych.retrieval.ladder import in_words, rungs, to_json, verdicts
 from diptych.retrieval.metrics import chance_metrics, metrics_from_ranks
 from diptych.retrieval.report import Findings, Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.similarities import Similarities
 from diptych.retrieval.slices import find_failures
 from diptych.retrieval.table import table
 from diptych.retrieval.uncertainty import judge
@@ -47,6 +52,7 @@ def run(workspace: Workspace, params: Params) -> None:
     top_k = params.evaluate.top_k
     weights = Weights(loaded.reranking.match_weight, loaded.reranking.alignment_weight)
     evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
+    add_extended(evaluation, split.image_ids, split.caption_ids)
     setting = Setting(
         split=params.data.splits.test,
         made_of={"Weights": weights_sha256(workspace.model)},
@@ -54,26 +60,35 @@ def run(workspace: Workspace, params: Params) -> None:
         weights=weights,
     )
     history = read_history(workspace.reports / "training.csv")
-    compared = load_ranks(workspace.baselines, len(split), len(split.captions))
+    sizes = len(split), len(split.captions)
+    compared = {**load_ranks(workspace.baselines, *sizes), **load_ranks(workspace.controls, *sizes)}
     uncertainty = judge({**compared, **evaluation.ranks}, split.image_of_caption)
     baselines = {name: metrics_from_ranks(*ranks) for name, ranks in compared.items()}
     write_json(workspace.reports / "metrics.json", evaluation.metrics)
     write_json(workspace.reports / "baselines.json", baselines)
     write_json(workspace.reports / "uncertainty.json", uncertainty.to_json())
+    chance = chance_metrics(split.image_of_caption, len(split))
+    every = {**baselines, **evaluation.metrics}
+    ladder, judged = (rungs(every, uncertainty, chance), verdicts(every, uncertainty)) if baselines else ([], [])
+    write_json(workspace.reports / "ladder.json", to_json(ladder, judged))
     _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
+    _write_similarities(workspace.reports / "plots" / "similarities.csv", evaluation.similarities)
     queries = params.evaluate.report_queries
     manifest = _manifest_of(workspace.manifest, split)
     attributes = {
         "brightness in %": _brightness(split),
         "width / height": (manifest["width"] / manifest["height"]).to_numpy(),
     }
-    failures = find_failures(evaluation, split.image_of_caption, split.captions, attributes, manifest["phash"].tolist())
+    objects = [json.loads(there) if isinstance(there, str) else None for there in manifest["objects"]]
+    looks = attributes, manifest["phash"].tolist(), objects
+    failures = find_failures(evaluation, split.image_of_caption, split.captions, *looks)
     write_json(workspace.reports / "failures.json", failures.to_json())
-    findings = Findings(evaluation, uncertainty, failures, baselines)
+    texts = loaded.tokenizer, loaded.preprocessing.max_tokens
+    highlight = highlighter(model, embedded, weights, split.captions, *texts, device)
+    findings = Findings(evaluation, uncertainty, failures, ladder, judged, highlight)
     write_report(workspace.reports / "report.html", split, findings, setting, history, queries)
-    chance = chance_metrics(split.image_of_caption, len(split))
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
-    for line in in_words(verdicts({**baselines, **evaluation.metrics}, uncertainty)):
+    for line in in_words(judged):
         log.info("%s", line)
 
 
@@ -95,8 +110,29 @@ def _brightness(split: PreparedSplit) -> NDArray[np.float64]:
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:
+    _write_table(
+        path,
+        ["direction", "stage", "k", "recall"],
+        ((way, stage, k, f"{recall:.4f}") for way, stage, k, recall in recall_curves(evaluation)),
+    )
+
+
+def _write_similarities(path: Path, found: Similarities) -> None:
+    middles = (found.edges()[:-1] + found.edges()[1:]) / 2
+    _write_table(
+        path,
+        ["cosine", "pairs", "percent"],
+        (
+            (f"{middle:.2f}", name, f"{share:.4f}")
+            for name, shares in zip(("matching", "other"), found.shares(), strict=True)
+            for middle, share in zip(middles, shares, strict=True)
+        ),
+    )
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """For `dvc plots`."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["direction", "stage", "k", "recall"])
-        writer.writerows((way, stage, k, f"{recall:.4f}") for way, stage, k, recall in recall_curves(evaluation))
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -25,6 +25,7 @@ _MANIFEST = {
     "split": "str",
     "file_name": "str",
     "source": "str",
+    "objects": "str",
     "shard": "str",
     "offset": "int64",
     "bytes": "int64",

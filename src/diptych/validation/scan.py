@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,9 @@ class _Batch:
 def scan_images(data: Path, dataset: Dataset, *, max_pixels: int, workers: int) -> pd.DataFrame:
     """One row an image record, in their order.
 
-    Columns: image_id int64, split (null unless a text), file_name, source; shard, offset, bytes of the member (null
-    where the shards lack it); width, height (pixels, after EXIF orientation), mode, sha256, phash (null where damaged);
+    Columns: image_id int64, split (null unless a text), file_name, source; objects (a JSON list of what the image
+    shows, null where nothing says so); shard, offset, bytes of the member (null where the shards lack it); width,
+    height (pixels, after EXIF orientation), mode, sha256, phash (null where damaged);
     damage (why the file cannot be used, null if it can).
 
     Raises:
@@ -111,12 +113,23 @@ def _records(images: list[dict[str, Any]], members: dict[str, Member]) -> pd.Dat
                 "split": encodable(split) if isinstance(split, str) else None,
                 "file_name": encodable(record["file_name"]),
                 "source": encodable(str(record.get("source", record["file_name"]))),
+                "objects": _objects(record),
                 "shard": member and member.shard,
                 "offset": member and member.offset,
                 "bytes": member and member.size,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _objects(record: dict[str, Any]) -> str | None:
+    """What an import from COCO instances says is in the image, or its scene."""
+    objects, scene = record.get("objects"), record.get("scene")
+    if objects is None and isinstance(scene, dict) and isinstance(scene.get("objects"), list):
+        objects = [thing.get("shape") for thing in scene["objects"] if isinstance(thing, dict)]
+    if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
+        return None
+    return encodable(json.dumps(objects, ensure_ascii=False))
 
 
 def _mention_unused(dataset: Dataset, members: dict[str, Member]) -> None:

@@ -1,0 +1,93 @@
+"""Highlights: what brought the score is what is lost without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_model, pixels
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from diptych.data.tokenization import learn_tokenizer, save_tokenizer
+from diptych.model.dual_encoder import DualEncoder
+from diptych.retrieval.embedding import Embedded
+from diptych.retrieval.highlights import effects, highlighter
+from diptych.retrieval.reranking import Weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    made = make_model(fusion={"layers": 1, "heads": 2, "direction": "both", "dropout": 0.5})
+    return made.train()
+
+
+@pytest.fixture(scope="module")
+def embedded(model: DualEncoder) -> Embedded:
+    """Two images, and captions of five, one and three tokens."""
+    random = torch.Generator().manual_seed(0)
+    model.eval()
+    with torch.no_grad():
+        images = model.encode_images(pixels(2))
+    model.train()
+    tokens = torch.randn(9, 16, generator=random)
+    text = torch.nn.functional.normalize(torch.randn(3, 16, generator=random), dim=1)
+    return Embedded(images.pooled, text, images.grid, tokens, torch.tensor([0, 5, 6, 9]), np.array([0, 0, 1]))
+
+
+@pytest.mark.parametrize("weights", [Weights(0.7, 0.0), Weights(0.0, 2.0), Weights(0.5, 1.5)])
+def test_each_effect_is_what_the_pair_loses_by_itself(model: DualEncoder, embedded: Embedded, weights: Weights) -> None:
+    found = effects(model, embedded, 1, 0, weights, CPU)
+    assert model.training
+    model.eval()
+
+    def score(grid: Tensor, tokens: Tensor) -> float:
+        with torch.no_grad():
+            fused = model.fuse(grid[None], tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
+        return float(weights.match * fused.score + weights.alignment * fused.alignment)
+
+    grid, tokens = embedded.grid[1], embedded.tokens[:5]
+    whole = score(grid, tokens)
+    for token in range(5):
+        less = score(grid, torch.cat([tokens[:token], tokens[token + 1 :]]))
+        assert found.tokens[token].item() == pytest.approx(whole - less, abs=1e-4)
+    assert len(found.places) == len(grid)
+    for place in range(len(grid)):
+        covered = grid.clone()
+        covered[place] = grid.mean(dim=0)
+        assert found.places[place].item() == pytest.approx(whole - score(covered, tokens), abs=1e-4)
+    model.train()
+
+
+def test_a_caption_of_one_token_loses_nothing(model: DualEncoder, embedded: Embedded) -> None:
+    assert effects(model, embedded, 0, 1, Weights(1.0, 1.0), CPU).tokens.tolist() == [0.0]
+
+
+def test_a_fusion_without_weight_highlights_nothing(model: DualEncoder, embedded: Embedded) -> None:
+    assert highlighter(model, embedded, Weights(), [], PreTrainedTokenizerFast, 8, CPU) is None  # type: ignore[arg-type]
+
+
+def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = ["A dog, running  home!", "dog dog"]
+    save_tokenizer(learn_tokenizer(captions, 30), tmp_path, 16)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    words = tokenizer(captions[0]).word_ids()
+    by_word: dict[int | None, float] = {None: 9.0, 0: -1.0, 1: 2.0, 2: 0.5, 3: 4.0}
+    tokens = torch.tensor([by_word.get(word, 0.0) / words.count(word) for word in words])
+    places = torch.tensor([9.0, 1.0, -2.0, 0.0, 4.0])
+    found: Any = SimpleNamespace(tokens=tokens, places=places)
+    monkeypatch.setattr("diptych.retrieval.highlights.effects", lambda *given: found)
+    highlight = highlighter(None, None, Weights(1.0), captions, tokenizer, 16, CPU)  # type: ignore[arg-type]
+    assert highlight is not None
+    shown = highlight(0, 0)
+    assert "".join(text for text, _ in shown.words) == captions[0]
+    strengths = {text: strength for text, strength in shown.words if strength}
+    assert strengths == pytest.approx({"dog": 0.5, ",": 0.125, "running": 1.0})
+    # The class token before the square of places has no part.
+    assert shown.heat.tolist() == [[0.25, 0.0], [0.0, 1.0]]

@@ -1,0 +1,115 @@
+"""The controls stage on a small prepared dataset: each control is what its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import PREPROCESSING, make_querybank, model_settings, train_settings, write_prepared
+
+from diptych.config import Params
+from diptych.data.inputs import Inputs
+from diptych.data.prepared import Prepared
+from diptych.model.package import Reranking, load_model, save_model
+from diptych.retrieval.baselines import load_ranks
+from diptych.retrieval.embedding import embed_means, embed_split
+from diptych.retrieval.metrics import Ranks
+from diptych.stages import controls, train
+from diptych.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def params(**changes: object) -> Params:
+    settings = train_settings(fusion_epochs=2, image_tower_frozen_epochs=1, text_tower_frozen_epochs=1)
+    given = {"model": model_settings(), "train": settings, "evaluate": {"top_k": 4}, "threads": 1, "device": "cpu"}
+    return Params(**given | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("trained"))
+    write_prepared(made.prepared, train=48, val=16, test=16)
+    (made.prepared / "tokenizer").rename(made.tokenizer)
+    made.local.mkdir()
+    train.run(made, params())
+    return made
+
+
+def found(workspace: Workspace) -> dict[str, Ranks]:
+    test = Prepared(workspace.prepared, params().data.splits).split("test")
+    return load_ranks(workspace.controls, len(test), len(test.captions))
+
+
+def test_every_control_ranks_all_queries_of_test(trained: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    controls.run(trained, params())
+    assert list(found(trained)) == ["shuffled_images", "mlp_fusion"]
+    # What the fusion's own epochs kept is found.
+    kept = [record.getMessage() for record in caplog.records if "features of the frozen" in record.getMessage()]
+    assert [" 0 of " in line for line in kept] == [True, True]
+
+
+def test_twice_gives_the_same_bytes(trained: Workspace) -> None:
+    controls.run(trained, params())
+    before = trained.controls.read_bytes()
+    controls.run(trained, params())
+    assert trained.controls.read_bytes() == before
+
+
+def test_features_that_are_not_kept_make_no_difference(trained: Workspace) -> None:
+    controls.run(trained, params())
+    with_features = found(trained)
+    settings = params().train.model_copy(update={"keep_features": "never"})
+    controls.run(trained, params(train=settings))
+    assert set(found(trained)) == set(with_features)
+
+
+def test_none_are_asked_for_or_the_fusion_does_not_learn(trained: Workspace) -> None:
+    for changes in (
+        {"baselines": {"controls": []}},
+        {"train": train_settings(objectives={"matching": 0.0})},
+    ):
+        controls.run(trained, params(**changes))
+        assert found(trained) == {}
+
+
+def test_of_a_fusion_without_weight_other_images_change_nothing(trained: Workspace, tmp_path: Path) -> None:
+    loaded = load_model(trained.model)
+    mute = Workspace(tmp_path)
+    mute.artifacts.mkdir()
+    mute.prepared.symlink_to(trained.prepared)
+    save_model(
+        mute.model,
+        loaded.model,
+        model_settings(),
+        trained.tokenizer,
+        PREPROCESSING,
+        Reranking(top_k=4, match_weight=0.0, alignment_weight=0.0, bias_strength=0.5),
+        make_querybank(),
+    )
+    settings = params(baselines={"controls": ["shuffled_images"]})
+    controls.run(mute, settings)
+    once = found(mute)["shuffled_images"]
+    controls.run(mute, params(baselines={"controls": ["shuffled_images"]}, evaluate={"top_k": 1}))
+    assert (found(mute)["shuffled_images"].i2t.rank == once.i2t.rank).all()
+
+
+def test_means_are_those_of_the_tokens(trained: Workspace) -> None:
+    model = load_model(trained.model).model
+    split = Prepared(trained.prepared, params().data.splits).split("val")
+    means = embed_means(model, Inputs(split), batch_size=5, device=torch.device("cpu"))
+    embedded = embed_split(model, split, batch_size=7, device=torch.device("cpu"))
+    torch.testing.assert_close(means.image, embedded.image)
+    torch.testing.assert_close(means.text, embedded.text)
+    torch.testing.assert_close(means.grid, embedded.grid.mean(dim=1))
+    for caption in range(len(split.captions)):
+        own = embedded.tokens[embedded.offsets[caption] : embedded.offsets[caption + 1]]
+        torch.testing.assert_close(means.tokens[caption], own.mean(dim=0))
