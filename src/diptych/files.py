@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +66,14 @@ def file_sha256(path: Path) -> str:
     """Of its content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sources_sha256(package: Path, folders: Sequence[str]) -> str:
+    """Of the Python modules that lie in these `folders` of the package, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in (package / folder).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_sums(folder: Path) -> None:

@@ -131,6 +131,17 @@ def test_confusions_are_pairs_of_images_whichever_is_taken_for_the_other() -> No
     assert confusions(lambda caption: [int(own[caption])], own) == []
 
 
+def test_what_is_missed_most_are_the_worst_ranks_beyond_the_first_ten() -> None:
+    own = np.arange(12)
+    worst = np.array([1, 10, 11, 40, 11, 300, 1, 1, 1, 1, 1, 1])
+    ranks = {"embeddings": Ranks(one_right(worst), one_right(np.arange(12) + 5))}
+    evaluation = Evaluation(ranks, {}, (lambda image: [0], lambda caption: [0]), no_lists, NO_PAIRS)
+    found = find_failures(evaluation, own, ["word"] * 12, {})
+    assert found.missed["i2t"] == [(5, 300), (3, 40), (2, 11), (4, 11)]
+    assert found.missed["t2i"] == [(11, 16), (10, 15), (9, 14), (8, 13), (7, 12), (6, 11)]
+    assert found.to_json()["missed"]["i2t"][0] == {"query": 5, "rank": 300}
+
+
 def test_failures_are_of_the_last_stage_and_name_near_duplicates() -> None:
     own = np.array([0, 0, 1, 2])
     good, bad = one_right(np.array([1, 1, 1])), one_right(np.array([9, 9, 9]))

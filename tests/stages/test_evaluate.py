@@ -236,6 +236,8 @@ def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None
     page = (workspace.reports / "report.html").read_text()
     assert "Where it fails" in page
     assert "Confused most often" in page
+    assert [one["rank"] > 10 for one in failures["missed"]["t2i"]] == [True] * len(failures["missed"]["t2i"])
+    assert ("Missed most" in page) is bool(failures["missed"]["t2i"])
 
 
 @pytest.mark.parametrize("keep", [None, 3])

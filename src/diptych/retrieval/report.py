@@ -199,6 +199,13 @@ def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, 
         "hub_images": [
             (picture(split, image), int(images.often[image])) for image in (images.most(SHOWN) if pictures else [])
         ],
+        "missed_images": [
+            (picture(split, image), rank) for image, rank in (failures.missed["i2t"] if pictures else [])
+        ],
+        "missed_captions": [
+            (split.captions[caption], picture(split, int(split.image_of_caption[caption])) if pictures else None, rank)
+            for caption, rank in failures.missed["t2i"]
+        ],
         "hub_captions": [(split.captions[caption], int(captions.often[caption])) for caption in captions.most(SHOWN)],
         "confusions": [
             (picture(split, one.image), picture(split, one.other), one.captions, one.near_duplicates)

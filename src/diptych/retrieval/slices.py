@@ -19,7 +19,7 @@ KS = (1, 10)
 FIRST = 10
 """Places that count for a hub."""
 SHOWN = 8
-"""Hubs, and pairs of confused images."""
+"""Hubs, pairs of confused images, and queries that miss most."""
 CATEGORIES = 12
 """Of the objects in images, the most frequent ones, are sliced by."""
 FEWEST = 5
@@ -80,6 +80,8 @@ class Failures(NamedTuple):
     """Captions that images find (i2t), and images that captions find (t2i)."""
     confusions: list[Confusion]
     """The most frequent ones."""
+    missed: dict[str, list[tuple[int, int]]]
+    """The queries of each direction whose right item comes last, each with its rank."""
 
     def to_json(self) -> dict[str, Any]:
         """What reports/failures.json holds; images and captions are named by their places in the split."""
@@ -94,6 +96,9 @@ class Failures(NamedTuple):
                 for way, hubs in self.hubs.items()
             },
             "confusions": [one._asdict() for one in self.confusions],
+            "missed": {
+                way: [{"query": query, "rank": rank} for query, rank in queries] for way, queries in self.missed.items()
+            },
         }
 
 
@@ -126,7 +131,14 @@ def find_failures(
         slices(ranks, image_of_caption, of_images, {"words in the caption": words}, _showing(objects)),
         {"i2t": hubs(image_first, images, len(captions)), "t2i": hubs(caption_first, len(captions), images)},
         [Confusion(*pair, hashes is not None and _alike(*(hashes[image] for image in pair[:2]))) for pair in found],
+        {way: _missed(one_way.rank) for way, one_way in ranks._asdict().items()},
     )
+
+
+def _missed(ranks: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The queries whose `ranks` (Q,) are the highest, beyond the first ten; of equals the first ones."""
+    order = np.argsort(-ranks, kind="stable")[:SHOWN].tolist()
+    return [(query, int(ranks[query])) for query in order if ranks[query] > FIRST]
 
 
 def slices(

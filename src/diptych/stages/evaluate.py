@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.errors import DiptychError
-from diptych.files import atomic_path, write_json
+from diptych.files import atomic_path, file_sha256, sources_sha256, write_json
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
 from diptych.retrieval.baselines import load_ranks
@@ -55,7 +56,7 @@ def run(workspace: Workspace, params: Params) -> None:
     add_extended(evaluation, split.image_ids, split.caption_ids)
     setting = Setting(
         split=params.data.splits.test,
-        made_of={"Weights": weights_sha256(workspace.model)},
+        made_of=_made_of(workspace),
         top_k=top_k,
         weights=weights,
     )
@@ -90,6 +91,15 @@ def run(workspace: Workspace, params: Params) -> None:
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
     for line in in_words(judged):
         log.info("%s", line)
+
+
+def _made_of(workspace: Workspace) -> dict[str, str]:
+    """SHA-256 of what the figures depend on, by name."""
+    return {
+        "Weights": weights_sha256(workspace.model),
+        **{name: file_sha256(workspace.prepared / f"{name}.parquet") for name in ("images", "captions")},
+        "code": sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval")),
+    }
 
 
 def _manifest_of(path: Path, split: PreparedSplit) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ import torch
 import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared
-from diptych.files import atomic_path, file_sha256
+from diptych.files import atomic_path, file_sha256, sources_sha256
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
@@ -146,17 +145,9 @@ def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, A
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "torch": torch.__version__,
         "data": {name: file_sha256(workspace.prepared / name) for name in files},
-        "code": _code_sha256(),
+        # A checkpoint that other code made is not taken up.
+        "code": sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval", "training")),
     }
-
-
-def _code_sha256() -> str:
-    """Of the modules that training depends on: a checkpoint made by other code is not taken up."""
-    package = Path(diptych.__file__).parent
-    digest, folders = hashlib.sha256(), ("data", "model", "retrieval", "training")
-    for path in sorted(path for folder in folders for path in (package / folder).glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
