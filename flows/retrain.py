@@ -126,7 +126,7 @@ def verdicts(ladder: Mapping[str, Any]) -> str:
     """Each claim with its answer, as Markdown."""
     return "\n".join(
         f"* {one['claim']}: **{one['answer']}**, by {one['gain']['rsum']:+.1f} RSUM "
-        f"({one['gain']['low']:+.1f} to {one['gain']['high']:+.1f}) over {one['over']}"
+        f'({one["gain"]["low"]:+.1f} to {one["gain"]["high"]:+.1f}) over "{one["over"]}"'
         for one in ladder["verdicts"]
     )
 

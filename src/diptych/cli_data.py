@@ -165,4 +165,5 @@ def _describe(summary: ImportSummary) -> str:
     added = f"{summary.images_added:,} images and {summary.captions_added:,} captions added"
     known = f"{summary.images_known:,} images and {summary.captions_known:,} captions were there already"
     size = f"{summary.bytes / 1e6:,.1f} MB in {summary.shards} new shard(s)"
-    return f"{added} ({size}), {known}; {summary.seconds:.1f} s."
+    told = f"; of {summary.objects_told:,} images it is known now what is in them" if summary.objects_told else ""
+    return f"{added} ({size}), {known}{told}; {summary.seconds:.1f} s. Train on data/ with `diptych run`."

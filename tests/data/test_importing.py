@@ -106,13 +106,14 @@ def test_known_images_are_told_what_is_in_them_and_once_is_enough(photos: Photos
     categories = [{"id": 1, "name": "dog"}]
     instances.write_text(json.dumps({"images": [{"id": 2}], "annotations": annotations, "categories": categories}))
     source = CocoSource(photos.json, photos.folder, "train", instances)
-    assert import_coco(photos.data, [source]).images_added == 0
+    told = import_coco(photos.data, [source])
+    assert (told.images_added, told.objects_told) == (0, 1)
     assert [record.get("objects") for record in read_dataset(photos.data).images] == [None, ["dog"]]
-    told = photos.files()
-    assert {name for name in told if told[name] != before.get(name)} == {"captions.json"}
-    import_coco(photos.data, [source])
+    after = photos.files()
+    assert {name for name in after if after[name] != before.get(name)} == {"captions.json"}
+    assert import_coco(photos.data, [source]).objects_told == 0
     photos.bring()
-    assert photos.files() == told
+    assert photos.files() == after
 
 
 def test_the_same_content_in_one_split_becomes_one_image_with_all_captions(photos: Photos) -> None:

@@ -228,15 +228,18 @@ def test_instances_tell_what_is_in_the_images_that_they_list(folder: Path) -> No
     images = [{"id": number, "file_name": "a.jpg"} for number in (1, 2, 5)]
     annotations = [{"id": number, "image_id": number, "caption": "a"} for number in (1, 2, 5)]
     source = coco_source(coco(folder, images, annotations), folder, "train", instances(folder))
-    assert [image.fields.get("objects") for image in source.images] == [["ball", "dog", "dog"], [], None]
+    assert [image.objects for image in source.images] == [["ball", "dog", "dog"], [], None]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"categories": None}, "lacks a list, one of images, annotations, categories"),
-        ({"categories": [{"id": 7}]}, "an image or a category has no id or name"),
-        ({"images": [3]}, "an image or a category has no id or name"),
+        ({"categories": None}, 'it has no list "categories"'),
+        ({"categories": [{"id": 7}]}, r"categories\[0\] has no name but None"),
+        ({"categories": [{"id": 7, "name": "\ud800"}]}, r"categories\[0\] has no name but"),
+        ({"categories": [{"id": 7, "name": " "}]}, r"categories\[0\] has no name but ' '"),
+        ({"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]}, r"categories\[1\] has no id of its own"),
+        ({"images": [3]}, "an image has no id"),
         ({"annotations": [{"image_id": 1, "category_id": 8}]}, r"annotations\[0\] is of no image or category"),
         ({"annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 9}]}, r"annotations\[1\] is of no image"),
         ({"annotations": ["dog"]}, r"annotations\[0\] is of no image or category"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_model, pixels
+from tiny import PREPROCESSING, make_model, pixels
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import NFKC
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from diptych.data.tokenization import learn_tokenizer, save_tokenizer
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Embedded
-from diptych.retrieval.highlights import effects, highlighter
+from diptych.retrieval.highlights import _words, effects, highlighter
 from diptych.retrieval.reranking import Weights
 
 CPU = torch.device("cpu")
@@ -70,7 +75,7 @@ def test_a_caption_of_one_token_loses_nothing(model: DualEncoder, embedded: Embe
 
 
 def test_a_fusion_without_weight_highlights_nothing(model: DualEncoder, embedded: Embedded) -> None:
-    assert highlighter(model, embedded, Weights(), [], PreTrainedTokenizerFast, 8, CPU) is None  # type: ignore[arg-type]
+    assert highlighter(model, embedded, Weights(), [], PreTrainedTokenizerFast, PREPROCESSING, CPU) is None  # type: ignore[arg-type]
 
 
 def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +87,9 @@ def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.Mon
     tokens = torch.tensor([by_word.get(word, 0.0) / words.count(word) for word in words])
     places = torch.tensor([9.0, 1.0, -2.0, 0.0, 4.0])
     found: Any = SimpleNamespace(tokens=tokens, places=places)
+    model: Any = SimpleNamespace(image_tower=SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace())))
     monkeypatch.setattr("diptych.retrieval.highlights.effects", lambda *given: found)
-    highlight = highlighter(None, None, Weights(1.0), captions, tokenizer, 16, CPU)  # type: ignore[arg-type]
+    highlight = highlighter(model, None, Weights(1.0), captions, tokenizer, PREPROCESSING, CPU)  # type: ignore[arg-type]
     assert highlight is not None
     shown = highlight(0, 0)
     assert "".join(text for text, _ in shown.words) == captions[0]
@@ -91,3 +97,34 @@ def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.Mon
     assert strengths == pytest.approx({"dog": 0.5, ",": 0.125, "running": 1.0})
     # The class token before the square of places has no part.
     assert shown.heat.tolist() == [[0.25, 0.0], [0.0, 1.0]]
+
+
+def test_register_tokens_are_no_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a class token and four registers before a square of four places."""
+    places = torch.tensor([9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 0.0, 4.0])
+    found: Any = SimpleNamespace(tokens=torch.zeros(3), places=places)
+    config = SimpleNamespace(patch_size=16)
+    model: Any = SimpleNamespace(image_tower=SimpleNamespace(backbone=SimpleNamespace(config=config)))
+    monkeypatch.setattr("diptych.retrieval.highlights.effects", lambda *given: found)
+    save_tokenizer(learn_tokenizer(["a dog"], 30), tmp_path, 16)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    highlight = highlighter(model, None, Weights(1.0), ["a"], tokenizer, PREPROCESSING, CPU)  # type: ignore[arg-type]
+    assert highlight is not None
+    assert highlight(0, 0).heat.tolist() == [[0.25, 0.5], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("caption", ["wait\u2026 what", "\ufdfa one", "\ufb01ne \u00bd"])
+def test_no_text_is_shown_twice_where_a_tokenizer_makes_several_words_of_a_character(caption: str) -> None:
+    vocabulary = {"[PAD]": 0, "[UNK]": 1}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    made.normalizer = NFKC()
+    made.pre_tokenizer = BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+    shown = _words(caption, torch.arange(1.0, 40.0), tokenizer, 16)
+    assert "".join(text for text, _ in shown) == caption
+
+
+def test_what_float32_makes_of_nothing_is_no_effect(model: DualEncoder, embedded: Embedded) -> None:
+    alike = replace(embedded, grid=embedded.grid.mean(dim=1, keepdim=True).expand_as(embedded.grid).clone())
+    found = effects(model, alike, 0, 0, Weights(0.0, 2.0), CPU)
+    assert found.places.tolist() == [0.0] * len(found.places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diptych.retrieval.ladder import in_words, rungs, verdicts
+from diptych.retrieval.ladder import in_words, is_better_than_chance, rungs, verdicts
 from diptych.retrieval.uncertainty import Gain, Uncertainty
 
 RSUMS = {"prior": 10.0, "image_only": 80.0, "words_bm25": 120.0, "ridge": 200.0, "cca": 150.0, "mlp_heads": 190.0}
@@ -50,6 +50,22 @@ def test_the_strongest_of_each_kind_is_the_one_to_beat() -> None:
     over = [verdict.over for verdict in verdicts(others, judged(Gain(1.0, 0.5, 2.0, 0.01)))]
     assert over[:2] == ["images: the nearest lend captions", "frozen towers: MLP heads"]
     assert over[3] == "control: the fusion on other images"
+
+
+@pytest.mark.parametrize(("chance", "better"), [(7.0, True), (314.9, True), (315.0, False), (500.0, False)])
+def test_better_than_chance_is_what_lies_above_it_with_its_whole_interval(chance: float, better: bool) -> None:
+    """The interval of the last stage begins at 315."""
+    gain = judged(Gain(1.0, 0.5, 2.0, 0.01))
+    assert is_better_than_chance(metrics(), gain, {"rsum": chance}) is better
+
+
+def test_the_claim_for_towers_is_theirs_and_not_that_of_what_comes_after() -> None:
+    names = [*RSUMS, *MODEL]
+    uncertainty = judged(Gain(1.0, 0.5, 2.0, 0.01))
+    uncertainty.gains["towers"] = dict.fromkeys(names, Gain(-3.0, -5.0, -1.0, 0.01))
+    answers = {verdict.claim: verdict.answer for verdict in verdicts(metrics(), uncertainty)}
+    assert answers["Towers that learn beat frozen ones"] == "no"
+    assert answers["Joint modelling beats single-modality methods"] == "yes"
 
 
 def test_a_claim_without_anything_to_compare_with_is_left_out() -> None:

@@ -124,7 +124,7 @@ def test_what_each_stage_brings_is_said_as_it_is(render, gain, words):
 
     page = " ".join(render(change=change).split())
     assert f"queries in general, which {words}" in page
-    assert f"weight 0.5; that {words}" in page
+    assert f"weight 0.5, chosen on val; that {words}" in page
 
 
 def test_folds_have_a_table_of_their_own(render, split, monkeypatch):

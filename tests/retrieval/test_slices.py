@@ -80,6 +80,18 @@ def test_values_are_cut_into_about_equal_parts(values: list[float], labels: list
         assert (np.sum([there for _, there in parts], axis=0) == 1).all()
 
 
+def test_slices_of_few_images_are_left_out(ranks: tuple[Ranks, np.ndarray]) -> None:
+    found, own = ranks
+    nine, ten = np.repeat([0.0, 1.0], [51, 9]), np.repeat([0.0, 1.0], [50, 10])
+    made = slices(found, own, {"nine": nine, "ten": ten}, {"words": np.where(own < 9, 3.0, 4.0)})
+    assert {(one.attribute, one.label) for one in made} == {
+        ("nine", "0"),
+        ("ten", "0"),
+        ("ten", "1"),
+        ("words", "4"),
+    }
+
+
 def test_what_is_not_known_is_in_no_part() -> None:
     for values in ([np.nan, 1, 2, 2, np.nan], [np.nan, *range(30)]):
         given = np.array(values, float)
@@ -142,7 +154,8 @@ def test_what_is_missed_most_are_the_worst_ranks_beyond_the_first_ten() -> None:
     assert found.to_json()["missed"]["i2t"][0] == {"query": 5, "rank": 300}
 
 
-def test_failures_are_of_the_last_stage_and_name_near_duplicates() -> None:
+def test_failures_are_of_the_last_stage_and_name_near_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diptych.retrieval.slices.FEWEST", 1)
     own = np.array([0, 0, 1, 2])
     good, bad = one_right(np.array([1, 1, 1])), one_right(np.array([9, 9, 9]))
     ranks = {"towers": Ranks(good, good), "reranked": Ranks(bad, one_right(np.array([9, 9, 9, 1])))}

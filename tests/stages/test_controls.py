@@ -72,6 +72,36 @@ def test_features_that_are_not_kept_make_no_difference(trained: Workspace) -> No
     assert set(found(trained)) == set(with_features)
 
 
+def test_kept_features_are_found_where_only_top_layers_learned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Workspace(tmp_path)
+    write_prepared(made.prepared, train=24, val=8, test=8)
+    (made.prepared / "tokenizer").rename(made.tokenizer)
+    made.local.mkdir()
+    layers = {"image_tower_top_layers": 1, "text_tower_top_layers": 1}
+    settings = params(train=train_settings(fusion_epochs=1, **layers))
+    train.run(made, settings)
+    caplog.clear()
+    caplog.set_level("INFO")
+    controls.run(made, settings)
+    kept = [record.getMessage() for record in caplog.records if "features of the frozen" in record.getMessage()]
+    assert len(kept) == 4
+    assert [" 0 of " in line for line in kept] == [True] * 4
+
+
+def test_an_mlp_is_no_control_to_an_mlp(trained: Workspace, tmp_path: Path) -> None:
+    made = Workspace(tmp_path)
+    made.artifacts.mkdir()
+    made.prepared.symlink_to(trained.prepared)
+    made.tokenizer.symlink_to(trained.tokenizer)
+    made.local.mkdir()
+    settings = params(model=model_settings(fusion={"layers": 1, "heads": 2, "attention": False}))
+    train.run(made, settings)
+    controls.run(made, settings)
+    assert list(found(made)) == ["shuffled_images"]
+
+
 def test_none_are_asked_for_or_the_fusion_does_not_learn(trained: Workspace) -> None:
     for changes in (
         {"baselines": {"controls": []}},

@@ -66,6 +66,12 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
+@pytest.fixture(autouse=True)
+def few_images_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For slices."""
+    monkeypatch.setattr("diptych.retrieval.slices.FEWEST", 1)
+
+
 def write_manifest(workspace: Workspace) -> None:
     """What evaluate reads of it, of all images."""
     images = pd.read_parquet(workspace.prepared / "images.parquet")["image_id"]

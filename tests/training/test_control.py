@@ -9,6 +9,7 @@ import torch
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
 from diptych.data.prepared import PreparedSplit
+from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Means
 from diptych.training.control import train_control
@@ -49,6 +50,13 @@ def test_it_tells_matching_means_from_others(train: PreparedSplit) -> None:
             for images in (own, (own + 1) % len(train))
         )
     assert (right > wrong).float().mean() > 0.95
+
+
+def test_a_loss_that_is_no_number_is_told(train: PreparedSplit) -> None:
+    given = means(train)
+    broken = given._replace(tokens=given.tokens * float("nan"))
+    with pytest.raises(DiptychError, match=r"loss of the control mlp_fusion is nan in epoch 1: .*baselines.controls"):
+        control(train, broken)
 
 
 def test_nothing_but_the_fusion_learns_and_twice_the_same(train: PreparedSplit) -> None:

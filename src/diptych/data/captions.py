@@ -39,8 +39,8 @@ def read_dataset(folder: Path) -> Dataset:
     path = folder / CAPTIONS_FILE
     if not path.is_file():
         raise DiptychError(
-            f"{path} is missing: there is no dataset. Restore it with `dvc checkout`, make one with "
-            "`diptych data scenes`, or bring your own with `diptych data import`."
+            f"{path} is missing: there is no dataset. Draw one with `diptych data scenes`, bring your own with "
+            "`diptych data import`, or restore what data.dvc records with `dvc pull data.dvc`."
         )
     return read_coco(path)
 
@@ -69,19 +69,26 @@ def read_instances(path: Path) -> dict[int, list[str]]:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO instances; the message names the record.
     """
     content = _load(path)
-    tables = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(table), list) for table in tables):
-        raise DiptychError(f"{path} is not a COCO instances file: it lacks a list, one of {', '.join(tables)}.")
+    for table in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(table), list):
+            raise DiptychError(f'{path} is not a COCO instances file: it has no list "{table}".')
+    names: dict[int, str] = {}
+    for index, category in enumerate(content["categories"]):
+        if not isinstance(category, dict) or not isinstance(category.get("id"), int) or category["id"] in names:
+            raise DiptychError(f"{path} is not a COCO instances file: categories[{index}] has no id of its own.")
+        name = category.get("name")
+        if not isinstance(name, str) or not name.strip() or encodable(name) != name:
+            raise DiptychError(f"{path} is not a COCO instances file: categories[{index}] has no name but {name!r}.")
+        names[category["id"]] = name
     try:
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
         objects: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
     except (KeyError, TypeError):
-        raise DiptychError(f"{path} is not a COCO instances file: an image or a category has no id or name.") from None
+        raise DiptychError(f"{path} is not a COCO instances file: an image has no id.") from None
     for index, annotation in enumerate(content["annotations"]):
         try:
-            if not annotation.get("iscrowd"):
+            if int(annotation.get("iscrowd", 0)) == 0:
                 objects[annotation["image_id"]].append(names[annotation["category_id"]])
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise DiptychError(
                 f"{path} is not a COCO instances file: annotations[{index}] is of no image or category that it lists."
             ) from None
@@ -113,6 +120,11 @@ def _load(path: Path) -> Any:
     except (AssertionError, KeyError, TypeError):
         # pycocotools indexes the records before anyone can look at them; the same checks, said in words.
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def encodable(text: str) -> str:
+    """`text` with a question mark for each half of a surrogate pair, which JSON can hold and no file can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:

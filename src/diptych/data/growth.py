@@ -48,7 +48,7 @@ class Growth:
     def __init__(self, dataset: Dataset, sources: Sequence[Source], rules: Rules) -> None:
         self.images_added = 0
         self.captions_added = 0
-        self.objects_added = 0
+        self.objects_told = 0
         self._info = _info_after_import(dataset)
         self._images = list(dataset.images)
         self._annotations = list(dataset.annotations)
@@ -64,6 +64,7 @@ class Growth:
         self._image_ids = _Ids(self._images, [image.id for image in self.offered])
         self._caption_ids = _Ids(self._annotations, [item.id for image in self.offered for item in image.captions])
         self._conflicts: list[str] = []
+        self._told: set[int] = set()
         self._dealt = 0
 
     def add(self, image: SourceImage, shards: ShardWriter) -> None:
@@ -75,15 +76,14 @@ class Growth:
         if known is None:
             record = self._new_record(image, sha256, split)
             shards.add(record["file_name"], content)
+            self._tell(record, image)
             self._add_captions(record["id"], image.captions)
             return
         if split not in (None, known.get("split")):
             self._conflicts.append(
                 f"{image.name} ({split}; known as {known.get('source', known['file_name'])} in {known.get('split')})"
             )
-        if known.get("objects") != (objects := image.fields.get("objects", known.get("objects"))):
-            known["objects"] = objects
-            self.objects_added += 1
+        self._tell(known, image)
         texts = self._texts[known["id"]]
         self._add_captions(known["id"], [caption for caption in image.captions if _clean(caption.text) not in texts])
 
@@ -98,8 +98,6 @@ class Growth:
 
     def report(self) -> None:
         """Logs what was decided for the user."""
-        if self.objects_added:
-            _log.info("%d known images now say what is in them", self.objects_added)
         if self._dealt:
             shares = self._rules.deal or DEFAULT_SHARES
             _log.info("%d images were dealt to train, val and test by their content, %d:%d:%d", self._dealt, *shares)
@@ -109,6 +107,13 @@ class Growth:
     def result(self) -> Dataset:
         """The dataset with all that was added."""
         return Dataset(self._info, self._licenses, self._images, self._annotations)
+
+    def _tell(self, record: Record, image: SourceImage) -> None:
+        """What is in the image, by the first of equal images that says so."""
+        if image.objects is not None and record["id"] not in self._told:
+            self._told.add(record["id"])
+            self.objects_told += record.get("objects") != image.objects
+            record["objects"] = image.objects
 
     def _new_record(self, image: SourceImage, sha256: str, split: str | None) -> Record:
         image_id = self._image_ids.take(image.id)

@@ -49,6 +49,8 @@ class ImportSummary:
     images_known: int
     captions_added: int
     captions_known: int
+    objects_told: int
+    """Images of which instances tell what is in them, and nothing did before."""
     bytes: int
     shards: int
     seconds: float
@@ -122,6 +124,7 @@ def _add_in_place(folder: Path, dataset: Dataset, sources: Sequence[Source], rul
         images_known=len(growth.offered) - growth.images_added,
         captions_added=growth.captions_added,
         captions_known=sum(len(image.captions) for image in growth.offered) - growth.captions_added,
+        objects_told=growth.objects_told,
         bytes=shards.bytes,
         shards=len(shards.shards),
         seconds=time.monotonic() - started,
@@ -136,7 +139,7 @@ def _store(folder: Path, growth: Growth) -> ShardWriter:
         growth.refuse_conflicts()
         if shards.shards:
             write_json(folder / _JOURNAL, {"shards": shards.shards})
-    if growth.images_added or growth.captions_added or growth.objects_added:
+    if growth.images_added or growth.captions_added or growth.objects_told:
         write_dataset(folder, growth.result())
     (folder / _JOURNAL).unlink(missing_ok=True)
     return shards

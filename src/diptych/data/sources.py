@@ -22,7 +22,7 @@ _SHOWN = 5
 """Offenders that a message names."""
 _SPLIT_NAME = re.compile(r"[\w.-]+")
 _COCO_FOLDER = re.compile(r"COCO_(\w+?)_\d")
-_OWN_FIELDS = {"id", "file_name", "split", "source", "sha256"}
+_OWN_FIELDS = {"id", "file_name", "split", "source", "sha256", "objects"}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -44,6 +44,8 @@ class SourceImage:
     captions: tuple[SourceCaption, ...]
     id: int | None = None
     fields: Record = field(default_factory=dict)
+    objects: list[str] | None = None
+    """Categories of what is in it, once an object; None where nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Source:
 def coco_source(annotations: Path, images: Path, split: str | None = None, instances: Path | None = None) -> Source:
     """A COCO captions file, 2014 or 2017 layout; `split`, if given, goes before the records' own.
 
-    With an `instances` file the images that it lists have `objects` among their fields.
+    An `instances` file tells the objects of the images that it lists.
 
     Raises:
         DiptychError: a file is not what COCO has or contradicts itself, or image files are missing.
@@ -78,7 +80,8 @@ def coco_source(annotations: Path, images: Path, split: str | None = None, insta
             split=split or _split_of(record, f"{annotations}: image {record['id']}"),
             captions=tuple(captions[record["id"]]),
             id=record["id"],
-            fields=_kept_fields(_with_objects(record, objects), f"{annotations}: image {record['id']}"),
+            fields=_kept_fields(record, f"{annotations}: image {record['id']}"),
+            objects=objects.get(record["id"]),
         )
         for record in coco.images
     ]
@@ -183,10 +186,6 @@ def coco_candidates(record: Record) -> list[str]:
         parts = PurePosixPath(address.partition("://")[2].partition("?")[0]).parts[-2:]
         candidates += ["/".join(parts), parts[-1]] if len(parts) == 2 else []
     return candidates
-
-
-def _with_objects(record: Record, objects: dict[int, list[str]]) -> Record:
-    return {**record, "objects": objects[record["id"]]} if record["id"] in objects else record
 
 
 def _kept_fields(record: Record, where: str) -> Record:

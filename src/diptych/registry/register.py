@@ -222,16 +222,15 @@ def _addressed(uri: str) -> Iterator[None]:
 
 def _read_metrics(workspace: Workspace) -> dict[str, float]:
     """Of the model, and the RSUM of what it is compared with."""
-    metrics, baselines = (_read_report(workspace, name) for name in ("metrics.json", "baselines.json"))
-    return flat_metrics({**metrics, "baselines": {name: {"rsum": one["rsum"]} for name, one in baselines.items()}})
-
-
-def _read_report(workspace: Workspace, name: str) -> dict[str, Any]:
-    path = workspace.reports / name
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise DiptychError(f"{path} is missing or damaged: run `dvc repro evaluate`.") from None
+    figures = {}
+    for name in ("metrics", "baselines"):
+        path = workspace.reports / f"{name}.json"
+        try:
+            figures[name] = flat_metrics(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError):
+            raise DiptychError(f"{path} is missing or damaged: run `dvc repro evaluate`.") from None
+    rsums = {f"baselines/{name}": value for name, value in figures["baselines"].items() if name.endswith("/rsum")}
+    return figures["metrics"] | rsums
 
 
 def _training_figures(workspace: Workspace) -> list[Metric]:

@@ -89,7 +89,8 @@ class ForeignGallery:
         except OSError as error:
             raise DiptychError(f"{path} cannot be read: {error.strerror or error}.") from None
         except Exception as error:  # numpy fails in many ways on other files
-            raise DiptychError(f"{path} is no .npy file of numbers ({error}); write it with numpy.save.") from None
+            # What numpy says of other files is how to unpickle them.
+            raise DiptychError(f"{path} is no .npy file of numbers; write it with numpy.save.") from error
         if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f" or rows.itemsize > 8:
             shape = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "an archive"
             raise DiptychError(f"{path} must hold one matrix of float16 or float32, an embedding a row, not {shape}.")

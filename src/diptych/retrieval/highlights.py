@@ -19,8 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.package import Preprocessing
 from diptych.retrieval.embedding import Embedded, inference
 from diptych.retrieval.reranking import Weights
+
+NOISE = 1e-4
+"""Of a pair's logits: less is what float32 makes of nothing."""
 
 
 class Effects(NamedTuple):
@@ -51,7 +55,7 @@ def highlighter(
     weights: Weights,
     captions: list[str],
     tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
+    preprocessing: Preprocessing,
     device: torch.device,
 ) -> Highlight | None:
     """For the pairs of `embedded`, whose texts are `captions` (M); None where the fusion has no weight."""
@@ -62,9 +66,11 @@ def highlighter(
         found = effects(model, embedded, image, caption, weights, device)
         places = found.places.numpy()
         # Class and register tokens come before the places, which are a square.
-        side = math.isqrt(len(places))
+        side = preprocessing.image_size // getattr(model.image_tower.backbone.config, "patch_size", 1)
+        if side * side > len(places):  # of a feature map
+            side = math.isqrt(len(places))
         heat = _strengths(places[len(places) - side * side :]).reshape(side, side)
-        return Highlighted(_words(captions[caption], found.tokens, tokenizer, max_tokens), heat)
+        return Highlighted(_words(captions[caption], found.tokens, tokenizer, preprocessing.max_tokens), heat)
 
     return highlight
 
@@ -95,7 +101,8 @@ def effects(
     with inference(model, device, "no"):
         whole = score(grid, tokens, mask)
         without = score(grid, tokens.repeat(len(left_out), 1, 1), left_out), score(covered, tokens, mask)
-    return Effects(*((whole - less).cpu() for less in without))
+    noise = NOISE * max(1.0, float(whole.abs()))
+    return Effects(*((lost := (whole - less).cpu()).masked_fill(lost.abs() < noise, 0.0) for less in without))
 
 
 def _words(
@@ -103,14 +110,20 @@ def _words(
 ) -> list[tuple[str, float]]:
     """The caption cut at its words, what lies between them and beyond the last token with strength zero."""
     encoded = tokenizer(caption, truncation=True, max_length=max_tokens, return_offsets_mapping=True)
-    spans: dict[int, tuple[int, int, float]] = {}
+    spans: list[tuple[int, int, float]] = []
+    last = None
     for word, (start, end), effect in zip(encoded.word_ids(), encoded["offset_mapping"], tokens.tolist(), strict=False):
-        if word is not None:
-            before = spans.get(word, (start, end, 0.0))
-            spans[word] = (min(before[0], start), max(before[1], end), before[2] + effect)
-    strengths = _strengths(np.array([effect for _, _, effect in spans.values()]))
+        if word is None:
+            continue
+        # Words that a tokenizer made of the same character belong together too.
+        if spans and (word == last or start < spans[-1][1]):
+            first, until, before = spans.pop()
+            start, end, effect = min(first, start), max(until, end), before + effect
+        spans.append((start, end, effect))
+        last = word
+    strengths = _strengths(np.array([effect for _, _, effect in spans]))
     pieces, done = [], 0
-    for (start, end, _), strength in zip(spans.values(), strengths.tolist(), strict=True):
+    for (start, end, _), strength in zip(spans, strengths.tolist(), strict=True):
         pieces += [(caption[done:start], 0.0), (caption[start:end], strength)]
         done = end
     return [(text, strength) for text, strength in [*pieces, (caption[done:], 0.0)] if text]

@@ -61,12 +61,13 @@ def rungs(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metr
 
 
 def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[Verdict]:
-    """Whether the model beats the best single modality, the best closed form, and whether the fusion helps."""
+    """Whether the model beats single modalities, its towers frozen ones, and the fusion its start and its controls."""
+    # What a claim is about, and not what comes after it.
     claims = (
         ("Joint modelling beats single-modality methods", "reranked", SINGLE_MODALITY),
-        ("Towers that learn beat frozen ones", "reranked", FROZEN),
+        ("Towers that learn beat frozen ones", "towers", FROZEN),
         ("The fusion helps", "reranked", ("normalized",)),
-        ("It helps by attention to the image", "reranked", CONTROLS),
+        ("The fusion beats its controls", "reranked", CONTROLS),
     )
     return [
         _verdict(claim, name, max(there, key=lambda other: metrics[other]["rsum"]), uncertainty)
@@ -81,6 +82,12 @@ def _verdict(claim: str, name: str, over: str, uncertainty: Uncertainty) -> Verd
     return Verdict(claim, answer, RUNGS[over], gain)
 
 
+def is_better_than_chance(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metrics) -> bool:
+    """Whether even the lower end of the last stage's RSUM is above that of chance."""
+    *_, last = metrics
+    return bool(uncertainty.intervals[last]["low"]["rsum"] > chance["rsum"])
+
+
 def to_json(climbed: Sequence[Rung], found: Sequence[Verdict]) -> dict[str, Any]:
     """What reports/ladder.json holds."""
     return {
@@ -93,6 +100,6 @@ def in_words(found: Sequence[Verdict]) -> list[str]:
     """A line each."""
     return [
         f"{one.claim}: {one.answer}, by {one.gain.rsum:+.1f} RSUM ({one.gain.low:+.1f} to {one.gain.high:+.1f}) over "
-        f"{one.over}"
+        f'"{one.over}"'
         for one in found
     ]

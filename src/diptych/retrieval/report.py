@@ -27,10 +27,10 @@ from diptych.retrieval.figures import (
 from diptych.retrieval.gallery import Shown, caption_gallery, image_gallery, picture
 from diptych.retrieval.highlights import Highlight
 from diptych.retrieval.judgements import LABELS as EXTENDED
-from diptych.retrieval.ladder import Rung, Verdict
+from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
-from diptych.retrieval.slices import SHOWN, Failures, Slice
+from diptych.retrieval.slices import FEWEST, SHOWN, Failures, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
 LABELS = dict(
@@ -126,6 +126,7 @@ def write_report(
             gains=uncertainty.gains,
             resamples=RESAMPLES,
             chance=chance["rsum"],
+            no_better_than_chance=not is_better_than_chance(evaluation.metrics, uncertainty, chance),
             tables=tables,
             extended=_extended(evaluation),
             verdicts=verdicts,
@@ -195,6 +196,7 @@ def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, 
     images, captions = failures.hubs["t2i"], failures.hubs["i2t"]
     return {
         "slices": _slice_rows(failures.slices),
+        "fewest": FEWEST,
         "failures": failures,
         "hub_images": [
             (picture(split, image), int(images.often[image])) for image in (images.most(SHOWN) if pictures else [])

@@ -22,8 +22,8 @@ SHOWN = 8
 """Hubs, pairs of confused images, and queries that miss most."""
 CATEGORIES = 12
 """Of the objects in images, the most frequent ones, are sliced by."""
-FEWEST = 5
-"""Images that a category is in, and is not in."""
+FEWEST = 10
+"""Images of a slice: of fewer an interval says nothing."""
 ALIKE_BITS = 8
 """Of 64."""
 
@@ -169,6 +169,7 @@ def slices(
         parts += [("an image that shows", name, way, there[there_of]) for name, there in (showing or {}).items()]
     for name, values in of_captions.items():
         parts += [(name, label, "t2i", there) for label, there in cut(values)]
+    parts = [part for part in parts if len(np.unique(owners[part[2]][part[3]])) >= FEWEST]
     if not parts:
         return []
     # Of each part the queries and the hits that an image brings, (N, parts).
@@ -220,11 +221,8 @@ def _showing(objects: Sequence[Sequence[str] | None]) -> dict[str, NDArray[np.bo
     often = Counter(name for there in sets for name in there)
     names = sorted(often, key=lambda name: (-often[name], name))
     told = sum(there is not None for there in objects)
-    return {
-        name: np.array([name in there for there in sets])
-        for name in names[:CATEGORIES]
-        if FEWEST <= often[name] <= told - FEWEST
-    }
+    telling = [name for name in names if FEWEST <= often[name] < told]
+    return {name: np.array([name in there for there in sets]) for name in telling[:CATEGORIES]}
 
 
 def hubs(first: Callable[[int], Sequence[int]], queries: int, items: int) -> Hubs:

@@ -19,6 +19,7 @@ from diptych.retrieval.metrics import Ranks, metrics_from_ranks
 from diptych.retrieval.reranking import Weights, choose_weights, match_logits, reranked_ranks
 from diptych.training.control import train_control
 from diptych.training.features import FeatureCache
+from diptych.training.inputs import TrainingInputs
 from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -42,22 +43,19 @@ def run(workspace: Workspace, params: Params) -> None:
 
 def _ranks(workspace: Workspace, params: Params) -> dict[str, Ranks]:
     device = choose_device(params.device)
-    precision = choose_precision("auto", device)
+    precision = choose_precision(params.train.precision, device)
     loaded = load_model(workspace.model, str(device))
     model, reranking = loaded.model, loaded.reranking
     scale, top_k, batch_size = model.logit_scale.item(), params.evaluate.top_k, params.evaluate.batch_size
     prepared = Prepared(workspace.prepared, params.data.splits)
     train, val, test = (prepared.split(role) for role in ("train", "val", "test"))
-    inputs = [Inputs(train), Inputs(val)]
-    if params.train.fusion_epochs and params.train.keep_features != "never":
-        # The fusion's own epochs have kept them.
+    inputs = TrainingInputs(train, val, params.train, params.seed, None)
+    if params.train.fusion_epochs:
+        # The fusion's own epochs have kept features of the whole towers.
         folder, limit = workspace.local / "cache" / "features", params.train.features_gib
         cache = FeatureCache(folder, limit_gib=limit, device=device, precision=precision)
-        images, texts = cache.images(model.image_tower, [train, val]), cache.texts(model.text_tower, [train, val])
-        inputs = [
-            Inputs(split, images[place] if images else None, texts[place] if texts else None)
-            for place, split in enumerate((train, val))
-        ]
+        inputs = TrainingInputs(train, val, params.train, params.seed, cache)
+        inputs.enter(model, params.train.all_epochs - 1)
 
     def embed(given: Inputs, name: str) -> Embedded:
         embedded = embed_split(
@@ -65,7 +63,7 @@ def _ranks(workspace: Workspace, params: Params) -> dict[str, Ranks]:
         )
         return embedded.normalized(loaded.querybank, scale)
 
-    on_val, on_test = embed(inputs[1], "val"), embed(Inputs(test), "test")
+    on_val, on_test = embed(inputs.val(), "val"), embed(Inputs(test), "test")
 
     def rank(parts: Weights, change: bool) -> Ranks:
         shown = [_shuffled(embedded) if change else embedded for embedded in (on_val, on_test)]
@@ -73,7 +71,9 @@ def _ranks(workspace: Workspace, params: Params) -> dict[str, Ranks]:
         return reranked_ranks(of_test, scale, choose_weights(of_val, scale))
 
     found: dict[str, Ranks] = {}
-    for name in params.baselines.controls:
+    # A fusion that is an MLP already has no other control.
+    there = [name for name in params.baselines.controls if name != "mlp_fusion" or params.model.fusion.attention]
+    for name in there:
         if name == "shuffled_images":
             found[name] = rank(Weights(reranking.match_weight, reranking.alignment_weight), change=True)
         else:
@@ -81,7 +81,7 @@ def _ranks(workspace: Workspace, params: Params) -> dict[str, Ranks]:
             torch.manual_seed(params.seed)
             without = params.model.fusion.model_copy(update={"attention": False})
             model.fusion = make_fusion(params.model.dim, model.image_tower.grid_size, without).to(device)
-            means = embed_means(model, inputs[0], batch_size=batch_size, device=device)
+            means = embed_means(model, inputs.plain(), batch_size=batch_size, device=device)
             train_control(model, train, means, params.train, params.seed)
             found[name] = rank(Weights(match=1.0), change=False)
             model.fusion = fusion

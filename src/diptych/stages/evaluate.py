@@ -24,7 +24,7 @@ from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
 from diptych.retrieval.highlights import highlighter
 from diptych.retrieval.judgements import add_extended
-from diptych.retrieval.ladder import in_words, rungs, to_json, verdicts
+from diptych.retrieval.ladder import in_words, is_better_than_chance, rungs, to_json, verdicts
 from diptych.retrieval.metrics import chance_metrics, metrics_from_ranks
 from diptych.retrieval.report import Findings, Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
@@ -84,11 +84,13 @@ def run(workspace: Workspace, params: Params) -> None:
     looks = attributes, manifest["phash"].tolist(), objects
     failures = find_failures(evaluation, split.image_of_caption, split.captions, *looks)
     write_json(workspace.reports / "failures.json", failures.to_json())
-    texts = loaded.tokenizer, loaded.preprocessing.max_tokens
-    highlight = highlighter(model, embedded, weights, split.captions, *texts, device)
+    read_by = loaded.tokenizer, loaded.preprocessing
+    highlight = highlighter(model, embedded, weights, split.captions, *read_by, device)
     findings = Findings(evaluation, uncertainty, failures, ladder, judged, highlight)
     write_report(workspace.reports / "report.html", split, findings, setting, history, queries)
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
+    if not is_better_than_chance(evaluation.metrics, uncertainty, chance):
+        log.warning("The model may be no better than chance: train it longer, or on more images.")
     for line in in_words(judged):
         log.info("%s", line)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from diptych.config import Train
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
+from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.objectives import draw_pairs, matching_loss
 from diptych.progress import progress
@@ -18,12 +19,15 @@ from diptych.training.optimisation import make_schedule
 
 
 def train_control(model: DualEncoder, train: PreparedSplit, means: Means, settings: Train, seed: int) -> None:
-    """Trains the model's fusion, a `MeanFusion`, in place, for as many epochs as the fusion had, and on the same pairs
-    as in these; the rest of the model stays as it is.
+    """Trains the model's fusion, a `MeanFusion`, in place, for the epochs that the fusion had at most; the rest of the
+    model stays as it is. All images of a batch bring pairs, which here cost little.
 
     Args:
         means: what the model's towers say of `train`, on the model's device.
         settings: of the training that made the towers.
+
+    Raises:
+        DiptychError: the loss is NaN or infinite.
     """
     plan = BatchPlan(train, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image, seed=seed)
     epochs = settings.fusion_epochs or settings.epochs
@@ -54,12 +58,18 @@ def train_control(model: DualEncoder, train: PreparedSplit, means: Means, settin
                     batch.image_of_caption,
                     _uniforms(seed, epoch, batch.step, len(images)),
                 )
-                matching_loss(model, pairs, settings.objectives.matching_share).backward()
+                loss = matching_loss(model, pairs)
+                loss.backward()
                 nn.utils.clip_grad_norm_(weights, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
                 bar.update()
+            if not torch.isfinite(loss):
+                raise DiptychError(
+                    f"the loss of the control mlp_fusion is {loss.item()} in epoch {epoch + 1}: lower "
+                    "train.learning_rate, or leave it out of baselines.controls."
+                )
     model.fusion.eval()
 
 

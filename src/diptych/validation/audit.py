@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from diptych.config import Validate
-from diptych.data.captions import Dataset
+from diptych.data.captions import Dataset, encodable
 from diptych.validation.inspection import Inspection, Verdict
-from diptych.validation.scan import encodable, near_duplicates
+from diptych.validation.scan import near_duplicates
 from diptych.validation.suites import Promise, caption_promises, dataset_promises, image_promises
 
 LEFT_OUT = "its image is left out"

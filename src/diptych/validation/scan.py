@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.fftpack  # noqa: F401
 from numpy.typing import NDArray
 
-from diptych.data.captions import Dataset
+from diptych.data.captions import Dataset, encodable
 from diptych.data.images import ImageError, inspect_image
 from diptych.data.shards import Member, list_members, read_member
 from diptych.data.workers import in_processes
@@ -95,11 +95,6 @@ def near_duplicates(manifest: pd.DataFrame, splits: list[str], distance: int, li
         for bits, first, second in closest
     ]
     return sum(count for count, _ in found), named
-
-
-def encodable(text: str) -> str:
-    """`text` with a question mark for each half of a surrogate pair, which JSON can hold and no file can."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _records(images: list[dict[str, Any]], members: dict[str, Member]) -> pd.DataFrame:
