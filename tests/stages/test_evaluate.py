@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,7 @@ def test_baselines_are_compared_on_the_same_queries(workspace: Workspace, caplog
     assert gain["low"] <= gain["rsum"] <= gain["high"]
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("Joint modelling beats single-modality methods: ") for line in said)
+    assert any(re.fullmatch(r"Re-ranking: \d+\.\d ms a query for [+-]\d+\.\d RSUM", line) for line in said)
     page = (workspace.reports / "report.html").read_text()
     assert "Joint modelling beats single-modality methods: " in page
     assert "frozen towers: CCA" in page

@@ -4,6 +4,7 @@ what any model's embeddings rank.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -59,6 +60,8 @@ class Evaluation(NamedTuple):
     """The same of all queries, as far as one likes."""
     similarities: Similarities
     """Of the embeddings as the model gives them."""
+    reranking_seconds: float = 0.0
+    """What finding and judging the candidates of all queries took; in no file, whose bytes would differ."""
 
 
 def evaluate_gallery(
@@ -68,7 +71,7 @@ def evaluate_gallery(
     images also in five folds.
     """
     embedded = embedded.normalized(querybank, model.logit_scale.item())
-    ranks, first, deep = _rank(model, embedded, top_k, weights, device)
+    ranks, first, deep, seconds = _rank(model, embedded, top_k, weights, device)
     metrics = {stage: metrics_from_ranks(*both) for stage, both in ranks.items()}
     parts = [
         _rank(model, embedded.part(*fold), top_k, weights, device)[0]
@@ -77,9 +80,8 @@ def evaluate_gallery(
     if parts:
         for stage, of_stage in metrics.items():
             of_stage["folds_1k"] = average_metrics([metrics_from_ranks(*part[stage]) for part in parts])
-    return Evaluation(
-        ranks, metrics, first, deep, similarities(embedded.image, embedded.text, embedded.image_of_caption)
-    )
+    alike = similarities(embedded.image, embedded.text, embedded.image_of_caption)
+    return Evaluation(ranks, metrics, first, deep, alike, seconds)
 
 
 def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[np.int64]) -> Evaluation:
@@ -119,9 +121,11 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 
 def _rank(
     model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device
-) -> tuple[dict[str, Ranks], tuple[First, First], Deep]:
-    """What queries find by stage, and what stands first in the last one."""
+) -> tuple[dict[str, Ranks], tuple[First, First], Deep, float]:
+    """What queries find by stage, what stands first in the last one, and how many seconds the candidates took."""
+    started = time.perf_counter()
     candidates, scale = match_logits(model, embedded, top_k, device=device, weights=weights), model.logit_scale.item()
+    seconds = time.perf_counter() - started
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
         "normalized": Ranks(candidates.i2t.found, candidates.t2i.found),
@@ -139,7 +143,7 @@ def _rank(
         )
         return captions, images
 
-    return ranks, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()), deep
+    return ranks, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()), deep, seconds
 
 
 def _first(queries: Tensor, gallery: Tensor) -> First:

@@ -83,7 +83,7 @@ def similarity_figure(found: Similarities) -> Picture:
 
 
 def ladder_figure(rungs: Sequence[Rung]) -> Picture:
-    """A bar for each rung, the first one lowest, with its interval; what the model does stands out."""
+    """A bar for each rung, the first one highest, with its interval; what the model does stands out."""
 
     def plot(axes: Axes, theme: Theme) -> None:
         places = range(len(rungs))
@@ -93,6 +93,7 @@ def ladder_figure(rungs: Sequence[Rung]) -> Picture:
             if rung.low is not None and rung.high is not None:
                 axes.plot([rung.low, rung.high], [place, place], color=theme.ink, linewidth=1.5)
         axes.set_yticks(places, [rung.name for rung in rungs])
+        axes.invert_yaxis()
         axes.set_axisbelow(True)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("RSUM, 95 % interval")
