@@ -56,6 +56,11 @@ def evaluate(
     set_threads(None)
     gallery = ForeignGallery(captions, images)
     image, text = gallery.read(image_embeddings, "images"), gallery.read(text_embeddings, "captions")
+    if image.shape[1] != text.shape[1]:
+        raise DiptychError(
+            f"{image_embeddings} has {image.shape[1]} dimensions and {text_embeddings} {text.shape[1]}: they must have "
+            "as many, as of one model."
+        )
     evaluation = evaluate_embeddings(image, text, gallery.image_of_caption)
     add_extended(evaluation, gallery.image_ids, gallery.caption_ids)
     uncertainty = judge(evaluation.ranks, gallery.image_of_caption)

@@ -143,7 +143,7 @@ def test_a_karpathy_filepath_is_looked_into(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"split": "train", "sentences": []}, r"images\[0\] is not a Karpathy record: KeyError\('filename'\)"),
+        ({"split": "train", "sentences": []}, r"images\[0\] is not a Karpathy record \(KeyError\('filename'\)\)"),
         ("a.jpg", "is not a Karpathy record"),
         ({"filename": "a.jpg", "split": "train", "imgid": "x", "sentences": []}, "ids must be whole numbers"),
         ({"filename": "a.jpg", "split": "train", "imgid": 1, "sentences": [{"raw": 3}]}, "raw is no text"),

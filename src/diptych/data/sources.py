@@ -208,7 +208,9 @@ def _karpathy_image(record: Any, folder: ImagesFolder, where: str) -> SourceImag
         captions = tuple(SourceCaption(item["raw"], item.get("sentid")) for item in record["sentences"])
         image_id = record.get("cocoid", record.get("imgid"))
     except (KeyError, TypeError, AttributeError) as error:
-        raise DiptychError(f"{where} is not a Karpathy record: {error!r}.") from None
+        raise DiptychError(
+            f"{where} is not a Karpathy record ({error!r}); a COCO captions file goes with --coco."
+        ) from None
     if not all(isinstance(value, int | None) for value in (image_id, *(caption.id for caption in captions))):
         raise DiptychError(f"{where}: ids must be whole numbers.")
     if not all(isinstance(caption.text, str | None) for caption in captions):
