@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,7 @@ from diptych.config import Params
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.model.device import choose_device, choose_precision, keep_freed_memory, set_threads
+from diptych.model.dual_encoder import DualEncoder
 from diptych.model.fusion import make_fusion
 from diptych.model.package import load_model
 from diptych.retrieval.baselines import save_ranks
@@ -45,8 +47,7 @@ def _ranks(workspace: Workspace, params: Params) -> dict[str, Ranks]:
     device = choose_device(params.device)
     precision = choose_precision(params.train.precision, device)
     loaded = load_model(workspace.model, str(device))
-    model, reranking = loaded.model, loaded.reranking
-    scale, top_k, batch_size = model.logit_scale.item(), params.evaluate.top_k, params.evaluate.batch_size
+    model, reranking, batch_size = loaded.model, loaded.reranking, params.evaluate.batch_size
     prepared = Prepared(workspace.prepared, params.data.splits)
     train, val, test = (prepared.split(role) for role in ("train", "val", "test"))
     inputs = TrainingInputs(train, val, params.train, params.seed, None)
@@ -61,34 +62,56 @@ def _ranks(workspace: Workspace, params: Params) -> dict[str, Ranks]:
         embedded = embed_split(
             model, given.split, inputs=given, batch_size=batch_size, device=device, description=f"embed {name}"
         )
-        return embedded.normalized(loaded.querybank, scale)
+        return embedded.normalized(loaded.querybank, model.logit_scale.item())
 
-    on_val, on_test = embed(inputs.val(), "val"), embed(Inputs(test), "test")
+    galleries = _Galleries(embed(inputs.val(), "val"), embed(Inputs(test), "test"), params.evaluate.top_k, device)
 
-    def rank(parts: Weights, change: bool) -> Ranks:
-        shown = [_shuffled(embedded) if change else embedded for embedded in (on_val, on_test)]
-        of_val, of_test = (match_logits(model, one, top_k, device=device, weights=parts) for one in shown)
-        return reranked_ranks(of_test, scale, choose_weights(of_val, scale))
+    def shuffled_images() -> Ranks:
+        parts = Weights(reranking.match_weight, reranking.alignment_weight)
+        return galleries.with_other_images().reranked(model, parts)
 
+    def mlp_fusion() -> Ranks:
+        means = embed_means(model, inputs.plain(), batch_size=batch_size, device=device)
+        fusion, mlp = model.fusion, params.model.fusion.model_copy(update={"attention": False})
+        torch.manual_seed(params.seed)
+        model.fusion = make_fusion(params.model.dim, model.image_tower.grid_size, mlp).to(device)
+        train_control(model, train, means, params.train, params.seed)
+        ranks = galleries.reranked(model, Weights(match=1.0))
+        model.fusion = fusion
+        return ranks
+
+    controls = {"shuffled_images": shuffled_images, "mlp_fusion": mlp_fusion}
+    if not params.model.fusion.attention:
+        # An MLP is no control to an MLP.
+        del controls["mlp_fusion"]
     found: dict[str, Ranks] = {}
-    # A fusion that is an MLP already has no other control.
-    there = [name for name in params.baselines.controls if name != "mlp_fusion" or params.model.fusion.attention]
-    for name in there:
-        if name == "shuffled_images":
-            found[name] = rank(Weights(reranking.match_weight, reranking.alignment_weight), change=True)
-        else:
-            fusion = model.fusion
-            torch.manual_seed(params.seed)
-            without = params.model.fusion.model_copy(update={"attention": False})
-            model.fusion = make_fusion(params.model.dim, model.image_tower.grid_size, without).to(device)
-            means = embed_means(model, inputs.plain(), batch_size=batch_size, device=device)
-            train_control(model, train, means, params.train, params.seed)
-            found[name] = rank(Weights(match=1.0), change=False)
-            model.fusion = fusion
-        log.info("%s: RSUM %.1f on test", name, metrics_from_ranks(*found[name])["rsum"])
+    for name in params.baselines.controls:
+        if name in controls:
+            found[name] = controls[name]()
+            log.info("%s: RSUM %.1f on test", name, metrics_from_ranks(*found[name])["rsum"])
     return found
 
 
-def _shuffled(embedded: Embedded) -> Embedded:
-    """Every image with the grid of another one; what the towers rank by stays as it is."""
-    return replace(embedded, grid=embedded.grid.roll(1, dims=0))
+class _Galleries(NamedTuple):
+    """What is re-ranked, as the model ranks it before."""
+
+    val: Embedded
+    test: Embedded
+    top_k: int
+    device: torch.device
+
+    def reranked(self, model: DualEncoder, parts: Weights) -> Ranks:
+        """What the queries of test find by those `parts` of the model's fusion that have weight, at weights chosen on
+        val.
+        """
+        of_val, of_test = (
+            match_logits(model, embedded, self.top_k, device=self.device, weights=parts)
+            for embedded in (self.val, self.test)
+        )
+        scale = model.logit_scale.item()
+        return reranked_ranks(of_test, scale, choose_weights(of_val, scale))
+
+    def with_other_images(self) -> _Galleries:
+        """Every image has the grid of another one; what the towers rank by stays as it is."""
+        val, test = (replace(one, grid=one.grid.roll(1, dims=0)) for one in (self.val, self.test))
+        return self._replace(val=val, test=test)
