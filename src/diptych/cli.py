@@ -85,6 +85,19 @@ def register(as_json: bool) -> None:
     click.echo(json.dumps(version.to_json(), indent=2) if as_json else version.describe())
 
 
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Look whether all that a run depends on is there, and say how to mend what is not."""
+    workspace = enter()
+    from diptych.doctor import examine, render
+
+    findings = examine(workspace)
+    click.echo(json.dumps([one._asdict() for one in findings], indent=2) if as_json else render(findings))
+    if any(one.state == "error" for one in findings):
+        sys.exit(1)
+
+
 cli.add_command(data)
 cli.add_command(evaluate)
 cli.add_command(weights)

@@ -81,6 +81,12 @@ def dataset_version(workspace: Workspace) -> str | None:
     return outputs[0].get("md5")
 
 
+def remotes(workspace: Workspace) -> dict[str, str]:
+    """Their addresses by name."""
+    lines = (line.split(maxsplit=1) for line in _call(workspace, "remote", "list").splitlines())
+    return {line[0]: line[1].removesuffix("(default)").rstrip() for line in lines if len(line) == 2}
+
+
 def bring_own_dataset(workspace: Workspace) -> None:
     """Brings a recorded dataset that is not here yet, lest an import begin a new one; scenes are not worth it.
 
@@ -112,7 +118,7 @@ def bring_dataset(workspace: Workspace) -> str:
             "data/ is not the version that data.dvc records. Run `dvc add data` to make it the new version, or "
             "`dvc checkout --force data.dvc` to go back to the recorded one."
         )
-    if _call(workspace, "remote", "list").strip() and _succeeds(workspace, "pull", "--quiet", "data.dvc"):
+    if remotes(workspace) and _succeeds(workspace, "pull", "--quiet", "data.dvc"):
         return "pulled from the DVC remote"
     return _draw_again(workspace)
 

@@ -27,6 +27,7 @@ from diptych.registry.tracking import (
     connect,
     flatten,
     metric_name,
+    reason,
     send_metrics,
     send_params,
     tracking_uri,
@@ -85,8 +86,9 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
         client.set_registered_model_alias(name, CHALLENGER, version.version)
         version = client.get_model_version(name, version.version)
     except MlflowException as error:
-        where = without_secret(tracking_uri(workspace, params))
-        raise DiptychError(f"MLflow at {where} refuses the registration: {error.message}") from error
+        uri = tracking_uri(workspace, params)
+        said = f"MLflow at {without_secret(uri)} refuses the registration: {reason(error, uri)}"
+        raise DiptychError(said) from error
     except OperationalError:
         # A full disk, for one; the command line knows how to say that.
         raise

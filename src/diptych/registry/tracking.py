@@ -63,6 +63,12 @@ def without_secret(uri: str) -> str:
     return scheme + separator + rest.rpartition("@")[2]
 
 
+def reason(error: Exception, uri: str) -> str:
+    """The first line of what `error` says of the store at `uri`, without a secret that the address holds."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return first.replace(uri, without_secret(uri))[:300]
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested parameters as `section.key` to text."""
     flat: dict[str, str] = {}
@@ -216,10 +222,8 @@ class TrackedRun:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             where = tracking_uri(self._workspace, self._settings)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning(
-                "MLflow at %s takes no figures (%s); the training goes on.", without_secret(where), reason[:300]
-            )
+            said = reason(error, where)
+            log.warning("MLflow at %s takes no figures (%s); the training goes on.", without_secret(where), said)
         self._warned = True
 
 

@@ -1,0 +1,198 @@
+"""`diptych doctor`: whether all that a run depends on is there, and how to mend what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import chdir
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from diptych import dvc
+from diptych.config import Params, load_params
+from diptych.errors import DiptychError
+from diptych.workspace import Workspace
+
+State = Literal["ok", "warning", "error"]
+"""A warning is of what runs do without; an error stops them."""
+
+SPARE_GIB = 5.0
+"""Below so much free space a run of the presets may fill the disk."""
+PATIENCE = 5.0
+"""Seconds that a server may take to answer."""
+LOCK = "requirements.lock"
+
+
+class Finding(NamedTuple):
+    """What one check found."""
+
+    name: str
+    state: State
+    found: str
+    mend: str = ""
+    """What to do, where something is to be done."""
+
+
+def examine(workspace: Workspace) -> list[Finding]:
+    """Every check, in order; one that cannot be made is an error that says why."""
+    checks: dict[str, Callable[[Workspace, Params], Finding]] = {
+        "git": _git,
+        "dataset": _dataset,
+        "dvc remote": _remote,
+        "towers": _towers,
+        "mlflow": _mlflow,
+        "prefect": _prefect,
+        "device": _device,
+        "disk": _disk,
+        "packages": _packages,
+    }
+    found = []
+    with chdir(workspace.root):
+        try:
+            params = load_params(workspace.params)
+            found.append(Finding("params", "ok", "params.yaml is as it should be"))
+        except DiptychError as error:
+            # The other checks go on with the defaults.
+            params = Params()
+            found.append(Finding("params", "error", str(error), "Correct params.yaml, or `git checkout params.yaml`."))
+        for name, check in checks.items():
+            try:
+                found.append(check(workspace, params)._replace(name=name))
+            except DiptychError as error:
+                found.append(Finding(name, "error", str(error)))
+    return found
+
+
+def _git(workspace: Workspace, params: Params) -> Finding:
+    from diptych.registry.provenance import UNKNOWN, git_dirty, git_sha
+
+    commit = git_sha(workspace.root)
+    if commit == UNKNOWN:
+        return Finding("", "error", "not a git repository with a commit", "`git init`, then commit the project.")
+    if git_dirty(workspace.root) == "true":
+        found = f"changes beyond commit {commit[:10]}, so that a model made now cannot be made again from it"
+        return Finding("", "warning", found, "Commit them before you train what is to stay: `git status`.")
+    return Finding("", "ok", f"at commit {commit[:10]}, nothing changed")
+
+
+def _dataset(workspace: Workspace, params: Params) -> Finding:
+    recorded = dvc.dataset_version(workspace)
+    if recorded is None:
+        return Finding("", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
+    if not workspace.data.exists():
+        return Finding("", "warning", f"version {recorded[:10]} is recorded, but not here", "`diptych run` brings it.")
+    return Finding("", "ok", f"version {recorded[:10]} in data/")
+
+
+def _remote(workspace: Workspace, params: Params) -> Finding:
+    remotes = dvc.remotes(workspace)
+    if not remotes:
+        mend = "`dvc remote add --default NAME URL`, then `dvc push`."
+        return Finding("", "warning", "none: data and models are on this machine alone", mend)
+    gone = [f"{name} ({url})" for name, url in remotes.items() if url.startswith("/") and not Path(url).is_dir()]
+    if gone:
+        return Finding(
+            "", "error", f"no such folder: {', '.join(gone)}", "Mount it, or `dvc remote modify NAME url URL`."
+        )
+    return Finding("", "ok", ", ".join(remotes))
+
+
+def _towers(workspace: Workspace, params: Params) -> Finding:
+    from diptych.data.pretrained import locate_towers
+
+    locate_towers(params.model)
+    names = [tower.pretrained or "from scratch" for tower in (params.model.image_tower, params.model.text_tower)]
+    return Finding("", "ok", f"image: {names[0]}; text: {names[1]}")
+
+
+def _mlflow(workspace: Workspace, params: Params) -> Finding:
+    from mlflow import MlflowClient
+
+    from diptych.registry.tracking import is_own, reason, tracking_uri, without_secret
+
+    uri = tracking_uri(workspace, params)
+    if is_own(uri) and not Path(uri.partition(":///")[2]).exists():
+        return Finding("", "ok", "a store of the project's own, which the first training makes")
+    try:
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except Exception as error:  # of the network, the server or the database
+        mend = "Start that server, or correct MLFLOW_TRACKING_URI or register.tracking_uri in params.yaml."
+        return Finding("", "error", f"{without_secret(uri)} does not answer: {reason(error, uri)}", mend)
+    return Finding("", "ok", without_secret(uri))
+
+
+def _prefect(workspace: Workspace, params: Params) -> Finding:
+    uri = os.environ.get("PREFECT_API_URL")
+    if not uri:
+        return Finding("", "ok", "no server: each run has one of its own; schedules need one (PREFECT_API_URL)")
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE) as answer:
+            healthy = json.load(answer) is True
+    except (URLError, OSError, ValueError) as error:
+        return Finding("", "error", f"{uri} does not answer: {error}", "Start that server, or unset PREFECT_API_URL.")
+    if not healthy:
+        return Finding("", "error", f"{uri} is not well", "Look at that server's log.")
+    return Finding("", "ok", uri)
+
+
+def _device(workspace: Workspace, params: Params) -> Finding:
+    from diptych.model.device import choose_device, choose_precision
+
+    device = choose_device(params.device)
+    precision = {"no": "float32"}.get(chosen := choose_precision(params.train.precision, device), chosen)
+    return Finding("", "ok", f"{device.type}, {precision}, {params.threads or os.cpu_count()} CPU threads")
+
+
+def _disk(workspace: Workspace, params: Params) -> Finding:
+    free = shutil.disk_usage(workspace.root).free / 2**30
+    found = f"{free:.1f} GiB free; features of frozen towers may take {params.train.features_gib:g}"
+    if free < SPARE_GIB:
+        return Finding("", "warning", found, "`dvc gc --workspace` and removing .diptych/cache make room.")
+    return Finding("", "ok", found)
+
+
+def _packages(workspace: Workspace, params: Params) -> Finding:
+    path = workspace.root / LOCK
+    if not path.is_file():
+        return Finding("", "warning", f"{LOCK} is not there to compare with", f"`git checkout {LOCK}`.")
+    python = ".".join(map(str, sys.version_info[:3]))
+    # Of some packages there are several, for other versions of Python.
+    locked: dict[str, set[str]] = {}
+    for name, number in re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+        locked.setdefault(name, set()).add(number)
+    others = []
+    for name, numbers in locked.items():
+        try:
+            there = version(name)
+        except PackageNotFoundError:
+            continue  # of another platform, or of development alone
+        # Torch tells its build behind a plus sign.
+        if there.partition("+")[0] not in {number.partition("+")[0] for number in numbers}:
+            others.append(f"{name} {there}, not {' or '.join(sorted(numbers))}")
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        return Finding("", "warning", f"other than locked: {'; '.join(others[:3])}{more}", "`make setup`.")
+    return Finding("", "ok", f"as in {LOCK}, under Python {python}")
+
+
+def render(findings: list[Finding]) -> str:
+    """A line or two for each."""
+    lines = []
+    for one in findings:
+        first, *rest = one.found.splitlines()
+        lines.append(f"{one.state:8}{one.name:11}{first}")
+        lines += [f"{'':19}{line}" for line in rest]
+        if one.mend:
+            lines.append(f"{'':19}→ {one.mend}")
+    wrong = sum(one.state == "error" for one in findings)
+    lines.append(
+        f"\n{wrong} of {len(findings)} checks failed." if wrong else "\nA run has all it needs: `diptych run`."
+    )
+    return "\n".join(lines)

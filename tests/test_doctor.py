@@ -1,0 +1,165 @@
+"""The doctor: what is found of each thing that a run depends on, and how to mend it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from fake_project import commit, run
+
+from diptych import cli, doctor
+from diptych.doctor import Finding, examine, render
+from diptych.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def found(workspace: Workspace) -> dict[str, Finding]:
+    return {one.name: one for one in examine(workspace)}
+
+
+def test_a_project_as_it_should_be_has_no_errors(project: Workspace) -> None:
+    findings = found(project)
+    assert list(findings) == [
+        *("params", "git", "dataset", "dvc remote", "towers", "mlflow", "prefect", "device", "disk", "packages"),
+    ]
+    assert [one.name for one in findings.values() if one.state == "error"] == []
+    # Neither is made by looking.
+    assert not (project.local / "mlflow.db").exists()
+    assert "which the first training makes" in findings["mlflow"].found
+    assert "a run has all it needs" in render(list(findings.values())).lower()
+
+
+def test_wrong_params_are_told_and_the_rest_is_examined(project: Workspace) -> None:
+    project.params.write_text("sede: 1")
+    findings = found(project)
+    assert findings["params"].state == "error"
+    assert "sede" in findings["params"].found
+    assert len(findings) == 10
+    assert "1 of 10 checks failed." in render(list(findings.values()))
+
+
+def test_uncommitted_changes_are_a_warning(project: Workspace) -> None:
+    assert found(project)["git"].state == "ok"
+    project.params.write_text(project.params.read_text() + "\n")
+    assert found(project)["git"].state == "warning"
+    shutil.rmtree(project.root / ".git")
+    assert found(project)["git"].state == "error"
+
+
+def test_a_dataset_is_here_or_recorded_or_missing(project: Workspace) -> None:
+    assert found(project)["dataset"].state == "ok"
+    shutil.rmtree(project.data)
+    assert "recorded, but not here" in found(project)["dataset"].found
+    (project.root / "data.dvc").unlink()
+    finding = found(project)["dataset"]
+    assert (finding.state, finding.mend) == ("error", "`diptych data import`, or `diptych data scenes`.")
+
+
+def test_a_remote_is_none_or_there_or_gone(project: Workspace, tmp_path: Path) -> None:
+    assert found(project)["dvc remote"].state == "warning"
+    (tmp_path / "backup").mkdir()
+    run("dvc", "remote", "add", "--default", "backup", str(tmp_path / "backup"), cwd=project.root)
+    commit(project.root)
+    assert found(project)["dvc remote"] == Finding("dvc remote", "ok", "backup")
+    (tmp_path / "backup").rmdir()
+    finding = found(project)["dvc remote"]
+    assert (finding.state, str(tmp_path / "backup") in finding.found) == ("error", True)
+
+
+def test_towers_that_are_not_here_are_an_error_with_the_way_to_get_them(project: Workspace) -> None:
+    text = project.params.read_text()
+    project.params.write_text(text.replace("pretrained: null", "pretrained: ./weights/none", 1))
+    finding = found(project)["towers"]
+    assert finding.state == "error"
+    assert "diptych weights offline" in finding.found
+
+
+def test_servers_that_do_not_answer_are_errors(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    findings = found(project)
+    for name, mend in (("prefect", "unset PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
+        assert findings[name].state == "error"
+        assert "does not answer" in findings[name].found
+        assert mend in findings[name].mend
+    assert "secret" not in render(list(findings.values()))
+
+
+@pytest.fixture
+def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A server that says of its health what the list holds."""
+    says = ["true"]
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/health" else 404)
+            self.end_headers()
+            self.wfile.write(says[0].encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_address[1]}/api")
+        yield says
+        server.shutdown()
+
+
+def test_a_prefect_server_is_asked_for_its_health(project: Workspace, prefect: list[str]) -> None:
+    assert found(project)["prefect"].state == "ok"
+    prefect[0] = '"no database"'
+    assert "is not well" in found(project)["prefect"].found
+    prefect[0] = "<html>"
+    assert "does not answer" in found(project)["prefect"].found
+
+
+def test_a_device_that_is_not_here_is_an_error(project: Workspace) -> None:
+    project.params.write_text(project.params.read_text().replace("device: auto", "device: mps"))
+    finding = found(project)["device"]
+    assert (finding.state, "device is mps" in finding.found) == ("error", True)
+
+
+def test_little_space_is_a_warning(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**30, 2**30))
+    finding = found(project)["disk"]
+    assert finding.state == "warning"
+    assert finding.found.startswith("1.0 GiB free")
+
+
+def test_packages_other_than_locked_are_a_warning(project: Workspace) -> None:
+    lock = project.root / "requirements.lock"
+    here = version("click")
+    lock.write_text(f'click==0.1 ; python_version < "3"\nclick=={here} ; python_version > "3"\nno-such-package==1\n')
+    assert found(project)["packages"].state == "ok"
+    lock.write_text("click==0.1 \\\n    --hash=sha256:00\n")
+    finding = found(project)["packages"]
+    assert (finding.state, finding.mend) == ("warning", "`make setup`.")
+    assert f"click {here}, not 0.1" in finding.found
+
+
+def test_the_command_fails_with_an_error_and_prints_json(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.root)
+    for broken, code in ((False, 0), (True, 1)):
+        if broken:
+            project.params.write_text("sede: 1")
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["doctor", "--json"])
+        assert ended.value.code == code
+        findings = json.loads(capsys.readouterr().out)
+        assert {tuple(one) for one in findings} == {("name", "state", "found", "mend")}
