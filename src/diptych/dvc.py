@@ -83,8 +83,10 @@ def dataset_version(workspace: Workspace) -> str | None:
 
 def remotes(workspace: Workspace) -> dict[str, str]:
     """Their addresses by name."""
-    lines = (line.split(maxsplit=1) for line in _call(workspace, "remote", "list").splitlines())
-    return {line[0]: line[1].removesuffix("(default)").rstrip() for line in lines if len(line) == 2}
+    # `dvc remote list` is for people: it breaks long addresses.
+    lines = _call(workspace, "config", "--list").splitlines()
+    matches = (re.fullmatch(r"remote\.(.+)\.url=(.+)", line) for line in lines)
+    return {found[1]: found[2] for found in matches if found}
 
 
 def bring_own_dataset(workspace: Workspace) -> None:
