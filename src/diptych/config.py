@@ -19,6 +19,15 @@ Role = Literal["train", "val", "test"]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Pooling = Literal["cls", "mean", "max", "generalized"]
+Floor = Literal[
+    "rsum",
+    "i2t/recall@1",
+    "i2t/recall@5",
+    "i2t/recall@10",
+    "t2i/recall@1",
+    "t2i/recall@5",
+    "t2i/recall@10",
+]
 
 
 class Section(BaseModel):
@@ -347,6 +356,35 @@ class Register(Section):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
 
 
+class Gate(Section):
+    """What a challenger has to show before it becomes champion; both are measured on the same test split."""
+
+    rsum_margin: Annotated[float, Field(ge=0)] = 10.0
+    """RSUM that it may be worse by: the lower end of the interval of its gain must not be below minus this."""
+    slice_margin: Annotated[float, Field(ge=0, le=100)] = 10.0
+    """Recall@10 in percent that it may lose in a part of the queries; refused is a loss that is surely greater."""
+    guarded: list[str] | None = None
+    """Names of the attributes by which the queries are parted for this; null: all that the report has."""
+    floors: dict[Floor, Annotated[float, Field(ge=0)]] = {}
+    """Figures that a champion must at least have, beyond being better than chance."""
+    latency_ms: Annotated[float, Field(gt=0)] = 2000.0
+    """For one pair, once it is loaded."""
+
+
+class Retrain(Section):
+    """When a scheduled run has a reason to train."""
+
+    inbox: Annotated[str, Field(min_length=1)] | None = None
+    """A folder, or s3://bucket/prefix, into which new pairs are dropped; null: none is looked at."""
+    new_share: Share = 0.0
+    """New images that are a reason to train, as a share of those that the champion was trained on; 0: any."""
+    drift: Share = 0.2
+    """How far the distribution of incoming pairs may be from that of the champion's (the largest distance between
+    cumulative shares) before it is drift, which is a reason to train."""
+    git_remote: str | None = None
+    """Where the branch that records the runs is pushed to; null: it stays here."""
+
+
 Baseline = Literal["prior", "image_only", "words_bm25", "words_text_tower", "ridge", "cca", "linear_heads", "mlp_heads"]
 Control = Literal["shuffled_images", "mlp_fusion"]
 
@@ -377,6 +415,8 @@ class Params(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     register_: Annotated[Register, Field(alias="register")] = Register()
+    gate: Gate = Gate()
+    retrain: Retrain = Retrain()
 
     @model_validator(mode="after")
     def _captions_fit_the_text_tower(self) -> Params:
