@@ -31,7 +31,7 @@ lint: setup ## Check types and style
 benchmarks: setup $(VENV)-benchmarks/.installed ## Create .venv-benchmarks with the systems to compare with
 
 lock: $(UV) ## Renew requirements.lock, and benchmarks/requirements.txt after it
-	$(LOCK) --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --group dev --extra stack pyproject.toml -o requirements.lock
 	$(LOCK) --constraint requirements.lock benchmarks/requirements.in -o benchmarks/requirements.txt
 
 # Compiled at once: every later start would otherwise compile what it imports, or be three times slower without.

@@ -8,7 +8,18 @@ from diptych.errors import DiptychError
 
 def load(tmp_path, text: str) -> Params:
     path = tmp_path / "params.yaml"
-    sections = ("data", "validate", "preprocess", "model", "baselines", "train", "evaluate", "register")
+    sections = (
+        "data",
+        "validate",
+        "preprocess",
+        "model",
+        "baselines",
+        "train",
+        "evaluate",
+        "register",
+        "gate",
+        "retrain",
+    )
     missing = [f"{name}: {{}}" for name in sections if f"{name}:" not in text]
     missing += [line for line in ("seed: 0", "threads: null", "device: auto") if line.split()[0] not in text]
     path.write_text("\n".join([text, *missing]))
