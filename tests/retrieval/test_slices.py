@@ -8,7 +8,7 @@ import pytest
 from diptych.retrieval.evaluation import Evaluation
 from diptych.retrieval.metrics import Found, Ranks, recall_at_k
 from diptych.retrieval.similarities import Similarities
-from diptych.retrieval.slices import SHOWN, confusions, cut, find_failures, hubs, slices
+from diptych.retrieval.slices import SHOWN, confusions, cut, find_failures, hubs, parts, slices
 from diptych.retrieval.uncertainty import RESAMPLES, draws
 
 NO_PAIRS = Similarities(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -33,8 +33,9 @@ def ranks() -> tuple[Ranks, np.ndarray]:
 
 def test_recalls_and_intervals_are_those_of_the_queries_written_out(ranks: tuple[Ranks, np.ndarray]) -> None:
     found, own = ranks
-    lengths = np.arange(len(own)) % 7.0
-    made = slices(found, own, {"late": (np.arange(60) >= 40).astype(float)}, {"words": lengths})
+    lengths = 1 + np.arange(len(own)) % 7
+    captions = ["word " * length for length in lengths]
+    made = slices(found, own, parts(own, captions, {"late": (np.arange(60) >= 40).astype(float)}))
     assert [(one.attribute, one.label, one.way) for one in made[:4]] == [
         ("late", "0", "i2t"),
         ("late", "1", "i2t"),
@@ -59,7 +60,7 @@ def test_recalls_and_intervals_are_those_of_the_queries_written_out(ranks: tuple
 
 def test_what_is_clearly_worse_than_all_is_marked(ranks: tuple[Ranks, np.ndarray]) -> None:
     found, own = ranks
-    made = slices(found, own, {"late": (np.arange(60) >= 40).astype(float)}, {})
+    made = slices(found, own, parts(own, ["word"] * len(own), {"late": (np.arange(60) >= 40).astype(float)}))
     assert [one.worse for one in made] == [False, True, False, True]
 
 
@@ -74,21 +75,22 @@ def test_what_is_clearly_worse_than_all_is_marked(ranks: tuple[Ranks, np.ndarray
     ],
 )
 def test_values_are_cut_into_about_equal_parts(values: list[float], labels: list[str]) -> None:
-    parts = cut(np.array(values, float))
-    assert [label for label, _ in parts] == labels
-    if parts:
-        assert (np.sum([there for _, there in parts], axis=0) == 1).all()
+    cuts = cut(np.array(values, float))
+    assert [label for label, _ in cuts] == labels
+    if cuts:
+        assert (np.sum([there for _, there in cuts], axis=0) == 1).all()
 
 
 def test_slices_of_few_images_are_left_out(ranks: tuple[Ranks, np.ndarray]) -> None:
     found, own = ranks
     nine, ten = np.repeat([0.0, 1.0], [51, 9]), np.repeat([0.0, 1.0], [50, 10])
-    made = slices(found, own, {"nine": nine, "ten": ten}, {"words": np.where(own < 9, 3.0, 4.0)})
+    captions = ["a b c" if image < 9 else "a b c d" for image in own]
+    made = slices(found, own, parts(own, captions, {"nine": nine, "ten": ten}))
     assert {(one.attribute, one.label) for one in made} == {
         ("nine", "0"),
         ("ten", "0"),
         ("ten", "1"),
-        ("words", "4"),
+        ("words in the caption", "4"),
     }
 
 

@@ -28,8 +28,19 @@ ALIKE_BITS = 8
 """Of 64."""
 
 
-class Slice(NamedTuple):
+class Part(NamedTuple):
     """Queries of one direction that have something in common."""
+
+    attribute: str
+    label: str
+    way: str
+    """i2t or t2i."""
+    queries: NDArray[np.bool_]
+    """(Q,), which of the direction's queries they are."""
+
+
+class Slice(NamedTuple):
+    """How a part of the queries fares."""
 
     attribute: str
     label: str
@@ -121,14 +132,10 @@ def find_failures(
     """
     *_, ranks = evaluation.ranks.values()
     images = len(ranks.i2t.rank)
-    words = np.array([len(caption.split()) for caption in captions], float)
     image_first, caption_first = evaluation.first
     found = confusions(caption_first, image_of_caption)[:SHOWN]
-    if any(objects):
-        counts = np.array([np.nan if there is None else len(there) for there in objects])
-        of_images = {**of_images, "objects in the image": counts}
     return Failures(
-        slices(ranks, image_of_caption, of_images, {"words in the caption": words}, _showing(objects)),
+        slices(ranks, image_of_caption, parts(image_of_caption, captions, of_images, objects)),
         {"i2t": hubs(image_first, images, len(captions)), "t2i": hubs(caption_first, len(captions), images)},
         [Confusion(*pair, hashes is not None and _alike(*(hashes[image] for image in pair[:2]))) for pair in found],
         {way: _missed(one_way.rank) for way, one_way in ranks._asdict().items()},
@@ -141,44 +148,47 @@ def _missed(ranks: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(query, int(ranks[query])) for query in order if ranks[query] > FIRST]
 
 
-def slices(
-    ranks: Ranks,
+def parts(
     image_of_caption: NDArray[np.int64],
+    captions: Sequence[str],
     of_images: Mapping[str, NDArray[np.float64]],
-    of_captions: Mapping[str, NDArray[np.float64]],
-    showing: Mapping[str, NDArray[np.bool_]] | None = None,
-) -> list[Slice]:
-    """Recalls by what images and captions are like.
+    objects: Sequence[Sequence[str] | None] = (),
+) -> list[Part]:
+    """The queries of both directions by what their image is like, those of captions by their words too.
+
+    Args:
+        image_of_caption: (M,), each caption's image.
+        captions: the texts (M).
+        of_images: attributes by name, (N,) each. NaN, where it is not known, is in no part.
+        objects: as `find_failures` says; parts by them may overlap.
+    """
+    if any(objects):
+        counts = np.array([np.nan if there is None else len(there) for there in objects])
+        of_images = {**of_images, "objects in the image": counts}
+    words = np.array([len(caption.split()) for caption in captions], float)
+    made: list[Part] = []
+    for name, values in of_images.items():
+        cuts = cut(values)
+        made += [Part(name, label, "i2t", there) for label, there in cuts]
+        made += [Part(name, label, "t2i", there[image_of_caption]) for label, there in cuts]
+    showing = _showing(objects)
+    made += [Part("an image that shows", name, "i2t", there) for name, there in showing.items()]
+    made += [Part("an image that shows", name, "t2i", there[image_of_caption]) for name, there in showing.items()]
+    made += [Part("words in the caption", label, "t2i", there) for label, there in cut(words)]
+    return [part for part in made if _images_of(part, image_of_caption) >= FEWEST]
+
+
+def slices(ranks: Ranks, image_of_caption: NDArray[np.int64], parts: Sequence[Part]) -> list[Slice]:
+    """Recalls of `parts` of the queries.
 
     Args:
         ranks: of N images and M captions.
         image_of_caption: (M,), each caption's image.
-        of_images: attributes by name, (N,) each; slices both directions, captions by that of their image. NaN, where
-            it is not known, is in no slice.
-        of_captions: likewise, (M,); slices text → image.
-        showing: by category the images that show one, (N,) each; these may overlap.
     """
-    images = len(ranks.i2t.rank)
-    owners = {"i2t": np.arange(images), "t2i": image_of_caption}
-    parts: list[tuple[str, str, str, NDArray[np.bool_]]] = []
-    for name, values in of_images.items():
-        cuts = cut(values)
-        parts += [(name, label, "i2t", there) for label, there in cuts]
-        parts += [(name, label, "t2i", there[image_of_caption]) for label, there in cuts]
-    for way, there_of in (("i2t", np.arange(images)), ("t2i", image_of_caption)):
-        parts += [("an image that shows", name, way, there[there_of]) for name, there in (showing or {}).items()]
-    for name, values in of_captions.items():
-        parts += [(name, label, "t2i", there) for label, there in cut(values)]
-    parts = [part for part in parts if len(np.unique(owners[part[2]][part[3]])) >= FEWEST]
     if not parts:
         return []
-    # Of each part the queries and the hits that an image brings, (N, parts).
-    columns = []
-    for _, _, way, there in parts:
-        rank = getattr(ranks, way).rank
-        columns.append(np.bincount(owners[way], there, images))
-        columns += [np.bincount(owners[way], there & (rank <= k), images) for k in KS]
-    brought = np.stack(columns, axis=1)
+    brought = np.concatenate([part_counts(part, ranks, image_of_caption, KS) for part in parts], axis=1)
+    images = len(brought)
     samples = np.concatenate(
         [resample_counts(drawn, images) @ brought for drawn in draws(images, RESAMPLES, seed=0)]
     ).reshape(RESAMPLES, len(parts), 1 + len(KS))
@@ -194,6 +204,14 @@ def slices(
         }
         found.append(Slice(name, label, way, len(own), recalls, recalls[f"recall@{KS[-1]}"][2] < overall[way]))
     return found
+
+
+def part_counts(part: Part, ranks: Ranks, image_of_caption: NDArray[np.int64], ks: Sequence[int]) -> NDArray[np.int64]:
+    """What each image brings to a part, (N, 1 + ks): queries, and of these the hits among the first k."""
+    images, rank = len(ranks.i2t.rank), getattr(ranks, part.way).rank
+    owner = np.arange(images) if part.way == "i2t" else image_of_caption
+    hits = [np.bincount(owner, part.queries & (rank <= k), images) for k in ks]
+    return np.stack([np.bincount(owner, part.queries, images), *hits], axis=1)
 
 
 def cut(values: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -213,6 +231,11 @@ def cut(values: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
         low, high = values[there].min(), values[there].max()
         made.append((f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}", there))
     return made
+
+
+def _images_of(part: Part, image_of_caption: NDArray[np.int64]) -> int:
+    """How many images its queries are of."""
+    return int(part.queries.sum()) if part.way == "i2t" else len(np.unique(image_of_caption[part.queries]))
 
 
 def _showing(objects: Sequence[Sequence[str] | None]) -> dict[str, NDArray[np.bool_]]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
 import diptych
 from diptych.config import Params
-from diptych.data.prepared import Prepared, PreparedSplit
-from diptych.errors import DiptychError
+from diptych.data.prepared import Prepared
 from diptych.files import atomic_path, file_sha256, sources_sha256, write_json
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
+from diptych.retrieval.attributes import attributes
 from diptych.retrieval.baselines import load_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
@@ -75,13 +70,7 @@ def run(workspace: Workspace, params: Params) -> None:
     _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
     _write_similarities(workspace.reports / "plots" / "similarities.csv", evaluation.similarities)
     queries = params.evaluate.report_queries
-    manifest = _manifest_of(workspace.manifest, split)
-    attributes = {
-        "brightness in %": _brightness(split),
-        "width / height": (manifest["width"] / manifest["height"]).to_numpy(),
-    }
-    objects = [json.loads(there) if isinstance(there, str) else None for there in manifest["objects"]]
-    looks = attributes, manifest["phash"].tolist(), objects
+    looks = attributes(workspace.manifest, split)
     failures = find_failures(evaluation, split.image_of_caption, split.captions, *looks)
     write_json(workspace.reports / "failures.json", failures.to_json())
     read_by = loaded.tokenizer, loaded.preprocessing
@@ -105,23 +94,6 @@ def _made_of(workspace: Workspace) -> dict[str, str]:
         **{name: file_sha256(workspace.prepared / f"{name}.parquet") for name in ("images", "captions")},
         "code": sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval")),
     }
-
-
-def _manifest_of(path: Path, split: PreparedSplit) -> pd.DataFrame:
-    """What the manifest says of the images of `split`, in its order.
-
-    Raises:
-        DiptychError: it is missing, damaged, or of other images.
-    """
-    try:
-        return pd.read_parquet(path).set_index("image_id").loc[split.image_ids]
-    except (OSError, ValueError, KeyError) as error:
-        raise DiptychError(f"{path} is missing, damaged or of other images ({error}). Run `dvc repro`.") from None
-
-
-def _brightness(split: PreparedSplit) -> NDArray[np.float64]:
-    """The mean of an image's values in percent of the largest (N,)."""
-    return np.array([split.pixels(np.array([image])).mean() / 2.55 for image in range(len(split))])
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:
