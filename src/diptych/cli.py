@@ -17,6 +17,7 @@ import click
 from diptych import __version__
 from diptych.cli_data import data
 from diptych.cli_evaluate import evaluate
+from diptych.cli_registry import COMMANDS as REGISTRY_COMMANDS
 from diptych.cli_weights import weights
 from diptych.console import log_to_console
 from diptych.environment import enter
@@ -98,6 +99,8 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+for _command in REGISTRY_COMMANDS:
+    cli.add_command(_command)
 cli.add_command(data)
 cli.add_command(evaluate)
 cli.add_command(weights)

@@ -25,8 +25,13 @@ def provenance(workspace: Workspace) -> dict[str, str]:
         "dvc_lock_sha256": _sha256(workspace.root / "dvc.lock") or UNKNOWN,
         "params_sha256": _sha256(workspace.params) or UNKNOWN,
     }
-    weights = _sha256(workspace.model / "model.safetensors")
-    return tags | ({"weights_sha256": weights, "model_sha256": folder_sha256(workspace.model)} if weights else {})
+    return tags | model_digests(workspace.model)
+
+
+def model_digests(model: Path) -> dict[str, str]:
+    """weights_sha256 and model_sha256 of a model's folder; nothing where it has no weights."""
+    weights = _sha256(model / "model.safetensors")
+    return {"weights_sha256": weights, "model_sha256": folder_sha256(model)} if weights else {}
 
 
 def git_sha(root: Path) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +16,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import DatabaseError, OperationalError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.registry.provenance import provenance
+from diptych.registry.registered_model import CHALLENGER, explained
 from diptych.registry.tracking import (
+    addressed,
     connect,
     flatten,
     metric_name,
-    reason,
     send_metrics,
     send_params,
     tracking_uri,
-    without_secret,
 )
 from diptych.workspace import Workspace
-
-CHALLENGER = "challenger"
-"""The alias of the version that was registered last."""
 
 log = logging.getLogger(__name__)
 
@@ -77,27 +71,14 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
     metrics = _read_metrics(workspace)
     if "weights_sha256" not in tags:
         raise DiptychError(f"{workspace.model} holds no trained model yet: run `diptych run`.")
-    try:
+    with explained(tracking_uri(workspace, params)):
         client, experiment = connect(workspace, params)
         name = params.register_.model_name
         known = find_version(client, name, tags["model_sha256"])
-        with _addressed(tracking_uri(workspace, params)):
+        with addressed(tracking_uri(workspace, params)):
             version = known or _create(client, experiment, workspace, params, metrics, tags)
         client.set_registered_model_alias(name, CHALLENGER, version.version)
         version = client.get_model_version(name, version.version)
-    except MlflowException as error:
-        uri = tracking_uri(workspace, params)
-        said = f"MLflow at {without_secret(uri)} refuses the registration: {reason(error, uri)}"
-        raise DiptychError(said) from error
-    except OperationalError:
-        # A full disk, for one; the command line knows how to say that.
-        raise
-    except DatabaseError as error:
-        where = without_secret(tracking_uri(workspace, params))
-        raise DiptychError(
-            f"MLflow's store {where} is damaged ({error.orig}). Bring back a copy of it, or move it away and run "
-            "again: the model is registered anew, older versions are lost."
-        ) from error
     uri = f"models:/{name}/{version.version}"
     return RegisteredVersion(
         name=name,
@@ -200,26 +181,6 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
                 pip_requirements=requirements(workspace.model),
             )
     return str(logged.model_uri), str(logged.model_id)
-
-
-@contextmanager
-def _addressed(uri: str) -> Iterator[None]:
-    """MLflow's logged models know only a global address, which stays in the environment; here it is undone."""
-    import mlflow
-
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _read_metrics(workspace: Workspace) -> dict[str, float]:

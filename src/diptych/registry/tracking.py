@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -55,6 +56,26 @@ def connect(workspace: Workspace, params: Params) -> tuple[MlflowClient, str]:
     with FileLock(workspace.local / "mlflow.lock"):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return client, _experiment(client, workspace, params)
+
+
+@contextmanager
+def addressed(uri: str) -> Iterator[None]:
+    """MLflow's logged models know only a global address, which stays in the environment; here it is undone."""
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def without_secret(uri: str) -> str:

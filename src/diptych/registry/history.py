@@ -1,0 +1,129 @@
+"""What was decided about a registered model: who, when, from which version to which, why, and on which figures.
+
+Each event is a tag of the registered model under a key of its own, written once and never changed. It is written before
+the alias moves: where the two disagree, a decision was broken off, or somebody moved the alias by other means, and
+`settle` writes down what is found.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
+
+Action = Literal["promoted", "rolled back", "rejected", "found", "drop refused", "drop known"]
+"""`found`: the alias stood elsewhere than the last decision says."""
+
+PREFIX = "diptych.history."
+_KEY = re.compile(re.escape(PREFIX) + r"([0-9]{8})\.[0-9a-f]{8}")
+log = logging.getLogger(__name__)
+
+_LONGEST = 1000
+"""Characters of a reason; a tag of some stores holds 5,000 bytes in all."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One decision. `origin` and `target` are version numbers, of the champions before and after."""
+
+    action: Action
+    origin: str | None
+    target: str | None
+    why: str
+    figures: dict[str, float] = field(default_factory=dict)
+    forced: bool = False
+    who: str = field(default_factory=lambda: os.environ.get("DIPTYCH_USER") or _user())
+    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def moves(self) -> bool:
+        """Whether another version is in use after it."""
+        return self.action in ("promoted", "rolled back", "found")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def record(model: RegisteredModel, event: Event) -> None:
+    """Adds an event; what it would move is moved by the caller, afterwards."""
+    number = max(_numbers(model), default=0) + 1
+    content = json.dumps({**event.to_json(), "why": event.why[:_LONGEST]}, ensure_ascii=False)
+    with model.known():
+        model.client.set_registered_model_tag(model.name, f"{PREFIX}{number:08d}.{secrets.token_hex(4)}", content)
+
+
+def history(model: RegisteredModel) -> list[Event]:
+    """All events, the oldest first."""
+    read = (_read(key, text) for key, text in sorted(_tags(model).items()))
+    return [event for event in read if event is not None]
+
+
+def settle(model: RegisteredModel) -> None:
+    """Makes history and aliases agree; the caller has claimed the model.
+
+    A promotion that was killed after its event and before the alias moved did not take place: the alias is what users
+    load by, so history says what is found there.
+    """
+    events = [event for event in history(model) if event.moves]
+    said = events[-1].target if events else None
+    aliases = model.aliases()
+    is_there = aliases.get(CHAMPION)
+    if said != is_there:
+        why = "the alias stood there: an earlier decision was broken off, or it was moved by other means"
+        record(model, Event("found", origin=said, target=is_there, why=why))
+    there = model.numbers()
+    before = [number for number in earlier_champions(history(model)) if number in there]
+    if before and aliases.get(PREVIOUS) != before[-1]:
+        model.point(PREVIOUS, before[-1])
+    elif not before and PREVIOUS in aliases:
+        model.remove_alias(PREVIOUS)
+
+
+def earlier_champions(events: Sequence[Event]) -> list[str]:
+    """Those that a rollback goes back to, the last one last: a promotion adds one, a rollback takes those away that it
+    goes back behind.
+    """
+    earlier: list[str] = []
+    for event in events:
+        if event.action != "promoted" and event.moves and event.target in earlier:
+            del earlier[len(earlier) - 1 - earlier[::-1].index(event.target) :]
+        elif event.moves and event.origin is not None:
+            earlier.append(event.origin)
+    return earlier
+
+
+def _read(key: str, text: str) -> Event | None:
+    try:
+        return Event(**json.loads(text))
+    except (ValueError, TypeError):
+        log.warning("The registry's tag %s is no event that this diptych reads.", key)
+        return None
+
+
+def _tags(model: RegisteredModel) -> dict[str, str]:
+    if not model.exists():
+        return {}
+    with model.known():
+        tags = model.client.get_registered_model(model.name).tags
+    return {key: text for key, text in tags.items() if _KEY.fullmatch(key)}
+
+
+def _numbers(model: RegisteredModel) -> list[int]:
+    return [int(found[1]) for key in _tags(model) if (found := _KEY.fullmatch(key))]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

@@ -1,0 +1,125 @@
+"""What a packaged model finds on the project's test split, by the same evaluation for every model.
+
+A model brings its own preprocessing: where that is not the project's of today, the test split is prepared anew for it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from diptych.config import Params
+from diptych.data.prepared import Prepared, PreparedSplit
+from diptych.data.preparing import prepare_captions, prepare_images
+from diptych.data.workers import worker_count
+from diptych.errors import DiptychError
+from diptych.files import file_sha256
+from diptych.model.device import choose_device, keep_freed_memory, set_threads
+from diptych.model.package import LoadedModel, load_model
+from diptych.retrieval.attributes import attributes
+from diptych.retrieval.embedding import embed_split
+from diptych.retrieval.evaluation import evaluate_gallery
+from diptych.retrieval.metrics import Metrics, Ranks
+from diptych.retrieval.reranking import Weights
+from diptych.retrieval.slices import Part, parts
+from diptych.workspace import Workspace
+
+TOKENIZER = "tokenizer.json"
+
+
+class Gallery(NamedTuple):
+    """What models are compared on."""
+
+    image_of_caption: NDArray[np.int64]
+    """(M,)"""
+    images: int
+    parts: list[Part]
+    """Of the queries."""
+
+
+class Measured(NamedTuple):
+    """What the queries found by one model."""
+
+    ranks: Ranks
+    """Of the last stage, re-ranked by the fusion."""
+    metrics: dict[str, Metrics]
+    """By stage."""
+
+
+def gallery(workspace: Workspace, params: Params) -> Gallery:
+    """The test split, its queries parted as in the report."""
+    split = _own(workspace, params).split("test")
+    looks = attributes(workspace.manifest, split)
+    made = parts(split.image_of_caption, split.captions, looks.of_images, looks.objects)
+    return Gallery(split.image_of_caption, len(split), made)
+
+
+def measure(model: Path, workspace: Workspace, params: Params, name: str) -> Measured:
+    """By the evaluation of today.
+
+    Args:
+        model: a folder as training writes it.
+        name: for the progress bar.
+
+    Raises:
+        DiptychError: the folder holds no whole model, or there is no dataset to measure it on.
+    """
+    keep_freed_memory()
+    set_threads(params.threads)
+    device = choose_device(params.device)
+    loaded = load_model(model, str(device))
+    weights = Weights(loaded.reranking.match_weight, loaded.reranking.alignment_weight)
+    size, top_k = params.evaluate.batch_size, params.evaluate.top_k
+    with _test_split(loaded, model, workspace, params) as split:
+        embedded = embed_split(loaded.model, split, batch_size=size, device=device, description=f"embed for {name}")
+        found = evaluate_gallery(loaded.model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
+    return Measured(found.ranks["reranked"], found.metrics)
+
+
+@contextmanager
+def _test_split(loaded: LoadedModel, model: Path, workspace: Workspace, params: Params) -> Iterator[PreparedSplit]:
+    """As this model is to see it."""
+    own = _own(workspace, params)
+    wanted = loaded.preprocessing.model_dump()
+    same = {name: own.settings[name] for name in wanted} == wanted
+    if same and file_sha256(workspace.tokenizer / TOKENIZER) == file_sha256(model / TOKENIZER):
+        yield own.split("test")
+        return
+    workspace.local.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="measuring-", dir=workspace.local) as folder:
+        settings = params.preprocess.model_copy(update=wanted)
+        manifest = _read(workspace.manifest)
+        manifest = manifest[manifest["split"] == params.data.splits.test]
+        captions = _read(workspace.captions)
+        captions = captions[captions["image_id"].isin(manifest["image_id"])]
+        prepare_images(
+            workspace.data,
+            manifest,
+            Path(folder),
+            cache=workspace.local / "cache" / "measuring",
+            settings=settings,
+            workers=worker_count(params.threads),
+        )
+        prepare_captions(captions, Path(folder), tokenizer=model, settings=settings)
+        yield Prepared(Path(folder), params.data.splits).split("test")
+
+
+def _own(workspace: Workspace, params: Params) -> Prepared:
+    try:
+        return Prepared(workspace.prepared, params.data.splits)
+    except DiptychError as error:
+        raise DiptychError(f"There is nothing to measure a model on: {error}") from None
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro validate`.") from None
