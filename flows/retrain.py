@@ -1,4 +1,4 @@
-"""The retrain flow: data, validate, preprocess, baselines, train, controls, evaluate, register.
+"""The retrain flow: data, validate, preprocess, baselines, train, controls, evaluate, register, gate.
 
 `diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. It decides when things run and
 shows what they did. What depends on what, and what is already computed, is DVC's to say; what a stage does stands in
@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from diptych import dvc
@@ -25,21 +24,28 @@ from diptych.presets import use_preset
 from diptych.processes import holding
 from diptych.workspace import Workspace
 
+Promotion = Literal["auto", "manual", "never"]
 PROGRESS_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
 _BAR = re.compile(r"\d+%\||\d+it \[")
 
 
 @flow(name="retrain", description=__doc__, validate_parameters=True, persist_result=False)
-def retrain(preset: str | None = None, force: bool = False) -> dict[str, Any]:
+def retrain(
+    preset: str | None = None,
+    force: bool = False,
+    promotion: Promotion = "never",
+) -> dict[str, Any]:
     """Runs the chain on the project in the current folder; what has not changed is reused.
 
     Args:
         preset: put presets/NAME.yaml in force as params.yaml first.
         force: run every stage, changed or not.
+        promotion: of the new version, if it passes the gate: "auto" at once, "manual" by `diptych promote`; "never"
+            does not ask the gate.
 
     Returns:
-        What ran, the metrics and the model version, as plain values.
+        What ran and why, the metrics, the model version and what became of it, as plain values.
 
     Raises:
         DiptychError: a stage failed, with the stage's own message; another run holds the workspace.
@@ -58,7 +64,9 @@ def retrain(preset: str | None = None, force: bool = False) -> dict[str, Any]:
         if not changed:
             get_run_logger().info("nothing has changed: no stage has to run")
         publish(workspace)
-        return {"data": data, "stages": stages, **register_model(workspace)}
+        registered = register_model(workspace)
+        decision = decide(workspace, registered["version"]["version"], promotion)
+        return {"data": data, "stages": stages, **registered, "decision": decision}
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
@@ -78,17 +86,10 @@ def reproduce(workspace: Workspace, name: str, force: bool) -> str:
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(workspace: Workspace) -> None:
-    """The validation summary, metrics, ladder, verdicts and the way to the report, as artifacts of the run."""
-    validation = json.loads((workspace.reports / "validation.json").read_text(encoding="utf-8"))
-    create_markdown_artifact(validation_summary(validation), key="validation", description="What validate found")
-    create_table_artifact(metrics_table(_metrics(workspace)), key="metrics", description="Retrieval on the test split")
-    ladder = json.loads((workspace.reports / "ladder.json").read_text(encoding="utf-8"))
-    if ladder["rungs"]:
-        create_table_artifact(
-            ladder["rungs"], key="ladder", description="RSUM from chance to the model, 95 % intervals"
-        )
-        create_markdown_artifact(verdicts(ladder), key="verdicts", description="What the model is worth")
-    create_link_artifact((workspace.reports / "report.html").resolve().as_uri(), link_text="Report", key="report")
+    """What the stages found, as artifacts of the run."""
+    from diptych.pages import show_results
+
+    show_results(workspace)
 
 
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
@@ -100,45 +101,30 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
     params = load_params(workspace.params)
     version = register(workspace, params)
     get_run_logger().info(version.describe())
-    summary = {"metrics": _metrics(workspace), "version": version.to_json()}
-    return {**summary, "tracking_uri": tracking_uri(workspace, params)}
+    metrics = json.loads((workspace.reports / "metrics.json").read_text(encoding="utf-8"))
+    return {"metrics": metrics, "version": version.to_json(), "tracking_uri": tracking_uri(workspace, params)}
 
 
-def validation_summary(validation: Mapping[str, Any]) -> str:
-    """Counts, and the expectations that do not hold, as Markdown."""
-    rows = [
-        f"| {table} | {counts['total']:,} | {counts['accepted']:,} | {counts['quarantined']:,} |"
-        for table in ("images", "captions")
-        for counts in [validation[table]]
-    ]
-    failed = [
-        f"* {result['table']}: {result['expectation']} ({result.get('column') or 'table'}), {result['failed']} rows"
-        for result in validation["expectations"]
-        if not result["success"]
-    ]
-    head = ["| | total | accepted | quarantined |", "|---|---|---|---|"]
-    return "\n".join(
-        [*head, *rows, "", "All expectations hold." if not failed else "Expectations that do not hold:", *failed]
-    )
+@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, persist_result=False)
+def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
+    """The gate's word on the version, and its promotion, if that is wanted; the champion afterwards."""
+    from diptych.pages import show_decision
+    from diptych.registry.lifecycle import consider, needs_decision
+    from diptych.registry.promotion import mend
+    from diptych.registry.registered_model import RegisteredModel
 
-
-def verdicts(ladder: Mapping[str, Any]) -> str:
-    """Each claim with its answer, as Markdown."""
-    return "\n".join(
-        f"* {one['claim']}: **{one['answer']}**, by {one['gain']['rsum']:+.1f} RSUM "
-        f'({one["gain"]["low"]:+.1f} to {one["gain"]["high"]:+.1f}) over "{one["over"]}"'
-        for one in ladder["verdicts"]
-    )
-
-
-def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each way of ranking and each direction."""
-    return [
-        {"ranking": ranking, "direction": direction, **values[direction], "rsum": values["rsum"]}
-        for ranking, values in metrics.items()
-        if isinstance(values, Mapping) and "rsum" in values
-        for direction in ("i2t", "t2i")
-    ]
+    params = load_params(workspace.params)
+    model = RegisteredModel.of(workspace, params)
+    mend(model)
+    version = model.find(number)
+    outcome, why = "not asked", ""
+    if needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
+        considered = consider(model, version, workspace, params, promotion=promotion)
+        get_run_logger().info(considered.describe())
+        show_decision(considered)
+        outcome, why = considered.outcome, considered.why
+    champion = model.champion()
+    return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
 
 
 def _throttled(say: Callable[[str], None]) -> Callable[[str], None]:
@@ -154,7 +140,3 @@ def _throttled(say: Callable[[str], None]) -> Callable[[str], None]:
         say(line)
 
     return listen
-
-
-def _metrics(workspace: Workspace) -> dict[str, Any]:
-    return dict(json.loads((workspace.reports / "metrics.json").read_text(encoding="utf-8")))

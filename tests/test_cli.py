@@ -216,15 +216,16 @@ def test_the_version_is_printed_for_people_and_for_programs(inside, monkeypatch,
 def test_the_flow_is_the_projects_own(inside, monkeypatch, capsys):
     (inside.root / "flows").mkdir()
     (inside.root / "flows" / "retrain.py").write_text(
-        "def retrain(force):\n"
-        "    return {'data': 'present', 'stages': {}, 'metrics': {}, 'tracking_uri': str(force),\n"
+        "def retrain(force, promotion):\n"
+        "    return {'data': 'present', 'stages': {}, 'metrics': {}, 'tracking_uri': f'{force} {promotion}',\n"
+        "            'decision': {'outcome': 'not asked', 'why': '', 'champion': None},\n"
         "            'version': {'name': 'diptych', 'version': '1', 'created': True}}\n"
     )
     inside.presets.mkdir()
     (inside.presets / "small.yaml").write_text(PARAMS.replace("seed: 0", "seed: 9"))
 
     assert diptych("run", "--json", "--force", "--preset", "small") == 0
-    assert json.loads(capsys.readouterr().out)["tracking_uri"] == "True"
+    assert json.loads(capsys.readouterr().out)["tracking_uri"] == "True never"
     assert "seed: 9" in inside.params.read_text()
     assert diptych("run") == 0
     assert "version    diptych 1 (challenger), new" in capsys.readouterr().out

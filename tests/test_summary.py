@@ -15,6 +15,7 @@ SUMMARY = {
         "reranked": {"i2t": WAY, "t2i": WAY, "rsum": 130.0},
     },
     "version": {"name": "diptych", "version": "3", "created": True},
+    "decision": {"outcome": "not asked", "why": "", "champion": "2"},
     "tracking_uri": "sqlite:////w s/mlflow.db",
 }
 
@@ -27,6 +28,18 @@ def test_it_tells_what_ran_what_was_reused_and_how_well_the_model_does(tmp_path)
     assert "towers     RSUM 120.0, recall@1 12.3 / 12.3" in text
     assert "re-ranked  RSUM 130.0" in text
     assert "version    diptych 3 (challenger), new" in text
+
+
+def test_it_tells_which_version_is_the_champion_and_what_became_of_the_new_one(tmp_path):
+    def said(**decision):
+        text = render({**SUMMARY, "decision": {"champion": None, "why": "", **decision}}, Workspace(tmp_path))
+        return next(line for line in text.splitlines() if line.startswith("champion"))[11:]
+
+    assert said(outcome="not asked", champion="2") == "version 2"
+    assert said(outcome="not asked") == "none yet: `diptych promote`"
+    assert said(outcome="promoted", champion="3", why="RSUM +2.0") == "version 3, promoted: RSUM +2.0"
+    assert said(outcome="rejected", champion="2", why="worse") == "version 2; the new one does not become it: worse"
+    assert said(outcome="accepted", champion="2").endswith("the new one may become it: `diptych promote`")
 
 
 def test_it_tells_when_nothing_ran(tmp_path):

@@ -41,9 +41,16 @@ def cli(debug: bool) -> None:
 @cli.command()
 @click.option("--preset", metavar="NAME", help="Put presets/NAME.yaml in force as params.yaml first.")
 @click.option("--force", is_flag=True, help="Run every stage, changed or not.")
+@click.option(
+    "--promotion",
+    type=click.Choice(["auto", "manual", "never"]),
+    default="never",
+    show_default=True,
+    help="Ask the gate about a new version, and promote it at once or leave that to `diptych promote`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def run(preset: str | None, force: bool, as_json: bool) -> None:
-    """Run the whole chain: data, validate, preprocess, baselines, train, controls, evaluate, register."""
+def run(preset: str | None, force: bool, promotion: str, as_json: bool) -> None:
+    """Run the whole chain: data, validate, preprocess, baselines, train, controls, evaluate, register, gate."""
     workspace = enter()
     from diptych.presets import use_preset
     from diptych.processes import holding
@@ -52,7 +59,7 @@ def run(preset: str | None, force: bool, as_json: bool) -> None:
         if preset:
             use_preset(workspace, preset)
         _params(workspace)
-        summary = _load_flow(workspace)(force=force)
+        summary = _load_flow(workspace)(force=force, promotion=promotion)
     from diptych.summary import render
 
     click.echo(json.dumps(summary, indent=2) if as_json else render(summary, workspace))

@@ -41,14 +41,17 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
     if force and not reason.strip():
         raise click.UsageError("--force needs --reason, which the history keeps.")
     workspace, params = _enter()
+    from diptych.processes import holding
     from diptych.registry.lifecycle import consider, copy_to
     from diptych.registry.registered_model import RegisteredModel
 
     model = RegisteredModel.of(workspace, params, name)
     candidate = model.find(version)
-    if target:
-        model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, target))
-    considered = consider(model, candidate, workspace, params, promotion="auto", why=reason, force=force)
+    # What the models are measured on must not change meanwhile.
+    with holding(workspace, "diptych promote"):
+        if target:
+            model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, target))
+        considered = consider(model, candidate, workspace, params, why=reason, force=force)
     if as_json:
         click.echo(json.dumps(considered.to_json(), indent=2))
     else:
@@ -98,11 +101,13 @@ def history(name: str | None, as_json: bool) -> None:
 def compare(first: str, second: str, name: str | None, as_json: bool) -> None:
     """Measure two versions (numbers or aliases) on the test split as it is now, and say how sure the difference is."""
     workspace, params = _enter()
+    from diptych.processes import holding
     from diptych.registry.lifecycle import compare_versions
 
     model = _model(workspace, params, name)
     versions = model.find(first), model.find(second)
-    found = compare_versions(model, *versions, workspace, params)
+    with holding(workspace, "diptych compare"):
+        found = compare_versions(model, *versions, workspace, params)
     if as_json:
         content = {"first": versions[0].to_json(), "second": versions[1].to_json(), **found.to_json()}
         click.echo(json.dumps(content, indent=2))

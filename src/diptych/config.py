@@ -365,8 +365,10 @@ class Gate(Section):
     """Recall@10 in percent that it may lose in a part of the queries; refused is a loss that is surely greater."""
     guarded: list[str] | None = None
     """Names of the attributes by which the queries are parted for this; null: all that the report has."""
+    better_than_chance: bool = True
+    """Whether even the lower end of the interval of its RSUM must be above that of chance."""
     floors: dict[Floor, Annotated[float, Field(ge=0)]] = {}
-    """Figures that a champion must at least have, beyond being better than chance."""
+    """Figures that a champion must at least have."""
     latency_ms: Annotated[float, Field(gt=0)] = 2000.0
     """For one pair, once it is loaded."""
 

@@ -24,10 +24,25 @@ def render(summary: dict[str, Any], workspace: Workspace) -> str:
         f"reused     {', '.join(reused) or 'nothing'}",
         *_metrics(summary["metrics"]),
         f"version    {version['name']} {version['version']} (challenger), {state}",
+        f"champion   {_champion(summary['decision'])}",
         f"report     {_open_command()} {_short(workspace.reports / 'report.html')}",
         f"MLflow     {_mlflow_command(summary['tracking_uri'])}",
     ]
     return "\n".join(lines)
+
+
+def _champion(decision: dict[str, Any]) -> str:
+    """Which version it is, and what became of the new one; what to do next."""
+    number = decision["champion"]
+    champion = f"version {number}" if number else "none yet"
+    said = {
+        "promoted": f"{champion}, promoted: {decision['why']}",
+        "rejected": f"{champion}; the new one does not become it: {decision['why']}",
+        "accepted": f"{champion}; the new one may become it: `diptych promote`",
+    }
+    if decision["outcome"] in said:
+        return said[decision["outcome"]]
+    return champion if number else f"{champion}: `diptych promote`"
 
 
 def _metrics(metrics: dict[str, Any]) -> list[str]:

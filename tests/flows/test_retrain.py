@@ -144,42 +144,6 @@ def test_wrong_params_end_it_before_any_stage(retrain, chain):
     assert ran(chain) == []
 
 
-VALIDATION = {
-    "images": {"total": 3000, "accepted": 2999, "quarantined": 1},
-    "captions": {"total": 3, "accepted": 3, "quarantined": 0},
-    "expectations": [
-        {"table": "images", "expectation": "unique", "column": "image_id", "success": True, "failed": 0},
-    ],
-}
-
-
-def test_the_validation_summary_counts_what_was_accepted(module):
-    text = module.validation_summary(VALIDATION)
-
-    assert "| images | 3,000 | 2,999 | 1 |" in text
-    assert text.endswith("All expectations hold.")
-
-
-def test_the_validation_summary_names_what_does_not_hold(module):
-    failed = {"table": "captions", "expectation": "not null", "column": None, "success": False, "failed": 2}
-
-    text = module.validation_summary({**VALIDATION, "expectations": [failed]})
-
-    assert text.endswith("* captions: not null (table), 2 rows")
-
-
-def test_the_metrics_are_a_row_a_ranking_and_direction(module):
-    way = {"recall@1": 1.0}
-    metrics = {"towers": {"i2t": way, "t2i": way, "rsum": 2.0}, "note": "x"}
-
-    table = module.metrics_table(metrics)
-
-    assert [(row["ranking"], row["direction"], row["recall@1"], row["rsum"]) for row in table] == [
-        ("towers", "i2t", 1.0, 2.0),
-        ("towers", "t2i", 1.0, 2.0),
-    ]
-
-
 def test_of_a_progress_bar_one_state_is_shown_now_and_then(module):
     said = []
     say = module._throttled(said.append)

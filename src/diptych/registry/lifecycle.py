@@ -10,7 +10,7 @@ from diptych.config import Params
 from diptych.registry.gate import Decision, decide, keep
 from diptych.registry.history import history
 from diptych.registry.measuring import gallery, measure
-from diptych.registry.promotion import promote, reject
+from diptych.registry.promotion import promote, reject, require_reason
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
 from diptych.retrieval.comparison import Comparison, compare
 from diptych.workspace import Workspace
@@ -30,6 +30,11 @@ class Considered(NamedTuple):
     """The champion until then."""
     decision: Decision | None
     """None where the version is the champion already."""
+
+    @property
+    def why(self) -> str:
+        """The decision in a sentence."""
+        return self.decision.summary if self.decision else "it is the champion already"
 
     @property
     def refused(self) -> bool:
@@ -76,6 +81,8 @@ def consider(
     Raises:
         DiptychError: `promote` or `decide` say why.
     """
+    if force:
+        require_reason(why)
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         return Considered("champion already", version, champion.version, None)
@@ -93,9 +100,15 @@ def consider(
     return Considered(outcome, model.find(version.version), decision.champion, decision)
 
 
-def was_decided(model: RegisteredModel, version: Version) -> bool:
-    """Whether there has been a decision about this version: a schedule does not undo a person's, nor ask twice."""
-    return any(version.version in (event.target, event.origin) for event in history(model))
+def needs_decision(model: RegisteredModel, version: Version, data_md5: str, promotion: Promotion) -> bool:
+    """Whether a run has to ask the gate: it does not undo a decision, such as a person's rollback, nor ask twice."""
+    if promotion == "never":
+        return False
+    decided = any(version.version in (event.target, event.origin) for event in history(model))
+    asked = version.tags.get("gate_champion"), version.tags.get("gate_data_md5")
+    champion = model.champion()
+    same = asked == (champion.version if champion else "none", data_md5)
+    return not decided and not (promotion == "manual" and same)
 
 
 def copy_to(model: RegisteredModel, version: Version, other: RegisteredModel) -> tuple[RegisteredModel, Version]:

@@ -41,8 +41,8 @@ def promote(
         DiptychError: the gate refuses, a forced promotion has no reason, or another version has become champion since
             the gate compared with the one before.
     """
-    if forced and not why.strip():
-        raise DiptychError("A promotion against the gate needs a reason, which history keeps: --reason TEXT.")
+    if forced:
+        require_reason(why)
     with claimed(model, f"promotion of {version.title}"):
         settle(model)
         champion = model.aliases().get(CHAMPION)
@@ -53,6 +53,12 @@ def promote(
         figures = decision.figures() if decision else {}
         said = why.strip() or (decision.summary if decision else "")
         return _move(model, Event("promoted", champion, version.version, said, figures, forced))
+
+
+def require_reason(why: str) -> None:
+    """Of whoever promotes against the gate."""
+    if not why.strip():
+        raise DiptychError("A promotion against the gate needs a reason, which history keeps: --reason TEXT.")
 
 
 def reject(model: RegisteredModel, version: Version, decision: Decision) -> Event:

@@ -1,0 +1,46 @@
+"""The promote flow: `diptych promote` on a machine that has the project, for whoever may trigger deployments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from diptych.config import load_params
+from diptych.environment import enter
+from diptych.processes import holding
+
+
+@flow(name="promote", description=__doc__, validate_parameters=True, persist_result=False)
+def promote(
+    version: str = "challenger", to: str | None = None, force: bool = False, reason: str = ""
+) -> dict[str, Any]:
+    """Makes a version the champion, if it passes the gate.
+
+    Args:
+        version: a number or an alias.
+        to: copy it to this registered model, and promote it there.
+        force: promote what the gate refuses; needs a reason.
+        reason: why; kept in the history.
+
+    Returns:
+        The version, what became of it, and the decision with its evidence.
+
+    Raises:
+        DiptychError: there is no such version, a forced promotion has no reason, or a run holds the workspace.
+    """
+    workspace = enter()
+    from diptych.pages import show_decision
+    from diptych.registry.lifecycle import consider, copy_to
+    from diptych.registry.registered_model import RegisteredModel
+
+    params = load_params(workspace.params)
+    model = RegisteredModel.of(workspace, params)
+    with holding(workspace, "the promote flow"):
+        candidate = model.find(version)
+        if to:
+            model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, to))
+        considered = consider(model, candidate, workspace, params, why=reason, force=force)
+    get_run_logger().info(considered.describe())
+    show_decision(considered)
+    return considered.to_json()

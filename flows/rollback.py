@@ -1,0 +1,37 @@
+"""The rollback flow: `diptych rollback` for whoever may trigger deployments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from diptych.config import load_params
+from diptych.environment import enter
+
+
+@flow(name="rollback", description=__doc__, validate_parameters=True, persist_result=False)
+def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
+    """Makes an earlier champion the champion again.
+
+    Args:
+        reason: why; kept in the history.
+        to: a version's number; null: the champion before the present one.
+
+    Returns:
+        The version, and the champion before.
+
+    Raises:
+        DiptychError: there is no earlier champion, or its package is gone or damaged.
+    """
+    workspace = enter()
+    from diptych.pages import show_summary
+    from diptych.registry.promotion import roll_back
+    from diptych.registry.registered_model import RegisteredModel
+
+    model = RegisteredModel.of(workspace, load_params(workspace.params))
+    moved = roll_back(model, to, why=reason)
+    said = f"{model.name}: version {moved.after} is the champion in place of version {moved.before}: {reason}"
+    get_run_logger().info(said)
+    show_summary([said], {})
+    return {**model.find(moved.after).to_json(), "before": moved.before}
