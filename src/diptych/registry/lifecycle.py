@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Params
-from diptych.registry.gate import Decision, decide, keep
 from diptych.registry.history import history
-from diptych.registry.measuring import gallery, measure
 from diptych.registry.promotion import promote, reject, require_reason
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
-from diptych.retrieval.comparison import Comparison, compare
 from diptych.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.registry.gate import Decision
+    from diptych.retrieval.comparison import Comparison
 
 Promotion = Literal["auto", "manual", "never"]
 """Of what passes the gate: at once, by a person's `diptych promote`, or without even asking the gate."""
@@ -81,6 +82,9 @@ def consider(
     Raises:
         DiptychError: `promote` or `decide` say why.
     """
+    # What computes takes seconds to import, which a run that has nothing to decide need not wait for.
+    from diptych.registry.gate import decide, keep
+
     if force:
         require_reason(why)
     champion = model.champion()
@@ -123,6 +127,9 @@ def compare_versions(
     model: RegisteredModel, first: Version, second: Version, workspace: Workspace, params: Params
 ) -> Comparison:
     """The second after the first, on the project's test split."""
+    from diptych.registry.measuring import gallery, measure
+    from diptych.retrieval.comparison import compare
+
     on = gallery(workspace, params)
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
