@@ -89,6 +89,21 @@ def remotes(workspace: Workspace) -> dict[str, str]:
     return {found[1]: found[2] for found in matches if found}
 
 
+def default_remote(workspace: Workspace) -> str | None:
+    """Its name; None where there is none."""
+    found = re.search(r"^core\.remote=(.+)$", _call(workspace, "config", "--list"), re.MULTILINE)
+    return found[1] if found else None
+
+
+def push(workspace: Workspace, on_line: Callable[[str], None]) -> None:
+    """Sends what data.dvc and dvc.lock name to the default remote, as far as it is not there.
+
+    Raises:
+        DiptychError: not all of it arrived.
+    """
+    _call(workspace, "push", on_line=on_line)
+
+
 def bring_own_dataset(workspace: Workspace) -> None:
     """Brings a recorded dataset that is not here yet, lest an import begin a new one; scenes are not worth it.
 
@@ -141,9 +156,15 @@ def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "diptych.dvc", *arguments]
 
 
-def _call(workspace: Workspace, *arguments: str) -> str:
+def _call(workspace: Workspace, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
     lines: list[str] = []
-    if code := stream(_command(*arguments), workspace.root, lines.append):
+
+    def listen(line: str) -> None:
+        lines.append(line)
+        if on_line is not None:
+            on_line(line)
+
+    if code := stream(_command(*arguments), workspace.root, listen):
         raise DiptychError(f"`dvc {' '.join(arguments)}` failed (exit code {code}): {_last_error(lines)}")
     return "\n".join(lines)
 

@@ -81,7 +81,9 @@ def test_a_version_bears_its_origin_and_the_alias(registered):
         "params_sha256",
         "weights_sha256",
         "model_sha256",
+        "not_reproducible",
     }
+    assert version.tags["not_reproducible"].startswith("git has no record of it (not a git repository")
 
 
 def test_its_run_has_parameters_figures_reports_and_tags(registered):

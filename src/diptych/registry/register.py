@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.recording import recorded_provenance
 from diptych.registry.provenance import provenance
 from diptych.registry.registered_model import CHALLENGER, explained
 from diptych.registry.tracking import (
@@ -62,7 +63,7 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
     """Makes artifacts/model a model version with the alias `challenger`, unless it is one already.
 
     A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
-    whole version or none.
+    whole version or none. What it was made of is recorded in git first.
 
     Raises:
         DiptychError: there is no trained model or no metrics yet, or MLflow does not answer.
@@ -76,7 +77,7 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
         name = params.register_.model_name
         known = find_version(client, name, tags["model_sha256"])
         with addressed(tracking_uri(workspace, params)):
-            version = known or _create(client, experiment, workspace, params, metrics, tags)
+            version = known or _create(client, experiment, workspace, params, metrics, recorded_provenance(workspace))
         client.set_registered_model_alias(name, CHALLENGER, version.version)
         version = client.get_model_version(name, version.version)
     uri = f"models:/{name}/{version.version}"

@@ -1,0 +1,226 @@
+"""Recording runs: a commit of what a run was made of, beside whatever is checked out, and copies of it elsewhere.
+
+A run changes data.dvc, dvc.lock and params.yaml. Whoever wants the run again needs a commit that has them, but a run
+that nobody watches has no business in somebody's branch. So the commits stand on a branch of their own, which only
+ever grows, and are made without a look at HEAD's branch, the index or the working tree.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from diptych import dvc
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.git import GitError, git, git_or_empty, without_secrets
+from diptych.registry.provenance import UNKNOWN, provenance
+from diptych.workspace import Workspace
+
+BRANCH = "diptych/runs"
+"""Holds a commit for each run that HEAD alone does not describe."""
+RECORDED = ("data.dvc", "dvc.lock", "params.yaml")
+"""What a run changes, or is started with."""
+WAITS = (1.0, 4.0)
+"""Seconds before another attempt to reach a remote."""
+
+_REF = f"refs/heads/{BRANCH}"
+_THEIRS = "refs/diptych/theirs"
+_ATTEMPTS = 10
+_NOBODY = {
+    "GIT_AUTHOR_NAME": "diptych",
+    "GIT_AUTHOR_EMAIL": "diptych@localhost",
+    "GIT_COMMITTER_NAME": "diptych",
+    "GIT_COMMITTER_EMAIL": "diptych@localhost",
+}
+
+
+class Recorded(NamedTuple):
+    """The commit that a run was recorded as."""
+
+    sha: str
+    """40 digits, or "unknown"."""
+    reproducible: bool
+    """Whether the run can be made again from that commit."""
+    why: str
+    """Why not; empty where it can."""
+
+
+def record_run(workspace: Workspace) -> Recorded:
+    """A commit of HEAD's tree with data.dvc, dvc.lock and params.yaml as they are now, on the branch diptych/runs.
+
+    Where HEAD has them as they are, it is HEAD; where the branch's last commit is this very tree upon HEAD, it is that
+    one. A run that git cannot record is no failure: the answer says why it is not reproducible.
+    """
+    head = UNKNOWN
+    try:
+        head = git(workspace.root, "rev-parse", "--verify", "HEAD^{commit}")
+        tree = _write_tree(workspace, head)
+        sha = head if tree == _tree_of(workspace, head) else _commit(workspace, head, tree)
+        changed = _other_changes(workspace)
+    except GitError as error:
+        return Recorded(head, False, f"git has no record of it ({error})")
+    return Recorded(sha, not changed, f"made with uncommitted changes of {_listed(changed)}" if changed else "")
+
+
+def recorded_provenance(workspace: Workspace) -> dict[str, str]:
+    """`provenance`, where git_sha is the commit that the run is recorded as; and, where the run cannot be made again
+    from it, not_reproducible, which tells why.
+    """
+    run = record_run(workspace)
+    tags = provenance(workspace) | {"git_sha": run.sha}
+    if run.sha != UNKNOWN:
+        tags["git_dirty"] = str(not run.reproducible).lower()
+    return tags if run.reproducible else tags | {"not_reproducible": run.why}
+
+
+def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], None]) -> list[str]:
+    """Sends data and outputs to DVC's default remote, and the branch of the runs to retrain.git_remote, where there are
+    such; returns what could not be done, a sentence each.
+    """
+    problems = []
+    if dvc.default_remote(workspace):
+        said = _tried(lambda: dvc.push(workspace, on_line))
+        problems += [f"the DVC remote was not reached: {said}; `dvc push` sends what is missing"] if said else []
+    remote = params.retrain.git_remote
+    if remote and _tip(workspace):
+        said = _tried(lambda: _push(workspace, remote))
+        again = f"`git push {without_secrets(remote)} {BRANCH}` sends what is missing"
+        problems += [f"the git remote does not have the run: {said}; {again}"] if said else []
+    return problems
+
+
+def _write_tree(workspace: Workspace, head: str) -> str:
+    """HEAD's tree with the recorded files as they are now, written by an index of its own."""
+    prefix = git(workspace.root, "rev-parse", "--show-prefix")
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        git(workspace.root, "read-tree", head, environment=index)
+        for name in RECORDED:
+            if (workspace.root / name).is_file():
+                # No filters: the tags of a version are hashes of these very bytes.
+                blob = git(workspace.root, "hash-object", "-w", "--no-filters", "--", name)
+                entry = f"100644,{blob},{prefix}{name}"
+                git(workspace.root, "update-index", "--add", "--cacheinfo", entry, environment=index)
+            else:
+                git(workspace.root, "update-index", "--force-remove", "--", name, environment=index)
+        return git(workspace.root, "write-tree", environment=index)
+
+
+def _commit(workspace: Workspace, head: str, tree: str) -> str:
+    """The branch's new last commit, or the present one where it is this tree upon HEAD already."""
+    if git_or_empty(workspace.root, "symbolic-ref", "--quiet", "HEAD") == _REF:
+        raise GitError(f"the branch {BRANCH} is checked out here: `git switch` to another")
+    for attempt in range(_ATTEMPTS):
+        tip = _tip(workspace)
+        if tip and _tree_of(workspace, tip) == tree and _contains(workspace, tip, head):
+            return tip
+        try:
+            return _advance(workspace, tree, _parents(workspace, head, tip), tip, _message(workspace, head))
+        except GitError:
+            # Another run was recorded in between, most likely.
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.05 * attempt)
+    raise AssertionError
+
+
+def _advance(workspace: Workspace, tree: str, parents: list[str], tip: str, message: str) -> str:
+    """Puts a commit on the branch, if its last commit is still `tip`; empty: if there is no branch yet."""
+    options = [word for parent in parents for word in ("-p", parent)]
+    commit = git(workspace.root, "commit-tree", tree, *options, "-m", message, environment=_identity(workspace))
+    git(workspace.root, "update-ref", "--create-reflog", "-m", "diptych: a run", _REF, commit, tip)
+    return commit
+
+
+def _parents(workspace: Workspace, head: str, tip: str) -> list[str]:
+    """HEAD and the branch's last commit, or the one of them that contains the other."""
+    if not tip or _contains(workspace, head, tip):
+        return [head]
+    return [tip] if _contains(workspace, tip, head) else [head, tip]
+
+
+def _message(workspace: Workspace, head: str) -> str:
+    version = (dvc.dataset_version(workspace) or UNKNOWN)[:10]
+    return f"A run at {head[:10]} with data {version}"
+
+
+def _other_changes(workspace: Workspace) -> list[str]:
+    """Paths of the project, but for the recorded files, that differ from HEAD."""
+    options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
+    answer = git(workspace.root, "status", *options, "--", ".", *(f":(exclude){name}" for name in RECORDED))
+    return [entry[3:] for entry in answer.split("\0") if entry]
+
+
+def _listed(paths: list[str], first: int = 3) -> str:
+    more = f" and {len(paths) - first} more" if len(paths) > first else ""
+    return ", ".join(paths[:first]) + more
+
+
+def _push(workspace: Workspace, remote: str) -> None:
+    """Sends the branch; where the remote has runs that are not here, together with those."""
+    try:
+        git(workspace.root, "push", "--quiet", "--", remote, f"{_REF}:{_REF}")
+    except GitError:
+        if not _join(workspace, remote):
+            raise
+        git(workspace.root, "push", "--quiet", "--", remote, f"{_REF}:{_REF}")
+
+
+def _join(workspace: Workspace, remote: str) -> bool:
+    """Has the branch contain the remote's runs too; whether there were any that it lacked."""
+    try:
+        git(workspace.root, "fetch", "--quiet", "--no-tags", "--", remote, f"+{_REF}:{_THEIRS}")
+    except GitError:
+        # What the push said is the better reason.
+        return False
+    ours, theirs = _tip(workspace), git(workspace.root, "rev-parse", "--verify", _THEIRS)
+    if _contains(workspace, ours, theirs):
+        return False
+    tree = _tree_of(workspace, ours)
+    _advance(workspace, tree, [ours, theirs], ours, f"Runs of this project and of {without_secrets(remote)}")
+    return True
+
+
+def _tried(send: Callable[[], None]) -> str:
+    """Tries it a few times; returns what went wrong, empty where nothing did."""
+    for wait in (*WAITS, None):
+        try:
+            send()
+            return ""
+        except (DiptychError, GitError) as error:
+            if wait is None:
+                return without_secrets(" ".join(str(error).split()))
+            time.sleep(wait)
+    raise AssertionError
+
+
+def _tip(workspace: Workspace) -> str:
+    """The branch's last commit; empty where there is no branch yet."""
+    return git_or_empty(workspace.root, "rev-parse", "--verify", "--quiet", _REF)
+
+
+def _tree_of(workspace: Workspace, commit: str) -> str:
+    return git(workspace.root, "rev-parse", "--verify", f"{commit}^{{tree}}")
+
+
+def _contains(workspace: Workspace, commit: str, other: str) -> bool:
+    """Whether `other` is `commit`, or one of those before it."""
+    try:
+        git(workspace.root, "merge-base", "--is-ancestor", other, commit)
+    except GitError:
+        return False
+    return True
+
+
+def _identity(workspace: Workspace) -> dict[str, str]:
+    """Nothing where git knows who the user is, else nobody in particular; git's own guess fails in containers."""
+    known = all(
+        git_or_empty(workspace.root, "-c", "user.useConfigOnly=true", "var", name)
+        for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")
+    )
+    return {} if known else {name: os.environ.get(name) or value for name, value in _NOBODY.items()}
