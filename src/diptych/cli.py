@@ -18,6 +18,7 @@ from diptych import __version__
 from diptych.cli_data import data
 from diptych.cli_evaluate import evaluate
 from diptych.cli_registry import COMMANDS as REGISTRY_COMMANDS
+from diptych.cli_reproduce import reproduce
 from diptych.cli_weights import weights
 from diptych.console import log_to_console
 from diptych.environment import enter
@@ -110,6 +111,7 @@ for _command in REGISTRY_COMMANDS:
     cli.add_command(_command)
 cli.add_command(data)
 cli.add_command(evaluate)
+cli.add_command(reproduce)
 cli.add_command(weights)
 
 

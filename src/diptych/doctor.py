@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import chdir
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.error import URLError
@@ -18,6 +16,7 @@ from urllib.request import urlopen
 from diptych import dvc
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
+from diptych.packages import LOCK, other_than_locked
 from diptych.workspace import Workspace
 
 State = Literal["ok", "warning", "error"]
@@ -27,7 +26,6 @@ SPARE_GIB = 5.0
 """Below so much free space a run of the presets may fill the disk."""
 PATIENCE = 5.0
 """Seconds that a server may take to answer."""
-LOCK = "requirements.lock"
 
 
 class Finding(NamedTuple):
@@ -162,23 +160,11 @@ def _packages(workspace: Workspace, params: Params) -> Finding:
     path = workspace.root / LOCK
     if not path.is_file():
         return Finding("", "warning", f"{LOCK} is not there to compare with", f"`git checkout {LOCK}`.")
-    python = ".".join(map(str, sys.version_info[:3]))
-    # Of some packages there are several, for other versions of Python.
-    locked: dict[str, set[str]] = {}
-    for name, number in re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE):
-        locked.setdefault(name, set()).add(number)
-    others = []
-    for name, numbers in locked.items():
-        try:
-            there = version(name)
-        except PackageNotFoundError:
-            continue  # of another platform, or of development alone
-        # Torch tells its build behind a plus sign.
-        if there.partition("+")[0] not in {number.partition("+")[0] for number in numbers}:
-            others.append(f"{name} {there}, not {' or '.join(sorted(numbers))}")
+    others = other_than_locked(path)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         return Finding("", "warning", f"other than locked: {'; '.join(others[:3])}{more}", "`make setup`.")
+    python = ".".join(map(str, sys.version_info[:3]))
     return Finding("", "ok", f"as in {LOCK}, under Python {python}")
 
 

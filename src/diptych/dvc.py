@@ -6,11 +6,13 @@ runs, so that a killed flow leaves no orphaned training behind.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,23 +50,58 @@ def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callabl
     Raises:
         DiptychError: the stage failed; the message is the stage's own.
     """
-    ran, lines = False, list[str]()
+    ran = False
 
     def listen(line: str) -> None:
         nonlocal ran
         ran = ran or line.startswith(f"Running stage '{stage}'")
-        if not _CHATTER.match(line):
-            lines.append(line)
-            del lines[:-200]
-            on_line(line)
+        on_line(line)
 
     options = ["--single-item", "--force"] if force else ["--single-item"]
-    code = stream(_command("repro", *options, stage), workspace.root, listen)
+    code, lines = _follow(_command("repro", *options, stage), workspace, listen)
     if code < 0:
         raise DiptychError(f"stage {stage} was killed (signal {-code}). Run again; what it had finished is kept.")
     if code:
         raise DiptychError(f"stage {stage} failed: {_last_error(lines)}")
     return ran
+
+
+def repeat(workspace: Workspace, environment: Mapping[str, str], on_line: Callable[[str], None]) -> None:
+    """Runs every stage, whatever is known of earlier runs, and keeps what they make out of the cache.
+
+    DVC itself works as it does here; the stages have `environment`.
+
+    Raises:
+        DiptychError: a stage failed; the message is the stage's own.
+    """
+    # Only what DVC starts is to import diptych from elsewhere.
+    start = "import os, sys; os.environ['PYTHONPATH'] = sys.argv.pop(1); from diptych.dvc import main; main()"
+    options = ["repro", "--force", "--no-run-cache", "--no-commit"]
+    command = [sys.executable, "-P", "-c", start, environment.get("PYTHONPATH", ""), *options]
+    own = {**environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    code, lines = _follow(command, workspace, on_line, own)
+    if code:
+        raise DiptychError(f"the chain failed again from its commit: {_last_error(lines)}")
+
+
+def bring_outputs(workspace: Workspace) -> list[str]:
+    """Brings what dvc.lock and data.dvc name, from the cache or the remote; returns the paths that nothing here has."""
+    if not _succeeds(workspace, "checkout", "--quiet") and remotes(workspace):
+        _succeeds(workspace, "pull", "--quiet")
+    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text(encoding="utf-8"))
+    outputs = [str(out["path"]) for stage in lock["stages"].values() for out in stage.get("outs", [])]
+    return [path for path in ["data", *outputs] if not (workspace.root / path).exists()]
+
+
+def folder_md5(folder: Path) -> str:
+    """The version that DVC gives to a folder of these files, computed from their bytes."""
+    listed = []
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        if path.is_file():
+            with path.open("rb") as file:
+                md5 = hashlib.file_digest(file, "md5").hexdigest()
+            listed.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
+    return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def record_dataset(workspace: Workspace) -> None:
@@ -154,6 +191,24 @@ def mend(workspace: Workspace) -> None:
 def _command(*arguments: str) -> list[str]:
     # -P: what lies in the workspace must not hide an installed package.
     return [sys.executable, "-P", "-m", "diptych.dvc", *arguments]
+
+
+def _follow(
+    command: list[str],
+    workspace: Workspace,
+    on_line: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, list[str]]:
+    """The exit code, and the last lines of what was said."""
+    lines: list[str] = []
+
+    def listen(line: str) -> None:
+        if not _CHATTER.match(line):
+            lines.append(line)
+            del lines[:-200]
+            on_line(line)
+
+    return stream(command, workspace.root, listen, environment), lines
 
 
 def _call(workspace: Workspace, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:

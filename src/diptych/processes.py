@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,8 +108,15 @@ def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
             del os.environ[HOLDER]
 
 
-def stream(command: Sequence[str], folder: Path, on_line: Callable[[str], None]) -> int:
+def stream(
+    command: Sequence[str],
+    folder: Path,
+    on_line: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Runs `command` in `folder`, hands each line of its stdout and stderr to `on_line`, and returns its exit code.
+
+    It has this process's environment, or `environment` in its place.
 
     Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or
     an interrupt, ends the child before it goes on upwards.
@@ -118,7 +125,9 @@ def stream(command: Sequence[str], folder: Path, on_line: Callable[[str], None])
         DiptychError: the program is not there.
     """
     try:
-        child = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+        )
     except FileNotFoundError:
         raise DiptychError(f"{command[0]} is not installed or not on PATH.") from None
     try:

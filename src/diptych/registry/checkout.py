@@ -1,0 +1,122 @@
+"""An earlier commit of the project in a temporary folder, with DVC's cache and remotes, and nothing else, in common."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from diptych.errors import DiptychError
+from diptych.files import remove
+from diptych.git import GitError, git, git_or_empty
+from diptych.workspace import Workspace
+
+_KEPT = "kept"
+"""A file in the folder of a checkout that the user wants to look at."""
+
+
+@contextmanager
+def checked_out(workspace: Workspace, commit: str, title: str, *, keep: bool = False) -> Iterator[Workspace]:
+    """The project as it was at `commit`, in .diptych/reproductions/, until the block ends; or for good, if `keep`.
+
+    The project itself does not notice, and several may be checked out at once. What a killed process has left behind
+    is removed first.
+
+    Raises:
+        DiptychError: git cannot check it out; the disk is full, most likely.
+    """
+    home = workspace.local / "reproductions"
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "lock"):
+        _remove_leftovers(workspace, home)
+        folder = Path(tempfile.mkdtemp(prefix=f"{title}-", dir=home))
+        using = _lock(folder)
+        using.acquire()
+    try:
+        if keep:
+            (folder / _KEPT).touch()
+        yield _check_out(workspace, commit, folder / "project")
+    finally:
+        if not keep:
+            _remove(workspace, folder)
+        using.release()
+
+
+def _check_out(workspace: Workspace, commit: str, root: Path) -> Workspace:
+    try:
+        prefix = git(workspace.root, "rev-parse", "--show-prefix")
+        # No hooks: that of DVC would bring all outputs.
+        options = ("-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--detach")
+        git(workspace.root, *options, str(root), commit)
+    except GitError as error:
+        raise DiptychError(f"git could not check out {commit[:10]} in {root}: {error}.") from None
+    project = Workspace(root / prefix)
+    _share_dvc(workspace, project)
+    _link_towers(workspace, project)
+    return project
+
+
+def _share_dvc(workspace: Workspace, project: Workspace) -> None:
+    """Gives it the cache and the remotes that the workspace has now, with paths that hold there too."""
+    from dvc.config import Config, merge
+
+    settings = Config(str(workspace.root / ".dvc")).load_config_to_level()
+    settings["cache"].setdefault("dir", str(workspace.root / ".dvc" / "cache"))
+    # What DVC remembers of the files of a folder goes when the folder goes.
+    settings["core"]["site_cache_dir"] = str(project.root / ".dvc" / "tmp" / "site")
+    (project.root / ".dvc").mkdir(exist_ok=True)
+    # It may hold passwords.
+    (project.root / ".dvc" / "config.local").touch(mode=0o600)
+    with Config(str(project.root / ".dvc")).edit("local") as local:
+        merge(local, settings)
+
+
+def _link_towers(workspace: Workspace, project: Workspace) -> None:
+    """Pretrained towers in folders of the project that git does not have."""
+    for folder in _tower_folders(project):
+        here, there = workspace.root / folder, project.root / folder
+        if here.is_dir() and not there.exists() and there.resolve().is_relative_to(project.root.resolve()):
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(here.resolve())
+
+
+def _tower_folders(project: Workspace) -> list[str]:
+    """As its params.yaml names them, which may be of another version of diptych."""
+    try:
+        model: Any = yaml.safe_load(project.params.read_text(encoding="utf-8"))["model"]
+        names = [model.get(tower, {}).get("pretrained") for tower in ("image_tower", "text_tower")]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
+    return [name for name in names if isinstance(name, str) and name.startswith(".")]
+
+
+def _remove_leftovers(workspace: Workspace, home: Path) -> None:
+    """Folders that no process uses, but for those that are kept and that hold a project still."""
+    for folder in [path for path in home.iterdir() if path.is_dir()]:
+        if (folder / _KEPT).exists() and (folder / "project").exists():
+            continue
+        using = _lock(folder)
+        try:
+            using.acquire(timeout=0)
+        except Timeout:
+            continue
+        _remove(workspace, folder)
+        using.release()
+    for lock in home.glob("*.lock"):
+        if not lock.with_suffix("").exists():
+            lock.unlink(missing_ok=True)
+
+
+def _remove(workspace: Workspace, folder: Path) -> None:
+    # Not `prune`, which would also forget worktrees of the user's that are on a disk which is not there now.
+    git_or_empty(workspace.root, "worktree", "remove", "--force", "--force", str(folder / "project"))
+    remove(folder)
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
