@@ -16,6 +16,7 @@ import click
 
 from diptych import __version__
 from diptych.cli_data import data
+from diptych.cli_deploy import deploy, schedule
 from diptych.cli_evaluate import evaluate
 from diptych.cli_registry import COMMANDS as REGISTRY_COMMANDS
 from diptych.cli_reproduce import reproduce
@@ -107,12 +108,8 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-for _command in REGISTRY_COMMANDS:
+for _command in (data, deploy, evaluate, *REGISTRY_COMMANDS, reproduce, schedule, weights):
     cli.add_command(_command)
-cli.add_command(data)
-cli.add_command(evaluate)
-cli.add_command(reproduce)
-cli.add_command(weights)
 
 
 def _params(workspace: Workspace) -> Params:
