@@ -177,6 +177,25 @@ def bring_dataset(workspace: Workspace) -> str:
     return _draw_again(workspace)
 
 
+def go_back(workspace: Workspace, recorded: str, lock: str | None) -> None:
+    """Makes `recorded` the content of data.dvc again, with the dataset that it names in data/, and `lock` that of
+    dvc.lock (None: there was none), with what validate had made of that dataset.
+
+    Raises:
+        DiptychError: DVC's cache does not have that version.
+    """
+    _restore(workspace.root / "data.dvc", recorded)
+    _restore(workspace.root / "dvc.lock", lock)
+    if not _succeeds(workspace, "checkout", "--quiet", "--force", "data.dvc"):
+        raise DiptychError(
+            f"data/ cannot go back to version {dataset_version(workspace)}, which DVC's cache does not have (whole). "
+            "Bring it with `dvc pull --force data.dvc`, then run again."
+        )
+    if lock and "validate" in (yaml.safe_load(lock).get("stages") or {}):
+        # What the cache does not have is made again by the next run.
+        _succeeds(workspace, "checkout", "--quiet", "--force", "validate")
+
+
 def mend(workspace: Workspace) -> None:
     """Clears what a killed DVC left behind; the caller holds the workspace, so nothing here is in use by a run."""
     lock = workspace.root / "dvc.lock"
@@ -312,6 +331,14 @@ def _keep_if_recorded(workspace: Workspace) -> bool:
     if path.read_bytes() != before:
         path.write_bytes(before)
     return same
+
+
+def _restore(path: Path, content: str | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def _is_whole(lock: Path) -> bool:

@@ -1,0 +1,158 @@
+"""The inbox: a folder, or a prefix in S3, into which new pairs are dropped; which drops are there, and are complete.
+
+A drop is a subfolder that holds a captions file, written last: without one it is not complete yet and is left alone, as
+is what has a name that begins with "." or "_". Names in a drop are data: none of them leads out of its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from diptych.data.captions import CAPTIONS_FILE, encodable
+from diptych.errors import DiptychError
+from diptych.workspace import Workspace
+
+TABLES = ("captions.csv", "captions.tsv")
+CAPTIONS = (CAPTIONS_FILE, *TABLES)
+"""What makes a subfolder a drop; one of them."""
+S3 = "s3://"
+_LONGEST_NAME = 255
+"""Bytes that a file system takes."""
+
+Stamps = Mapping[str, str]
+"""The files of a drop by their names within it, and what changes when they do."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A complete drop.
+
+    Attributes:
+        name: of its subfolder, as it can be printed.
+        fingerprint: of the names, sizes and times or etags of its files: another one, and it is another drop.
+        place: where it lies in the inbox.
+        problem: why it is not even to be opened; empty if it is.
+    """
+
+    name: str
+    fingerprint: str
+    place: str
+    files: tuple[str, ...] = field(default=(), repr=False)
+    problem: str = ""
+
+
+class Inbox(ABC):
+    """Where drops are."""
+
+    @abstractmethod
+    def drops(self) -> list[Drop]:
+        """Those that are complete, by name.
+
+        Raises:
+            DiptychError: the inbox cannot be read.
+        """
+
+    @abstractmethod
+    def opened(self, drop: Drop) -> AbstractContextManager[Path]:
+        """The folder with the drop's files, while the context lasts.
+
+        Raises:
+            DiptychError: they cannot be read now; that says nothing about the drop.
+        """
+
+
+def open_inbox(workspace: Workspace, address: str) -> Inbox:
+    """The inbox at `address`: a folder (a relative one is in the project), or s3://bucket/prefix.
+
+    Raises:
+        DiptychError: there is no such folder, or s3fs is not installed.
+    """
+    if address.startswith(S3):
+        from diptych.inbox.s3 import S3Inbox
+
+        return S3Inbox(address, workspace.local / "inbox")
+    return FolderInbox(workspace.root / address)
+
+
+class FolderInbox(Inbox):
+    """A folder; its drops are read where they lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise DiptychError(f"The inbox {folder} is no folder; make it, or correct retrain.inbox in params.yaml.")
+
+    def drops(self) -> list[Drop]:
+        """As `Inbox`."""
+        try:
+            found = [self._drop(path) for path in sorted(self.folder.iterdir()) if is_looked_at(path.name)]
+        except OSError as error:
+            raise DiptychError(f"The inbox {self.folder} cannot be read: {error}.") from None
+        return [drop for drop in found if drop is not None]
+
+    @contextmanager
+    def opened(self, drop: Drop) -> Iterator[Path]:
+        """As `Inbox`."""
+        yield self.folder / drop.place
+
+    def _drop(self, path: Path) -> Drop | None:
+        if not path.is_dir():
+            return None
+        problem = _leading_out(path)
+        stamps = {} if path.is_symlink() else dict(_stamps(path))
+        if not problem and not set(stamps) & set(CAPTIONS):
+            return None
+        return make_drop(path.name, stamps, problem)
+
+
+def make_drop(place: str, stamps: Stamps, problem: str = "") -> Drop:
+    """The drop that lies at `place`; its files may yet be a problem."""
+    digest = hashlib.sha256(problem.encode())
+    for name, stamp in sorted(stamps.items()):
+        # A name has no zero in it, so no two lists of names and stamps look the same.
+        digest.update(os.fsencode(name) + b"\0" + os.fsencode(stamp) + b"\0")
+    captions = [name for name in CAPTIONS if name in stamps]
+    if not problem and len(captions) > 1:
+        problem = f"It holds {' and '.join(captions)}, of which one is to be there."
+    return Drop(encodable(place), digest.hexdigest(), place, tuple(sorted(stamps)), problem)
+
+
+def is_looked_at(name: str) -> bool:
+    """Whether what has this name may be a drop."""
+    return not name.startswith((".", "_"))
+
+
+def unsafe_names(names: Iterable[str]) -> str:
+    """What is wrong with the first of `names` that cannot be the name of a file below a folder; empty if none is."""
+    files = set(names)
+    for name in sorted(files):
+        parts = name.split("/")
+        if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name:
+            return f"The name {name!r} leads out of its folder, or is none that a file can have."
+        if max(len(part.encode(errors="replace")) for part in parts) > _LONGEST_NAME:
+            return f"The name {name[:60]!r}… is longer than a file's can be."
+        if taken := files & {str(parent) for parent in PurePosixPath(name).parents}:
+            return f"{min(taken)!r} is a file, and a folder with files in it too."
+    return ""
+
+
+def _leading_out(drop: Path) -> str:
+    """What is wrong with a drop, its captions file or its folder of images, if one of them is a link to elsewhere."""
+    for path in (drop, *(drop / name for name in (*CAPTIONS, "images"))):
+        if path.is_symlink() and (path == drop or not path.resolve().is_relative_to(drop.resolve())):
+            return f"{encodable(path.name)} is a link that leads out of the inbox."
+    return ""
+
+
+def _stamps(drop: Path) -> Iterator[tuple[str, str]]:
+    """Links are not followed."""
+    for folder, _, names in os.walk(drop):
+        for path in (Path(folder, name) for name in names):
+            found = path.lstat()
+            yield path.relative_to(drop).as_posix(), f"{found.st_size} {found.st_mtime_ns}"

@@ -1,0 +1,169 @@
+"""The inbox: which drops are complete, and that no name leads out of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diptych.errors import DiptychError
+from diptych.inbox.drops import open_inbox, unsafe_names
+from diptych.workspace import Workspace
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    (tmp_path / "inbox").mkdir()
+    return tmp_path / "inbox"
+
+
+def drop(inbox: Path, name: str, captions: str = "captions.csv") -> Path:
+    folder = inbox / name
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"a")
+    (folder / captions).write_text("file,caption\na.png,a thing\n")
+    return folder
+
+
+def drops(inbox: Path):
+    return open_inbox(Workspace(inbox.parent), "inbox").drops()
+
+
+def test_a_subfolder_with_a_captions_file_is_a_drop(inbox):
+    for number, captions in enumerate(("captions.json", "captions.csv", "captions.tsv")):
+        drop(inbox, f"drop-{number}", captions)
+    (inbox / "captions.csv").write_text("beside the drops")
+
+    assert [one.name for one in drops(inbox)] == ["drop-0", "drop-1", "drop-2"]
+    assert drops(inbox)[1].files == ("a.png", "captions.csv")
+
+
+def test_a_drop_without_a_captions_file_is_not_complete_yet(inbox):
+    (inbox / "copying" / "images").mkdir(parents=True)
+    (inbox / "copying" / "images" / "captions.json").write_text("not this one")
+
+    assert drops(inbox) == []
+
+
+@pytest.mark.parametrize("name", [".hidden", "_building"])
+def test_hidden_and_underscored_names_are_left_alone(inbox, name):
+    drop(inbox, name)
+
+    assert drops(inbox) == []
+
+
+def test_an_image_may_begin_with_an_underscore(inbox):
+    (drop(inbox, "camera") / "_MG_1234.jpg").write_bytes(b"a")
+
+    assert "_MG_1234.jpg" in drops(inbox)[0].files
+
+
+def test_a_drop_that_changes_is_another_one(inbox):
+    folder = drop(inbox, "one")
+    seen = [drops(inbox)[0].fingerprint]
+
+    (folder / "a.png").write_bytes(b"ab")
+    seen.append(drops(inbox)[0].fingerprint)
+    os.utime(folder / "a.png", ns=(1, 1))
+    seen.append(drops(inbox)[0].fingerprint)
+    (folder / "a.png").rename(folder / "b.png")
+    seen.append(drops(inbox)[0].fingerprint)
+
+    assert len(set(seen)) == 4
+    assert drops(inbox)[0].fingerprint == seen[-1]
+
+
+def test_of_two_captions_files_neither_is_chosen(inbox):
+    (drop(inbox, "both") / "captions.json").write_text("{}")
+
+    assert "captions.json and captions.csv" in drops(inbox)[0].problem
+
+
+@pytest.mark.parametrize("name", ["", "images", "captions.csv"])
+def test_a_link_out_of_the_inbox_is_a_problem(inbox, tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    drop(elsewhere, "real")
+    folder = inbox / "linked"
+    if name:
+        drop(inbox, "linked", "captions.json" if name == "captions.csv" else "captions.csv")
+        (folder / name).symlink_to(elsewhere / "real")
+    else:
+        folder.symlink_to(elsewhere / "real")
+
+    (found,) = drops(inbox)
+
+    assert "link that leads out of the inbox" in found.problem
+
+
+def test_a_name_that_is_no_text_is_a_drop_all_the_same(inbox):
+    folder = os.fsencode(inbox) + b"/caf\xe9"
+    Path(os.fsdecode(folder)).mkdir()
+    Path(os.fsdecode(folder + b"/captions.csv")).write_text("")
+
+    (found,) = drops(inbox)
+
+    assert found.name == "caf?"
+    json.dumps(found.name).encode()
+
+
+def test_an_inbox_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DiptychError, match=r"nowhere is no folder.*retrain\.inbox"):
+        open_inbox(Workspace(tmp_path), "nowhere")
+
+
+def test_an_absolute_inbox_lies_where_it_says(tmp_path, inbox):
+    drop(inbox, "one")
+
+    assert len(open_inbox(Workspace(tmp_path / "project"), str(inbox)).drops()) == 1
+
+
+def test_s3_without_s3fs_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+
+    with pytest.raises(DiptychError, match="extra `stack`"):
+        open_inbox(Workspace(tmp_path), "s3://bucket/inbox")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil",
+        "a/../../evil",
+        "/etc/passwd",
+        "a//b",
+        "a/./b",
+        "..",
+        ".",
+        "",
+        "a/",
+        "a\\..\\b",
+        "a\0b",
+        "a\nb",
+        "b" * 256,
+    ],
+)
+def test_names_that_could_leave_their_folder_are_unsafe(name):
+    assert unsafe_names(["captions.csv", name])
+
+
+def test_a_file_that_is_a_folder_too_is_unsafe():
+    assert "'a' is a file" in unsafe_names(["a", "a/b.png"])
+
+
+def test_usual_names_are_safe():
+    assert unsafe_names(["captions.json", "images/a.png", "images/.b..png", "_MG_1.jpg", "Übung/图 1.jpg"]) == ""
+
+
+@given(st.lists(st.sampled_from([*"ab./\\\0", "..", "/../"]), max_size=8).map("".join))
+def test_a_name_that_passes_stays_in_its_folder(name):
+    if not unsafe_names([name]):
+        folder = Path("/inbox/drop")
+        assert os.path.normpath(folder / name) == str(folder / name)
+        assert (folder / name).is_relative_to(folder)
+        assert folder / name != folder

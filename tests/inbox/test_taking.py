@@ -1,0 +1,173 @@
+"""Taking drops: all of one or nothing of it, and what becomes of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+
+import pytest
+from dropping import photos, write_drop
+
+from diptych import dvc
+from diptych.config import Params
+from diptych.data import importing
+from diptych.data.captions import read_dataset
+from diptych.errors import DiptychError
+from diptych.inbox import taking
+from diptych.inbox.taking import recover, take_drops
+
+pytestmark = pytest.mark.usefixtures("instant")
+NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
+
+
+def take(workspace, inbox="inbox"):
+    return take_drops(workspace, Params(), inbox, lambda line: None)
+
+
+def ledger(workspace):
+    return json.loads((workspace.local / "inbox.json").read_text())
+
+
+def refused(workspace):
+    (taken,) = take(workspace)
+    assert taken.outcome == "refused"
+    assert [entry["outcome"] for entry in ledger(workspace)] == ["refused"]
+    return taken.reason
+
+
+def test_a_table_with_its_images_beside_it_is_a_drop(stocked):
+    folder = stocked.root / "inbox" / "table"
+    folder.mkdir()
+    for name, content, _ in photos(10, 11):
+        (folder / name).write_bytes(content)
+    (folder / "captions.tsv").write_text("file\tcaption\tsplit\n10.png\tone\ttrain\n11.png\ttwo\ttrain\n")
+
+    (taken,) = take(stocked)
+
+    assert (taken.outcome, taken.images) == ("taken", 2)
+
+
+def test_drops_are_taken_in_the_order_of_their_names_and_once(stocked):
+    for name, seed in (("b", 11), ("a", 10)):
+        write_drop(stocked.root / "inbox" / name, photos(seed))
+
+    assert [taken.name for taken in take(stocked)] == ["a", "b"]
+    assert take(stocked) == []
+
+
+def test_without_the_ledger_a_drop_is_found_known(stocked):
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    take(stocked)
+    version = dvc.dataset_version(stocked)
+    (stocked.local / "inbox.json").unlink()
+
+    (taken,) = take(stocked)
+
+    assert (taken.outcome, taken.images) == ("known", 0)
+    assert dvc.dataset_version(stocked) == version
+    assert taking.dvc.status(stocked) == {}
+
+
+def test_images_known_in_another_split_stay_there(stocked):
+    known = [("old.png", photos(1)[0][1], ["a new word for it"])]
+    write_drop(stocked.root / "inbox" / "a", [*known, *photos(10)], split="test")
+
+    (taken,) = take(stocked)
+
+    assert (taken.outcome, taken.images, taken.captions) == ("taken", 1, 3)
+    assert read_dataset(stocked.data).images[0]["split"] == "val"
+
+
+def test_a_drop_of_captions_without_words_is_refused(stocked, unchanged):
+    write_drop(stocked.root / "inbox" / "bad", [("10.png", photos(10)[0][1], ["a thing", "  "])])
+
+    assert "1 of its 2 new captions (50.0%)" in refused(stocked)
+    assert unchanged()
+
+
+def test_few_bad_rows_of_a_drop_are_set_aside(stocked):
+    write_drop(stocked.root / "inbox" / "a", [*photos(10, 11), *NOT_AN_IMAGE])
+    params = Params.model_validate({"validate": {"max_quarantined_share": 0.5}})
+
+    (taken,) = take_drops(stocked, params, "inbox", lambda line: None)
+
+    assert (taken.outcome, taken.images, taken.quarantined) == ("taken", 3, 1)
+
+
+def test_what_was_bad_before_is_not_put_down_to_a_drop(stocked):
+    params = Params.model_validate({"validate": {"max_quarantined_share": 0.5}})
+    write_drop(stocked.root / "inbox" / "a", [*photos(10), *NOT_AN_IMAGE])
+    take_drops(stocked, params, "inbox", lambda line: None)
+    write_drop(stocked.root / "inbox" / "b", photos(11))
+
+    (taken,) = take(stocked)
+
+    assert (taken.name, taken.outcome, taken.quarantined) == ("b", "taken", 0)
+
+
+def test_a_drop_without_its_images_is_refused(stocked, unchanged):
+    folder = write_drop(stocked.root / "inbox" / "bad", photos(10))
+    (folder / "images" / "10.png").unlink()
+
+    assert "1 of 1 image files are not in" in refused(stocked)
+    assert unchanged()
+
+
+@pytest.mark.parametrize("name", ["../../data/captions.json", "/etc/hostname", "a/../../../x.png"])
+def test_a_captions_file_that_points_elsewhere_is_refused(stocked, unchanged, name):
+    folder = write_drop(stocked.root / "inbox" / "bad", photos(10))
+    (folder / "captions.json").unlink()
+    (folder / "captions.csv").write_text(f"file,caption\n{name},a thing\n")
+
+    assert "leads out of the images folder" in refused(stocked)
+    assert unchanged()
+
+
+def test_a_problem_of_a_drop_is_its_reason(stocked, unchanged, tmp_path):
+    (stocked.root / "inbox" / "bad").symlink_to(write_drop(tmp_path / "elsewhere", photos(10)))
+
+    assert "leads out of the inbox" in refused(stocked)
+    assert unchanged()
+
+
+def test_a_refused_drop_leaves_those_after_it_alone(stocked):
+    write_drop(stocked.root / "inbox" / "a", NOT_AN_IMAGE)
+    write_drop(stocked.root / "inbox" / "b", photos(10))
+
+    assert [taken.outcome for taken in take(stocked)] == ["refused", "taken"]
+    assert len(read_dataset(stocked.data).images) == 7
+    assert taking.dvc.status(stocked) == {}
+
+
+def test_a_refused_drop_that_was_mended_is_taken(stocked):
+    folder = write_drop(stocked.root / "inbox" / "a", NOT_AN_IMAGE)
+    take(stocked)
+    shutil.rmtree(folder)
+    write_drop(folder, photos(10))
+
+    assert [taken.outcome for taken in take(stocked)] == ["taken"]
+
+
+def test_no_inbox_means_nothing_to_take(stocked):
+    assert take_drops(stocked, Params(), None, lambda line: None) == []
+
+
+def test_nothing_is_recovered_where_nothing_was_interrupted(stocked):
+    assert recover(stocked) is False
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_is_no_fault_of_the_drop(stocked, unchanged, monkeypatch, number):
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(importing, "write_dataset", fail)
+    with pytest.raises((DiptychError, OSError), match=os.strerror(number)):
+        take(stocked)
+
+    assert unchanged()
+    assert not (stocked.local / "inbox.json").exists()

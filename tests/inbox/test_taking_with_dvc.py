@@ -1,0 +1,224 @@
+"""Taking drops with DVC itself: no failure and no kill leaves half a version."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from dropping import photos, write_drop
+
+from diptych import dvc
+from diptych.config import Params
+from diptych.data.captions import read_dataset
+from diptych.data.scenes import write_scenes
+from diptych.errors import DiptychError
+from diptych.inbox import taking
+from diptych.inbox.taking import recover, take_drops
+
+NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
+
+
+def take(workspace, inbox="inbox"):
+    return take_drops(workspace, Params(), inbox, lambda line: None)
+
+
+def ledger(workspace):
+    return json.loads((workspace.local / "inbox.json").read_text())
+
+
+def refused(workspace):
+    (taken,) = take(workspace)
+    assert taken.outcome == "refused"
+    assert [entry["outcome"] for entry in ledger(workspace)] == ["refused"]
+    return taken.reason
+
+
+def test_a_drop_becomes_part_of_the_dataset(stocked):
+    before = dvc.dataset_version(stocked)
+    write_drop(stocked.root / "inbox" / "monday", photos(10, 11, 12))
+
+    (taken,) = take(stocked)
+
+    assert (taken.name, taken.outcome, taken.images, taken.captions) == ("monday", "taken", 3, 6)
+    assert len(read_dataset(stocked.data).images) == 9
+    assert {image["split"] for image in read_dataset(stocked.data).images} <= {"train", "val", "test"}
+    assert dvc.dataset_version(stocked) != before
+    assert dvc.status(stocked) == {}
+    assert not (stocked.local / "taking.json").exists()
+
+
+def test_a_drop_of_images_that_do_not_decode_is_refused(stocked, unchanged):
+    write_drop(stocked.root / "inbox" / "bad", [*photos(10, 11), *NOT_AN_IMAGE])
+
+    reason = refused(stocked)
+
+    assert "1 of its 3 new images (33.3%) are bad, more than validate.max_quarantined_share allows (2.0%)" in reason
+    assert "broken.png: no image" in reason
+    assert unchanged()
+
+
+def test_a_drop_that_breaks_the_dataset_is_refused_with_what_validation_says(stocked, unchanged):
+    bad = [(f"{n}.png", f"no image {n}".encode(), ["a thing"]) for n in range(9)]
+    write_drop(stocked.root / "inbox" / "bad", bad)
+
+    assert refused(stocked) == "7 of 12 images are bad"
+    assert unchanged()
+
+
+def test_onto_generated_scenes_a_drop_is_added_and_a_refusal_leaves_them_drawable(stocked):
+    shutil.rmtree(stocked.data)
+    write_scenes(stocked.data, train=4, val=1, test=1, size=32)
+    # These are JPEGs, which the validation of these tests does not know.
+    stage = stocked.root / "stage.py"
+    stage.write_text(stage.read_text().replace('== b"\\x89PNG"', 'in (b"\\x89PNG", b"\\xff\\xd8\\xff\\xe0")'))
+    dvc.record_dataset(stocked)
+    recorded = yaml.safe_load((stocked.root / "data.dvc").read_text())
+    write_drop(stocked.root / "inbox" / "a", NOT_AN_IMAGE)
+
+    assert [taken.outcome for taken in take(stocked)] == ["refused"]
+    assert yaml.safe_load((stocked.root / "data.dvc").read_text()) == recorded
+    assert recorded["meta"]["scenes"]["train"] == 4
+
+    write_drop(stocked.root / "inbox" / "b", photos(10))
+    assert [taken.outcome for taken in take(stocked)] == ["taken"]
+    assert "meta" not in yaml.safe_load((stocked.root / "data.dvc").read_text())
+
+
+def test_a_dataset_that_is_not_here_is_brought_first(stocked):
+    shutil.rmtree(stocked.data)
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+
+    assert [taken.outcome for taken in take(stocked)] == ["taken"]
+    assert len(read_dataset(stocked.data).images) == 7
+
+
+def test_changes_that_no_version_holds_are_not_overwritten(stocked):
+    (stocked.data / "mine.txt").write_text("precious")
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+
+    with pytest.raises(DiptychError, match="not the version that"):
+        take(stocked)
+
+    assert (stocked.data / "mine.txt").read_text() == "precious"
+
+
+def test_a_stage_that_breaks_is_no_fault_of_the_drop(stocked, unchanged, monkeypatch):
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    reproduce = dvc.reproduce
+
+    def broken(*arguments, **options):
+        monkeypatch.setenv("BREAK", "1")
+        return reproduce(*arguments, **options)
+
+    monkeypatch.setattr(dvc, "reproduce", broken)
+    with pytest.raises(DiptychError, match="it broke"):
+        take(stocked)
+
+    assert unchanged()
+    assert not (stocked.local / "inbox.json").exists()
+
+
+def test_a_version_that_is_in_no_cache_is_named(stocked):
+    taking._write_journal(stocked)
+    shutil.rmtree(stocked.root / ".dvc" / "cache")
+    write_scenes(stocked.data, train=1, val=1, test=1, size=32, replace=True)
+
+    with pytest.raises(DiptychError, match="dvc pull"):
+        recover(stocked)
+
+    assert (stocked.local / "taking.json").exists()
+
+
+TAKE = """
+import os, signal, sys
+from pathlib import Path
+from diptych.config import Params
+from diptych.data import importing
+from diptych.inbox import taking
+from diptych.workspace import Workspace
+from diptych import dvc, files
+import diptych.dvc
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+def before(module, name):
+    setattr(module, name, die)
+def after(module, name):
+    function = getattr(module, name)
+    setattr(module, name, lambda *arguments, **options: die(function(*arguments, **options)))
+where = sys.argv[1]
+if where == "with the journal": after(taking, "_write_journal")
+elif where == "with the shards stored": before(importing, "write_dataset")
+elif where == "with the captions written": after(importing, "write_dataset")
+elif where == "with dvc add done": after(dvc, "_note_origin")
+elif where == "before the judgement": before(taking, "_judge")
+elif where == "while going back": before(dvc, "_succeeds")
+elif where == "before the ledger": before(taking, "note")
+taking.take_drops(Workspace(Path.cwd()), Params(), "inbox", print)
+"""
+MOMENTS = [
+    "with the journal",
+    "with the shards stored",
+    "with the captions written",
+    "with dvc add done",
+    "before the judgement",
+]
+
+
+def taking_process(workspace, where="", **environment):
+    command = [sys.executable, "-c", TAKE, where]
+    return subprocess.Popen(command, cwd=workspace.root, env={**os.environ, **environment}, stdout=subprocess.PIPE)
+
+
+def killed(workspace, where):
+    process = taking_process(workspace, where)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_leaves_the_version_before(stocked, unchanged, moment):
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    killed(stocked, moment)
+
+    assert recover(stocked)
+
+    assert unchanged()
+
+
+def test_a_kill_while_the_stage_runs_leaves_the_version_before_and_the_drop_to_be_taken(stocked, unchanged):
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    process = taking_process(stocked, SLEEP="1")
+    while not (stocked.root / "sleeping").exists():
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    (stocked.root / "sleeping").unlink()
+
+    assert recover(stocked)
+    assert unchanged()
+    assert [taken.outcome for taken in take(stocked)] == ["taken"]
+
+
+def test_a_kill_while_going_back_is_recovered_from(stocked, unchanged):
+    write_drop(stocked.root / "inbox" / "a", NOT_AN_IMAGE)
+    killed(stocked, "while going back")
+
+    assert recover(stocked)
+    assert unchanged()
+    assert "are bad" in refused(stocked)
+
+
+def test_a_kill_before_the_ledger_is_written_stores_nothing_twice(stocked):
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    killed(stocked, "before the ledger")
+
+    assert recover(stocked) is False
+    assert [taken.outcome for taken in take(stocked)] == ["known"]
+    assert len(read_dataset(stocked.data).images) == 7
