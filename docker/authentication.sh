@@ -1,0 +1,13 @@
+# shellcheck shell=sh
+# Read by the other scripts: whether the servers ask for a password is for one variable to say, DIPTYCH_AUTHENTICATION.
+#
+# on (the default): DIPTYCH_PASSWORD is that of the user admin; without one nothing starts.
+# off: whoever reaches the servers may use them. DIPTYCH_PASSWORD is empty from here on.
+case "${DIPTYCH_AUTHENTICATION:-on}" in
+on) : "${DIPTYCH_PASSWORD:?is empty. Set it, or DIPTYCH_AUTHENTICATION=off}" ;;
+off) DIPTYCH_PASSWORD= ;;
+*)
+    echo "DIPTYCH_AUTHENTICATION is '$DIPTYCH_AUTHENTICATION'; it may be on or off." >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Installs what the image needs of requirements.lock, in the versions and with the hashes that stand there.
+#
+# UV_PYTHON: the environment to install into.
+# TORCH_BACKEND: the device that torch is built for, as uv knows it; empty: the builds of the lock.
+set -eu
+
+constraints=requirements.lock
+if [ -n "${TORCH_BACKEND:-}" ]; then
+    # A build for another device has the same version, and a hash that the lock does not know.
+    constraints=$(mktemp)
+    awk '/^[a-z]/ { built = /^torch(vision)?==/; if (built) print $1 } !built' requirements.lock >"$constraints"
+    export UV_TORCH_BACKEND="$TORCH_BACKEND"
+fi
+# setuptools builds the project itself, from the lock too.
+exec uv pip install --compile-bytecode --requirements pyproject.toml --extra stack setuptools \
+    --constraint "$constraints"

@@ -1,0 +1,18 @@
+#!/bin/sh
+# The Prefect server: API, pages and scheduler, with everything in PostgreSQL.
+#
+# PGHOST, PGPORT, PGUSER, PGPASSWORD: PostgreSQL, as libpq knows it; the database is prefect.
+# PREFECT_SERVER_API_HOST, PREFECT_SERVER_API_PORT: where it listens; 127.0.0.1 and 4200.
+# DIPTYCH_AUTHENTICATION, DIPTYCH_PASSWORD: see authentication.sh.
+set -eu
+. "$(dirname "$0")/authentication.sh"
+
+# The password is not in the address, so it is in no log: the driver takes it from PGPASSWORD.
+export PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg:///prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+
+if [ -n "$DIPTYCH_PASSWORD" ]; then
+    # Its own scheduler is a client of its API.
+    export PREFECT_SERVER_API_AUTH_STRING="admin:$DIPTYCH_PASSWORD" PREFECT_API_AUTH_STRING="admin:$DIPTYCH_PASSWORD"
+fi
+exec prefect server start "$@"
