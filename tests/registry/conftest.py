@@ -1,12 +1,14 @@
-"""A project that has been trained and evaluated."""
+"""A project that has been trained and evaluated, and a registered model without any."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 from tiny_model import write_reports, write_tiny_model
+from versions import open_registry
 
 from diptych.config import Params
+from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import connect
 from diptych.workspace import Workspace
 
@@ -34,3 +36,9 @@ def trained(_trained: Path, mlflow_store: Path, tmp_path: Path) -> Workspace:
 def client(trained: Workspace):
     """Of the trained project's store."""
     return connect(trained, Params())[0]
+
+
+@pytest.fixture
+def model(mlflow_store: Path, tmp_path: Path) -> RegisteredModel:
+    """Registered, without versions; in the store of the project tmp_path/project."""
+    return open_registry(Workspace(tmp_path / "project"), mlflow_store)

@@ -12,9 +12,10 @@ import os
 import random
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from diptych.errors import DiptychError
@@ -55,12 +56,14 @@ def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
         "pid": os.getpid(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with model.known():
-        model.client.set_registered_model_tag(model.name, key, json.dumps(claim))
     try:
+        # Within: a call that was interrupted, or not answered, may have written it.
+        with model.known():
+            model.client.set_registered_model_tag(model.name, key, json.dumps(claim))
         other = next((_describe(text) for text in _others(model, key)), None)
     except BaseException:
-        _withdraw(model, key)
+        with suppress(DiptychError):
+            _withdraw(model, key)
         raise
     if other is not None:
         _withdraw(model, key)
@@ -86,7 +89,10 @@ def _withdraw(model: RegisteredModel, key: str) -> None:
 def _is_stale(text: str) -> bool:
     try:
         claim = json.loads(text)
-        if claim["host"] == socket.gethostname() and not is_alive(int(claim["pid"])):
+        _describe(text)
+        # Only Linux tells which processes are alive.
+        here = sys.platform == "linux" and claim["host"] == socket.gethostname()
+        if here and not is_alive(int(claim["pid"])):
             return True
         return datetime.now(UTC) - datetime.fromisoformat(claim["since"]) > STALE
     except (ValueError, KeyError, TypeError):

@@ -23,6 +23,7 @@ from diptych.dvc import dataset_version
 from diptych.errors import DiptychError
 from diptych.files import sources_sha256
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
+from diptych.registry.probe import ANSWER
 from diptych.registry.provenance import UNKNOWN
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
 from diptych.registry.tracking import reason
@@ -129,6 +130,7 @@ def decide(model: RegisteredModel, version: Version, workspace: Workspace, param
     if champion is not None and champion.version == version.version:
         champion = None
     on = gallery(workspace, params)
+    guarded = _guarded(on, params.gate)
     checks: list[Check] = []
     challenger = rival = comparison = None
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +144,7 @@ def decide(model: RegisteredModel, version: Version, workspace: Workspace, param
     if challenger is not None:
         checks += _floors(challenger, on, params.gate)
         if rival is not None:
-            comparison = compare(rival.ranks, challenger.ranks, on.image_of_caption, _guarded(on, params.gate))
+            comparison = compare(rival.ranks, challenger.ranks, on.image_of_caption, guarded)
             checks += _losses(comparison, params.gate)
     return Decision(
         name=model.name,
@@ -158,7 +160,8 @@ def decide(model: RegisteredModel, version: Version, workspace: Workspace, param
 
 def keep(model: RegisteredModel, version: Version, decision: Decision) -> None:
     """Makes the decision an artifact of the version's run, and tags of the version."""
-    path = f"gate/version-{version.version}-against-{decision.champion or 'none'}"
+    # A copy in another registered model has the same run.
+    path = f"gate/{model.name}-version-{version.version}-against-{decision.champion or 'none'}"
     tags = {
         "gate": "accepted" if decision.accepted else "rejected",
         "gate_champion": decision.champion or "none",
@@ -187,7 +190,8 @@ def answer_time(package: Path) -> dict[str, float]:
                 env=environment,
                 cwd=folder,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=PATIENCE,
             )
         except subprocess.TimeoutExpired:
@@ -195,7 +199,11 @@ def answer_time(package: Path) -> dict[str, float]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise DiptychError(lines[-1])
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    # What a package says for itself, or a library of its, may stand before and after.
+    answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
+    if not answers:
+        raise DiptychError("it ended without an answer")
+    return dict(json.loads(answers[-1].removeprefix(ANSWER)))
 
 
 def _package(model: RegisteredModel, version: Version, folder: Path, checks: list[Check]) -> Path | None:
@@ -271,9 +279,8 @@ def _guarded(on: Gallery, gate: Gate) -> list[Part]:
     """
     known = {part.attribute for part in on.parts}
     if unknown := [name for name in gate.guarded or [] if name not in known]:
-        raise DiptychError(
-            f"params.yaml: gate.guarded: the report has no slices by {unknown[0]!r}; it has {', '.join(sorted(known))}."
-        )
+        there = ", ".join(sorted(known)) or "none"
+        raise DiptychError(f"params.yaml: gate.guarded: the report has no slices by {unknown[0]!r}; it has {there}.")
     return [part for part in on.parts if gate.guarded is None or part.attribute in gate.guarded]
 
 

@@ -27,8 +27,8 @@ PREFIX = "diptych.history."
 _KEY = re.compile(re.escape(PREFIX) + r"([0-9]{8})\.[0-9a-f]{8}")
 log = logging.getLogger(__name__)
 
-_LONGEST = 1000
-"""Characters of a reason; a tag of some stores holds 5,000 bytes in all."""
+_LONGEST, _LONGEST_NAME = 1000, 100
+"""Characters of a reason, and of a name; a tag of some stores holds 5,000 bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Event:
 def record(model: RegisteredModel, event: Event) -> None:
     """Adds an event; what it would move is moved by the caller, afterwards."""
     number = max(_numbers(model), default=0) + 1
-    content = json.dumps({**event.to_json(), "why": event.why[:_LONGEST]}, ensure_ascii=False)
+    words = {"why": _printable(event.why)[:_LONGEST], "who": _printable(event.who)[:_LONGEST_NAME]}
+    content = json.dumps({**event.to_json(), **words}, ensure_ascii=False)
     with model.known():
         model.client.set_registered_model_tag(model.name, f"{PREFIX}{number:08d}.{secrets.token_hex(4)}", content)
 
@@ -82,7 +83,7 @@ def settle(model: RegisteredModel) -> None:
         why = "the alias stood there: an earlier decision was broken off, or it was moved by other means"
         record(model, Event("found", origin=said, target=is_there, why=why))
     there = model.numbers()
-    before = [number for number in earlier_champions(history(model)) if number in there]
+    before = [number for number in earlier_champions(history(model)) if number in there and number != is_there]
     if before and aliases.get(PREVIOUS) != before[-1]:
         model.point(PREVIOUS, before[-1])
     elif not before and PREVIOUS in aliases:
@@ -91,15 +92,29 @@ def settle(model: RegisteredModel) -> None:
 
 def earlier_champions(events: Sequence[Event]) -> list[str]:
     """Those that a rollback goes back to, the last one last: a promotion adds one, a rollback takes those away that it
-    goes back behind.
+    goes back behind. What is found where it stood before the last move undoes that move, which was broken off.
     """
     earlier: list[str] = []
-    for event in events:
-        if event.action != "promoted" and event.moves and event.target in earlier:
+    last: tuple[Event, list[str]] | None = None
+    for event in (event for event in events if event.moves):
+        if last is not None and _undoes(event, last[0]):
+            earlier, last = last[1], None
+            continue
+        last = event, list(earlier)
+        if event.action != "promoted" and event.target in earlier:
             del earlier[len(earlier) - 1 - earlier[::-1].index(event.target) :]
-        elif event.moves and event.origin is not None:
+        elif event.origin is not None:
             earlier.append(event.origin)
     return earlier
+
+
+def _undoes(event: Event, last: Event) -> bool:
+    return event.action == "found" and (event.origin, event.target) == (last.target, last.origin)
+
+
+def _printable(text: str) -> str:
+    """In one line, with a space for what is no character, or one that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _read(key: str, text: str) -> Event | None:

@@ -92,7 +92,7 @@ def consider(
         return Considered("champion already", version, champion.version, None)
     decision = decide(model, version, workspace, params)
     keep(model, version, decision)
-    if promotion == "manual":
+    if promotion != "auto":
         outcome: Outcome = "accepted" if decision.accepted else "rejected"
     elif decision.accepted or force:
         promote(model, version, decision, why=why, forced=force and not decision.accepted)
@@ -117,6 +117,8 @@ def needs_decision(model: RegisteredModel, version: Version, data_md5: str, prom
 
 def copy_to(model: RegisteredModel, version: Version, other: RegisteredModel) -> tuple[RegisteredModel, Version]:
     """`version` as a version of another registered model, which knows where it came from; copied once."""
+    if other.name == model.name:
+        return model, version
     model.copy(version, other.name)
     number = other.origin_of(version)
     assert number is not None

@@ -54,8 +54,18 @@ class Measured(NamedTuple):
 
 
 def gallery(workspace: Workspace, params: Params) -> Gallery:
-    """The test split, its queries parted as in the report."""
+    """The test split, its queries parted as in the report.
+
+    Raises:
+        DiptychError: there is none, or what validation accepted since then is not what was prepared.
+    """
     split = _own(workspace, params).split("test")
+    images, captions = _accepted(workspace, params)
+    # What is prepared anew for a model has to be the same queries.
+    if images["image_id"].tolist() != split.image_ids.tolist() or captions["caption"].tolist() != split.captions:
+        raise DiptychError(
+            f"{workspace.prepared} is of another dataset than {workspace.manifest}. Run `dvc repro preprocess`."
+        )
     looks = attributes(workspace.manifest, split)
     made = parts(split.image_of_caption, split.captions, looks.of_images, looks.objects)
     return Gallery(split.image_of_caption, len(split), made)
@@ -89,19 +99,16 @@ def _test_split(loaded: LoadedModel, model: Path, workspace: Workspace, params: 
     own = _own(workspace, params)
     wanted = loaded.preprocessing.model_dump()
     same = {name: own.settings[name] for name in wanted} == wanted
-    if same and file_sha256(workspace.tokenizer / TOKENIZER) == file_sha256(model / TOKENIZER):
+    if same and _reads_as(workspace.tokenizer / TOKENIZER, model / TOKENIZER):
         yield own.split("test")
         return
     workspace.local.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="measuring-", dir=workspace.local) as folder:
         settings = params.preprocess.model_copy(update=wanted)
-        manifest = _read(workspace.manifest)
-        manifest = manifest[manifest["split"] == params.data.splits.test]
-        captions = _read(workspace.captions)
-        captions = captions[captions["image_id"].isin(manifest["image_id"])]
+        images, captions = _accepted(workspace, params)
         prepare_images(
             workspace.data,
-            manifest,
+            images,
             Path(folder),
             cache=workspace.local / "cache" / "measuring",
             settings=settings,
@@ -116,6 +123,20 @@ def _own(workspace: Workspace, params: Params) -> Prepared:
         return Prepared(workspace.prepared, params.data.splits)
     except DiptychError as error:
         raise DiptychError(f"There is nothing to measure a model on: {error}") from None
+
+
+def _accepted(workspace: Workspace, params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Images and captions of the test split, as validation wrote them down."""
+    images, captions = _read(workspace.manifest), _read(workspace.captions)
+    images = images[images["split"] == params.data.splits.test]
+    return images, captions[captions["image_id"].isin(images["image_id"])]
+
+
+def _reads_as(own: Path, other: Path) -> bool:
+    try:
+        return file_sha256(own) == file_sha256(other)
+    except OSError as error:
+        raise DiptychError(f"There is nothing to measure a model on: {error}. Run `dvc repro preprocess`.") from None
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -149,18 +149,19 @@ class RegisteredModel:
     def copy(self, version: Version, name: str) -> RegisteredModel:
         """Makes `version` one of the registered model `name` too, and tells where it came from; once."""
         other = RegisteredModel(self.client, name, self.uri)
-        if other.origin_of(version) is None:
-            with self.known():
-                source = self.client.get_model_version(self.name, version.version)
-                copied = self.client.copy_model_version(f"models:/{source.name}/{source.version}", name)
-                self.client.set_model_version_tag(name, copied.version, "copied_from", self._address(version))
+        number = other.origin_of(version)
+        with self.known():
+            if number is None:
+                number = self.client.copy_model_version(f"models:/{self._address(version)}", name).version
+            self.client.set_model_version_tag(name, str(number), "copied_from", self._address(version))
         return other
 
     def origin_of(self, version: Version) -> str | None:
         """The number of this model's version that was copied from `version` of another."""
         with explained(self.uri):
+            # By what MLflow itself writes down: the tag comes after the copy, which a kill may leave without one.
             found = self.client.search_model_versions(
-                f"name = '{self.name}' and tags.copied_from = '{self._address(version)}'"
+                f"name = '{self.name}' and source_path = 'models:/{self._address(version)}'"
             )
         return max((str(one.version) for one in found), key=int, default=None)
 
@@ -171,7 +172,7 @@ class RegisteredModel:
     def _check(self, version: Version, model: Path) -> None:
         found = model_digests(model)
         if not found:
-            raise DiptychError(f"{version.title}: its package is damaged: it holds no weights.")
+            raise DiptychError(f"{version.title}: its package is gone or damaged: it holds no weights.")
         for name, digest in found.items():
             expected = version.tags.get(name, "nothing")
             if digest != expected:

@@ -1,0 +1,74 @@
+"""Versions of a registered model without a training: packages that hold some bytes in place of weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diptych.config import Params
+from diptych.registry.history import Event, record
+from diptych.registry.provenance import model_digests
+from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version, model_folder
+from diptych.workspace import Workspace
+
+HOLDS = {"expectations": [{"table": "images", "expectation": "unique", "column": "image_id", "success": True}]}
+"""A validation report."""
+
+
+def open_registry(workspace: Workspace, store: Path, name: str = "diptych") -> RegisteredModel:
+    """A registered model without versions, in the workspace's own MLflow, which is a copy of `store`."""
+    workspace.local.mkdir(parents=True, exist_ok=True)
+    shutil.copy(store, workspace.local / "mlflow.db")
+    model = RegisteredModel.of(workspace, Params(), name)
+    model.client.create_registered_model(name)
+    return model
+
+
+def make_version(
+    model: RegisteredModel,
+    folder: Path,
+    weights: bytes | None = None,
+    *,
+    validation: dict[str, Any] | None = HOLDS,
+    alias: str | None = None,
+) -> Version:
+    """The next version; its package lies in `folder`/packages, under a number of its own."""
+    package = folder / "packages" / str(len(list(folder.glob("packages/*"))) + 1)
+    content = model_folder(package)
+    content.mkdir(parents=True)
+    (content / "model.safetensors").write_bytes(weights or f"weights {package.name}".encode())
+    return register_package(model, package, validation=validation, alias=alias)
+
+
+def register_package(
+    model: RegisteredModel,
+    package: Path,
+    *,
+    validation: dict[str, Any] | None = HOLDS,
+    alias: str | None = None,
+) -> Version:
+    """A package that lies there becomes a version, with a run of its own."""
+    client = model.client
+    experiment = client.get_experiment_by_name("diptych")
+    run_id = client.create_run(experiment.experiment_id).info.run_id
+    if validation is not None:
+        client.log_text(run_id, json.dumps(validation), "reports/validation.json")
+    client.log_metric(run_id, "reranked/rsum", 130.0)
+    made = client.create_model_version(model.name, str(package), run_id, tags=model_digests(model_folder(package)))
+    if alias is not None:
+        model.point(alias, str(made.version))
+    return model.find(str(made.version))
+
+
+def package_of(model: RegisteredModel, version: Version) -> Path:
+    """Where the package of a version lies."""
+    return Path(model.client.get_model_version_download_uri(version.name, version.version))
+
+
+def crown(model: RegisteredModel, *numbers: str) -> None:
+    """Makes these versions champion, one after the other, without a gate."""
+    for number in numbers:
+        record(model, Event("promoted", model.aliases().get(CHAMPION), number, "it is good"))
+        model.point(CHAMPION, number)
