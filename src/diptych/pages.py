@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.events import emit_event
 
+from diptych.automations import announce
 from diptych.registry.tracking import is_own, without_secret
 from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.registry.lifecycle import Considered
-
-PROMOTED = "diptych.model.promoted"
-REJECTED = "diptych.model.rejected"
-"""Names of events; `diptych deploy --notify` makes notifications of them."""
 
 
 def show_results(workspace: Workspace) -> None:
@@ -43,18 +39,8 @@ def show_decision(considered: Considered) -> None:
     if decision is None:
         return
     create_markdown_artifact(decision.render(), key="gate", description=decision.summary)
-    event = {"promoted": PROMOTED, "rejected": REJECTED}.get(considered.outcome)
-    if event:
-        emit_event(
-            event,
-            resource={"prefect.resource.id": f"diptych.model.{version.name}.{version.version}"},
-            payload={
-                "name": version.name,
-                "version": version.version,
-                "before": considered.before,
-                "why": decision.summary,
-            },
-        )
+    if considered.outcome == "promoted" or considered.outcome == "rejected":
+        announce(considered.outcome, version.name, version.version, decision.summary)
 
 
 def show_summary(lines: Sequence[str], links: Mapping[str, str]) -> None:
