@@ -1,4 +1,4 @@
-"""The retrain flow: data, validate, preprocess, baselines, train, controls, evaluate, register, gate.
+"""The retrain flow: inbox, data, validate, preprocess, baselines, train, controls, evaluate, register, share, gate.
 
 `diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. It decides when things run and
 shows what they did. What depends on what, and what is already computed, is DVC's to say; what a stage does stands in
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from diptych import dvc
 from diptych.config import load_params
@@ -23,6 +24,9 @@ from diptych.environment import enter
 from diptych.presets import use_preset
 from diptych.processes import holding
 from diptych.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.inbox.ledger import Taken
 
 Promotion = Literal["auto", "manual", "never"]
 PROGRESS_EVERY = 10.0
@@ -35,6 +39,7 @@ def retrain(
     preset: str | None = None,
     force: bool = False,
     promotion: Promotion = "never",
+    inbox: str | None = None,
 ) -> dict[str, Any]:
     """Runs the chain on the project in the current folder; what has not changed is reused.
 
@@ -43,9 +48,10 @@ def retrain(
         force: run every stage, changed or not.
         promotion: of the new version, if it passes the gate: "auto" at once, "manual" by `diptych promote`; "never"
             does not ask the gate.
+        inbox: where new pairs are dropped; null: retrain.inbox of params.yaml.
 
     Returns:
-        What ran and why, the metrics, the model version and what became of it, as plain values.
+        What ran and why, and, where a model is there, its metrics, version and what became of it, as plain values.
 
     Raises:
         DiptychError: a stage failed, with the stage's own message; another run holds the workspace.
@@ -54,19 +60,63 @@ def retrain(
     with holding(workspace, "the retrain flow"):
         if preset:
             use_preset(workspace, preset)
-        params = load_params(workspace.params)
+        # Wrong parameters end it here.
+        load_params(workspace.params)
         dvc.mend(workspace)
+        taken = look_into_inbox(workspace, inbox)
         data = bring_data(workspace)
-        changed = dvc.STAGES if force or dvc.status(workspace) else ()
-        if {"preprocess", "baselines", "train"}.intersection(changed):
-            locate_towers(params.model)
-        stages = {name: reproduce(workspace, name, force) if name in changed else "reused" for name in dvc.STAGES}
-        if not changed:
-            get_run_logger().info("nothing has changed: no stage has to run")
-        publish(workspace)
-        registered = register_model(workspace)
-        decision = decide(workspace, registered["version"]["version"], promotion)
-        return {"data": data, "stages": stages, **registered, "decision": decision}
+        why, stages = run_stages(workspace, taken, force)
+        told = [one.describe() for one in taken]
+        happened: dict[str, Any] = {"data": data, "inbox": told, "why": why, "stages": stages}
+        if "not needed" not in stages.values():
+            publish(workspace)
+            happened |= register_model(workspace)
+            share(workspace)
+            happened["decision"] = decide(workspace, happened["version"]["version"], promotion, taken)
+        summarize(happened)
+        return happened
+
+
+def run_stages(workspace: Workspace, taken: Sequence[Taken], force: bool) -> tuple[list[str], dict[str, str]]:
+    """The stages that have to run, if there is a reason; returns why, or why not, and what became of each."""
+    params, changed = load_params(workspace.params), dvc.status(workspace)
+    if not changed and not force:
+        get_run_logger().info("nothing has changed: no stage has to run")
+        return ["Nothing has changed."], dict.fromkeys(dvc.STAGES, "reused")
+    if force or {"preprocess", "baselines", "train"}.intersection(changed):
+        locate_towers(params.model)
+    first, *others = dvc.STAGES
+    stages = {first: reproduce(workspace, first, force)}
+    reasons, why_not = (["It was asked for."], "") if force else look_for_reasons(workspace, taken, changed)
+    if not reasons:
+        return [why_not], {**stages, **dict.fromkeys(others, "not needed")}
+    return reasons, stages | {name: reproduce(workspace, name, force) for name in others}
+
+
+@task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
+def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[Taken]:
+    """New pairs that were dropped become part of the dataset version, if they pass validation."""
+    from diptych.inbox.taking import take_drops
+
+    say = get_run_logger().info
+    taken = take_drops(workspace, load_params(workspace.params), inbox, _throttled(say))
+    for one in taken:
+        say(one.describe())
+    return taken
+
+
+@task(name="reasons", task_run_name="reasons", cache_policy=NO_CACHE, persist_result=False)
+def look_for_reasons(workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any]) -> tuple[list[str], str]:
+    """Why this run trains, or why not; how far new pairs are from those of the champion."""
+    from diptych.inbox.need import need_to_train
+    from diptych.pages import show_drift
+
+    need = need_to_train(workspace, load_params(workspace.params), taken, changed)
+    if need.drift is not None:
+        show_drift(need.drift)
+    for sentence in need.reasons or [need.why_not]:
+        get_run_logger().info(sentence)
+    return need.reasons, need.why_not
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
@@ -99,15 +149,25 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
     from diptych.registry.tracking import tracking_uri
 
     params = load_params(workspace.params)
-    version = register(workspace, params)
+    version = register(workspace, params, {"prefect_flow_run_id": str(flow_run.id)})
     get_run_logger().info(version.describe())
     metrics = json.loads((workspace.reports / "metrics.json").read_text(encoding="utf-8"))
     return {"metrics": metrics, "version": version.to_json(), "tracking_uri": tracking_uri(workspace, params)}
 
 
+@task(name="share", task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
+def share(workspace: Workspace) -> None:
+    """Data and results go to the DVC remote, the commits of runs to the git remote, where there are such."""
+    from diptych.recording import publish_run
+
+    for problem in publish_run(workspace, load_params(workspace.params), get_run_logger().info):
+        get_run_logger().warning(problem)
+
+
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, persist_result=False)
-def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
+def decide(workspace: Workspace, number: str, promotion: Promotion, taken: Sequence[Taken]) -> dict[str, Any]:
     """The gate's word on the version, and its promotion, if that is wanted; the champion afterwards."""
+    from diptych.inbox.ledger import tell_history
     from diptych.pages import show_decision
     from diptych.registry.lifecycle import consider, needs_decision
     from diptych.registry.promotion import mend
@@ -116,6 +176,7 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     params = load_params(workspace.params)
     model = RegisteredModel.of(workspace, params)
     mend(model)
+    tell_history(model, taken)
     version = model.find(number)
     outcome, why = "not asked", ""
     if needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
@@ -125,6 +186,15 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
         outcome, why = considered.outcome, considered.why
     champion = model.champion()
     return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
+
+
+@task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)
+def summarize(happened: dict[str, Any]) -> None:
+    """What this run did and why, with the ways to what it made."""
+    from diptych.pages import mlflow_links, run_lines, show_summary
+
+    links = mlflow_links(happened["tracking_uri"], happened["version"]) if "version" in happened else {}
+    show_summary(run_lines(happened), links)
 
 
 def _throttled(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -203,7 +203,7 @@ def test_the_version_is_printed_for_people_and_for_programs(inside, monkeypatch,
     from diptych.registry import register
 
     version = register.RegisteredVersion(
-        "diptych", "3", ["challenger"], False, "run", "models:/diptych/3", {"towers/rsum": 1.0}, {}
+        "diptych", "3", ["challenger"], False, "run", "1", "models:/diptych/3", {"towers/rsum": 1.0}, {}
     )
     monkeypatch.setattr(register, "register", lambda workspace, params: version)
 
@@ -216,8 +216,9 @@ def test_the_version_is_printed_for_people_and_for_programs(inside, monkeypatch,
 def test_the_flow_is_the_projects_own(inside, monkeypatch, capsys):
     (inside.root / "flows").mkdir()
     (inside.root / "flows" / "retrain.py").write_text(
-        "def retrain(force, promotion):\n"
-        "    return {'data': 'present', 'stages': {}, 'metrics': {}, 'tracking_uri': f'{force} {promotion}',\n"
+        "def retrain(force, promotion, inbox):\n"
+        "    return {'data': 'present', 'inbox': [], 'why': [], 'stages': {},\n"
+        "            'metrics': {}, 'tracking_uri': f'{force} {promotion}',\n"
         "            'decision': {'outcome': 'not asked', 'why': '', 'champion': None},\n"
         "            'version': {'name': 'diptych', 'version': '1', 'created': True}}\n"
     )

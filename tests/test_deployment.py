@@ -21,6 +21,7 @@ from diptych.errors import DiptychError
 
 ROOT = Path(__file__).parents[1]
 NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
+ALL = (RETRAIN, "promote/promote", "rollback/rollback")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_a_deployment_comes_with_pool_schedule_limit_and_automation(client, work
     found = deploy(workspace, Choices())
 
     assert found.pools == {"diptych": "created"}
-    assert found.deployments == {RETRAIN: "from prefect.yaml"}
+    assert found.deployments == dict.fromkeys(ALL, "from prefect.yaml")
     assert found.automations == {CRASH: "created"}
     deployment = client.read_deployment_by_name(RETRAIN)
     assert [one.schedule.cron for one in deployment.schedules] == ["0 3 * * *"]
@@ -107,7 +108,8 @@ def test_deploying_again_keeps_the_schedule_and_makes_nothing_twice(client, work
 
     found = deploy(workspace, Choices(when_busy="skip", folder="/srv/diptych"))
 
-    assert (found.pools, found.deployments) == ({"diptych": "there already"}, {RETRAIN: "kept as it was"})
+    assert (found.pools, found.deployments) == ({"diptych": "there already"}, dict.fromkeys(ALL, "kept as it was"))
+    assert client.read_deployment_by_name("promote/promote").global_concurrency_limit is None
     assert found.automations == {CRASH: "there already"}
     after = client.read_deployment_by_name(RETRAIN)
     assert (after.id, after.paused, after.schedules) == (before.id, True, before.schedules)
@@ -180,7 +182,7 @@ def test_without_a_template_of_ones_own_prefects_is_taken(client):
 
 
 def test_several_heartbeats_may_be_lost_before_a_run_is_crashed(workspace):
-    (one,) = yaml.safe_load((workspace.root / "prefect.yaml").read_text())["deployments"]
+    one = yaml.safe_load((workspace.root / "prefect.yaml").read_text())["deployments"][0]
 
     environment = one["work_pool"]["job_variables"]["env"]
     assert environment == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(automations.HEARTBEAT)}

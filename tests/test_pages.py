@@ -1,6 +1,6 @@
 """What flow runs show, as Markdown and tables."""
 
-from diptych.pages import metrics_table, mlflow_links, validation_summary, verdicts
+from diptych.pages import metrics_table, mlflow_links, run_lines, validation_summary, verdicts
 
 VALIDATION = {
     "images": {"total": 3000, "accepted": 2999, "quarantined": 1},
@@ -45,11 +45,31 @@ def test_a_verdict_is_a_line_with_its_gain():
     assert verdicts(ladder) == '* It helps: **yes**, by +12.3 RSUM (+10.0 to +14.0) over "nothing"'
 
 
-def test_links_lead_to_a_server_without_its_password_and_nowhere_from_a_file():
-    version = {"name": "mine", "version": "3", "run_id": "r"}
+def test_a_run_is_told_in_sentences():
+    happened = {
+        "data": "present",
+        "inbox": ["drop may is refused: it is broken"],
+        "why": ["Nothing has changed."],
+        "stages": {"validate": "ran", "train": "reused"},
+        "version": {"name": "mine", "version": "3", "created": True},
+        "decision": {"outcome": "promoted", "why": "RSUM +2.0", "champion": "3"},
+    }
 
-    assert mlflow_links("sqlite:////x/mlflow.db", version, "1") == {}
-    assert mlflow_links("http://me:secret@host:5000/", version, "7") == {
+    assert run_lines(happened) == [
+        "data/ is present",
+        "drop may is refused: it is broken",
+        "Nothing has changed.",
+        "ran: validate",
+        "mine version 3: new; promoted RSUM +2.0",
+        "champion: 3",
+    ]
+
+
+def test_links_lead_to_a_server_without_its_password_and_nowhere_from_a_file():
+    version = {"name": "mine", "version": "3", "run_id": "r", "experiment_id": "7"}
+
+    assert mlflow_links("sqlite:////x/mlflow.db", version) == {}
+    assert mlflow_links("http://me:secret@host:5000/", version) == {
         "mine version 3": "http://host:5000/#/models/mine/versions/3",
         "MLflow run": "http://host:5000/#/experiments/7/runs/r",
     }

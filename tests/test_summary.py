@@ -9,6 +9,8 @@ from diptych.workspace import Workspace
 WAY = {"recall@1": 12.34, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
 SUMMARY = {
     "data": "present",
+    "inbox": ["drop may brings 3 images and 6 captions"],
+    "why": ["There are 3.0 % more images."],
     "stages": {"validate": "reused", "preprocess": "reused", "train": "ran", "evaluate": "ran"},
     "metrics": {
         "towers": {"i2t": WAY, "t2i": WAY, "rsum": 120.04},
@@ -27,6 +29,8 @@ def test_it_tells_what_ran_what_was_reused_and_how_well_the_model_does(tmp_path)
     assert "reused     validate, preprocess" in text
     assert "towers     RSUM 120.0, recall@1 12.3 / 12.3" in text
     assert "re-ranked  RSUM 130.0" in text
+    assert "inbox      drop may brings 3 images and 6 captions" in text
+    assert "why        There are 3.0 % more images." in text
     assert "version    diptych 3 (challenger), new" in text
 
 
@@ -48,8 +52,18 @@ def test_it_tells_when_nothing_ran(tmp_path):
 
     text = render({**SUMMARY, "stages": stages, "version": version}, Workspace(tmp_path))
 
-    assert "nothing has changed" in text
+    assert "ran        nothing" in text
     assert "diptych 3 (challenger), known already" in text
+
+
+def test_a_run_that_did_not_train_says_how_to_train_all_the_same(tmp_path):
+    stages = {**dict.fromkeys(SUMMARY["stages"], "not needed"), "validate": "ran"}
+    summary = {name: SUMMARY[name] for name in ("data", "inbox")} | {"stages": stages, "why": ["Too few."]}
+
+    text = render(summary, Workspace(tmp_path))
+
+    assert "why        Too few." in text
+    assert text.endswith("next       `diptych run --force` trains all the same")
 
 
 def test_its_commands_can_be_pasted(tmp_path, monkeypatch):

@@ -50,9 +50,10 @@ def cli(debug: bool) -> None:
     show_default=True,
     help="Ask the gate about a new version, and promote it at once or leave that to `diptych promote`.",
 )
+@click.option("--inbox", metavar="PLACE", help="Take new pairs from this folder or s3://bucket/prefix first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def run(preset: str | None, force: bool, promotion: str, as_json: bool) -> None:
-    """Run the whole chain: data, validate, preprocess, baselines, train, controls, evaluate, register, gate."""
+def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_json: bool) -> None:
+    """Run the whole chain: inbox, data, validate, preprocess, baselines, train, controls, evaluate, register, gate."""
     workspace = enter()
     from diptych.presets import use_preset
     from diptych.processes import holding
@@ -61,7 +62,7 @@ def run(preset: str | None, force: bool, promotion: str, as_json: bool) -> None:
         if preset:
             use_preset(workspace, preset)
         _params(workspace)
-        summary = _load_flow(workspace)(force=force, promotion=promotion)
+        summary = _load_flow(workspace)(force=force, promotion=promotion, inbox=inbox)
     from diptych.summary import render
 
     click.echo(json.dumps(summary, indent=2) if as_json else render(summary, workspace))

@@ -217,7 +217,7 @@ def _rendered(
         if name in present:
             one = {key: value for key, value in one.items() if key not in ("schedules", "schedule")}
             one["paused"] = present[name].paused
-        if choices.when_busy:
+        if choices.when_busy and one.get("concurrency_limit"):
             strategy = STRATEGIES[choices.when_busy]
             one["concurrency_limit"] = {"limit": 1, **_options(one), "collision_strategy": strategy}
         deployments.append(one)

@@ -14,6 +14,7 @@ from diptych.registry.tracking import is_own, without_secret
 from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
+    from diptych.inbox.drift import Drift
     from diptych.registry.lifecycle import Considered
 
 
@@ -43,13 +44,33 @@ def show_decision(considered: Considered) -> None:
         announce(considered.outcome, version.name, version.version, decision.summary)
 
 
+def show_drift(drift: Drift) -> None:
+    """How far new pairs are from those that the champion learned from."""
+    create_markdown_artifact(drift.render(), key="drift", description="New pairs beside the champion's")
+
+
 def show_summary(lines: Sequence[str], links: Mapping[str, str]) -> None:
     """What the run did and why, a line each, with links by their texts."""
     shown = [*(f"* {line}" for line in lines), "", *(f"[{text}]({address})" for text, address in links.items())]
     create_markdown_artifact("\n".join(shown), key="summary", description="What this run did, and why")
 
 
-def mlflow_links(uri: str, version: Mapping[str, Any], experiment_id: str) -> dict[str, str]:
+def run_lines(happened: Mapping[str, Any]) -> list[str]:
+    """What a run of the retrain flow did and why, a sentence each."""
+    ran = [name for name, how in happened["stages"].items() if how == "ran"]
+    lines = [f"data/ is {happened['data']}", *happened["inbox"], *happened["why"]]
+    lines.append(f"ran: {', '.join(ran)}" if ran else "no stage ran")
+    if "version" in happened:
+        version, decision = happened["version"], happened["decision"]
+        state = "new" if version["created"] else "known already"
+        lines.append(
+            f"{version['name']} version {version['version']}: {state}; {decision['outcome']} {decision['why']}"
+        )
+        lines.append(f"champion: {decision['champion'] or 'none yet'}")
+    return [line.rstrip() for line in lines]
+
+
+def mlflow_links(uri: str, version: Mapping[str, Any]) -> dict[str, str]:
     """To the version and its run; none where MLflow is a file without pages."""
     if is_own(uri) or not uri.startswith(("http://", "https://")):
         return {}
@@ -57,7 +78,7 @@ def mlflow_links(uri: str, version: Mapping[str, Any], experiment_id: str) -> di
     title = f"{version['name']} version {version['version']}"
     return {
         title: f"{base}/#/models/{quote(version['name'])}/versions/{version['version']}",
-        "MLflow run": f"{base}/#/experiments/{experiment_id}/runs/{version['run_id']}",
+        "MLflow run": f"{base}/#/experiments/{version['experiment_id']}/runs/{version['run_id']}",
     }
 
 

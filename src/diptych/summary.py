@@ -15,20 +15,32 @@ def render(summary: dict[str, Any], workspace: Workspace) -> str:
     """Lines for people: what ran, the metrics, the model version, and how to look at them."""
     ran = [name for name, how in summary["stages"].items() if how == "ran"]
     reused = [name for name, how in summary["stages"].items() if how == "reused"]
-    version = summary["version"]
-    state = "new" if version["created"] else "known already"
     lines = [
         "",
         f"data       {summary['data']}",
-        f"ran        {', '.join(ran) or 'nothing: nothing has changed'}",
+        *(f"inbox      {line}" for line in summary["inbox"]),
+        *(f"why        {line}" for line in summary["why"]),
+        f"ran        {', '.join(ran) or 'nothing'}",
         f"reused     {', '.join(reused) or 'nothing'}",
+        *(
+            _model(summary, workspace)
+            if "version" in summary
+            else ["next       `diptych run --force` trains all the same"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _model(summary: dict[str, Any], workspace: Workspace) -> list[str]:
+    version = summary["version"]
+    state = "new" if version["created"] else "known already"
+    return [
         *_metrics(summary["metrics"]),
         f"version    {version['name']} {version['version']} (challenger), {state}",
         f"champion   {_champion(summary['decision'])}",
         f"report     {_open_command()} {_short(workspace.reports / 'report.html')}",
         f"MLflow     {_mlflow_command(summary['tracking_uri'])}",
     ]
-    return "\n".join(lines)
 
 
 def _champion(decision: dict[str, Any]) -> str:

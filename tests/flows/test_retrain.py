@@ -95,7 +95,7 @@ def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrai
     assert ran(chain_that_ran) == STAGES
     json.dumps(first)
     with get_client(sync_client=True) as client:
-        assert {"validation", "metrics", "ladder", "verdicts", "report"} <= {
+        assert {"validation", "metrics", "ladder", "verdicts", "report", "summary"} <= {
             artifact.key for artifact in client.read_artifacts()
         }
 

@@ -20,7 +20,7 @@ from diptych.data.shards import list_members
 from diptych.errors import DiptychError
 from diptych.inbox import profile as profiles
 from diptych.inbox.pairs import embed_pairs, picture_statistics
-from diptych.inbox.profile import Profile, make_profile, new_images
+from diptych.inbox.profile import Profile, make_profile, new_images, profile_of_run
 from diptych.model.package import weights_sha256
 from diptych.workspace import Workspace
 
@@ -199,19 +199,19 @@ def test_the_profile_of_a_version_is_found_by_its_run(client, version, workspace
     profile = make_profile(workspace, PARAMS)
     client.log_dict(version.run_id, profile.to_json(), profiles.ARTIFACT)
 
-    found = profile_of_version(client, version)
+    found = profile_of_run(client, version.run_id)
 
     assert found is not None
     assert found.to_json() == profile.to_json()
 
 
 def test_a_version_without_a_profile_has_none(client, version):
-    assert profile_of_version(client, version) is None
+    assert profile_of_run(client, version.run_id) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 9}', "[]"])
 def test_a_profile_that_cannot_be_read_is_none(client, version, content, caplog):
     client.log_text(version.run_id, content, profiles.ARTIFACT)
 
-    assert profile_of_version(client, version) is None
+    assert profile_of_run(client, version.run_id) is None
     assert "cannot be read" in caplog.text

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.files import write_json
 from diptych.inbox.drops import Drop
 from diptych.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.registry.registered_model import RegisteredModel
 
 Outcome = Literal["taken", "refused", "known"]
 """known: all of it was in the dataset already."""
@@ -55,6 +59,17 @@ def note(workspace: Workspace, drop: Drop, taken: Taken) -> None:
     when = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"name": drop.name, "fingerprint": drop.fingerprint, "outcome": taken.outcome}
     write_json(_path(workspace), [*_read(workspace), {**entry, "reason": taken.reason, "when": when}])
+
+
+def tell_history(model: RegisteredModel, taken: Sequence[Taken]) -> None:
+    """Adds the drops that brought nothing, refused or known, to what was decided about the model."""
+    from diptych.registry.history import Event, record
+
+    for one in taken:
+        if one.outcome != "taken":
+            record(
+                model, Event("drop refused" if one.outcome == "refused" else "drop known", None, None, one.describe())
+            )
 
 
 def _read(workspace: Workspace) -> list[dict[str, Any]]:

@@ -31,7 +31,6 @@ from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 ARTIFACT = "drift/profile.json"
 """Where a run of MLflow has its profile."""
@@ -165,17 +164,17 @@ def new_images(workspace: Workspace, params: Params, reference: Profile) -> list
     return [int(one) for one in train["image_id"][~np.isin(_contents(train), reference.contents)]]
 
 
-def profile_of_version(client: MlflowClient, version: ModelVersion) -> Profile | None:
-    """The profile of the data that a registered version learned from; None where its run has none that can be read."""
+def profile_of_run(client: MlflowClient, run_id: str) -> Profile | None:
+    """Of the data that the model of an MLflow run learned from; None where the run has none that can be read."""
     folder = ARTIFACT.rpartition("/")[0]
-    if not version.run_id or ARTIFACT not in {one.path for one in client.list_artifacts(version.run_id, folder)}:
+    if not run_id or ARTIFACT not in {one.path for one in client.list_artifacts(run_id, folder)}:
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(client.download_artifacts(version.run_id, ARTIFACT, temporary))
+        path = Path(client.download_artifacts(run_id, ARTIFACT, temporary))
         try:
             return Profile.from_json(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
-            log.warning("%s of run %s cannot be read: %s", ARTIFACT, version.run_id, error)
+            log.warning("%s of run %s cannot be read: %s", ARTIFACT, run_id, error)
             return None
 
 

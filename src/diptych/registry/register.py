@@ -45,6 +45,7 @@ class RegisteredVersion:
     aliases: list[str]
     created: bool
     run_id: str
+    experiment_id: str
     uri: str
     metrics: dict[str, float]
     tags: dict[str, str]
@@ -59,11 +60,14 @@ class RegisteredVersion:
         return f"{self.name} version {self.version} ({CHALLENGER}): {known}"
 
 
-def register(workspace: Workspace, params: Params) -> RegisteredVersion:
+def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] | None = None) -> RegisteredVersion:
     """Makes artifacts/model a model version with the alias `challenger`, unless it is one already.
 
     A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
     whole version or none. What it was made of is recorded in git first.
+
+    Args:
+        run_tags: of the MLflow run alone, beside those of the version.
 
     Raises:
         DiptychError: there is no trained model or no metrics yet, or MLflow does not answer.
@@ -77,7 +81,7 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
         name = params.register_.model_name
         known = find_version(client, name, tags["model_sha256"])
         with addressed(tracking_uri(workspace, params)):
-            version = known or _create(client, experiment, workspace, params, metrics, recorded_provenance(workspace))
+            version = known or _create(client, experiment, workspace, params, metrics, run_tags or {})
         client.set_registered_model_alias(name, CHALLENGER, version.version)
         version = client.get_model_version(name, version.version)
     uri = f"models:/{name}/{version.version}"
@@ -87,6 +91,7 @@ def register(workspace: Workspace, params: Params) -> RegisteredVersion:
         aliases=list(version.aliases),
         created=known is None,
         run_id=str(version.run_id),
+        experiment_id=experiment,
         uri=uri,
         metrics=metrics,
         tags=dict(version.tags),
@@ -116,10 +121,12 @@ def _create(
     workspace: Workspace,
     params: Params,
     metrics: dict[str, float],
-    tags: dict[str, str],
+    run_tags: Mapping[str, str],
 ) -> ModelVersion:
+    tags = recorded_provenance(workspace)
     run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
-    _complete_run(client, run_id, workspace, metrics, tags)
+    _complete_run(client, run_id, workspace, metrics, {**tags, **run_tags})
+    _keep_profile(client, run_id, workspace, params)
     source, model_id = _log_package(run_id, workspace)
     name = params.register_.model_name
     try:
@@ -160,6 +167,16 @@ def _complete_run(
         client.log_artifact(run_id, str(workspace.root / "dvc.lock"))
     for name, value in sorted(tags.items()):
         client.set_tag(run_id, name, value)
+
+
+def _keep_profile(client: MlflowClient, run_id: str, workspace: Workspace, params: Params) -> None:
+    """What the data was like that the model learned from, for the drift check."""
+    from diptych.inbox.profile import ARTIFACT, make_profile
+
+    try:
+        client.log_dict(run_id, make_profile(workspace, params, model=workspace.model).to_json(), ARTIFACT)
+    except DiptychError as error:
+        log.warning("Drift from the data of this model cannot be told later: %s", error)
 
 
 def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:

@@ -1,0 +1,58 @@
+"""Whether there is a reason to train, by what the champion learned from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diptych.config import Params
+from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
+from diptych.inbox.drift import Drift, compare
+from diptych.inbox.ledger import Taken
+from diptych.inbox.profile import Profile, make_profile, new_images, profile_of_run
+from diptych.registry.registered_model import RegisteredModel, Version, model_folder
+from diptych.workspace import Workspace
+
+
+class Need(NamedTuple):
+    """Why a run trains, or why not: one of both is empty."""
+
+    reasons: list[str]
+    why_not: str = ""
+    drift: Drift | None = None
+    """Of the images that are new since the champion; None where there are none, or nothing to compare with."""
+
+
+def need_to_train(workspace: Workspace, params: Params, taken: Sequence[Taken], status: Mapping[str, Any]) -> Need:
+    """Compares the accepted pairs with those of the champion; the validate stage has run.
+
+    Args:
+        taken: what became of the drops of this run.
+        status: what differed from the last results: `dvc.status`, not empty.
+
+    Raises:
+        DiptychError: MLflow does not answer.
+    """
+    model = RegisteredModel.of(workspace, params)
+    champion = model.champion() if model.exists() else None
+    reference = profile_of_run(model.client, champion.run_id) if champion else None
+    changed = changed_beyond_data(status)
+    if champion is None or reference is None:
+        return Need(reasons_to_train(taken, None, changed, None, params))
+    new = new_images(workspace, params, reference)
+    growth = len(new) / reference.images
+    drift = _drift(workspace, params, model, champion, reference, new) if new else None
+    reasons = reasons_to_train(taken, drift, changed, growth, params)
+    if not reasons and not params.retrain.new_share:
+        reasons = ["The dataset has changed."]
+    return Need(reasons, "" if reasons else why_not(taken, growth, params), drift)
+
+
+def _drift(
+    workspace: Workspace, params: Params, model: RegisteredModel, champion: Version, reference: Profile, new: list[int]
+) -> Drift:
+    with tempfile.TemporaryDirectory() as folder:
+        package = model.download(champion, Path(folder))
+        return compare(reference, make_profile(workspace, params, new, model_folder(package)), params)
