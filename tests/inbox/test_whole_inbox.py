@@ -1,0 +1,48 @@
+"""The inbox of a project in which the chain has run: real validation, real DVC, embedded scenes, a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dropping import photos, write_drop
+from pipeline_clone import Clone
+
+TAKE = """
+import json
+from diptych.config import load_params
+from diptych.environment import enter
+from diptych.inbox.drift import compare
+from diptych.inbox.profile import make_profile, new_images
+from diptych.inbox.taking import take_drops
+workspace = enter()
+params = load_params(workspace.params)
+reference = make_profile(workspace, params, model=workspace.model)
+taken = take_drops(workspace, params, "inbox", lambda line: None)
+new = new_images(workspace, params, reference)
+drift = compare(reference, make_profile(workspace, params, new, workspace.model), params)
+print(json.dumps({"taken": [one.to_json() for one in taken], "new": new, "drift": drift.to_json()}))
+"""
+
+
+@pytest.mark.slow
+def test_photographs_dropped_onto_scenes_are_taken_and_are_drift_and_a_broken_one_is_refused(
+    chain: Clone, tmp_path: Path
+) -> None:
+    clone = chain.copy(tmp_path / "clone")
+    write_drop(clone.root / "inbox" / "a-broken", [*photos(100, 101), ("cut.png", photos(102)[0][1][:-20], ["cut"])])
+    write_drop(clone.root / "inbox" / "b-photos", photos(*range(40)), split="train")
+
+    said = json.loads(clone.command("python", "-c", TAKE).splitlines()[-1])
+
+    refused, taken = said["taken"]
+    assert (refused["name"], refused["outcome"]) == ("a-broken", "refused")
+    assert "1 of its 3 new images" in refused["reason"]
+    assert "cut.png: truncated" in refused["reason"]
+    assert (taken["outcome"], taken["images"], taken["captions"]) == ("taken", 40, 80)
+    assert len(said["new"]) == 40
+    drifted = {one["name"] for one in said["drift"]["distances"] if one["drifted"]}
+    assert {"width", "unknown words"} <= drifted
+    changed = json.loads(clone.command("dvc", "status", "--json"))
+    assert not {"data.dvc", "validate"} & set(changed)
