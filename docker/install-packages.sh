@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the image needs of requirements.lock, in the versions and with the hashes that stand there.
 #
-# UV_PYTHON: the environment to install into.
+# VIRTUAL_ENV: the environment to install into.
 # TORCH_BACKEND: the device that torch is built for, as uv knows it; empty: the builds of the lock.
 set -eu
 

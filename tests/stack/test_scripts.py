@@ -25,10 +25,10 @@ def programs(tmp_path: Path) -> Path:
     return tmp_path / "bin"
 
 
-def started(programs: Path, script: str, **variables: str) -> tuple[int, dict[str, str], str]:
+def started(programs: Path, script: str, *arguments: str, **variables: str) -> tuple[int, dict[str, str], str]:
     """Exit code, what was started with its environment, and what was said on stderr."""
     path = os.pathsep.join([str(programs), os.defpath])
-    command = [str(DOCKER / script)]
+    command = [str(DOCKER / script), *arguments]
     done = subprocess.run(command, env={"PATH": path, **variables}, capture_output=True, text=True, cwd=DOCKER.parent)
     lines = [line.partition("=") for line in done.stdout.splitlines()]
     return done.returncode, {name: value for name, _, value in lines}, done.stderr
@@ -95,6 +95,13 @@ def test_a_worker_runs_one_run_at_a_time_from_the_pool_it_is_given(programs: Pat
         assert words[:3] == ["prefect", "worker", "start"]
         assert ("--pool", pool) in pairwise(words)
         assert ("--limit", "1") in pairwise(words)
+
+
+def test_a_command_is_run_as_a_client_of_the_servers(programs: Path) -> None:
+    _, said, _ = started(programs, "as-client.sh", "prefect", "deploy", "--all", **ON)
+
+    assert said["ARGUMENTS"] == "prefect deploy --all"
+    assert said["PREFECT_API_AUTH_STRING"] == "admin:a long password"
 
 
 def test_a_worker_needs_a_server(programs: Path) -> None:
