@@ -1,7 +1,8 @@
 #!/bin/sh
-# The Prefect server: API, pages and scheduler, with everything in PostgreSQL.
+# The Prefect server: API, pages and scheduler, with everything in PostgreSQL but the leases of runs at work.
 #
 # PGHOST, PGPORT, PGUSER, PGPASSWORD: PostgreSQL, as libpq knows it; the database is prefect.
+# PREFECT_HOME: a folder that outlasts a restart, for the leases; ~/.prefect.
 # PREFECT_SERVER_API_HOST, PREFECT_SERVER_API_PORT: where it listens; 127.0.0.1 and 4200.
 # DIPTYCH_AUTHENTICATION, DIPTYCH_PASSWORD: see authentication.sh.
 set -eu
@@ -10,6 +11,8 @@ set -eu
 # The password is not in the address, so it is in no log: the driver takes it from PGPASSWORD.
 export PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg:///prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+# Kept in memory, its default, a restart would let a second run in beside the one at work.
+export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
 
 if [ -n "$DIPTYCH_PASSWORD" ]; then
     # Its own scheduler is a client of its API.

@@ -88,6 +88,13 @@ def test_mlflow_keeps_everything_in_postgresql_and_s3(programs: Path) -> None:
     assert "postgresql:///mlflow_auth" in Path(said["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
 
 
+def test_prefect_keeps_everything_in_postgresql_and_its_leases_on_the_disk(programs: Path) -> None:
+    _, said, _ = started(programs, "prefect-server.sh", **ON)
+
+    assert said["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg:///prefect"
+    assert said["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+
+
 def test_a_worker_runs_one_run_at_a_time_from_the_pool_it_is_given(programs: Path) -> None:
     for pool, variables in (("diptych", {}), ("other", {"DIPTYCH_POOL": "other"})):
         _, said, _ = started(programs, "worker.sh", **ON, **variables)
