@@ -19,11 +19,16 @@ HOLDS = {"expectations": [{"table": "images", "expectation": "unique", "column":
 
 def open_registry(workspace: Workspace, store: Path, name: str = "diptych") -> RegisteredModel:
     """A registered model without versions, in the workspace's own MLflow, which is a copy of `store`."""
-    workspace.local.mkdir(parents=True, exist_ok=True)
-    shutil.copy(store, workspace.local / "mlflow.db")
-    model = RegisteredModel.of(workspace, Params(), name)
+    model = open_copy(workspace, store, name)
     model.client.create_registered_model(name)
     return model
+
+
+def open_copy(workspace: Workspace, store: Path, name: str = "diptych") -> RegisteredModel:
+    """The registered model of `store`, in a copy of it."""
+    workspace.local.mkdir(parents=True, exist_ok=True)
+    shutil.copy(store, workspace.local / "mlflow.db")
+    return RegisteredModel.of(workspace, Params(), name)
 
 
 def make_version(

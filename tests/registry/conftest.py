@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_model import write_reports, write_tiny_model
-from versions import open_registry
+from versions import make_version, open_copy, open_registry
 
 from diptych.config import Params
 from diptych.registry.registered_model import RegisteredModel
@@ -42,3 +42,18 @@ def client(trained: Workspace):
 def model(mlflow_store: Path, tmp_path: Path) -> RegisteredModel:
     """Registered, without versions; in the store of the project tmp_path/project."""
     return open_registry(Workspace(tmp_path / "project"), mlflow_store)
+
+
+@pytest.fixture(scope="session")
+def _four(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("four")
+    model = open_registry(Workspace(root), mlflow_store)
+    for _ in range(4):
+        make_version(model, root)
+    return root / ".diptych" / "mlflow.db"
+
+
+@pytest.fixture
+def four(_four: Path, tmp_path: Path) -> RegisteredModel:
+    """With four versions, whose packages belong to all tests: look only."""
+    return open_copy(Workspace(tmp_path / "project"), _four)

@@ -9,18 +9,12 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from versions import crown, make_version
+from versions import crown
 
 from diptych.errors import DiptychError
 from diptych.registry import history as module
 from diptych.registry.history import Event, earlier_champions, history, record, settle
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
-
-
-@pytest.fixture
-def versions(model, tmp_path):
-    """Three of them."""
-    return [make_version(model, tmp_path) for _ in range(3)]
 
 
 def moves(*steps: tuple[str, str | None, str | None]) -> list[Event]:
@@ -99,74 +93,73 @@ def test_tags_of_others_are_no_events(model):
     assert history(model) == []
 
 
-def test_a_model_that_does_not_exist_has_no_history(mlflow_store, tmp_path, model):
+def test_a_model_that_does_not_exist_has_no_history(model):
     other = RegisteredModel(model.client, "other", model.uri)
 
     assert history(other) == []
 
 
-def test_where_history_and_aliases_agree_nothing_is_written(model, versions):
-    crown(model, "1", "2")
-    settle(model)
-    before = history(model)
+def test_where_history_and_aliases_agree_nothing_is_written(four):
+    crown(four, "1", "2")
+    settle(four)
+    before = history(four)
 
-    settle(model)
+    settle(four)
 
-    assert (history(model), model.aliases()) == (before, {CHAMPION: "2", PREVIOUS: "1"})
+    assert (history(four), four.aliases()) == (before, {CHAMPION: "2", PREVIOUS: "1"})
 
 
-def test_an_alias_that_was_moved_by_hand_is_found(model, versions):
-    crown(model, "1", "2")
-    model.point(CHAMPION, "3")
+def test_an_alias_that_was_moved_by_hand_is_found(four):
+    crown(four, "1", "2")
+    four.point(CHAMPION, "3")
 
-    settle(model)
+    settle(four)
 
-    found = history(model)[-1]
+    found = history(four)[-1]
     assert (found.action, found.origin, found.target) == ("found", "2", "3")
-    assert model.aliases() == {CHAMPION: "3", PREVIOUS: "2"}
+    assert four.aliases() == {CHAMPION: "3", PREVIOUS: "2"}
 
 
-def test_an_alias_that_was_deleted_by_hand_is_found_missing(model, versions):
-    crown(model, "1", "2")
-    model.remove_alias(CHAMPION)
-    model.client.delete_model_version(model.name, "3")
+def test_an_alias_that_was_deleted_by_hand_is_found_missing(four):
+    crown(four, "1", "2")
+    four.remove_alias(CHAMPION)
 
-    settle(model)
+    settle(four)
 
-    assert history(model)[-1].target is None
-    assert PREVIOUS in model.aliases()
+    assert history(four)[-1].target is None
+    assert PREVIOUS in four.aliases()
 
 
-def test_a_champion_whose_version_was_deleted_is_found_missing_and_the_one_before_is_known(model, versions):
-    crown(model, "1", "2", "3")
-    settle(model)
-    model.client.delete_model_version(model.name, "3")
+def test_a_champion_whose_version_was_deleted_is_found_missing_and_the_one_before_is_known(four):
+    crown(four, "1", "2", "3")
+    settle(four)
+    four.client.delete_model_version(four.name, "3")
 
-    settle(model)
+    settle(four)
 
-    found = history(model)[-1]
+    found = history(four)[-1]
     assert (found.origin, found.target) == ("3", None)
-    assert model.aliases() == {PREVIOUS: "2"}
+    assert four.aliases() == {PREVIOUS: "2"}
 
 
-def test_a_first_promotion_that_was_broken_off_leaves_nothing_to_go_back_to(model, versions):
-    record(model, Event("promoted", None, "1", ""))
+def test_a_first_promotion_that_was_broken_off_leaves_nothing_to_go_back_to(four):
+    record(four, Event("promoted", None, "1", ""))
 
-    settle(model)
+    settle(four)
 
-    assert earlier_champions(history(model)) == []
-    assert model.aliases() == {}
+    assert earlier_champions(history(four)) == []
+    assert four.aliases() == {}
 
 
-def test_the_previous_champion_is_one_that_there_is_and_not_the_champion_itself(model, versions):
-    crown(model, "1", "2", "1")
-    settle(model)
-    assert model.aliases() == {CHAMPION: "1", PREVIOUS: "2"}
-    model.client.delete_model_version(model.name, "2")
+def test_the_previous_champion_is_one_that_there_is_and_not_the_champion_itself(four):
+    crown(four, "1", "2", "1")
+    settle(four)
+    assert four.aliases() == {CHAMPION: "1", PREVIOUS: "2"}
+    four.client.delete_model_version(four.name, "2")
 
-    settle(model)
+    settle(four)
 
-    assert model.aliases() == {CHAMPION: "1"}
+    assert four.aliases() == {CHAMPION: "1"}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +186,7 @@ def test_earlier_champions_are_those_that_a_rollback_goes_back_to(steps, expecte
 
 @dataclass
 class Stack:
-    """The slow, obvious twin: the champion lies on those before it, and a decision that is broken off changes nothing."""
+    """The slow, obvious twin: the champion lies on those before it, and what is broken off changes nothing."""
 
     champion: str | None = None
     below: list[str] = field(default_factory=list)

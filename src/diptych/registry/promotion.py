@@ -82,7 +82,7 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Mov
         champion = model.aliases().get(CHAMPION)
         there = model.numbers()
         earlier = [number for number in earlier_champions(history(model)) if number in there and number != champion]
-        target = _target(model, earlier, to)
+        target = _target(model, earlier, to, champion)
         with tempfile.TemporaryDirectory() as folder:
             model.download(model.find(target), Path(folder))
         return _move(model, Event("rolled back", champion, target, why.strip()))
@@ -95,12 +95,14 @@ def mend(model: RegisteredModel) -> None:
             settle(model)
 
 
-def _target(model: RegisteredModel, earlier: list[str], to: str | None) -> str:
+def _target(model: RegisteredModel, earlier: list[str], to: str | None, champion: str | None) -> str:
     if to is None:
         if not earlier:
             raise DiptychError(f"{model.name} has no earlier champion to go back to; `diptych history` shows why.")
         return earlier[-1]
     number = model.find(to).version
+    if number == champion:
+        raise DiptychError(f"{model.name} version {number} is the champion already.")
     if number not in earlier:
         known = ", ".join(dict.fromkeys(earlier)) or "none"
         raise DiptychError(

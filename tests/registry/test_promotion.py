@@ -1,0 +1,413 @@
+"""The alias moves with its evidence, never leaves users without a champion, and the way back is always known."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from mlflow import MlflowClient
+from versions import make_version, package_of
+
+from diptych.errors import DiptychError
+from diptych.registry.gate import Check, Decision
+from diptych.registry.history import earlier_champions, history, settle
+from diptych.registry.promotion import mend, promote, reject, roll_back
+from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel, model_folder
+
+DECIDE = """
+import os, signal, sys, types
+from mlflow import MlflowClient
+from diptych.errors import DiptychError
+from diptych.registry.promotion import promote
+from diptych.registry.registered_model import RegisteredModel
+uri, number, against = sys.argv[1:4]
+model = RegisteredModel(MlflowClient(uri, uri), "diptych", uri)
+version = model.find(number)
+# The gate's own takes seconds to import.
+decision = types.SimpleNamespace(accepted=True, champion=against, figures=dict)
+if "die" in sys.argv:
+    model.point = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    promote(model, version, decision, why="it is better")
+    print("done")
+except DiptychError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def model(four):
+    """With four versions."""
+    return four
+
+
+@pytest.fixture
+def versions(model):
+    return [model.find(number) for number in "1234"]
+
+
+def decision(number: str, champion: str | None, accepted: bool = True) -> Decision:
+    metrics = {"reranked": {"rsum": 130.0}}
+    return Decision("diptych", number, champion, "d" * 32, "e" * 64, [Check("good", accepted, "not")], metrics)
+
+
+def promoted(model: RegisteredModel, number: str) -> None:
+    """By a gate that accepts."""
+    promote(model, model.find(number), decision(number, model.aliases().get(CHAMPION)))
+
+
+def told(model: RegisteredModel) -> list[tuple[str, str | None, str | None]]:
+    return [(event.action, event.origin, event.target) for event in history(model)]
+
+
+def broken_off(model: RegisteredModel, monkeypatch, action) -> None:
+    """`action` ends between the event and the alias."""
+
+    def kill(self, alias, version):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RegisteredModel, "point", kill)
+        with pytest.raises(KeyboardInterrupt):
+            action()
+
+
+def deciding(model: RegisteredModel, *arguments: str) -> subprocess.Popen[str]:
+    """A process that is about to decide, once it reads a line."""
+    command = [sys.executable, "-c", DECIDE, model.uri, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_first_version_becomes_champion_of_nobody(model, versions):
+    moved = promote(model, versions[0], decision("1", None))
+
+    assert (moved.before, moved.after, model.aliases()) == (None, "1", {CHAMPION: "1"})
+    (event,) = history(model)
+    assert (event.action, event.origin, event.target, event.figures) == ("promoted", None, "1", {"rsum": 130.0})
+    assert event.why == "RSUM 130.0, and there is no champion to compare with"
+
+
+def test_the_next_one_takes_its_place_and_the_previous_champion_is_known(model, versions):
+    promoted(model, "1")
+
+    moved = promote(model, versions[1], decision("2", "1"), why="it knows stars")
+
+    assert (moved.before, moved.after) == ("1", "2")
+    assert model.aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+    assert history(model)[-1].why == "it knows stars"
+
+
+def test_the_champion_is_not_promoted_again(model, versions):
+    promoted(model, "1")
+
+    moved = promote(model, versions[0], decision("1", None))
+
+    assert (moved.event, len(history(model))) == (None, 1)
+
+
+def test_what_the_gate_refuses_is_not_promoted(model, versions):
+    with pytest.raises(DiptychError, match="diptych version 1 is not promoted: the gate refuses it: good: not"):
+        promote(model, versions[0], decision("1", None, accepted=False))
+    assert (model.aliases(), history(model)) == ({}, [])
+
+
+def test_what_the_gate_was_not_asked_about_is_not_promoted(model, versions):
+    with pytest.raises(DiptychError, match="diptych version 1 is not promoted: it was not asked"):
+        promote(model, versions[0], None)
+
+
+@pytest.mark.parametrize("why", ["", " \n"])
+def test_a_forced_promotion_without_a_reason_is_refused(model, versions, why):
+    with pytest.raises(DiptychError, match="needs a reason"):
+        promote(model, versions[0], decision("1", None, accepted=False), why=why, forced=True)
+    assert (model.aliases(), history(model)) == ({}, [])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_forced_promotion_keeps_its_reason(model, versions, asked):
+    said = decision("1", None, accepted=False) if asked else None
+
+    promote(model, versions[0], said, why=" the boss wants it ", forced=True)
+
+    (event,) = history(model)
+    assert (event.forced, event.why, model.aliases()[CHAMPION]) == (True, "the boss wants it", "1")
+
+
+def test_a_rejection_is_written_down_and_moves_nothing(model, versions):
+    promoted(model, "1")
+
+    event = reject(model, versions[1], decision("2", "1", accepted=False))
+
+    assert (event.action, event.origin, event.target) == ("rejected", "1", "2")
+    assert history(model)[-1] == event
+    assert model.aliases() == {CHAMPION: "1"}
+
+
+def test_a_version_that_was_compared_with_an_older_champion_is_not_promoted(model, versions):
+    promoted(model, "1")
+    late = decision("3", "1")
+    promote(model, versions[1], decision("2", "1"), why="it was there first")
+
+    with pytest.raises(
+        DiptychError,
+        match=r"version 3 was compared with version 1, and meanwhile version 2 is the champion, by .* at .* "
+        r"\(it was there first\)\. Promote again",
+    ):
+        promote(model, versions[2], late)
+    assert model.aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+
+
+def test_a_version_that_was_compared_with_a_champion_that_is_gone_is_not_promoted(model, versions):
+    promoted(model, "1")
+    model.remove_alias(CHAMPION)
+
+    with pytest.raises(DiptychError, match="compared with version 1, and meanwhile no champion is the champion"):
+        promote(model, versions[1], decision("2", "1"))
+
+
+def test_a_version_that_was_deleted_meanwhile_leaves_the_champion(model, versions):
+    promoted(model, "1")
+    model.client.delete_model_version(model.name, "2")
+
+    with pytest.raises(DiptychError):
+        promote(model, versions[1], decision("2", "1"))
+    assert model.aliases()[CHAMPION] == "1"
+
+
+def test_a_rollback_goes_back_one_step(model):
+    for number in "123":
+        promoted(model, number)
+
+    moved = roll_back(model, why="it misses stars")
+
+    assert (moved.before, moved.after) == ("3", "2")
+    assert model.aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+    assert (history(model)[-1].action, history(model)[-1].why) == ("rolled back", "it misses stars")
+
+
+def test_rollbacks_go_back_step_by_step_until_there_is_nothing_before(model):
+    for number in "1234":
+        promoted(model, number)
+
+    assert [roll_back(model, why="worse").after for _ in range(3)] == ["3", "2", "1"]
+    assert model.aliases() == {CHAMPION: "1"}
+    with pytest.raises(DiptychError, match="has no earlier champion to go back to"):
+        roll_back(model, why="worse")
+
+
+@pytest.mark.parametrize("to", ["1", "first"])
+def test_a_rollback_goes_back_to_the_version_that_is_named(model, to):
+    model.point("first", "1")
+    for number in "1234":
+        promoted(model, number)
+
+    assert roll_back(model, to, why="worse").after == "1"
+    assert PREVIOUS not in model.aliases()
+
+
+def test_a_rollback_after_a_rollback_and_another_promotion_goes_to_what_was_in_use_before(model):
+    promoted(model, "1")
+    promoted(model, "2")
+    roll_back(model, why="worse")
+    promoted(model, "3")
+
+    assert roll_back(model, why="worse").after == "1"
+
+
+def test_what_was_rolled_back_is_nothing_to_go_back_to(model):
+    promoted(model, "1")
+    promoted(model, "2")
+    roll_back(model, why="worse")
+
+    with pytest.raises(DiptychError, match=r"version 2 was no champion before \(those there are: none\).*promote 2"):
+        roll_back(model, "2", why="it was not that bad")
+
+
+def test_a_rollback_passes_over_a_version_that_was_deleted(model):
+    for number in "123":
+        promoted(model, number)
+    model.client.delete_model_version(model.name, "2")
+
+    assert roll_back(model, why="worse").after == "1"
+
+
+def test_a_rollback_to_a_deleted_version_is_refused(model):
+    for number in "12":
+        promoted(model, number)
+    model.client.delete_model_version(model.name, "1")
+
+    with pytest.raises(DiptychError, match="has no earlier champion to go back to"):
+        roll_back(model, why="worse")
+    with pytest.raises(DiptychError, match="has no '1'"):
+        roll_back(model, "1", why="worse")
+    assert model.aliases()[CHAMPION] == "2"
+
+
+@pytest.mark.parametrize("damage", ["gone", "other weights"])
+def test_a_rollback_to_a_version_whose_package_is_not_what_was_registered_is_refused(model, tmp_path, damage):
+    package = package_of(model, make_version(model, tmp_path))
+    promoted(model, "5")
+    promoted(model, "2")
+    shutil.rmtree(package)
+    if damage == "other weights":
+        model_folder(package).mkdir(parents=True)
+        (model_folder(package) / "model.safetensors").write_bytes(b"other")
+
+    with pytest.raises(DiptychError, match=r"version 5: its package is (gone|not what was registered)"):
+        roll_back(model, why="worse")
+    assert model.aliases() == {CHAMPION: "2", PREVIOUS: "5"}
+    assert told(model)[-1] == ("promoted", "5", "2")
+
+
+@pytest.mark.parametrize("to", ["../x", "1; rm -rf", "models:/x", "１"])
+def test_a_rollback_to_what_is_no_version_is_refused(model, to):
+    promoted(model, "1")
+
+    with pytest.raises(DiptychError, match="is neither a version's number nor an alias"):
+        roll_back(model, to, why="worse")
+
+
+def test_a_rollback_to_the_champion_itself_is_refused_as_such(model):
+    promoted(model, "1")
+    promoted(model, "2")
+
+    with pytest.raises(DiptychError, match="version 2 is the champion already"):
+        roll_back(model, "champion", why="worse")
+
+
+def test_a_promotion_that_was_broken_off_did_not_take_place(model, monkeypatch):
+    promoted(model, "1")
+    broken_off(model, monkeypatch, lambda: promoted(model, "2"))
+    assert model.aliases() == {CHAMPION: "1"}
+
+    mend(model)
+
+    assert told(model) == [("promoted", None, "1"), ("promoted", "1", "2"), ("found", "2", "1")]
+    assert "broken off" in history(model)[-1].why
+    assert (model.aliases(), earlier_champions(history(model))) == ({CHAMPION: "1"}, [])
+
+
+def test_a_promotion_that_was_broken_off_can_be_made_again(model, monkeypatch):
+    promoted(model, "1")
+    broken_off(model, monkeypatch, lambda: promoted(model, "2"))
+
+    promoted(model, "2")
+
+    assert model.aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+    assert roll_back(model, why="worse").after == "1"
+
+
+def test_a_rollback_of_several_steps_that_was_broken_off_leaves_them_all(model, monkeypatch):
+    for number in "1234":
+        promoted(model, number)
+    broken_off(model, monkeypatch, lambda: roll_back(model, "1", why="worse"))
+
+    assert [roll_back(model, why="worse").after for _ in range(3)] == ["3", "2", "1"]
+
+
+def test_a_first_promotion_that_was_broken_off_leaves_no_champion(model, monkeypatch):
+    broken_off(model, monkeypatch, lambda: promoted(model, "1"))
+
+    mend(model)
+
+    assert model.aliases() == {}
+    with pytest.raises(DiptychError, match="has no earlier champion"):
+        roll_back(model, why="worse")
+
+
+def test_an_alias_that_was_moved_by_hand_is_what_a_rollback_comes_from(model):
+    promoted(model, "1")
+    promoted(model, "2")
+    model.point(CHAMPION, "4")
+
+    assert roll_back(model, why="worse").after == "2"
+    assert told(model)[-2:] == [("found", "2", "4"), ("rolled back", "4", "2")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes are alive")
+def test_after_a_promotion_that_was_killed_the_next_decision_settles(model, versions):
+    promoted(model, "1")
+    killed = deciding(model, "2", "1", "die")
+    killed.communicate("\n")
+    assert killed.returncode == -signal.SIGKILL
+    assert (model.aliases(), told(model)[-1]) == ({CHAMPION: "1"}, ("promoted", "1", "2"))
+
+    promote(model, versions[2], decision("3", "1"))
+
+    assert told(model)[2:] == [("found", "2", "1"), ("promoted", "1", "3")]
+    assert model.aliases() == {CHAMPION: "3", PREVIOUS: "1"}
+    assert not [key for key in model.client.get_registered_model(model.name).tags if ".claim." in key]
+
+
+def test_of_two_promotions_at_once_the_later_says_what_it_found(model):
+    promoted(model, "1")
+    both = [deciding(model, number, "1") for number in "23"]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    said = [process.communicate()[0].strip() for process in both]
+
+    (loser,) = [text for text in said if text != "done"]
+    winner = str(2 + said.index("done"))
+    assert f"compared with version 1, and meanwhile version {winner} is the champion" in loser
+    assert "(it is better)" in loser
+    assert model.aliases() == {CHAMPION: winner, PREVIOUS: "1"}
+    assert told(model) == [("promoted", None, "1"), ("promoted", "1", winner)]
+
+
+def test_there_is_a_champion_at_every_moment(model):
+    promoted(model, "1")
+    seen: list[str | None] = []
+    over = threading.Event()
+
+    def look() -> None:
+        client = MlflowClient(model.uri, model.uri)
+        while not over.is_set():
+            seen.append(client.get_registered_model(model.name).aliases.get(CHAMPION))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for number in "234":
+            promoted(model, number)
+        for _ in range(3):
+            roll_back(model, why="worse")
+    finally:
+        over.set()
+        looking.join()
+
+    assert None not in seen
+    assert len(seen) > 10
+    changes = [str(number) for before, number in zip([None, *seen], seen, strict=False) if before != number]
+    path = ["1", "2", "3", "4", "3", "2", "1"]
+    # Some may have gone by between two looks.
+    rest = iter(path)
+    assert all(number in rest for number in changes)
+
+
+def test_history_and_aliases_agree_after_any_decision(model):
+    for number in "123":
+        promoted(model, number)
+    roll_back(model, why="worse")
+    before = told(model), model.aliases()
+
+    settle(model)
+
+    assert (told(model), model.aliases()) == before
+
+
+def test_where_there_is_no_registry_there_is_nothing_to_mend(model):
+    other = RegisteredModel(model.client, "other", model.uri)
+
+    mend(other)
+
+    assert not other.exists()
