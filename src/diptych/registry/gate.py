@@ -235,12 +235,17 @@ def _validation(model: RegisteredModel, version: Version) -> Check:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = model.client.download_artifacts(version.run_id, "reports/validation.json", folder)
-            report = json.loads(Path(path).read_text(encoding="utf-8"))
-            broken = [one for one in report["expectations"] if not one["success"]]
+            expectations = json.loads(Path(path).read_text(encoding="utf-8"))["expectations"]
+            broken = [
+                f"{one['table']}: {one['expectation']} ({one.get('column') or 'table'})"
+                for one in expectations
+                if not one["success"]
+            ]
+            if not expectations:
+                raise ValueError("it has no expectations")
         except Exception as error:  # of the network, the store or the file
             return Check(name, False, f"its validation report is missing or damaged ({reason(error, model.uri)})")
-    said = "; ".join(f"{one['table']}: {one['expectation']} ({one.get('column') or 'table'})" for one in broken[:3])
-    return Check(name, not broken, said or f"{len(report['expectations'])} expectations hold")
+    return Check(name, not broken, "; ".join(broken[:3]) or f"{len(expectations)} expectations hold")
 
 
 def _answers(package: Path, gate: Gate) -> Check:
