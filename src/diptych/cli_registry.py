@@ -67,6 +67,8 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
 @_JSON
 def rollback(name: str | None, target: str | None, reason: str, as_json: bool) -> None:
     """Make the champion before the present one the champion again."""
+    if not reason.strip():
+        raise click.UsageError("--reason needs some words, which the history keeps.")
     workspace, params = _enter()
     from diptych.registry.promotion import roll_back
 

@@ -18,7 +18,8 @@ from diptych.errors import DiptychError
 from diptych.registry import gate
 from diptych.registry.gate import answer_time, decide, keep
 from diptych.registry.measuring import Measured, gallery
-from diptych.registry.registered_model import model_folder
+from diptych.registry.register import register
+from diptych.registry.registered_model import RegisteredModel, model_folder
 from diptych.retrieval.comparison import compare
 from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
 from diptych.workspace import Workspace
@@ -140,6 +141,7 @@ def test_a_model_that_guesses_is_refused(model, project, measured):
     decision = ask(model, "1", project)
 
     assert failed(decision) == ["it is better than chance"]
+    assert ask(model, "1", project, better_than_chance=False).accepted
 
 
 def test_a_challenger_as_good_as_the_champion_is_accepted(model, project, measured):
@@ -374,6 +376,15 @@ def test_a_package_loads_and_answers_in_a_process_of_its_own(tmp_path):
 
     assert 0 <= found["pair_ms"] < 2000
     assert found["load_s"] > 0
+
+
+def test_a_registered_model_loads_and_answers_in_a_process_of_its_own(trained, tmp_path):
+    register(trained, Params())
+    model = RegisteredModel.of(trained, Params())
+
+    found = answer_time(model.download(model.find("challenger"), tmp_path))
+
+    assert 0 < found["pair_ms"] < 2000
 
 
 def test_a_package_sees_no_secrets_of_the_environment(tmp_path, monkeypatch):
