@@ -13,9 +13,10 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from diptych import automations, schedules
+from diptych import automations, doctor, schedules
 from diptych.automations import CRASH, NOTIFY_MODELS, NOTIFY_RUNS
 from diptych.cli import main
+from diptych.config import Params
 from diptych.deployment import RETRAIN, Choices, deploy, find_deployment
 from diptych.errors import DiptychError
 
@@ -179,6 +180,17 @@ def test_without_a_template_of_ones_own_prefects_is_taken(client):
     assert "image" in _own_template(client, "kubernetes")["variables"]["properties"]
     with pytest.raises(DiptychError, match="knows no work pools of the type ships"):
         _own_template(client, "ships")
+
+
+def test_the_doctor_tells_what_a_schedule_lacks(client, workspace):
+    def found():
+        return doctor._schedule(workspace, Params())
+
+    assert found().mend == "`diptych deploy`."
+    deploy(workspace, Choices())
+    assert found().mend == "`prefect worker start --pool diptych`."
+    client.send_worker_heartbeat("diptych", "one")
+    assert (found().state, found().found) == ("ok", "0 3 * * * (UTC)")
 
 
 def test_several_heartbeats_may_be_lost_before_a_run_is_crashed(workspace):

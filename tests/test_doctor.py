@@ -15,7 +15,9 @@ import pytest
 from fake_project import commit, run
 
 from diptych import cli, doctor
+from diptych.config import Params
 from diptych.doctor import Finding, examine, render
+from diptych.registry.tracking import connect
 from diptych.workspace import Workspace
 
 
@@ -32,7 +34,8 @@ def found(workspace: Workspace) -> dict[str, Finding]:
 def test_a_project_as_it_should_be_has_no_errors(project: Workspace) -> None:
     findings = found(project)
     assert list(findings) == [
-        *("params", "git", "dataset", "dvc remote", "towers", "mlflow", "prefect", "device", "disk", "packages"),
+        *("params", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "prefect", "schedule"),
+        *("device", "disk", "packages"),
     ]
     assert [one.name for one in findings.values() if one.state == "error"] == []
     # Neither is made by looking.
@@ -46,14 +49,18 @@ def test_wrong_params_are_told_and_the_rest_is_examined(project: Workspace) -> N
     findings = found(project)
     assert findings["params"].state == "error"
     assert "sede" in findings["params"].found
-    assert len(findings) == 10
-    assert "1 of 10 checks failed." in render(list(findings.values()))
+    assert len(findings) == 12
+    assert "1 of 12 checks failed." in render(list(findings.values()))
 
 
 def test_uncommitted_changes_are_a_warning(project: Workspace) -> None:
     assert found(project)["git"].state == "ok"
+    # What a run changes is recorded with it.
     project.params.write_text(project.params.read_text() + "\n")
+    assert found(project)["git"].state == "ok"
+    (project.root / "stage.py").write_text("")
     assert found(project)["git"].state == "warning"
+    assert found(project)["git"].found.endswith("made again: stage.py")
     shutil.rmtree(project.root / ".git")
     assert found(project)["git"].state == "error"
 
@@ -124,6 +131,18 @@ def test_a_prefect_server_is_asked_for_its_health(project: Workspace, prefect: l
     assert "is not well" in found(project)["prefect"].found
     prefect[0] = "<html>"
     assert "does not answer" in found(project)["prefect"].found
+
+
+def test_the_champion_is_told_of_where_there_are_models(project: Workspace, mlflow_store: Path) -> None:
+    assert found(project)["champion"] == Finding("champion", "ok", "no model yet")
+    project.local.mkdir(exist_ok=True)
+    shutil.copy(mlflow_store, project.local / "mlflow.db")
+    client = connect(project, Params())[0]
+    client.create_registered_model("diptych")
+    assert found(project)["champion"].mend == "`diptych promote`."
+    client.create_model_version("diptych", str(project.root))
+    client.set_registered_model_alias("diptych", "champion", "1")
+    assert found(project)["champion"] == Finding("champion", "ok", "diptych version 1")
 
 
 def test_a_device_that_is_not_here_is_an_error(project: Workspace) -> None:

@@ -26,6 +26,8 @@ SPARE_GIB = 5.0
 """Below so much free space a run of the presets may fill the disk."""
 PATIENCE = 5.0
 """Seconds that a server may take to answer."""
+PATIENCE_WITH_REMOTES = 60.0
+"""Seconds for a DVC remote: its clients try several times."""
 
 
 class Finding(NamedTuple):
@@ -46,7 +48,9 @@ def examine(workspace: Workspace) -> list[Finding]:
         "dvc remote": _remote,
         "towers": _towers,
         "mlflow": _mlflow,
+        "champion": _champion,
         "prefect": _prefect,
+        "schedule": _schedule,
         "device": _device,
         "disk": _disk,
         "packages": _packages,
@@ -69,13 +73,17 @@ def examine(workspace: Workspace) -> list[Finding]:
 
 
 def _git(workspace: Workspace, params: Params) -> Finding:
-    from diptych.registry.provenance import UNKNOWN, git_dirty, git_sha
+    from diptych.recording import RECORDED, other_changes
+    from diptych.registry.provenance import UNKNOWN, git_sha
 
     commit = git_sha(workspace.root)
     if commit == UNKNOWN:
         return Finding("", "error", "not a git repository with a commit", "`git init`, then commit the project.")
-    if git_dirty(workspace.root) == "true":
-        found = f"changes beyond commit {commit[:10]}, so that a model made now cannot be made again from it"
+    if changes := other_changes(workspace):
+        found = (
+            f"changes beyond commit {commit[:10]} and {', '.join(RECORDED)}, so that a model made now cannot be made "
+        )
+        found += f"again: {changes[0]}{f' and {len(changes) - 1} more' if len(changes) > 1 else ''}"
         return Finding("", "warning", found, "Commit them before you train what is to stay: `git status`.")
     return Finding("", "ok", f"at commit {commit[:10]}, nothing changed")
 
@@ -99,7 +107,12 @@ def _remote(workspace: Workspace, params: Params) -> Finding:
         return Finding(
             "", "error", f"no such folder: {', '.join(gone)}", "Mount it, or `dvc remote modify NAME url URL`."
         )
-    return Finding("", "ok", ", ".join(remotes))
+    name = dvc.default_remote(workspace)
+    if name is None:
+        return Finding("", "warning", f"none of {', '.join(remotes)} is the default", "`dvc remote default NAME`.")
+    if said := dvc.unreachable(workspace, PATIENCE_WITH_REMOTES):
+        return Finding("", "error", f"{name} does not answer: {said}", "Its address and keys: `dvc config --list`.")
+    return Finding("", "ok", name)
 
 
 def _towers(workspace: Workspace, params: Params) -> Finding:
@@ -126,6 +139,23 @@ def _mlflow(workspace: Workspace, params: Params) -> Finding:
     return Finding("", "ok", without_secret(uri))
 
 
+def _champion(workspace: Workspace, params: Params) -> Finding:
+    from diptych.registry.registered_model import CHAMPION, RegisteredModel
+    from diptych.registry.tracking import is_own, tracking_uri
+
+    uri = tracking_uri(workspace, params)
+    if is_own(uri) and not Path(uri.partition(":///")[2]).exists():
+        return Finding("", "ok", "no model yet")
+    model = RegisteredModel.of(workspace, params)
+    number = model.aliases().get(CHAMPION) if model.exists() else None
+    if number is None:
+        return Finding("", "warning", f"no version of {model.name} is in use", "`diptych promote`.")
+    if number not in model.numbers():
+        mend = "`diptych rollback --reason TEXT`."
+        return Finding("", "error", f"the alias champion points to version {number}, which is gone", mend)
+    return Finding("", "ok", f"{model.name} version {number}")
+
+
 def _prefect(workspace: Workspace, params: Params) -> Finding:
     uri = os.environ.get("PREFECT_API_URL")
     if not uri:
@@ -138,6 +168,26 @@ def _prefect(workspace: Workspace, params: Params) -> Finding:
     if not healthy:
         return Finding("", "error", f"{uri} is not well", "Look at that server's log.")
     return Finding("", "ok", uri)
+
+
+def _schedule(workspace: Workspace, params: Params) -> Finding:
+    if not os.environ.get("PREFECT_API_URL"):
+        return Finding("", "ok", "none: schedules need a Prefect server")
+    from diptych.deployment import RETRAIN, find_deployment, server
+    from diptych.schedules import read_schedule
+
+    with server() as client:
+        deployment = find_deployment(client, RETRAIN)
+        if deployment is None:
+            return Finding("", "warning", "nothing is deployed there", "`diptych deploy`.")
+        pool = deployment.work_pool_name or ""
+        workers = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
+    found = read_schedule().render().partition("\n")[0].removeprefix("schedule").strip()
+    if not workers:
+        return Finding(
+            "", "warning", f"{found}, but no worker is there to run it", f"`prefect worker start --pool {pool}`."
+        )
+    return Finding("", "ok", found)
 
 
 def _device(workspace: Workspace, params: Params) -> Finding:

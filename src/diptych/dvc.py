@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -130,6 +131,16 @@ def default_remote(workspace: Workspace) -> str | None:
     """Its name; None where there is none."""
     found = re.search(r"^core\.remote=(.+)$", _call(workspace, "config", "--list"), re.MULTILINE)
     return found[1] if found else None
+
+
+def unreachable(workspace: Workspace, seconds: float) -> str:
+    """What is wrong with the default remote; empty where it answers within so many seconds."""
+    command = _command("status", "--cloud", "--json", "data.dvc")
+    try:
+        done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"nothing came back within {seconds:g} s"
+    return _last_error(done.stderr.splitlines()) if done.returncode else ""
 
 
 def push(workspace: Workspace, on_line: Callable[[str], None]) -> None:

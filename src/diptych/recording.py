@@ -61,7 +61,7 @@ def record_run(workspace: Workspace) -> Recorded:
         head = git(workspace.root, "rev-parse", "--verify", "HEAD^{commit}")
         tree = _write_tree(workspace, head)
         sha = head if tree == _tree_of(workspace, head) else _commit(workspace, head, tree)
-        changed = _other_changes(workspace)
+        changed = other_changes(workspace)
     except GitError as error:
         return Recorded(head, False, f"git has no record of it ({error})")
     return Recorded(sha, not changed, f"made with uncommitted changes of {_listed(changed)}" if changed else "")
@@ -149,7 +149,7 @@ def _message(workspace: Workspace, head: str) -> str:
     return f"A run at {head[:10]} with data {version}"
 
 
-def _other_changes(workspace: Workspace) -> list[str]:
+def other_changes(workspace: Workspace) -> list[str]:
     """Paths of the project, but for the recorded files, that differ from HEAD."""
     options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
     answer = git(workspace.root, "status", *options, "--", ".", *(f":(exclude){name}" for name in RECORDED))
