@@ -39,9 +39,11 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
     workspace = enter()
     from diptych.data.scenes import write_scenes
     from diptych.dvc import bring_own_dataset, dataset_version, record_dataset
+    from diptych.inbox.taking import recover
     from diptych.processes import holding
 
     with holding(workspace, "diptych data scenes"):
+        recover(workspace)
         if not replace:
             bring_own_dataset(workspace)
         before = dataset_version(workspace) if workspace.data.exists() else None
@@ -88,10 +90,12 @@ def import_(
     workspace = enter()
     from diptych.data import importing
     from diptych.dvc import bring_own_dataset, record_dataset
+    from diptych.inbox.taking import recover
     from diptych.processes import holding
 
     rules = _rules(deal, keep_split, onto_scenes)
     with holding(workspace, "diptych data import"):
+        recover(workspace)
         if onto_scenes != "replace":
             bring_own_dataset(workspace)
         if coco:

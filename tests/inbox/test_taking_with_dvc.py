@@ -12,9 +12,11 @@ import time
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from dropping import photos, write_drop
 
 from diptych import dvc
+from diptych.cli import cli
 from diptych.config import Params
 from diptych.data.captions import read_dataset
 from diptych.data.scenes import write_scenes
@@ -222,3 +224,19 @@ def test_a_kill_before_the_ledger_is_written_stores_nothing_twice(stocked):
     assert recover(stocked) is False
     assert [taken.outcome for taken in take(stocked)] == ["known"]
     assert len(read_dataset(stocked.data).images) == 7
+
+
+def test_an_import_by_hand_begins_with_the_version_before(stocked, monkeypatch):
+    """Lest what it brings be undone with the drop."""
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    killed(stocked, "with dvc add done")
+    mine = write_drop(stocked.root / "mine", photos(20, 21))
+    monkeypatch.chdir(stocked.root)
+
+    source = ["--coco", str(mine / "captions.json"), "--images", str(mine / "images")]
+    done = CliRunner().invoke(cli, ["data", "import", *source])
+
+    assert done.exit_code == 0, done.output
+    sources = [image["source"] for image in read_dataset(stocked.data).images]
+    assert (len(sources), sources[6:]) == (8, ["20.png", "21.png"])
+    assert recover(stocked) is False

@@ -21,7 +21,6 @@ from diptych.errors import DiptychError
 from diptych.files import remove, write_json
 from diptych.inbox.drops import CAPTIONS, Drop, Inbox, open_inbox
 from diptych.inbox.ledger import Taken, note, pending
-from diptych.validation.audit import LEFT_OUT
 from diptych.workspace import Workspace
 
 RULES = Rules(keep_split=True, onto_scenes="add")
@@ -159,6 +158,8 @@ def _judge(workspace: Workspace, params: Params, before: Dataset, after: Dataset
 
 def _quarantine(workspace: Workspace, kind: str) -> list[dict[str, str]]:
     """Rows of this kind that are bad by themselves."""
+    from diptych.validation.audit import LEFT_OUT
+
     with (workspace.reports / "quarantine.csv").open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["kind"] == kind and row["reason"] != LEFT_OUT]
 
