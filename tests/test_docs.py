@@ -27,6 +27,9 @@ SERVERS = ("mlflow ui", "prefect ", "diptych deploy", "diptych schedule")
 OFFLINE = "diptych weights offline"
 ALREADY_RUN = "diptych run --preset tiny"
 """How the chain has come about."""
+DROPPED = "diptych run --inbox inbox --promotion auto"
+ANEW = "diptych reproduce challenger"
+"""All stages once more: tests/pipeline/test_reproduction.py runs it."""
 IMPORTS = [command for command in COMMANDS if command.startswith("diptych data import")]
 EVALUATIONS = [command for command in COMMANDS if command.startswith("diptych evaluate")]
 STORIES = ("registry.md",)
@@ -43,7 +46,7 @@ IN_THE_CHAIN = [
     and not command.startswith(SERVERS)
     and "scenes" not in command
     and not command.startswith("dvc push")
-    and command not in (OFFLINE, ALREADY_RUN)
+    and command not in (OFFLINE, ALREADY_RUN, ANEW, DROPPED)
     and not any(command in told for told in TOLD.values())
 ]
 
@@ -52,6 +55,21 @@ IN_THE_CHAIN = [
 @pytest.mark.parametrize("command", IN_THE_CHAIN)
 def test_a_command_runs_where_the_chain_has_run(command: str, chain: Clone) -> None:
     chain.command(*shlex.split(command))
+
+
+@pytest.mark.slow
+def test_new_pairs_are_taken_and_trained_on_as_written(chain: Clone, sources: Path, tmp_path: Path) -> None:
+    copy = chain.copy(tmp_path / "copy")
+    assert DROPPED in COMMANDS
+    shutil.copytree(sources / "photos", copy.root / "inbox" / "march" / "images")
+    shutil.copy(sources / "captions.csv", copy.root / "inbox" / "march")
+    told = copy.command(*shlex.split(DROPPED))
+    assert "drop march brings 20 images and 20 captions" in told
+    assert "version    diptych-tiny 2 (challenger), new" in told
+    assert "champion   version 2, promoted" in told
+    # What was recorded with the run is all that differs from the commit.
+    changed = copy.command("git", "status", "--porcelain").split()[1::2]
+    assert set(changed) <= {"data.dvc", "dvc.lock", "params.yaml"}
 
 
 @pytest.mark.slow
