@@ -10,7 +10,7 @@ export PYTHONPATH :=
 LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run test lint benchmarks lock
+.PHONY: help setup run test lint audit benchmarks lock
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -23,10 +23,14 @@ run: setup ## Run the whole chain on params.yaml
 test: lint ## Check types and style, and run all tests with coverage
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
-lint: setup ## Check types and style
+lint: setup ## Check types, style and that the locked packages fit together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(UV) pip check --quiet
+
+audit: setup ## Ask PyPI for known vulnerabilities of what requirements.lock names; needs a network
+	$(UV) tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 benchmarks: setup $(VENV)-benchmarks/.installed ## Create .venv-benchmarks with the systems to compare with
 
