@@ -1,76 +1,247 @@
-"""The deployment on a real Prefect server: its schedule makes runs."""
+"""The deployment on a real Prefect server with a real worker: what is scheduled runs, and what dies frees its place."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from pipeline_clone import clone_project
+from fake_project import keep_environment
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from tiny_model import write_reports, write_tiny_model
+from waiting import dies
 
+from diptych import automations, schedules
+from diptych.deployment import RETRAIN, Choices, deploy
+from diptych.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
+PATIENCE = 180.0
+"""Seconds that something may take on a busy machine."""
+WAITING = ["AwaitingConcurrencySlot"]
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Service:
+    """A process with a log that may be started again."""
+
+    command: list[str]
+    folder: Path
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self, **environment: str) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def said(self) -> str:
+        """The end of its log."""
+        return self.log.read_text()[-5000:]
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(timeout=60)
+            self.process = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server of these tests' own, and what to look into it with."""
+
+    address: str
+    service: Service
+    client: SyncPrefectClient
+
+    def start(self) -> None:
+        self.service.start()
+        assert becomes_true(self.answers, PATIENCE), self.service.said()
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def trigger(self, times: int = 1) -> list[UUID]:
+        deployment = self.client.read_deployment_by_name(RETRAIN).id
+        return [self.client.create_flow_run_from_deployment(deployment).id for _ in range(times)]
+
+    def states(self, runs: list[UUID]) -> list[State]:
+        found = self.client.read_flow_runs(flow_run_filter=FlowRunFilter(id={"any_": runs}))
+        return [run.state for run in found if run.state is not None]
+
+    def names(self, runs: list[UUID]) -> list[str]:
+        """Of their states, sorted."""
+        return sorted(state.name or "" for state in self.states(runs))
+
+    def scheduled(self) -> int:
+        runs = self.client.read_flow_runs(flow_run_filter=FlowRunFilter(state={"type": {"any_": ["SCHEDULED"]}}))
+        return sum(run.auto_scheduled for run in runs)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With nothing on it; who waits for a place looks every ten seconds, not every thirty."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = f"http://127.0.0.1:{port}/api"
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: address}):
+        keep_environment(patch)
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        patch.setenv("PREFECT_API_URL", address)
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        patch.setenv("PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS", "10")
+        patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS", "5")
+        patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
+        # Workers take runs so long before their time: those who wait shorter are asked again without end.
+        patch.setenv("PREFECT_WORKER_PREFETCH_SECONDS", "1")
+        service = Service([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port], folder, folder / "log")
+        with get_client(sync_client=True) as client:
+            one = Server(address, service, client)
+            try:
+                one.start()
+                yield one
+            finally:
+                service.stop()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stages of the fake project hand out."""
+    folder = tmp_path_factory.mktemp("results")
+    write_tiny_model(folder / "trained")
+    write_reports(folder / "trained-reports")
+    return folder
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a Prefect server of this test's own, with nothing in it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/api"
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.setenv("PREFECT_API_URL", address)
-    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    with (tmp_path / "server.log").open("w") as log:
-        command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            assert becomes_true(lambda: answers(f"{address}/health"), 120), (tmp_path / "server.log").read_text()
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+def runnable(
+    server: Server, project: Workspace, results: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workspace]:
+    """A project with the flow and prefect.yaml, to be deployed on the server."""
+    shutil.copytree(results, project.root, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", project.root)
+    project.local.mkdir()
+    shutil.copy(mlflow_store, project.local / "mlflow.db")
+    monkeypatch.setenv("PREFECT_API_URL", server.address)
+    yield project
+    if (project.root / "sleeping").exists():
+        kill_run(project)
+    server.client.delete_deployment(server.client.read_deployment_by_name(RETRAIN).id)
 
 
-def becomes_true(condition, seconds: float) -> bool:
+@pytest.fixture
+def worker(server: Server, tmp_path: Path) -> Iterator[Service]:
+    """Not started yet, and in a folder that has nothing to do with the project."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    one = Service([PREFECT, "worker", "start", "--pool", "diptych"], folder, tmp_path / "worker.log")
+    yield one
+    one.stop(signal.SIGKILL)
+
+
+def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.5)
+        time.sleep(0.2)
     return True
 
 
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
+def is_training(project: Workspace) -> Callable[[], bool]:
+    """Whether a run has got to the stage that sleeps."""
+    return (project.root / "sleeping").exists
 
 
-def scheduled_runs(server: str) -> int:
-    body = json.dumps({"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}).encode()
-    request = urllib.request.Request(f"{server}/flow_runs/count", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return int(response.read())
+def kill_run(project: Workspace) -> None:
+    """The process of the run that holds the project, and its stage that sleeps, by kill -9."""
+    sleeping = project.root / "sleeping"
+    holder = int(json.loads((project.local / "holder.json").read_text())["pid"])
+    for process in (holder, int(sleeping.read_text())):
+        os.kill(process, signal.SIGKILL)
+    assert dies(holder)
+    sleeping.unlink()
 
 
-@pytest.mark.slow
-def test_the_schedule_of_the_deployment_makes_runs(server: str, tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    clone_project(clone)
-    commands = (["work-pool", "create", "diptych", "--type", "process"], ["--no-prompt", "deploy", "--all"])
-    for command in commands:
-        done = subprocess.run(
-            [PREFECT, *command], cwd=clone, env=os.environ, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert becomes_true(lambda: scheduled_runs(server) > 0, 90), (tmp_path / "server.log").read_text()[-5000:]
+def test_of_ten_triggers_one_trains_and_the_others_end_with_the_reason(
+    server: Server, runnable: Workspace, worker: Service
+) -> None:
+    deploy(runnable, Choices(when_busy="skip"))
+    # None by schedule may come between.
+    schedules.pause_schedule()
+    runs = server.trigger(10)
+    worker.start()
+
+    assert becomes_true(lambda: all(state.is_final() for state in server.states(runs)), PATIENCE), worker.said()
+
+    assert server.names(runs) == ["Cancelled"] * 9 + ["Completed"], worker.said()
+    reasons = {state.message for state in server.states(runs) if state.is_cancelled()}
+    assert reasons == {"Deployment concurrency limit reached."}
+    assert (runnable.root / "ran.txt").read_text().split().count("train") == 1
+
+
+def test_others_wait_and_a_run_that_is_killed_frees_its_place_even_with_its_worker(
+    server: Server, runnable: Workspace, worker: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Less than there is between two signs of life: here none comes after the first.
+    monkeypatch.setattr(automations, "SILENCE", 25)
+    deploy(runnable, Choices())
+    schedules.pause_schedule()
+    runs = server.trigger(3)
+    worker.start(SLEEP="train")
+    assert becomes_true(is_training(runnable), PATIENCE), worker.said()
+    assert becomes_true(lambda: server.names(runs) == [*WAITING, *WAITING, "Running"], PATIENCE), worker.said()
+
+    kill_run(runnable)
+
+    assert becomes_true(is_training(runnable), PATIENCE), worker.said()
+    assert server.names(runs) == [*WAITING, "Crashed", "Running"]
+
+    worker.stop(signal.SIGKILL)
+    kill_run(runnable)
+
+    assert becomes_true(lambda: server.names(runs).count("Crashed") == 2, PATIENCE), server.service.said()
+    assert any("No sign of life" in (state.message or "") for state in server.states(runs))
+    limit = server.client.read_deployment_by_name(RETRAIN).global_concurrency_limit
+    assert limit is not None
+    assert limit.active_slots == 0
+
+
+def test_schedules_outlast_restarts_of_server_and_worker(server: Server, runnable: Workspace, worker: Service) -> None:
+    deploy(runnable, Choices())
+    worker.start()
+    schedules.set_schedule("0 5 * * 1", "Europe/Berlin")
+    schedules.pause_schedule()
+    server.service.stop()
+    worker.stop(signal.SIGKILL)
+    server.start()
+
+    assert schedules.read_schedule().rules == ["0 5 * * 1 (Europe/Berlin)"]
+    assert schedules.read_schedule().paused
+    schedules.resume_schedule()
+
+    assert becomes_true(lambda: server.scheduled() > 0, PATIENCE), server.service.said()
