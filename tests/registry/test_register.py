@@ -19,6 +19,7 @@ from tiny_model import write_tiny_model
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.registry.gate import answer_time
 from diptych.registry.register import flat_metrics, register
 from diptych.registry.tracking import TrackedRun, connect
 from diptych.workspace import Workspace
@@ -119,6 +120,12 @@ def test_it_loads_without_the_project_and_without_pickle(registered, tmp_path):
 
     assert answer.returncode == 0, answer.stderr
     assert Path(answer.stdout.strip()).is_relative_to(package)
+
+
+def test_it_answers_the_gate_in_a_process_of_its_own(registered):
+    found = answer_time(package_of(registered[0]))
+
+    assert found["pair_ms"] > 0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from versions import make_version, package_of
 
+from diptych import cli
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
@@ -168,6 +171,28 @@ def test_a_package_that_was_deleted_is_gone(model, tmp_path):
 
     with pytest.raises(DiptychError, match="diptych version 1: its package is gone"):
         model.download(version, tmp_path)
+
+
+def failing_downloads(monkeypatch, error: Exception) -> None:
+    def fail(self, remote_file_path, local_path):
+        raise error
+
+    monkeypatch.setattr(LocalArtifactRepository, "_download_file", fail)
+
+
+def test_a_package_that_cannot_be_fetched_is_an_error_with_the_reason(four, tmp_path, monkeypatch):
+    failing_downloads(monkeypatch, OSError("the network is down"))
+
+    with pytest.raises(DiptychError, match=r"version 1: its package cannot be fetched \(the network is down\)"):
+        four.download(four.find("1"), tmp_path)
+
+
+def test_a_full_disk_says_nothing_of_the_package(four, tmp_path, monkeypatch):
+    failing_downloads(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+
+    with pytest.raises(MlflowException) as raised:
+        four.download(four.find("1"), tmp_path)
+    assert cli._explain(raised.value)[0].startswith("error: the disk is full")
 
 
 def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, tmp_path):

@@ -142,7 +142,12 @@ class RegisteredModel:
             with addressed(self.uri):
                 path = Path(download_artifacts(f"models:/{self._address(version)}", dst_path=str(folder)))
         except Exception as error:  # of the network, the disk or the store
-            raise DiptychError(f"{version.title}: its package is gone ({reason(error, self.uri)}).") from None
+            if "No space left on device" in str(error):
+                # That says nothing of the version; the command line knows how to say it.
+                raise
+            # MLflow gathers what went wrong, file by file: the last line is a reason.
+            last = Exception(str(error).strip().rpartition("\n")[2] or type(error).__name__)
+            raise DiptychError(f"{version.title}: its package cannot be fetched ({reason(last, self.uri)}).") from None
         self._check(version, model_folder(path))
         return path
 
