@@ -112,6 +112,37 @@ def import_(
 
 
 @data.command()
+@click.argument("version", required=False)
+@click.option("--to", "commit", metavar="COMMIT", help="The dataset that this commit of git records.")
+@click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
+def revert(version: str | None, commit: str | None, as_json: bool) -> None:
+    """Go back to the dataset that VERSION of the model was trained on, or that a commit records.
+
+    VERSION is a number or an alias (champion, challenger, previous-champion). Results and the registry stay as they
+    are; the next run trains on the dataset that is there then.
+    """
+    if (version is None) == (commit is None):
+        raise click.UsageError("Give a VERSION or --to COMMIT.")
+    workspace = enter()
+    from diptych import reverting
+    from diptych.config import load_params
+    from diptych.processes import holding
+
+    trained = None
+    if version is not None:
+        trained, commit = reverting.commit_of(workspace, load_params(workspace.params), version)
+    assert commit is not None
+    with holding(workspace, "diptych data revert"):
+        reverted = reverting.revert_dataset(workspace, commit)
+    if as_json:
+        click.echo(json.dumps(reverted._asdict(), indent=2))
+        return
+    whose = f"which {trained.title} was trained on" if trained else f"which commit {reverted.commit[:10]} records"
+    before = "as before" if reverted.before == reverted.after else f"no longer {(reverted.before or 'missing')[:12]}"
+    click.echo(f"data/ is version {reverted.after[:12]}, {whose} ({before}). Train on it with `diptych run`.")
+
+
+@data.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(as_json: bool) -> None:
     """Show counts per split, shards, bytes and the version."""

@@ -188,6 +188,29 @@ def bring_dataset(workspace: Workspace) -> str:
     return _draw_again(workspace)
 
 
+def switch_dataset(workspace: Workspace, recorded: str) -> None:
+    """Makes `recorded` the content of data.dvc, with the dataset that it names in data/.
+
+    Raises:
+        DiptychError: neither the cache nor a remote has that version; data.dvc and data/ are then as they were.
+    """
+    path = workspace.root / "data.dvc"
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    _restore(path, recorded)
+    if _succeeds(workspace, "checkout", "--quiet", "data.dvc"):
+        return
+    if remotes(workspace) and _succeeds(workspace, "pull", "--quiet", "data.dvc"):
+        return
+    wanted = dataset_version(workspace)
+    _restore(path, before)
+    if before is not None:
+        _succeeds(workspace, "checkout", "--quiet", "data.dvc")
+    raise DiptychError(
+        f"Neither DVC's cache nor a remote has dataset version {wanted} (whole); data/ stays as it is. `dvc remote "
+        "list` shows where it was looked for."
+    )
+
+
 def go_back(workspace: Workspace, recorded: str, lock: str | None) -> None:
     """Makes `recorded` the content of data.dvc again, with the dataset that it names in data/, and `lock` that of
     dvc.lock (None: there was none), with what validate had made of that dataset.
