@@ -211,10 +211,10 @@ def mlflow_server(folder: Path, database: Service, storage: Service, password: s
 
 
 @contextmanager
-def prefect_server(folder: Path, database: Service, password: str = "") -> Iterator[Service]:
-    """Prefect on PostgreSQL; with a `password` it asks for that."""
+def prefect_server(folder: Path, database: Service, password: str = "", **others: str) -> Iterator[Service]:
+    """Prefect on PostgreSQL; with a `password` it asks for that. `others` are settings of the server."""
     port = _free_port()
-    settings = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_HOME": str(folder / "prefect-server")}
+    settings = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_HOME": str(folder / "prefect-server"), **others}
     service = _scripted("prefect-server", "/api/health", folder, port, environment(database, **settings), password)
     service.clients["PREFECT_API_URL"] = f"{service.url}/api"
     if password:

@@ -1,0 +1,156 @@
+"""Twelve months of drops: what a supplier of pictures and captions sends, in its good months and in its bad ones."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image, ImageOps
+
+from diptych.data.scenes import write_scenes
+from diptych.data.shards import list_members, read_member
+
+Kind = Literal["normal", "corrupt", "damaged table", "identical", "drifted", "wrong captions"]
+SIZE = 48
+"""Pixels a side, of the first scenes too."""
+NORMAL = {"train": 40, "val": 5, "test": 5}
+DRIFTED = {"train": 80, "val": 5, "test": 10}
+WRONG = {"train": 450, "val": 1, "test": 1}
+"""More than all that is there already: few wrong captions would do no harm that a gate must see."""
+_FOREIGN = {
+    "red": "rot",
+    "blue": "blau",
+    "green": "grün",
+    "yellow": "gelb",
+    "white": "weiss",
+    "black": "schwarz",
+    "circle": "kreis",
+    "square": "quadrat",
+    "triangle": "dreieck",
+    "star": "stern",
+    "heart": "herz",
+    "cross": "kreuz",
+    "and": "und",
+    "a": "ein",
+    "on": "auf",
+    "with": "mit",
+    "in": "im",
+    "the": "das",
+    "background": "hintergrund",
+}
+
+
+@dataclass(frozen=True)
+class Month:
+    """What happens in one: a drop, and what a person does after its run."""
+
+    number: int
+    kind: Kind
+    afterwards: Literal["", "revert", "rollback"] = ""
+
+    @property
+    def name(self) -> str:
+        """Of its drop."""
+        return f"{self.number:02}-{self.kind.replace(' ', '-')}"
+
+
+YEAR = (
+    Month(1, "normal"),
+    Month(2, "normal"),
+    Month(3, "corrupt"),
+    Month(4, "identical"),
+    Month(5, "drifted"),
+    Month(6, "wrong captions", "revert"),
+    Month(7, "normal"),
+    Month(8, "normal", "rollback"),
+    Month(9, "normal"),
+    Month(10, "damaged table"),
+    Month(11, "normal"),
+    Month(12, "normal"),
+)
+
+
+class Picture(NamedTuple):
+    """A file of a drop, with its captions."""
+
+    name: str
+    split: str
+    content: bytes
+    captions: list[str]
+
+
+def drop(inbox: Path, month: Month) -> Path:
+    """Writes the month's drop into the inbox, its captions last."""
+    folder = inbox / month.name
+    folder.mkdir(parents=True)
+    pictures = make_pictures(month)
+    for picture in pictures:
+        (folder / picture.name).write_bytes(picture.content)
+    # It counts as a drop from here on, so it comes whole.
+    table = folder / "captions.csv.part"
+    table.write_text(_table(pictures, cut=month.kind == "damaged table"), encoding="utf-8")
+    return table.rename(folder / "captions.csv")
+
+
+def make_pictures(month: Month) -> list[Picture]:
+    """By the number of the month alone."""
+    if month.kind == "identical":
+        return make_pictures(YEAR[1])
+    counts = {"drifted": DRIFTED, "wrong captions": WRONG}.get(month.kind, NORMAL)
+    pictures = _scenes(1000 + month.number, counts)
+    if month.kind == "corrupt":
+        # As many as a broken transfer leaves behind: far above what may be set aside.
+        return [one._replace(content=one.content[:-200]) if at % 3 == 0 else one for at, one in enumerate(pictures)]
+    if month.kind == "drifted":
+        return [one._replace(content=_inverted(one.content), captions=_foreign(one.captions)) for one in pictures]
+    if month.kind == "wrong captions":
+        return _shuffled(pictures)
+    return pictures
+
+
+def _scenes(seed: int, counts: dict[str, int]) -> list[Picture]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "data"
+        dataset = write_scenes(folder, seed=seed, size=SIZE, **counts)
+        content = {member.name: read_member(folder, member) for member in list_members(folder)}
+    captions: dict[int, list[str]] = {}
+    for annotation in dataset.annotations:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    return [
+        Picture(f"{seed}-{one['file_name']}", one["split"], content[one["file_name"]], captions[one["id"]])
+        for one in dataset.images
+    ]
+
+
+def _shuffled(pictures: Sequence[Picture]) -> list[Picture]:
+    """As a table looks in which one column was sorted without the others."""
+    captions = [one.captions for one in pictures]
+    half = len(pictures) // 2
+    return [one._replace(captions=captions[at - half]) for at, one in enumerate(pictures)]
+
+
+def _inverted(content: bytes) -> bytes:
+    """A negative."""
+    buffer = BytesIO()
+    ImageOps.invert(Image.open(BytesIO(content)).convert("RGB")).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _foreign(captions: Sequence[str]) -> list[str]:
+    """With words that nobody has used before."""
+    return [" ".join(_FOREIGN.get(word.lower(), word) for word in caption.split()) for caption in captions]
+
+
+def _table(pictures: Sequence[Picture], *, cut: bool) -> str:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file", "caption", "split"))
+        rows.writerows((one.name, caption, one.split) for one in pictures for caption in one.captions)
+        file.seek(0)
+        content = file.read()
+    return content[: content.rindex(",")] if cut else content
