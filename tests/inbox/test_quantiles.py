@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
@@ -18,6 +18,7 @@ def draw(kind, seed, size, shift=0.0):
     return np.where(generator.random(size) < 0.7 - 0.2 * shift, 640.0, 480.0)
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(["smooth", "whole numbers", "two values"]),
     seed=st.integers(0, 100),
