@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from mlflow import MlflowClient
-from versions import make_version, package_of
+from versions import crown, make_version, package_of
 
 from diptych.errors import DiptychError
 from diptych.registry.gate import Check, Decision
@@ -94,7 +94,7 @@ def test_the_first_version_becomes_champion_of_nobody(model, versions):
 
 
 def test_the_next_one_takes_its_place_and_the_previous_champion_is_known(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
 
     moved = promote(model, versions[1], decision("2", "1"), why="it knows stars")
 
@@ -104,7 +104,7 @@ def test_the_next_one_takes_its_place_and_the_previous_champion_is_known(model, 
 
 
 def test_the_champion_is_not_promoted_again(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
 
     moved = promote(model, versions[0], decision("1", None))
 
@@ -140,7 +140,7 @@ def test_a_forced_promotion_keeps_its_reason(model, versions, asked):
 
 
 def test_a_rejection_is_written_down_and_moves_nothing(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
 
     event = reject(model, versions[1], decision("2", "1", accepted=False))
 
@@ -150,7 +150,7 @@ def test_a_rejection_is_written_down_and_moves_nothing(model, versions):
 
 
 def test_a_version_that_was_compared_with_an_older_champion_is_not_promoted(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
     late = decision("3", "1")
     promote(model, versions[1], decision("2", "1"), why="it was there first")
 
@@ -164,7 +164,7 @@ def test_a_version_that_was_compared_with_an_older_champion_is_not_promoted(mode
 
 
 def test_a_version_that_was_compared_with_a_champion_that_is_gone_is_not_promoted(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
     model.remove_alias(CHAMPION)
 
     with pytest.raises(DiptychError, match="compared with version 1, and meanwhile no champion is the champion"):
@@ -172,7 +172,7 @@ def test_a_version_that_was_compared_with_a_champion_that_is_gone_is_not_promote
 
 
 def test_a_version_that_was_deleted_meanwhile_leaves_the_champion(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
     model.client.delete_model_version(model.name, "2")
 
     with pytest.raises(DiptychError):
@@ -181,8 +181,7 @@ def test_a_version_that_was_deleted_meanwhile_leaves_the_champion(model, version
 
 
 def test_a_rollback_goes_back_one_step(model):
-    for number in "123":
-        promoted(model, number)
+    crown(model, *"123")
 
     moved = roll_back(model, why="it misses stars")
 
@@ -192,8 +191,7 @@ def test_a_rollback_goes_back_one_step(model):
 
 
 def test_rollbacks_go_back_step_by_step_until_there_is_nothing_before(model):
-    for number in "1234":
-        promoted(model, number)
+    crown(model, *"1234")
 
     assert [roll_back(model, why="worse").after for _ in range(3)] == ["3", "2", "1"]
     assert model.aliases() == {CHAMPION: "1"}
@@ -204,16 +202,14 @@ def test_rollbacks_go_back_step_by_step_until_there_is_nothing_before(model):
 @pytest.mark.parametrize("to", ["1", "first"])
 def test_a_rollback_goes_back_to_the_version_that_is_named(model, to):
     model.point("first", "1")
-    for number in "1234":
-        promoted(model, number)
+    crown(model, *"1234")
 
     assert roll_back(model, to, why="worse").after == "1"
     assert PREVIOUS not in model.aliases()
 
 
 def test_a_rollback_after_a_rollback_and_another_promotion_goes_to_what_was_in_use_before(model):
-    promoted(model, "1")
-    promoted(model, "2")
+    crown(model, "1", "2")
     roll_back(model, why="worse")
     promoted(model, "3")
 
@@ -221,8 +217,7 @@ def test_a_rollback_after_a_rollback_and_another_promotion_goes_to_what_was_in_u
 
 
 def test_what_was_rolled_back_is_nothing_to_go_back_to(model):
-    promoted(model, "1")
-    promoted(model, "2")
+    crown(model, "1", "2")
     roll_back(model, why="worse")
 
     with pytest.raises(DiptychError, match=r"version 2 was no champion before \(those there are: none\).*promote 2"):
@@ -230,16 +225,14 @@ def test_what_was_rolled_back_is_nothing_to_go_back_to(model):
 
 
 def test_a_rollback_passes_over_a_version_that_was_deleted(model):
-    for number in "123":
-        promoted(model, number)
+    crown(model, *"123")
     model.client.delete_model_version(model.name, "2")
 
     assert roll_back(model, why="worse").after == "1"
 
 
 def test_a_rollback_to_a_deleted_version_is_refused(model):
-    for number in "12":
-        promoted(model, number)
+    crown(model, *"12")
     model.client.delete_model_version(model.name, "1")
 
     with pytest.raises(DiptychError, match="has no earlier champion to go back to"):
@@ -252,8 +245,7 @@ def test_a_rollback_to_a_deleted_version_is_refused(model):
 @pytest.mark.parametrize("damage", ["gone", "other weights"])
 def test_a_rollback_to_a_version_whose_package_is_not_what_was_registered_is_refused(model, tmp_path, damage):
     package = package_of(model, make_version(model, tmp_path))
-    promoted(model, "5")
-    promoted(model, "2")
+    crown(model, "5", "2")
     shutil.rmtree(package)
     if damage == "other weights":
         model_folder(package).mkdir(parents=True)
@@ -267,22 +259,21 @@ def test_a_rollback_to_a_version_whose_package_is_not_what_was_registered_is_ref
 
 @pytest.mark.parametrize("to", ["../x", "1; rm -rf", "models:/x", "１"])
 def test_a_rollback_to_what_is_no_version_is_refused(model, to):
-    promoted(model, "1")
+    crown(model, "1")
 
     with pytest.raises(DiptychError, match="is neither a version's number nor an alias"):
         roll_back(model, to, why="worse")
 
 
 def test_a_rollback_to_the_champion_itself_is_refused_as_such(model):
-    promoted(model, "1")
-    promoted(model, "2")
+    crown(model, "1", "2")
 
     with pytest.raises(DiptychError, match="version 2 is the champion already"):
         roll_back(model, "champion", why="worse")
 
 
 def test_a_promotion_that_was_broken_off_did_not_take_place(model, monkeypatch):
-    promoted(model, "1")
+    crown(model, "1")
     broken_off(model, monkeypatch, lambda: promoted(model, "2"))
     assert model.aliases() == {CHAMPION: "1"}
 
@@ -294,7 +285,7 @@ def test_a_promotion_that_was_broken_off_did_not_take_place(model, monkeypatch):
 
 
 def test_a_promotion_that_was_broken_off_can_be_made_again(model, monkeypatch):
-    promoted(model, "1")
+    crown(model, "1")
     broken_off(model, monkeypatch, lambda: promoted(model, "2"))
 
     promoted(model, "2")
@@ -304,8 +295,7 @@ def test_a_promotion_that_was_broken_off_can_be_made_again(model, monkeypatch):
 
 
 def test_a_rollback_of_several_steps_that_was_broken_off_leaves_them_all(model, monkeypatch):
-    for number in "1234":
-        promoted(model, number)
+    crown(model, *"1234")
     broken_off(model, monkeypatch, lambda: roll_back(model, "1", why="worse"))
 
     assert [roll_back(model, why="worse").after for _ in range(3)] == ["3", "2", "1"]
@@ -322,8 +312,7 @@ def test_a_first_promotion_that_was_broken_off_leaves_no_champion(model, monkeyp
 
 
 def test_an_alias_that_was_moved_by_hand_is_what_a_rollback_comes_from(model):
-    promoted(model, "1")
-    promoted(model, "2")
+    crown(model, "1", "2")
     model.point(CHAMPION, "4")
 
     assert roll_back(model, why="worse").after == "2"
@@ -332,7 +321,7 @@ def test_an_alias_that_was_moved_by_hand_is_what_a_rollback_comes_from(model):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes are alive")
 def test_after_a_promotion_that_was_killed_the_next_decision_settles(model, versions):
-    promoted(model, "1")
+    crown(model, "1")
     killed = deciding(model, "2", "1", "die")
     killed.communicate("\n")
     assert killed.returncode == -signal.SIGKILL
@@ -346,7 +335,7 @@ def test_after_a_promotion_that_was_killed_the_next_decision_settles(model, vers
 
 
 def test_of_two_promotions_at_once_the_later_says_what_it_found(model):
-    promoted(model, "1")
+    crown(model, "1")
     both = [deciding(model, number, "1") for number in "23"]
     for process in both:
         assert process.stdout.readline() == "ready\n"
@@ -365,7 +354,7 @@ def test_of_two_promotions_at_once_the_later_says_what_it_found(model):
 
 
 def test_there_is_a_champion_at_every_moment(model):
-    promoted(model, "1")
+    crown(model, "1")
     seen: list[str | None] = []
     over = threading.Event()
 
@@ -395,8 +384,7 @@ def test_there_is_a_champion_at_every_moment(model):
 
 
 def test_history_and_aliases_agree_after_any_decision(model):
-    for number in "123":
-        promoted(model, number)
+    crown(model, *"123")
     roll_back(model, why="worse")
     before = told(model), model.aliases()
 
