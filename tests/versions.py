@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from diptych.config import Params
-from diptych.registry.history import Event, record
+from diptych.registry.history import SETTLED, Event, record
 from diptych.registry.provenance import model_digests
 from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version, model_folder
 from diptych.workspace import Workspace
@@ -77,8 +77,9 @@ def package_of(model: RegisteredModel, version: Version) -> Path:
 def crown(model: RegisteredModel, *numbers: str) -> None:
     """Makes these versions champion, one after the other, without a gate."""
     for number in numbers:
-        record(model, Event("promoted", model.aliases().get(CHAMPION), number, "it is good"))
+        event = record(model, Event("promoted", model.aliases().get(CHAMPION), number, "it is good"))
         model.point(CHAMPION, number)
+        model.client.set_registered_model_tag(model.name, SETTLED, str(event))
 
 
 def write_accepted(workspace: Workspace) -> None:

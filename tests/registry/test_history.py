@@ -13,7 +13,7 @@ from versions import crown
 
 from diptych.errors import DiptychError
 from diptych.registry import history as module
-from diptych.registry.history import Event, earlier_champions, history, record, settle
+from diptych.registry.history import Event, earlier_champions, history, record, settle, standing
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 
 
@@ -120,6 +120,19 @@ def test_an_alias_that_was_moved_by_hand_is_found(four):
     assert four.aliases() == {CHAMPION: "3", PREVIOUS: "2"}
 
 
+def test_what_was_broken_off_is_told_from_what_was_moved_by_hand(four):
+    crown(four, "1")
+    record(four, Event("promoted", "1", "2", ""))
+
+    settle(four)
+    four.point(CHAMPION, "3")
+    settle(four)
+
+    told = [(event.action, event.origin, event.target) for event in history(four)[1:]]
+    assert told == [("promoted", "1", "2"), ("broken off", "2", "1"), ("found", "1", "3")]
+    assert [event.action for event in standing(history(four))] == ["promoted", "found"]
+
+
 def test_an_alias_that_was_deleted_by_hand_is_found_missing(four):
     crown(four, "1", "2")
     four.remove_alias(CHAMPION)
@@ -173,7 +186,7 @@ def test_the_previous_champion_is_one_that_there_is_and_not_the_champion_itself(
             [
                 *(("promoted", str(n), str(n + 1)) for n in range(1, 4)),
                 ("rolled back", "4", "2"),
-                ("found", "2", "4"),
+                ("broken off", "2", "4"),
             ],
             ["1", "2", "3"],
         ),
@@ -211,7 +224,7 @@ class Stack:
     def break_off(self, action: str, target: str) -> None:
         if target != self.champion and (action == "promoted" or target in self.below):
             self._say(action, target)
-            self.events.append(Event("found", target, self.champion, ""))
+            self.events.append(Event("broken off", target, self.champion, ""))
 
     def _say(self, action: str, target: str) -> None:
         self.events.append(Event(action, self.champion, target, ""))

@@ -14,7 +14,7 @@ from diptych.registry.gate import Check, Decision
 from diptych.registry.history import Event, history, record
 from diptych.registry.lifecycle import compare_versions, consider, copy_to, needs_decision
 from diptych.registry.measuring import Measured, gallery
-from diptych.registry.promotion import promote
+from diptych.registry.promotion import mend, promote
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
 from diptych.workspace import Workspace
@@ -43,7 +43,7 @@ def refused(monkeypatch) -> set[str]:
     """The numbers of those that the gate refuses; it accepts the others."""
     numbers: set[str] = set()
 
-    def decide(model: RegisteredModel, version, workspace, params) -> Decision:
+    def decide(model: RegisteredModel, version, workspace, params, **_) -> Decision:
         champion = model.champion()
         checks = [Check("it is good", version.version not in numbers, "so so")]
         metrics = {"reranked": {"rsum": 130.0}}
@@ -125,7 +125,7 @@ def test_a_refused_version_is_promoted_by_force_with_a_reason(model, refused):
 
 
 def test_force_without_a_reason_is_refused_before_the_gate_is_asked(model, monkeypatch):
-    monkeypatch.setattr(gate, "decide", lambda *_: pytest.fail("the gate was asked"))
+    monkeypatch.setattr(gate, "decide", lambda *_, **__: pytest.fail("the gate was asked"))
 
     with pytest.raises(DiptychError, match="needs a reason"):
         ask(model, "1", force=True, why=" ")
@@ -161,7 +161,7 @@ def test_whoever_says_never_gets_no_promotion(model, refused):
 
 
 def test_the_champion_is_not_asked_about(model, monkeypatch):
-    monkeypatch.setattr(gate, "decide", lambda *_: pytest.fail("the gate was asked"))
+    monkeypatch.setattr(gate, "decide", lambda *_, **__: pytest.fail("the gate was asked"))
     crown(model, "1")
 
     considered = ask(model, "1")
@@ -175,7 +175,7 @@ def test_a_champion_that_changed_while_the_gate_measured_is_an_error_and_stays(m
     crown(model, "1")
     decide = gate.decide
 
-    def slowly(model, version, workspace, params):
+    def slowly(model, version, workspace, params, **_):
         decision = decide(model, version, workspace, params)
         promote(model, model.find("3"), decide(model, model.find("3"), workspace, params))
         return decision
@@ -222,6 +222,16 @@ def test_a_run_does_not_undo_what_was_decided(model, event):
     record(model, Event(*event, why=""))
 
     assert not needs_decision(model, model.find("2"), "d", "auto")
+
+
+def test_a_promotion_that_was_broken_off_is_no_decision(model):
+    crown(model, "1")
+    record(model, Event("promoted", "1", "2", ""))
+    assert not needs_decision(model, model.find("2"), "d", "auto")
+
+    mend(model)
+
+    assert needs_decision(model, model.find("2"), "d", "auto")
 
 
 def test_a_run_does_not_ask_twice_about_what_waits_for_a_person(model, refused):

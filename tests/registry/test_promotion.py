@@ -279,7 +279,7 @@ def test_a_promotion_that_was_broken_off_did_not_take_place(model, monkeypatch):
 
     mend(model)
 
-    assert told(model) == [("promoted", None, "1"), ("promoted", "1", "2"), ("found", "2", "1")]
+    assert told(model) == [("promoted", None, "1"), ("promoted", "1", "2"), ("broken off", "2", "1")]
     assert "broken off" in history(model)[-1].why
     assert (model.aliases(), earlier_champions(history(model))) == ({CHAMPION: "1"}, [])
 
@@ -329,7 +329,7 @@ def test_after_a_promotion_that_was_killed_the_next_decision_settles(model, vers
 
     promote(model, versions[2], decision("3", "1"))
 
-    assert told(model)[2:] == [("found", "2", "1"), ("promoted", "1", "3")]
+    assert told(model)[2:] == [("broken off", "2", "1"), ("promoted", "1", "3")]
     assert model.aliases() == {CHAMPION: "3", PREVIOUS: "1"}
     assert not [key for key in model.client.get_registered_model(model.name).tags if ".claim." in key]
 

@@ -25,7 +25,7 @@ from diptych.files import sources_sha256
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
 from diptych.registry.probe import ANSWER
 from diptych.registry.provenance import UNKNOWN
-from diptych.registry.registered_model import RegisteredModel, Version, model_folder
+from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
 from diptych.registry.tracking import reason
 from diptych.retrieval.comparison import Comparison, compare
 from diptych.retrieval.metrics import Metrics, chance_metrics
@@ -120,11 +120,17 @@ class Decision:
         )
 
 
-def decide(model: RegisteredModel, version: Version, workspace: Workspace, params: Params) -> Decision:
+def decide(
+    model: RegisteredModel, version: Version, workspace: Workspace, params: Params, *, unfetched: bool = False
+) -> Decision:
     """Measures `version` and the champion, and judges by `params.gate`; nothing in the registry changes.
 
+    Args:
+        unfetched: judge even where a package cannot be fetched; the version is then refused.
+
     Raises:
-        DiptychError: MLflow does not answer, or the project has no test split to measure on.
+        DiptychError: MLflow does not answer, a package cannot be fetched, or the project has no test split to measure
+            on.
     """
     champion = model.champion()
     if champion is not None and champion.version == version.version:
@@ -134,12 +140,12 @@ def decide(model: RegisteredModel, version: Version, workspace: Workspace, param
     checks: list[Check] = []
     challenger = rival = comparison = None
     with tempfile.TemporaryDirectory() as folder:
-        found = _package(model, version, Path(folder) / "challenger", checks)
+        found = _package(model, version, Path(folder) / "challenger", checks, unfetched)
         if found is not None:
             checks += [_validation(model, version), _answers(found, params.gate)]
             challenger = _measured(found, workspace, params, version, checks)
         if champion is not None:
-            there = _package(model, champion, Path(folder) / "champion", checks)
+            there = _package(model, champion, Path(folder) / "champion", checks, unfetched)
             rival = _measured(there, workspace, params, champion, checks) if there is not None else None
     if challenger is not None:
         checks += _floors(challenger, on, params.gate)
@@ -206,12 +212,23 @@ def answer_time(package: Path) -> dict[str, float]:
     return dict(json.loads(answers[-1].removeprefix(ANSWER)))
 
 
-def _package(model: RegisteredModel, version: Version, folder: Path, checks: list[Check]) -> Path | None:
+def _package(
+    model: RegisteredModel, version: Version, folder: Path, checks: list[Check], unfetched: bool
+) -> Path | None:
     """The downloaded package, if it is what was registered."""
     name = f"version {version.version} is what was registered"
     folder.mkdir()
     try:
         found = model.download(version, folder)
+    except FetchError as error:
+        # What may be otherwise in an hour is no decision, unless a person wants one.
+        if not unfetched:
+            raise DiptychError(
+                f"{error} Run again when the artifact store answers; if the package is gone for good, `diptych rollback` "
+                "goes back to an earlier champion, and `diptych promote --force --reason TEXT` does without comparing."
+            ) from None
+        checks.append(Check(name, False, str(error)))
+        return None
     except DiptychError as error:
         checks.append(Check(name, False, str(error)))
         return None

@@ -16,14 +16,17 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Literal
 
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 
-Action = Literal["promoted", "rolled back", "rejected", "found", "drop refused", "drop known"]
-"""`found`: the alias stood elsewhere than the last decision says."""
+Action = Literal["promoted", "rolled back", "rejected", "found", "broken off", "drop refused", "drop known"]
+"""`found`: the alias was moved by other means; `broken off`: the decision before did not come to move it."""
 
 PREFIX = "diptych.history."
+SETTLED = "diptych.settled"
+"""The tag that holds the number of the last event whose move was seen to have taken place."""
 _KEY = re.compile(re.escape(PREFIX) + r"([0-9]{8})\.[0-9a-f]{8}")
 log = logging.getLogger(__name__)
 
@@ -47,26 +50,38 @@ class Event:
     @property
     def moves(self) -> bool:
         """Whether another version is in use after it."""
-        return self.action in ("promoted", "rolled back", "found")
+        return self.action in ("promoted", "rolled back", "found", "broken off")
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
 
 
-def record(model: RegisteredModel, event: Event) -> None:
-    """Adds an event; what it would move is moved by the caller, afterwards."""
-    number = max(_numbers(model), default=0) + 1
+def record(model: RegisteredModel, event: Event) -> int:
+    """Adds an event, and returns its number; what it would move is moved by the caller, afterwards."""
+    number = max((number for number, _ in _tags(model)[0]), default=0) + 1
     words = {"why": _printable(event.why)[:_LONGEST], "who": _printable(event.who)[:_LONGEST_NAME]}
     content = json.dumps({**event.to_json(), **words}, ensure_ascii=False)
     with model.known():
         model.client.set_registered_model_tag(model.name, f"{PREFIX}{number:08d}.{secrets.token_hex(4)}", content)
+    return number
 
 
 def history(model: RegisteredModel) -> list[Event]:
     """All events, the oldest first."""
-    read = (_read(key, text) for key, text in sorted(_tags(model).items()))
-    return [event for event in read if event is not None]
+    return [event for _, event in _tags(model)[0]]
+
+
+def standing(events: Sequence[Event]) -> list[Event]:
+    """Those that took place: without what was broken off."""
+    kept: list[Event] = []
+    for event in events:
+        last = next((place for place in range(len(kept) - 1, -1, -1) if kept[place].moves), None)
+        if event.action == "broken off" and last is not None and _undoes(event, kept[last]):
+            del kept[last]
+        else:
+            kept.append(event)
+    return kept
 
 
 def settle(model: RegisteredModel) -> None:
@@ -75,13 +90,20 @@ def settle(model: RegisteredModel) -> None:
     A promotion that was killed after its event and before the alias moved did not take place: the alias is what users
     load by, so history says what is found there.
     """
-    events = [event for event in history(model) if event.moves]
-    said = events[-1].target if events else None
+    tags, settled = _tags(model)
+    number, last = max(((number, event) for number, event in tags if event.moves), default=(0, None), key=itemgetter(0))
+    said = last.target if last else None
     aliases = model.aliases()
     is_there = aliases.get(CHAMPION)
-    if said != is_there:
-        why = "the alias stood there: an earlier decision was broken off, or it was moved by other means"
-        record(model, Event("found", origin=said, target=is_there, why=why))
+    if said != is_there and settled < number:
+        why = "the decision before was broken off, and the alias stands where it stood"
+        number = record(model, Event("broken off", origin=said, target=is_there, why=why))
+    elif said != is_there:
+        why = "the alias was moved by other means than these commands"
+        number = record(model, Event("found", origin=said, target=is_there, why=why))
+    if settled < number:
+        with model.known():
+            model.client.set_registered_model_tag(model.name, SETTLED, str(number))
     there = model.numbers()
     before = [number for number in earlier_champions(history(model)) if number in there and number != is_there]
     if before and aliases.get(PREVIOUS) != before[-1]:
@@ -109,12 +131,23 @@ def earlier_champions(events: Sequence[Event]) -> list[str]:
 
 
 def _undoes(event: Event, last: Event) -> bool:
-    return event.action == "found" and (event.origin, event.target) == (last.target, last.origin)
+    return event.action in ("found", "broken off") and (event.origin, event.target) == (last.target, last.origin)
 
 
 def _printable(text: str) -> str:
     """In one line, with a space for what is no character, or one that a terminal would obey."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _tags(model: RegisteredModel) -> tuple[list[tuple[int, Event]], int]:
+    """The events with their numbers, the oldest first, and the number up to which they are settled."""
+    if not model.exists():
+        return [], 0
+    with model.known():
+        tags = model.client.get_registered_model(model.name).tags
+    read = ((int(found[1]), _read(key, tags[key])) for key in sorted(tags) if (found := _KEY.fullmatch(key)))
+    settled = tags.get(SETTLED, "")
+    return [(number, event) for number, event in read if event], int(settled) if settled.isdecimal() else 0
 
 
 def _read(key: str, text: str) -> Event | None:
@@ -123,18 +156,6 @@ def _read(key: str, text: str) -> Event | None:
     except (ValueError, TypeError):
         log.warning("The registry's tag %s is no event that this diptych reads.", key)
         return None
-
-
-def _tags(model: RegisteredModel) -> dict[str, str]:
-    if not model.exists():
-        return {}
-    with model.known():
-        tags = model.client.get_registered_model(model.name).tags
-    return {key: text for key, text in tags.items() if _KEY.fullmatch(key)}
-
-
-def _numbers(model: RegisteredModel) -> list[int]:
-    return [int(found[1]) for key in _tags(model) if (found := _KEY.fullmatch(key))]
 
 
 def _user() -> str:

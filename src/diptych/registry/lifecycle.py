@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Params
-from diptych.registry.history import history
+from diptych.registry.history import history, standing
 from diptych.registry.promotion import promote, reject, require_reason
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
 from diptych.workspace import Workspace
@@ -90,7 +90,7 @@ def consider(
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         return Considered("champion already", version, champion.version, None)
-    decision = decide(model, version, workspace, params)
+    decision = decide(model, version, workspace, params, unfetched=force)
     keep(model, version, decision)
     if promotion != "auto":
         outcome: Outcome = "accepted" if decision.accepted else "rejected"
@@ -108,7 +108,7 @@ def needs_decision(model: RegisteredModel, version: Version, data_md5: str, prom
     """Whether a run has to ask the gate: it does not undo a decision, such as a person's rollback, nor ask twice."""
     if promotion == "never":
         return False
-    decided = any(version.version in (event.target, event.origin) for event in history(model))
+    decided = any(version.version in (event.target, event.origin) for event in standing(history(model)))
     asked = version.tags.get("gate_champion"), version.tags.get("gate_data_md5")
     champion = model.champion()
     same = asked == (champion.version if champion else "none", data_md5)

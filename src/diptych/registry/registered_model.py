@@ -31,6 +31,10 @@ _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
+class FetchError(DiptychError):
+    """A package could not be fetched, which says nothing of the package."""
+
+
 class Version(NamedTuple):
     """A version of the registered model."""
 
@@ -134,7 +138,8 @@ class RegisteredModel:
         """The package of `version`, whole and what was registered: its weights have the hash of its tags.
 
         Raises:
-            DiptychError: it is gone or damaged, or another model lies in its place.
+            FetchError: the artifact store does not answer, or has it no more.
+            DiptychError: it is damaged, or another model lies in its place.
         """
         from mlflow.artifacts import download_artifacts
 
@@ -147,7 +152,7 @@ class RegisteredModel:
                 raise
             # MLflow gathers what went wrong, file by file: the last line is a reason.
             last = Exception(str(error).strip().rpartition("\n")[2] or type(error).__name__)
-            raise DiptychError(f"{version.title}: its package cannot be fetched ({reason(last, self.uri)}).") from None
+            raise FetchError(f"{version.title}: its package cannot be fetched ({reason(last, self.uri)}).") from None
         self._check(version, model_folder(path))
         return path
 
