@@ -94,6 +94,16 @@ def test_a_deployment_comes_with_pool_schedule_limit_and_automation(client, work
     assert client.read_work_pool("diptych").type == "process"
 
 
+def test_of_a_server_that_forgets_who_has_the_place_is_warned(client, workspace, monkeypatch, caplog):
+    monkeypatch.setattr("diptych.deployment._apply", lambda *arguments: None)
+
+    # It stops behind the warning: nothing was applied.
+    with pytest.raises(DiptychError, match="has no deployment"):
+        deploy(workspace, Choices())
+
+    assert "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server" in caplog.text
+
+
 def test_a_worker_anywhere_finds_the_project(client, workspace):
     deploy(workspace, Choices())
 
@@ -188,7 +198,7 @@ def test_the_doctor_tells_what_a_schedule_lacks(client, workspace):
 
     assert found().mend == "`diptych deploy`."
     deploy(workspace, Choices())
-    assert found().mend == "`prefect worker start --pool diptych`."
+    assert found().mend == "`prefect worker start --pool diptych --limit 2`."
     client.send_worker_heartbeat("diptych", "one")
     assert (found().state, found().found) == ("ok", "0 3 * * * (UTC)")
 
@@ -343,4 +353,4 @@ def test_the_commands_speak_to_people_and_to_programs(deployed, workspace, capsy
     assert diptych("deploy") == 0
     told = capsys.readouterr().out
     assert "deployment  retrain/retrain: schedule kept as it was" in told
-    assert told.endswith("worker      prefect worker start --pool diptych\n")
+    assert told.endswith("worker      prefect worker start --pool diptych --limit 2\n")

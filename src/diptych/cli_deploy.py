@@ -100,9 +100,11 @@ def _print(found: Schedule, as_json: bool) -> None:
 
 
 def _describe(deployed: Deployed) -> str:
+    from diptych.deployment import worker_command
+
     lines = [f"server      {deployed.server}"]
     lines += [f"work pool   {name}: {how}" for name, how in deployed.pools.items()]
     lines += [f"deployment  {name}: schedule {how}" for name, how in deployed.deployments.items()]
     lines += [f"automation  {name}: {how}" for name, how in deployed.automations.items()]
-    lines += [f"worker      prefect worker start --pool {name}" for name in deployed.pools]
+    lines += [f"worker      {worker_command(name)}" for name in deployed.pools]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ count for a deployment that is new; afterwards its schedule belongs to `diptych 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
+logger = logging.getLogger(__name__)
+
 WhenBusy = Literal["wait", "skip"]
 PoolType = Literal["process", "docker", "kubernetes"]
 
@@ -33,6 +36,7 @@ STRATEGIES: dict[WhenBusy, str] = {"wait": "ENQUEUE", "skip": "CANCEL_NEW"}
 RETRAIN = "retrain/retrain"
 """The deployment that the schedule and the automations are for, as FLOW/DEPLOYMENT."""
 
+_LEASES = "prefect.server.concurrency.lease_storage"
 _STEP = "prefect.deployments.steps.set_working_directory"
 
 
@@ -76,6 +80,7 @@ def deploy(workspace: Workspace, choices: Choices) -> Deployed:
     content = _read_definition(workspace)
     with server() as client:
         block = automations.find_block(client, choices.notify) if choices.notify else None
+        _look_at_leases(client)
         names = sorted({one["work_pool"]["name"] for one in content["deployments"]})
         pools = {name: _ensure_pool(client, workspace, name, choices.pool_type) for name in names}
         present = {name: found for name in _names(content) if (found := find_deployment(client, name))}
@@ -137,10 +142,31 @@ def retraining(client: SyncPrefectClient) -> DeploymentResponse:
     return found
 
 
+def worker_command(pool: str) -> str:
+    """What starts a worker.
+
+    Of the two runs that it takes at a time one works, and the others come one by one to be told that they wait or end.
+    All at once they would lock a server on SQLite for minutes; with one alone, they would not come before it ends.
+    """
+    return f"prefect worker start --pool {pool} --limit 2"
+
+
 def _refusal(url: str, status: int, text: str) -> str:
     if status == 401:
         return f"{url} lets in only who has its password: set PREFECT_API_AUTH_STRING to USER:PASSWORD."
     return f"{url} answered {status}: {' '.join(text.split())[:500]}"
+
+
+def _look_at_leases(client: SyncPrefectClient) -> None:
+    """Warns of a server that forgets in a restart which run has the place: it would end that run minutes later."""
+    settings = client.request("GET", "/admin/settings").json()
+    if settings["server"]["concurrency"]["lease_storage"] == f"{_LEASES}.memory":
+        logger.warning(
+            "%s keeps the leases of runs in memory: a restart of it ends the run that is at work. Start it with "
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=%s.filesystem.",
+            client.api_url,
+            _LEASES,
+        )
 
 
 def _read_definition(workspace: Workspace) -> dict[str, Any]:

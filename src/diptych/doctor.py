@@ -173,7 +173,7 @@ def _prefect(workspace: Workspace, params: Params) -> Finding:
 def _schedule(workspace: Workspace, params: Params) -> Finding:
     if not os.environ.get("PREFECT_API_URL"):
         return Finding("", "ok", "none: schedules need a Prefect server")
-    from diptych.deployment import RETRAIN, find_deployment, server
+    from diptych.deployment import RETRAIN, find_deployment, server, worker_command
     from diptych.schedules import read_schedule
 
     with server() as client:
@@ -184,9 +184,7 @@ def _schedule(workspace: Workspace, params: Params) -> Finding:
         workers = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
     found = read_schedule().render().partition("\n")[0].removeprefix("schedule").strip()
     if not workers:
-        return Finding(
-            "", "warning", f"{found}, but no worker is there to run it", f"`prefect worker start --pool {pool}`."
-        )
+        return Finding("", "warning", f"{found}, but no worker is there to run it", f"`{worker_command(pool)}`.")
     return Finding("", "ok", found)
 
 

@@ -7,12 +7,11 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from services import PATIENCE, Service, becomes_true
 from tiny_model import write_reports, write_tiny_model
 from waiting import dies
 
@@ -31,36 +31,8 @@ from diptych.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
-PATIENCE = 180.0
-"""Seconds that something may take on a busy machine."""
 WAITING = ["AwaitingConcurrencySlot"]
 pytestmark = pytest.mark.slow
-
-
-@dataclass
-class Service:
-    """A process with a log that may be started again."""
-
-    command: list[str]
-    folder: Path
-    log: Path
-    process: subprocess.Popen[bytes] | None = field(default=None)
-
-    def start(self, **environment: str) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, cwd=self.folder, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    def said(self) -> str:
-        """The end of its log."""
-        return self.log.read_text()[-5000:]
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        if self.process is not None:
-            self.process.send_signal(how)
-            self.process.wait(timeout=60)
-            self.process = None
 
 
 @dataclass(frozen=True)
@@ -71,20 +43,12 @@ class Server:
     service: Service
     client: SyncPrefectClient
 
-    def start(self) -> None:
-        self.service.start()
-        assert becomes_true(self.answers, PATIENCE), self.service.said()
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
-
     def trigger(self, times: int = 1) -> list[UUID]:
         deployment = self.client.read_deployment_by_name(RETRAIN).id
-        return [self.client.create_flow_run_from_deployment(deployment).id for _ in range(times)]
+        # Its stages compute nothing that could be judged.
+        parameters = {"promotion": "never"}
+        runs = [self.client.create_flow_run_from_deployment(deployment, parameters=parameters) for _ in range(times)]
+        return [run.id for run in runs]
 
     def states(self, runs: list[UUID]) -> list[State]:
         found = self.client.read_flow_runs(flow_run_filter=FlowRunFilter(id={"any_": runs}))
@@ -105,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}/api"
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: address}):
         keep_environment(patch)
@@ -117,12 +81,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
         # Workers take runs so long before their time: those who wait shorter are asked again without end.
         patch.setenv("PREFECT_WORKER_PREFETCH_SECONDS", "1")
-        service = Service([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port], folder, folder / "log")
+        command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        service = Service("prefect", folder, port, command, dict(os.environ), lambda: answers(address))
         with get_client(sync_client=True) as client:
-            one = Server(address, service, client)
             try:
-                one.start()
-                yield one
+                service.start()
+                yield Server(address, service, client)
             finally:
                 service.stop()
 
@@ -155,21 +119,20 @@ def runnable(
 
 @pytest.fixture
 def worker(server: Server, tmp_path: Path) -> Iterator[Service]:
-    """Not started yet, and in a folder that has nothing to do with the project."""
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    one = Service([PREFECT, "worker", "start", "--pool", "diptych"], folder, tmp_path / "worker.log")
+    """Not started yet, and in a folder that has nothing to do with the project; its runs sleep in `train`."""
+    (tmp_path / "elsewhere").mkdir()
+    command = [PREFECT, "worker", "start", "--pool", "diptych", "--limit", "2"]
+    one = Service("worker", tmp_path / "elsewhere", 0, command, {**os.environ, "SLEEP": "train"}, lambda: True)
     yield one
-    one.stop(signal.SIGKILL)
+    one.kill()
 
 
-def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 def is_training(project: Workspace) -> Callable[[], bool]:
@@ -182,7 +145,9 @@ def kill_run(project: Workspace) -> None:
     sleeping = project.root / "sleeping"
     holder = int(json.loads((project.local / "holder.json").read_text())["pid"])
     for process in (holder, int(sleeping.read_text())):
-        os.kill(process, signal.SIGKILL)
+        # A worker that was killed took them along.
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     assert dies(holder)
     sleeping.unlink()
 
@@ -193,12 +158,13 @@ def test_of_ten_triggers_one_trains_and_the_others_end_with_the_reason(
     deploy(runnable, Choices(when_busy="skip"))
     # None by schedule may come between.
     schedules.pause_schedule()
-    runs = server.trigger(10)
+    worker.environment = {**os.environ}
     worker.start()
+    runs = server.trigger(10)
 
-    assert becomes_true(lambda: all(state.is_final() for state in server.states(runs)), PATIENCE), worker.said()
+    assert becomes_true(lambda: all(state.is_final() for state in server.states(runs)), PATIENCE), worker.log[-5000:]
 
-    assert server.names(runs) == ["Cancelled"] * 9 + ["Completed"], worker.said()
+    assert server.names(runs) == ["Cancelled"] * 9 + ["Completed"], worker.log[-5000:]
     reasons = {state.message for state in server.states(runs) if state.is_cancelled()}
     assert reasons == {"Deployment concurrency limit reached."}
     assert (runnable.root / "ran.txt").read_text().split().count("train") == 1
@@ -211,20 +177,20 @@ def test_others_wait_and_a_run_that_is_killed_frees_its_place_even_with_its_work
     monkeypatch.setattr(automations, "SILENCE", 25)
     deploy(runnable, Choices())
     schedules.pause_schedule()
+    worker.start()
     runs = server.trigger(3)
-    worker.start(SLEEP="train")
-    assert becomes_true(is_training(runnable), PATIENCE), worker.said()
-    assert becomes_true(lambda: server.names(runs) == [*WAITING, *WAITING, "Running"], PATIENCE), worker.said()
+    assert becomes_true(is_training(runnable), PATIENCE), worker.log[-5000:]
+    assert becomes_true(lambda: server.names(runs) == [*WAITING, *WAITING, "Running"], PATIENCE), worker.log[-5000:]
 
     kill_run(runnable)
 
-    assert becomes_true(is_training(runnable), PATIENCE), worker.said()
+    assert becomes_true(is_training(runnable), PATIENCE), worker.log[-5000:]
     assert server.names(runs) == [*WAITING, "Crashed", "Running"]
 
-    worker.stop(signal.SIGKILL)
+    worker.kill()
     kill_run(runnable)
 
-    assert becomes_true(lambda: server.names(runs).count("Crashed") == 2, PATIENCE), server.service.said()
+    assert becomes_true(lambda: server.names(runs).count("Crashed") == 2, PATIENCE), server.service.log[-5000:]
     assert any("No sign of life" in (state.message or "") for state in server.states(runs))
     limit = server.client.read_deployment_by_name(RETRAIN).global_concurrency_limit
     assert limit is not None
@@ -236,12 +202,12 @@ def test_schedules_outlast_restarts_of_server_and_worker(server: Server, runnabl
     worker.start()
     schedules.set_schedule("0 5 * * 1", "Europe/Berlin")
     schedules.pause_schedule()
-    server.service.stop()
-    worker.stop(signal.SIGKILL)
-    server.start()
+    server.service.restart()
+    worker.kill()
+    worker.start()
 
     assert schedules.read_schedule().rules == ["0 5 * * 1 (Europe/Berlin)"]
     assert schedules.read_schedule().paused
     schedules.resume_schedule()
 
-    assert becomes_true(lambda: server.scheduled() > 0, PATIENCE), server.service.said()
+    assert becomes_true(lambda: server.scheduled() > 0, PATIENCE), server.service.log[-5000:]
