@@ -191,7 +191,9 @@ def test_where_the_branch_is_checked_out_it_is_left_alone(ran):
     assert f"the branch {BRANCH} is checked out here" in why
 
 
-def test_a_version_bears_the_commit_of_its_run(ran):
+def test_a_version_bears_the_commit_of_its_run(ran, monkeypatch):
+    monkeypatch.setattr(recording.dvc, "status", lambda workspace: {})
+
     tags = recorded_provenance(ran)
     assert (tags["git_sha"], tags["git_dirty"]) == (git(ran, "rev-parse", BRANCH), "false")
     assert "not_reproducible" not in tags
@@ -200,6 +202,17 @@ def test_a_version_bears_the_commit_of_its_run(ran):
     tags = recorded_provenance(ran)
     assert tags["git_dirty"] == "true"
     assert tags["not_reproducible"] == "made with uncommitted changes of new.py"
+
+
+def test_a_version_of_code_that_was_changed_and_committed_since_is_not_reproducible(ran):
+    commit(ran.root)
+
+    tags = recorded_provenance(ran)
+
+    assert tags["git_dirty"] == "true"
+    assert tags["not_reproducible"] == (
+        "made by other code, data or parameters: baselines, controls, evaluate and 3 more changed"
+    )
 
 
 @pytest.fixture

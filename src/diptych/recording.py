@@ -72,6 +72,8 @@ def recorded_provenance(workspace: Workspace) -> dict[str, str]:
     from it, not_reproducible, which tells why.
     """
     run = record_run(workspace)
+    if run.reproducible and (stages := _behind(workspace)):
+        run = run._replace(reproducible=False, why=f"made by other code, data or parameters: {_listed(stages)} changed")
     tags = provenance(workspace) | {"git_sha": run.sha}
     if run.sha != UNKNOWN:
         tags["git_dirty"] = str(not run.reproducible).lower()
@@ -154,6 +156,13 @@ def other_changes(workspace: Workspace) -> list[str]:
     options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
     answer = git(workspace.root, "status", *options, "--", ".", *(f":(exclude){name}" for name in RECORDED))
     return [entry[3:] for entry in answer.split("\0") if entry]
+
+
+def _behind(workspace: Workspace) -> list[str]:
+    """Stages that would run now: what was made is not what this commit makes."""
+    if not (workspace.root / ".dvc").is_dir():
+        return []
+    return sorted(dvc.status(workspace))
 
 
 def _listed(paths: list[str], first: int = 3) -> str:

@@ -12,6 +12,7 @@ COMPARED = ["data", "params", "dvc.lock", "package", "weights", "metrics"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_version_of_the_real_chain_is_made_again_to_the_bit(chain: Clone, tmp_path: Path) -> None:
     clone = chain.copy(tmp_path / "copy")
     clone.command("dvc", "remove", "data.dvc")
