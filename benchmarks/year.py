@@ -106,16 +106,16 @@ def package_problem(model: RegisteredModel, number: str) -> str:
 def reproduce(project: Project, number: str) -> Check:
     """A version made again from its tags alone."""
     began = time.monotonic()
+    claim = f"version {number} is made again in {project.root.name}, to the bit"
     said = project.run("diptych", "reproduce", number, "--json", fails=True)
-    verdict = json.loads(said) if said.strip() else {"identical": False, "findings": []}
+    if not said.startswith("{"):
+        return Check(claim, False, said[-1000:])
+    verdict = json.loads(said)
     same = [one["what"] for one in verdict["findings"] if one["identical"]]
-    seconds = time.monotonic() - began
-    say(f"version {number} in {project.root.name}: {'identical' if verdict['identical'] else 'NOT identical'}")
-    return Check(
-        f"version {number} is made again in {project.root.name}, to the bit",
-        verdict["identical"] and "weights" in same,
-        f"{seconds:.0f} s; identical: {', '.join(same)}",
-    )
+    holds = verdict["identical"] and "weights" in same
+    found = f"{time.monotonic() - began:.0f} s; identical: {', '.join(same)}"
+    say(f"{'ok' if holds else 'NOT SO'}: {claim} ({found})")
+    return Check(claim, holds, found)
 
 
 def reproduce_all(running: Stack, model: RegisteredModel) -> list[Check]:

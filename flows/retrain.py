@@ -72,7 +72,8 @@ def retrain(
             publish(workspace)
             happened |= register_model(workspace)
             share(workspace)
-            happened["decision"] = decide(workspace, happened["version"]["version"], promotion, taken)
+            happened["decision"] = decide(workspace, happened["version"]["version"], promotion)
+        tell_history(workspace, taken)
         summarize(happened)
         return happened
 
@@ -165,9 +166,8 @@ def share(workspace: Workspace) -> None:
 
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, persist_result=False)
-def decide(workspace: Workspace, number: str, promotion: Promotion, taken: Sequence[Taken]) -> dict[str, Any]:
+def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
     """The gate's word on the version, and its promotion, if that is wanted; the champion afterwards."""
-    from diptych.inbox.ledger import tell_history
     from diptych.pages import show_decision
     from diptych.registry.lifecycle import consider, needs_decision
     from diptych.registry.promotion import mend
@@ -176,7 +176,6 @@ def decide(workspace: Workspace, number: str, promotion: Promotion, taken: Seque
     params = load_params(workspace.params)
     model = RegisteredModel.of(workspace, params)
     mend(model)
-    tell_history(model, taken)
     version = model.find(number)
     outcome, why = "not asked", ""
     if needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
@@ -186,6 +185,16 @@ def decide(workspace: Workspace, number: str, promotion: Promotion, taken: Seque
         outcome, why = considered.outcome, considered.why
     champion = model.champion()
     return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
+
+
+@task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)
+def tell_history(workspace: Workspace, taken: Sequence[Taken]) -> None:
+    """Drops that brought nothing, in the model's history: of runs that train nothing too."""
+    from diptych.inbox import ledger
+    from diptych.registry.registered_model import RegisteredModel
+
+    if any(one.outcome != "taken" for one in taken):
+        ledger.tell_history(RegisteredModel.of(workspace, load_params(workspace.params)), taken)
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)

@@ -37,7 +37,7 @@ class Project:
     environment: Mapping[str, str]
 
     def run(self, *command: str, fails: bool = False) -> str:
-        """What a command prints.
+        """What a command prints; where it `fails` and prints nothing, its errors.
 
         Raises:
             CommandError: it fails, and it may not (`fails`).
@@ -47,7 +47,7 @@ class Project:
         )
         if done.returncode and not fails:
             raise CommandError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"[-6000:])
-        return done.stdout
+        return done.stdout or (done.stderr if fails else "")
 
     def diptych(self, *arguments: str) -> str:
         """As a person types it. Raises as `run`."""

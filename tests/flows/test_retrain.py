@@ -11,8 +11,12 @@ from prefect.testing.utilities import prefect_test_harness
 from tiny_model import write_reports, write_tiny_model
 
 from diptych.cli import _load_flow
+from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.inbox.ledger import Taken
 from diptych.processes import holding
+from diptych.registry.history import history
+from diptych.registry.registered_model import RegisteredModel
 from diptych.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +156,18 @@ def test_of_a_progress_bar_one_state_is_shown_now_and_then(module):
         say(line)
 
     assert said == ["start", "train: 10%|█", "epoch 1"]
+
+
+def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
+    retrain, module, chain_that_ran, monkeypatch
+):
+    refused = Taken("january", "refused", "7 of its 9 new images are bad")
+    monkeypatch.setattr(module, "look_into_inbox", lambda workspace, inbox: [refused])
+    stages = dict.fromkeys(STAGES, "not needed")
+    monkeypatch.setattr(module, "run_stages", lambda workspace, taken, force: (["There is no reason."], stages))
+
+    happened = retrain()
+
+    model = RegisteredModel.of(chain_that_ran, Params())
+    assert "version" not in happened
+    assert [(event.action, event.why) for event in history(model)] == [("drop refused", refused.describe())]
