@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -227,6 +229,8 @@ def show(summary: dict[str, Any]) -> None:
 
 def main() -> None:
     options = parse_options()
+    # The servers are processes of their own, which end with the blocks that began them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with chosen_folder(options.folder) as folder:
         summary = live(options, folder)
     show(summary)
