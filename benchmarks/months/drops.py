@@ -97,18 +97,18 @@ def drop(inbox: Path, month: Month) -> Path:
     return table.rename(folder / "captions.csv")
 
 
-def make_pictures(month: Month) -> list[Picture]:
-    """By the number of the month alone."""
+def make_pictures(month: Month, *, spoilt: bool = True) -> list[Picture]:
+    """By the number of the month alone; not `spoilt`: as they were before whatever is wrong with them."""
     if month.kind == "identical":
         return make_pictures(YEAR[1])
     counts = {"drifted": DRIFTED, "wrong captions": WRONG}.get(month.kind, NORMAL)
     pictures = _scenes(1000 + month.number, counts)
-    if month.kind == "corrupt":
+    if month.kind == "corrupt" and spoilt:
         # As many as a broken transfer leaves behind: far above what may be set aside.
         return [one._replace(content=one.content[:-200]) if at % 3 == 0 else one for at, one in enumerate(pictures)]
-    if month.kind == "drifted":
+    if month.kind == "drifted" and spoilt:
         return [one._replace(content=_inverted(one.content), captions=_foreign(one.captions)) for one in pictures]
-    if month.kind == "wrong captions":
+    if month.kind == "wrong captions" and spoilt:
         return _shuffled(pictures)
     return pictures
 
