@@ -95,13 +95,13 @@ def test_prefect_keeps_everything_in_postgresql_and_its_leases_on_the_disk(progr
     assert said["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
 
 
-def test_a_worker_runs_one_run_at_a_time_from_the_pool_it_is_given(programs: Path) -> None:
+def test_a_worker_takes_one_run_more_than_can_work_from_the_pool_it_is_given(programs: Path) -> None:
     for pool, variables in (("diptych", {}), ("other", {"DIPTYCH_POOL": "other"})):
         _, said, _ = started(programs, "worker.sh", **ON, **variables)
         words = said["ARGUMENTS"].split()
         assert words[:3] == ["prefect", "worker", "start"]
         assert ("--pool", pool) in pairwise(words)
-        assert ("--limit", "1") in pairwise(words)
+        assert ("--limit", "2") in pairwise(words)
 
 
 def test_a_command_is_run_as_a_client_of_the_servers(programs: Path) -> None:

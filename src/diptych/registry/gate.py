@@ -224,8 +224,8 @@ def _package(
         # What may be otherwise in an hour is no decision, unless a person wants one.
         if not unfetched:
             raise DiptychError(
-                f"{error} Run again when the artifact store answers; if the package is gone for good, `diptych rollback` "
-                "goes back to an earlier champion, and `diptych promote --force --reason TEXT` does without comparing."
+                f"{error} Run again when the artifact store answers; if the package is gone for good, `diptych "
+                "rollback` goes back to an earlier champion, and `diptych promote --force --reason TEXT` does without."
             ) from None
         checks.append(Check(name, False, str(error)))
         return None
