@@ -63,9 +63,10 @@ def test_every_output_is_cached_and_every_stage_described():
 
 
 def test_the_deployment_runs_one_at_a_time_on_a_schedule():
-    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
-    assert (ROOT / deployment["entrypoint"].partition(":")[0]).is_file()
+    assert all((ROOT / one["entrypoint"].partition(":")[0]).is_file() for one in deployments)
+    deployment = deployments[0]
     assert deployment["concurrency_limit"]["limit"] == 1
     assert deployment["schedules"][0]["cron"]
 

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
-import mlflow
-import pandas as pd
 import psutil
 import pytest
 import services
@@ -40,6 +39,13 @@ class Stack(NamedTuple):
     s3: Service
     mlflow: Service
     prefect: Service
+
+
+EMBED = """
+import sys, mlflow, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(len(model.predict(pd.DataFrame({"text": ["a red circle"]}))["embedding"][0]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +78,12 @@ def test_a_version_outlasts_a_kill_of_the_server_and_its_package_loads_back(stac
     stack.mlflow.start()
 
     again = register(trained, Params())
-    model = mlflow.pyfunc.load_model(version.uri)
-    found = model.predict(pd.DataFrame({"text": ["a red circle"]}))
+    # In a process of its own: it would leave this one with its own modules for the project's.
+    command = [sys.executable, "-W", "ignore", "-c", EMBED, version.uri]
+    found = subprocess.run(command, cwd=trained.root, capture_output=True, text=True, check=True).stdout
     assert (version.version, version.created, version.aliases) == ("1", True, ["challenger"])
     assert again.to_json() == {**version.to_json(), "created": False}
-    assert len(found["embedding"][0]) > 0
+    assert int(found.splitlines()[-1]) > 0
     assert any(name.endswith("model.safetensors") for name in objects(stack, "mlflow"))
 
 
