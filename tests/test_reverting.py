@@ -12,6 +12,7 @@ from diptych import dvc
 from diptych.cli import main
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.inbox.taking import recover
 from diptych.recording import record_run
 from diptych.reverting import commit_of, revert_dataset
 from diptych.workspace import Workspace
@@ -135,3 +136,16 @@ def test_the_command_says_what_data_is_now(grown, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert ended.value.code == 0
     assert f"data/ is version {dvc.dataset_version(grown)[:12]}, which commit {head(grown)[:10]} records" in said
+
+
+def test_a_taking_that_was_ended_does_not_undo_it_later(grown, monkeypatch):
+    monkeypatch.chdir(grown.root)
+    before = {"data.dvc": (grown.root / "data.dvc").read_text(), "dvc.lock": None}
+    grown.local.mkdir(exist_ok=True)
+    (grown.local / "taking.json").write_text(json.dumps(before))
+
+    with pytest.raises(SystemExit):
+        main(["data", "revert", "--to", "HEAD"])
+
+    assert not recover(grown)
+    assert captions(grown)["info"] == {}

@@ -126,6 +126,7 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
     workspace = enter()
     from diptych import reverting
     from diptych.config import load_params
+    from diptych.inbox.taking import recover
     from diptych.processes import holding
 
     trained = None
@@ -133,6 +134,7 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
         trained, commit = reverting.commit_of(workspace, load_params(workspace.params), version)
     assert commit is not None
     with holding(workspace, "diptych data revert"):
+        recover(workspace)
         reverted = reverting.revert_dataset(workspace, commit)
     if as_json:
         click.echo(json.dumps(reverted._asdict(), indent=2))
