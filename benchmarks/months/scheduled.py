@@ -17,6 +17,8 @@ SCHEDULER = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
 _ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _PATIENCE = 3600.0
 """Seconds that a run may take."""
+_ATTEMPTS = 4
+"""A busy machine may take a minute to answer."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,15 @@ class Retraining:
         )
 
     def _ask(self, path: str, body: Any = None) -> Any:
+        """What the API answers; nothing that is asked here changes anything, so it may be asked again."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self._api}{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)
+        for attempt in range(_ATTEMPTS):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return json.load(response)
+            except OSError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(5)
+        raise AssertionError
