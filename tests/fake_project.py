@@ -20,7 +20,7 @@ stages:
   validate:
     cmd: exec python stage.py validate
     deps: [data, stage.py]
-    outs: [reports/validation.json]
+    outs: [reports/quarantine.csv, reports/validation.json]
   preprocess:
     cmd: exec python stage.py preprocess
     deps: [data]
@@ -60,8 +60,9 @@ if name == "validate":
     failed = {"table": "images", "expectation": "unique", "column": "image_id", "success": False, "failed": 1}
     holds = {**failed, "success": True}
     (here / "reports/validation.json").write_text(
-        json.dumps({"images": counts, "captions": counts, "expectations": [failed, holds]})
+        json.dumps({"images": counts, "captions": counts, "expectations": [failed, holds], "failures": []})
     )
+    (here / "reports/quarantine.csv").write_text("kind,id,file,reason\\n")
 elif name == "preprocess":
     (here / "artifacts/prepared").write_text("prepared")
 elif name in ("baselines", "controls"):
@@ -82,7 +83,7 @@ def keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """This Python's programs are found, and what `diptych` sets in its environment ends with `monkeypatch`."""
     for name in (HOLDER, "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("PATH", "PREFECT_HOME", *environment.DEFAULTS):
+    for name in ("PATH", "PREFECT_HOME", "TORCHINDUCTOR_CACHE_DIR", *environment.DEFAULTS):
         # Set and then deleted, so that monkeypatch knows the value to bring back, even if that is none.
         before = os.environ.get(name)
         monkeypatch.setenv(name, before or "")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -151,6 +152,49 @@ def test_what_a_killed_run_left_running_is_ended_by_the_next(tmp_path, monkeypat
     assert (code, other.poll()) == (-signal.SIGKILL, None)
     other.kill()
     other.wait()
+
+
+def test_temporary_files_of_a_holder_and_its_children_end_with_it(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    before = tempfile.gettempdir(), os.environ.get("TMPDIR")
+    code = "import tempfile; print(tempfile.mkdtemp())"
+
+    with holding(Workspace(tmp_path), "diptych run"):
+        own = Path(tempfile.mkdtemp())
+        childs = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
+        assert own.parent == childs.parent == Path(tempfile.gettempdir())
+
+    assert not own.parent.exists()
+    assert (tempfile.gettempdir(), os.environ.get("TMPDIR")) == before
+
+
+def test_temporary_files_of_a_killed_holder_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    code = (
+        "import os, signal, sys, tempfile; from pathlib import Path; from diptych.workspace import Workspace\n"
+        "from diptych.processes import holding\n"
+        "with holding(Workspace(Path(sys.argv[1])), 'x'):\n"
+        "    print(tempfile.mkdtemp(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+
+    with holding(Workspace(tmp_path), "diptych run"):
+        assert not left.parent.exists()
+    assert not (tmp_path / ".diptych" / "temporary").is_symlink()
+
+
+def test_a_link_that_leads_elsewhere_is_removed_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    (tmp_path / ".diptych").mkdir()
+    (tmp_path / "diptych-mine").mkdir()
+    (tmp_path / ".diptych" / "temporary").symlink_to(tmp_path / "diptych-mine")
+
+    with holding(Workspace(tmp_path), "diptych run"):
+        pass
+
+    assert (tmp_path / "diptych-mine").is_dir()
 
 
 def test_a_launcher_that_is_missing_is_named(monkeypatch):

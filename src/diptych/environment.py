@@ -30,6 +30,8 @@ DEFAULTS = {
     # An unreachable MLflow server must cost seconds, not the minutes of seven retries.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Beside a server it prints where a run can be looked at, also where stdout is for JSON.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -55,6 +57,8 @@ def prepare(root: Path) -> None:
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
+    # What torch.compile has made is good for the next run too; its default lies among the temporary files of this one.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".diptych" / "torchinductor"))
     here = str(Path(sys.executable).parent)
     paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if paths[0] != here:

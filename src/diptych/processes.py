@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ HOLDER = "DIPTYCH_HOLDER"
 _LAUNCHED = "DIPTYCH_LAUNCHED"
 """Environment variable of what `launch` has started: a launcher that passes on no ranks would start itself forever."""
 
+_TEMPORARY = "diptych-"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -91,7 +93,7 @@ def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
     """Holds the workspace while the block runs, unless the run that started this process holds it already.
 
     What a killed run has left running in the workspace (Prefect's own server; where the kernel does not help, a stage)
-    is ended first.
+    is ended first, and its temporary files are removed.
 
     Raises:
         DiptychError: another run holds the workspace; the message says which.
@@ -103,9 +105,42 @@ def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
         _end_leftovers(workspace.root)
         os.environ[HOLDER] = f"{os.getpid()}:{workspace.root}"
         try:
-            yield
+            with _temporary_files(workspace):
+                yield
         finally:
             del os.environ[HOLDER]
+
+
+@contextmanager
+def _temporary_files(workspace: Workspace) -> Iterator[None]:
+    """What this process and its children put into temporary files while the block runs is in one folder.
+
+    A kill leaves it, with packages of models in it, to the next holder, who finds it by a link. It is not in the
+    workspace itself, because the path of a socket may have 107 bytes at most.
+    """
+    link = workspace.local / "temporary"
+    _remove_temporary(link)
+    before = os.environ.get("TMPDIR"), tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix=_TEMPORARY)
+    link.symlink_to(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        if before[0] is not None:
+            os.environ["TMPDIR"] = before[0]
+        tempfile.tempdir = before[1]
+        _remove_temporary(link)
+
+
+def _remove_temporary(link: Path) -> None:
+    """The link, and what it leads to, if that is what `_temporary_files` makes."""
+    if link.is_symlink():
+        folder = link.readlink()
+        if folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(_TEMPORARY):
+            shutil.rmtree(folder, ignore_errors=True)
+        link.unlink()
 
 
 def stream(
