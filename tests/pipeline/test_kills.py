@@ -1,0 +1,141 @@
+"""A run is killed between two of its steps; the next one leaves everything as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from dropping import photos, write_drop
+from fake_project import PARAMS, commit, keep_environment, run
+from killed_run import Runs
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+from tiny_model import write_reports, write_tiny_model
+
+from diptych import dvc
+from diptych.config import Params
+from diptych.data.captions import read_dataset
+from diptych.git import git
+from diptych.registry.claim import PREFIX as CLAIMS
+from diptych.registry.history import history
+from diptych.registry.provenance import model_digests
+from diptych.registry.registered_model import RegisteredModel
+from diptych.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+class Place(NamedTuple):
+    """A project whose next model is trained and not registered yet, and runs in it."""
+
+    workspace: Workspace
+    runs: Runs
+
+    @property
+    def model(self) -> RegisteredModel:
+        return RegisteredModel.of(self.workspace, Params())
+
+    def run(self, moment: str = "", inbox: str | None = None) -> dict[str, object]:
+        return self.runs.run(self.workspace.root, moment, inbox)
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """A server of Prefect, and the program that runs flows."""
+    with prefect_test_harness(server_startup_timeout=120), pytest.MonkeyPatch.context() as patch:
+        keep_environment(patch)
+        runs = Runs({**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())})
+        yield runs
+        runs.end()
+
+
+@pytest.fixture(scope="module")
+def _second(_project: Path, mlflow_store: Path, runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with such a project, whose first model is champion, and its remotes."""
+    folder = tmp_path_factory.mktemp("second")
+    root = folder / "project"
+    shutil.copytree(_project, root)
+    write_tiny_model(root / "trained")
+    write_reports(root / "trained-reports")
+    run("dvc", "remote", "add", "--default", "store", "../dvc-remote", cwd=root)
+    run("git", "init", "--quiet", "--bare", "../runs.git", cwd=root)
+    (root / "params.yaml").write_text(PARAMS.replace("git_remote: null", "git_remote: ../runs.git"))
+    commit(root)
+    (root / ".diptych").mkdir()
+    shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
+    assert runs.run(root)["decision"]["outcome"] == "promoted"
+    shutil.rmtree(root / "trained")
+    write_tiny_model(root / "trained", seed=1)
+    (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("seed: 0", "seed: 1"))
+    run("dvc", "repro", "--quiet", cwd=root)
+    return folder
+
+
+@pytest.fixture
+def place(_second: Path, runs: Runs, tmp_path: Path) -> Place:
+    shutil.copytree(_second, tmp_path / "second")
+    return Place(Workspace(tmp_path / "second" / "project"), runs)
+
+
+def is_whole(place: Place, tmp_path: Path) -> None:
+    """The second model is registered once, and champion; the first is what was before it; nothing else is left."""
+    root, model = place.workspace.root, place.model
+    assert model.numbers() == ["1", "2"]
+    assert model.aliases() == {"challenger": "2", "champion": "2", "previous-champion": "1"}
+    for number in model.numbers():
+        (folder := tmp_path / f"version-{number}").mkdir()
+        model.download(model.find(number), folder)
+    tags = model.find("2").tags
+    assert model_digests(place.workspace.model).items() <= tags.items()
+    assert "not_reproducible" not in tags
+    moves = [(event.origin, event.target) for event in history(model) if event.moves]
+    assert moves[0] == (None, "1")
+    assert [origin for origin, _ in moves[1:]] == [target for _, target in moves[:-1]]
+    assert moves[-1][1] == "2"
+    assert not [key for key in model.client.get_registered_model(model.name).tags if key.startswith(CLAIMS)]
+    assert dvc.status(place.workspace) == {}
+    assert dvc.status(place.workspace, "--cloud") == {}
+    assert git(root, "rev-parse", "diptych/runs") == git(root / "../runs.git", "rev-parse", "diptych/runs")
+    changed = {line[3:] for line in git(root, "status", "--porcelain", "--untracked-files=all").splitlines()}
+    assert changed <= {"data.dvc", "dvc.lock", "params.yaml"}
+    assert not [path for path in root.rglob("*") if path.name.startswith(".") and path.suffix in (".tmp", ".old")]
+    assert not (root / ".diptych" / "taking.json").exists()
+    assert not (root / ".diptych" / "holder.json").exists()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "the version",
+        "the alias challenger",
+        "sending to the DVC remote",
+        "sending to the git remote",
+        "the promotion",
+        "the event",
+        "the alias champion",
+        "the alias previous-champion",
+    ],
+)
+def test_a_run_that_is_killed_before_it_sets_is_made_whole_by_the_next(place, tmp_path, moment):
+    assert place.run(moment) == {"signal": signal.SIGKILL}
+
+    place.run()
+
+    is_whole(place, tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["the import of a drop", "the judgement of a drop", "the end of the taking"])
+def test_a_drop_whose_taking_is_killed_is_taken_by_the_next_run(place, tmp_path, moment):
+    write_drop(tmp_path / "inbox" / "monday", photos(1, 2, 3))
+    assert place.run(moment, str(tmp_path / "inbox")) == {"signal": signal.SIGKILL}
+
+    told = place.run("", str(tmp_path / "inbox"))
+
+    assert [line.split()[1] for line in told["inbox"]] == ["monday"]
+    assert len(read_dataset(place.workspace.data).images) == 3
+    is_whole(place, tmp_path)
