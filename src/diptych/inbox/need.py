@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diptych.config import Params
+from diptych.errors import DiptychError
 from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
 from diptych.inbox.drift import Drift, compare
 from diptych.inbox.ledger import Taken
 from diptych.inbox.profile import Profile, make_profile, new_images, profile_of_run
-from diptych.registry.registered_model import RegisteredModel, Version, model_folder
+from diptych.registry.registered_model import RegisteredModel, Version, explained, model_folder
 from diptych.workspace import Workspace
 
 
@@ -28,16 +29,25 @@ class Need(NamedTuple):
 def need_to_train(workspace: Workspace, params: Params, taken: Sequence[Taken], status: Mapping[str, Any]) -> Need:
     """Compares the accepted pairs with those of the champion; the validate stage has run.
 
+    A champion that cannot be looked at is a reason: to train once too often costs less than to wait for who looks.
+
     Args:
         taken: what became of the drops of this run.
         status: what differed from the last results: `dvc.status`, not empty.
-
-    Raises:
-        DiptychError: MLflow does not answer.
     """
+    try:
+        return _compare_with_champion(workspace, params, taken, status)
+    except DiptychError as error:
+        return Need([f"It is not known what is new since the champion: {error}"])
+
+
+def _compare_with_champion(
+    workspace: Workspace, params: Params, taken: Sequence[Taken], status: Mapping[str, Any]
+) -> Need:
     model = RegisteredModel.of(workspace, params)
     champion = model.champion() if model.exists() else None
-    reference = profile_of_run(model.client, champion.run_id) if champion else None
+    with explained(model.uri):
+        reference = profile_of_run(model.client, champion.run_id) if champion else None
     changed = changed_beyond_data(status)
     if champion is None or reference is None:
         return Need(reasons_to_train(taken, None, changed, None, params))

@@ -1,0 +1,49 @@
+"""A champion that cannot be looked at keeps no run from training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from versions import crown, make_version, open_registry, package_of
+
+from diptych.config import Params
+from diptych.inbox import need
+from diptych.inbox.need import need_to_train
+from diptych.registry.registered_model import RegisteredModel
+from diptych.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "project")
+
+
+@pytest.fixture
+def model(workspace: Workspace, mlflow_store: Path, tmp_path: Path, monkeypatch) -> RegisteredModel:
+    """With a champion, since which there are new images."""
+    model = open_registry(workspace, mlflow_store)
+    make_version(model, tmp_path)
+    crown(model, "1")
+    monkeypatch.setattr(need, "profile_of_run", lambda client, run_id: SimpleNamespace(images=10))
+    monkeypatch.setattr(need, "new_images", lambda workspace, params, reference: [1])
+    return model
+
+
+def test_an_mlflow_that_does_not_answer_is_a_reason(workspace, model, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    found = need_to_train(workspace, Params(), [], {})
+
+    assert found.reasons[0].startswith("It is not known what is new since the champion: MLflow at http://127.0.0.1:9")
+
+
+def test_a_champion_whose_package_is_gone_is_a_reason(workspace, model):
+    shutil.rmtree(package_of(model, model.find("1")))
+
+    found = need_to_train(workspace, Params(), [], {})
+
+    assert "since the champion: diptych version 1: its package is gone or damaged" in found.reasons[0]
