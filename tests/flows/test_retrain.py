@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_project import keep_environment
+from fake_project import keep_environment, run
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from tiny_model import write_reports, write_tiny_model
 
+from diptych import dvc, recording
 from diptych.cli import _load_flow
 from diptych.config import Params
 from diptych.errors import DiptychError
@@ -171,3 +172,35 @@ def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
     model = RegisteredModel.of(chain_that_ran, Params())
     assert "version" not in happened
     assert [(event.action, event.why) for event in history(model)] == [("drop refused", refused.describe())]
+
+
+def test_without_mlflow_the_model_is_trained_and_kept_and_the_next_run_registers_it(retrain, chain, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        said = r"MLflow at http://127\.0\.0\.1:9 says: .* The trained model is kept, and is no version yet: run again"
+        with pytest.raises(DiptychError, match=said):
+            retrain()
+    assert ran(chain) == STAGES
+
+    happened = retrain()
+
+    assert happened["stages"] == dict.fromkeys(STAGES, "reused")
+    assert (happened["version"]["version"], happened["version"]["created"]) == ("1", True)
+
+
+def test_a_dvc_remote_that_is_not_reached_is_a_warning_and_the_next_run_sends(
+    retrain, chain_that_ran, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(recording, "WAITS", ())
+    run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"), cwd=chain_that_ran.root)
+    # What is to be a folder is a file.
+    (tmp_path / "store").touch()
+
+    assert retrain()["version"]["version"] == "1"
+
+    assert "the DVC remote was not reached: " in caplog.text
+    assert "`dvc push` sends what is missing" in caplog.text
+    (tmp_path / "store").unlink()
+    retrain()
+    assert dvc.status(chain_that_ran, "--cloud") == {}

@@ -1,5 +1,6 @@
 """Weights become a version once, whole, and loadable by whoever has the packages it lists."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tiny_model import write_tiny_model
@@ -21,6 +23,7 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.registry.gate import answer_time
 from diptych.registry.register import flat_metrics, register
+from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import TrackedRun, connect
 from diptych.workspace import Workspace
 
@@ -249,6 +252,30 @@ def test_a_registration_that_was_killed_is_made_whole_by_the_next(trained, monke
 
     assert versions(trained) == ["1"]
     assert (version.version, challenger(trained)) == ("1", "1")
+
+
+@pytest.mark.parametrize("what", ["reports", "package"])
+def test_a_disk_that_is_full_leaves_no_version_and_the_next_registration_is_whole(trained, tmp_path, monkeypatch, what):
+    store = LocalArtifactRepository.log_artifacts
+
+    def fail_halfway(self, local_dir, artifact_path=None):
+        if (Path(local_dir) / "MLmodel").exists() == (what == "package"):
+            target = Path(self.artifact_dir) / (artifact_path or "")
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "half").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), local_dir)
+        store(self, local_dir, artifact_path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        patch.setattr(LocalArtifactRepository, "log_artifacts", fail_halfway)
+        register(trained, Params())
+    assert versions(trained) == []
+
+    register(trained, Params())
+
+    assert (versions(trained), challenger(trained)) == (["1"], "1")
+    model = RegisteredModel.of(trained, Params())
+    assert model.download(model.find("1"), tmp_path).is_dir()
 
 
 @pytest.mark.parametrize("before", [None, "http://mine"])

@@ -33,6 +33,8 @@ from diptych.registry.tracking import (
 )
 from diptych.workspace import Workspace
 
+KEPT = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
+
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +78,7 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
     metrics = _read_metrics(workspace)
     if "weights_sha256" not in tags:
         raise DiptychError(f"{workspace.model} holds no trained model yet: run `diptych run`.")
-    with explained(tracking_uri(workspace, params)):
+    with explained(tracking_uri(workspace, params), KEPT):
         client, experiment = connect(workspace, params)
         name = params.register_.model_name
         known = find_version(client, name, tags["model_sha256"])

@@ -232,8 +232,8 @@ def model_folder(package: Path) -> Path:
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """MLflow's errors at `uri`, told without its secrets.
+def explained(uri: str, mend: str = "") -> Iterator[None]:
+    """MLflow's errors at `uri`, told without its secrets, and how to `mend` what they leave.
 
     Raises:
         DiptychError: MLflow refuses, does not answer, or its store is damaged.
@@ -241,7 +241,7 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise DiptychError(f"MLflow at {without_secret(uri)} says: {reason(error, uri)}") from error
+        raise DiptychError(f"MLflow at {without_secret(uri)} says: {reason(error, uri)}{mend}") from error
     except OperationalError:
         # A full disk, for one; the command line knows how to say that.
         raise
