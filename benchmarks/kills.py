@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -276,6 +277,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the rounds as JSON")
     options = parser.parse_args()
     begun = time.monotonic()
+    # So that the servers end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

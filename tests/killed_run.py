@@ -128,20 +128,12 @@ MOMENTS = {
     "the version": _kill_at("mlflow:MlflowClient", "create_model_version"),
     "the alias challenger": _kill_at("mlflow:MlflowClient", "set_registered_model_alias"),
     "sending to the DVC remote": _kill_at("diptych.dvc", "push"),
-    "sending to the git remote": _kill_at("diptych.recording", "_push"),
     "the promotion": _kill_at("diptych.registry.lifecycle", "promote"),
-    "the event": _kill_at("diptych.registry.promotion", "record"),
+    # The event has been written down.
     "the alias champion": _kill_at(
         "diptych.registry.registered_model:RegisteredModel", "point", lambda model, alias, version: alias == "champion"
     ),
-    "the alias previous-champion": _kill_at(
-        "diptych.registry.registered_model:RegisteredModel",
-        "point",
-        lambda model, alias, version: alias == "previous-champion",
-    ),
-    "the import of a drop": _kill_at("diptych.inbox.taking", "_import"),
     "the judgement of a drop": _kill_at("diptych.inbox.taking", "_judge"),
-    "the end of the taking": _kill_at("diptych.inbox.taking", "note"),
 }
 """What the run is about to do when it is killed."""
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,17 @@ def quick(monkeypatch):
 
 def published(workspace: Workspace, remote: str | None = None) -> list[str]:
     return publish_run(workspace, Params.model_validate({"retrain": {"git_remote": remote}}), lambda line: None)
+
+
+@pytest.mark.parametrize(("seconds", "recorded"), [(120, True), (0, False)])
+def test_a_lock_on_the_branch_is_removed_where_the_git_behind_it_was_killed(ran, monkeypatch, seconds, recorded):
+    monkeypatch.setattr(recording, "_ATTEMPTS", 2)
+    lock = ran.root / ".git" / "refs" / "heads" / f"{BRANCH}.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    os.utime(lock, (time.time() - seconds,) * 2)
+
+    assert record_run(ran).reproducible is recorded
 
 
 def test_without_remotes_nothing_is_sent(ran):

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ RECORDED = ("data.dvc", "dvc.lock", "params.yaml")
 """What a run changes, or is started with."""
 WAITS = (1.0, 4.0)
 """Seconds before another attempt to reach a remote."""
+STALE = 60.0
+"""Seconds after which nobody stands behind a lock on the branch any more: git holds it for milliseconds."""
 
 _REF = f"refs/heads/{BRANCH}"
 _THEIRS = "refs/diptych/theirs"
@@ -117,6 +120,7 @@ def _commit(workspace: Workspace, head: str, tree: str) -> str:
     """The branch's new last commit, or the present one where it is this tree upon HEAD already."""
     if git_or_empty(workspace.root, "symbolic-ref", "--quiet", "HEAD") == _REF:
         raise GitError(f"the branch {BRANCH} is checked out here: `git switch` to another")
+    _remove_stale_lock(workspace)
     for attempt in range(_ATTEMPTS):
         tip = _tip(workspace)
         if tip and _tree_of(workspace, tip) == tree and _contains(workspace, tip, head):
@@ -129,6 +133,14 @@ def _commit(workspace: Workspace, head: str, tree: str) -> str:
                 raise
             time.sleep(0.05 * attempt)
     raise AssertionError
+
+
+def _remove_stale_lock(workspace: Workspace) -> None:
+    """Of a git that was killed while it moved the branch: it would keep every later run from being recorded."""
+    lock = workspace.root / git(workspace.root, "rev-parse", "--git-path", f"{_REF}.lock")
+    with suppress(FileNotFoundError):
+        if time.time() - lock.stat().st_mtime > STALE:
+            lock.unlink()
 
 
 def _advance(workspace: Workspace, tree: str, parents: list[str], tip: str, message: str) -> str:
