@@ -57,6 +57,7 @@ def retrain(
         DiptychError: a stage failed, with the stage's own message; another run holds the workspace.
     """
     workspace = enter()
+    get_run_logger().info("run %s", flow_run.id)
     with holding(workspace, "the retrain flow"):
         if preset:
             use_preset(workspace, preset)
