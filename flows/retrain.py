@@ -65,8 +65,8 @@ def retrain(
         load_params(workspace.params)
         dvc.mend(workspace)
         taken = look_into_inbox(workspace, inbox)
-        data = bring_data(workspace)
-        why, stages = run_stages(workspace, taken, force)
+        data, changed = bring_data(workspace)
+        why, stages = run_stages(workspace, taken, changed, force)
         told = [one.describe() for one in taken]
         happened: dict[str, Any] = {"data": data, "inbox": told, "why": why, "stages": stages}
         if "not needed" not in stages.values():
@@ -79,9 +79,11 @@ def retrain(
         return happened
 
 
-def run_stages(workspace: Workspace, taken: Sequence[Taken], force: bool) -> tuple[list[str], dict[str, str]]:
+def run_stages(
+    workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any], force: bool
+) -> tuple[list[str], dict[str, str]]:
     """The stages that have to run, if there is a reason; returns why, or why not, and what became of each."""
-    params, changed = load_params(workspace.params), dvc.status(workspace)
+    params = load_params(workspace.params)
     if not changed and not force:
         get_run_logger().info("nothing has changed: no stage has to run")
         return ["Nothing has changed."], dict.fromkeys(dvc.STAGES, "reused")
@@ -122,11 +124,17 @@ def look_for_reasons(workspace: Workspace, taken: Sequence[Taken], changed: dict
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
-def bring_data(workspace: Workspace) -> str:
-    """The dataset version that data.dvc records is in data/; returns how it came there."""
-    how = dvc.bring_dataset(workspace)
+def bring_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
+    """The dataset version that data.dvc records is in data/; returns how it came there, and what has changed since the
+    last results.
+    """
+    # A call of DVC takes a second: where all is well, one tells both.
+    changed, how = dvc.status(workspace), "present"
+    if not workspace.data.exists() or "data.dvc" in changed or dvc.dataset_version(workspace) is None:
+        how = dvc.bring_dataset(workspace)
+        changed = dvc.status(workspace)
     get_run_logger().info("data/ is %s", how)
-    return how
+    return how, changed
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)

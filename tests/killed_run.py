@@ -95,7 +95,7 @@ def _accept_everything() -> None:
     """The gate measures on data, of which these projects have none."""
     from diptych.registry import gate
 
-    def decide(model: Any, version: Any, workspace: Any, params: Any) -> gate.Decision:
+    def decide(model: Any, version: Any, workspace: Any, params: Any, **_: Any) -> gate.Decision:
         champion = model.champion()
         check = gate.Check("it is there", True, "yes")
         metrics = {"reranked": {"rsum": 130.0}}
