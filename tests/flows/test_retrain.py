@@ -165,7 +165,7 @@ def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
     refused = Taken("january", "refused", "7 of its 9 new images are bad")
     monkeypatch.setattr(module, "look_into_inbox", lambda workspace, inbox: [refused])
     stages = dict.fromkeys(STAGES, "not needed")
-    monkeypatch.setattr(module, "run_stages", lambda workspace, taken, force: (["There is no reason."], stages))
+    monkeypatch.setattr(module, "run_stages", lambda *_: (["There is no reason."], stages))
 
     happened = retrain()
 
