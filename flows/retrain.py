@@ -70,7 +70,8 @@ def retrain(
         told = [one.describe() for one in taken]
         happened: dict[str, Any] = {"data": data, "inbox": told, "why": why, "stages": stages}
         if "not needed" not in stages.values():
-            publish(workspace)
+            if "ran" in stages.values():
+                publish(workspace)
             happened |= register_model(workspace)
             share(workspace)
             happened["decision"] = decide(workspace, happened["version"]["version"], promotion)

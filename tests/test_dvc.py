@@ -130,12 +130,25 @@ def test_users_of_files_that_still_run_are_left_alone(project, monkeypatch):
     users.parent.mkdir(exist_ok=True)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60) # dvc"])
     users.write_text(json.dumps({"write": {"data": {"pid": sleeper.pid, "cmd": "dvc repro"}}}))
+    monkeypatch.setattr(dvc, "DYING", 0.1)
 
     dvc.mend(project)
 
     sleeper.kill()
     sleeper.wait()
     assert users.exists()
+
+
+def test_users_of_files_that_are_about_to_end_are_waited_for(project):
+    users = project.root / ".dvc" / "tmp" / "rwlock"
+    users.parent.mkdir(exist_ok=True)
+    ending = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1) # dvc"])
+    users.write_text(json.dumps({"write": {"data": {"pid": ending.pid, "cmd": "dvc repro"}}}))
+
+    dvc.mend(project)
+
+    assert not users.exists()
+    ending.wait()
 
 
 def test_a_dataset_that_is_there_is_present(project):

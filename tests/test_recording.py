@@ -256,6 +256,34 @@ def test_data_go_to_the_default_remote_and_runs_to_the_git_remote(project, tmp_p
     assert any((tmp_path / "store").rglob("*.dir"))
 
 
+def test_what_was_sent_is_sent_again_only_when_it_or_the_place_is_another(project, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(recording.dvc, "push", lambda workspace, on_line: sent.append(workspace))
+    run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"), cwd=project.root)
+
+    assert published(project) == published(project) == []
+    assert len(sent) == 1
+
+    (project.root / "data.dvc").write_text("outs: []\n")
+    published(project)
+    assert len(sent) == 2
+
+    run("dvc", "remote", "modify", "store", "url", str(tmp_path / "elsewhere"), cwd=project.root)
+    published(project)
+    assert len(sent) == 3
+
+
+def test_what_was_not_reached_is_tried_again_by_the_next_run(ran, tmp_path, quick):
+    record_run(ran)
+    far = tmp_path / "far.git"
+
+    assert len(published(ran, str(far))) == 1
+    run("git", "init", "--quiet", "--bare", str(far), cwd=tmp_path)
+
+    assert published(ran, str(far)) == []
+    assert git(far, "rev-parse", BRANCH) == git(ran, "rev-parse", BRANCH)
+
+
 def test_runs_of_another_machine_are_kept_beside_those_of_this_one(ran, tmp_path):
     far = tmp_path / "far.git"
     run("git", "clone", "--quiet", "--bare", str(ran.root), str(far), cwd=tmp_path)

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import takewhile
@@ -22,7 +23,7 @@ import yaml
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, remove
-from diptych.processes import die_with_parent, stream
+from diptych.processes import DYING, die_with_parent, stream
 from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -237,6 +238,10 @@ def mend(workspace: Workspace) -> None:
         # DVC writes it in place. Without it the run cache still knows every stage, so nothing is computed again.
         lock.unlink()
     users = workspace.root / ".dvc" / "tmp" / "rwlock"
+    # A killed one ends a moment after its parent. One that lives on is somebody's, who is told so by DVC itself.
+    last = time.monotonic() + DYING
+    while users.exists() and _has_live_user(users) and time.monotonic() < last:
+        time.sleep(0.05)
     if users.exists() and not _has_live_user(users):
         users.unlink()
 

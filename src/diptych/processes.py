@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from diptych.workspace import Workspace
 
 HOLDER = "DIPTYCH_HOLDER"
 """Environment variable of all that works beneath a run that holds a workspace: the run's process id, and the folder."""
+
+DYING = 10.0
+"""Seconds that what was killed is given to end."""
 
 _LAUNCHED = "DIPTYCH_LAUNCHED"
 """Environment variable of what `launch` has started: a launcher that passes on no ranks would start itself forever."""
@@ -196,13 +200,20 @@ def _texts(lines: Sequence[bytes]) -> Iterator[str]:
 
 
 def _end_leftovers(root: Path) -> None:
-    """Kills what worked beneath an earlier holder of `root`; the caller holds it now, so that one is gone."""
+    """Kills what worked beneath an earlier holder of `root`, and sees it end; the caller holds it now, so that one is
+    gone.
+    """
     import psutil  # type: ignore[import-untyped]
 
+    killed = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(HOLDER, "").partition(":")[2] == str(root):
                 process.kill()
+                killed.append(process.pid)
         except psutil.Error:
             # It has ended in the meantime, or belongs to somebody else.
             continue
+    last = time.monotonic() + DYING
+    while any(is_alive(pid) for pid in killed) and time.monotonic() < last:
+        time.sleep(0.01)

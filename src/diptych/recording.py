@@ -7,6 +7,8 @@ ever grows, and are made without a look at HEAD's branch, the index or the worki
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 import time
@@ -18,6 +20,7 @@ from typing import NamedTuple
 from diptych import dvc
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.files import atomic_path
 from diptych.git import GitError, git, git_or_empty, without_secrets
 from diptych.registry.provenance import UNKNOWN, provenance
 from diptych.workspace import Workspace
@@ -85,8 +88,12 @@ def recorded_provenance(workspace: Workspace) -> dict[str, str]:
 
 def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], None]) -> list[str]:
     """Sends data and outputs to DVC's default remote, and the branch of the runs to retrain.git_remote, where there are
-    such; returns what could not be done, a sentence each.
+    such; returns what could not be done, a sentence each. What was sent by an earlier call is not sent again.
     """
+    note = workspace.local / "published"
+    state = _published_state(workspace, params)
+    if note.exists() and note.read_text(encoding="utf-8") == state:
+        return []
     problems = []
     if dvc.default_remote(workspace):
         said = _tried(lambda: dvc.push(workspace, on_line))
@@ -96,7 +103,23 @@ def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], N
         said = _tried(lambda: _push(workspace, remote))
         again = f"`git push {without_secrets(remote)} {BRANCH}` sends what is missing"
         problems += [f"the git remote does not have the run: {said}; {again}"] if said else []
+    if not problems:
+        with atomic_path(note) as path:
+            path.write_text(state, encoding="utf-8")
     return problems
+
+
+def _published_state(workspace: Workspace, params: Params) -> str:
+    """What there is to send, and where to, as a digest: asking DVC takes seconds, where all is sent already too."""
+    digest = hashlib.sha256()
+    for name in ("data.dvc", "dvc.lock", ".dvc/config", ".dvc/config.local"):
+        path = workspace.root / name
+        digest.update(hashlib.sha256(path.read_bytes() if path.exists() else b"").digest())
+    remote = params.retrain.git_remote
+    if remote:
+        place = git_or_empty(workspace.root, "remote", "get-url", "--push", "--", remote)
+        digest.update(json.dumps([_tip(workspace), remote, place]).encode())
+    return digest.hexdigest()
 
 
 def _write_tree(workspace: Workspace, head: str) -> str:

@@ -91,8 +91,7 @@ def settle(model: RegisteredModel) -> None:
     load by, so history says what is found there.
     """
     tags, settled = _tags(model)
-    number, last = max(((number, event) for number, event in tags if event.moves), default=(0, None), key=itemgetter(0))
-    said = last.target if last else None
+    number, said = _last_move(tags)
     aliases = model.aliases()
     is_there = aliases.get(CHAMPION)
     if said != is_there and settled < number:
@@ -104,12 +103,22 @@ def settle(model: RegisteredModel) -> None:
     if settled < number:
         with model.known():
             model.client.set_registered_model_tag(model.name, SETTLED, str(number))
-    there = model.numbers()
-    before = [number for number in earlier_champions(history(model)) if number in there and number != is_there]
-    if before and aliases.get(PREVIOUS) != before[-1]:
-        model.point(PREVIOUS, before[-1])
-    elif not before and PREVIOUS in aliases:
+    previous = _previous(model, history(model), is_there)
+    if previous and aliases.get(PREVIOUS) != previous:
+        model.point(PREVIOUS, previous)
+    elif not previous and PREVIOUS in aliases:
         model.remove_alias(PREVIOUS)
+
+
+def is_settled(model: RegisteredModel) -> bool:
+    """Whether `settle` would find nothing to do; a look that needs no claim."""
+    tags, settled = _tags(model)
+    number, said = _last_move(tags)
+    aliases = model.aliases()
+    is_there = aliases.get(CHAMPION)
+    if said != is_there or settled < number:
+        return False
+    return aliases.get(PREVIOUS) == _previous(model, [event for _, event in tags], is_there)
 
 
 def earlier_champions(events: Sequence[Event]) -> list[str]:
@@ -128,6 +137,18 @@ def earlier_champions(events: Sequence[Event]) -> list[str]:
         elif event.origin is not None:
             earlier.append(event.origin)
     return earlier
+
+
+def _last_move(tags: Sequence[tuple[int, Event]]) -> tuple[int, str | None]:
+    """The number of the last event that moves, and the champion that it names."""
+    moves = ((number, event.target) for number, event in tags if event.moves)
+    return max(moves, default=(0, None), key=itemgetter(0))
+
+
+def _previous(model: RegisteredModel, events: Sequence[Event], champion: str | None) -> str | None:
+    """What a rollback goes back to."""
+    there = model.numbers()
+    return next((one for one in reversed(earlier_champions(events)) if one in there and one != champion), None)
 
 
 def _undoes(event: Event, last: Event) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.errors import DiptychError
 from diptych.registry.claim import claimed
-from diptych.registry.history import Event, earlier_champions, history, record, settle
+from diptych.registry.history import Event, earlier_champions, history, is_settled, record, settle
 from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Mov
 
 def mend(model: RegisteredModel) -> None:
     """Makes history and aliases agree, where there is a registry at all."""
-    if model.exists():
+    if model.exists() and not is_settled(model):
         with claimed(model, "mending"):
             settle(model)
 
