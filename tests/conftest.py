@@ -19,6 +19,8 @@ from diptych.data.shards import ShardWriter
 pytest_plugins = ["fake_project", "pipeline_clone"]
 # Before torch is imported: what the tests compute is too small for two threads, and a process a core runs them.
 os.environ["OMP_NUM_THREADS"] = "1"
+# ranx compiles for 40 seconds what then computes for one.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -64,7 +64,7 @@ class Clone:
 
 def _environment() -> dict[str, str]:
     """As in a shell: nothing that this process has set for itself."""
-    own = ("DIPTYCH_", "PREFECT_", "MLFLOW_", "COVERAGE_", "PYTEST_", "OMP_")
+    own = ("DIPTYCH_", "PREFECT_", "MLFLOW_", "COVERAGE_", "PYTEST_", "OMP_", "NUMBA_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     folder = str(Path(sys.executable).parent)
     return environment | {"PATH": os.pathsep.join([folder, os.environ["PATH"]])}

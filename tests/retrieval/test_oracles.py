@@ -16,7 +16,7 @@ from diptych.retrieval.metrics import KS, Ranks, ranks_from_embeddings, retrieva
 
 settings.register_profile("the same cases each time", deadline=None, database=None, derandomize=True)
 settings.load_profile("the same cases each time")
-pytestmark = pytest.mark.filterwarnings("ignore:unsafe cast from uint64", "ignore:failed to import `ujson`")
+pytestmark = pytest.mark.filterwarnings("ignore:failed to import `ujson`")
 
 Gallery = tuple[np.ndarray, np.ndarray, np.ndarray]
 
