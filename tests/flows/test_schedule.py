@@ -12,15 +12,19 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from uuid import UUID
 
 import pytest
 from fake_project import keep_environment
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Failed
 from services import PATIENCE, Service, becomes_true
 from tiny_model import write_reports, write_tiny_model
 from waiting import dies
@@ -195,6 +199,51 @@ def test_others_wait_and_a_run_that_is_killed_frees_its_place_even_with_its_work
     limit = server.client.read_deployment_by_name(RETRAIN).global_concurrency_limit
     assert limit is not None
     assert limit.active_slots == 0
+
+
+@pytest.fixture
+def told() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The address of a chat of this test's own, and what was said in it."""
+    said: list[dict[str, str]] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Chat) as chat:
+        thread = Thread(target=chat.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{chat.server_port}/", said
+        chat.shutdown()
+        thread.join()
+
+
+def test_people_are_told_of_failed_runs_and_of_models(
+    server: Server, runnable: Workspace, told: tuple[str, list[dict[str, str]]]
+) -> None:
+    address, said = told
+    template = {"subject": "{{subject}}", "body": "{{body}}"}
+    CustomWebhookNotificationBlock(name="chat", url=address, json_data=template).save("chat", overwrite=True)
+    deploy(runnable, Choices(notify="custom-webhook/chat"))
+    (run,) = server.trigger()
+    server.client.set_flow_run_state(run, Failed(message="stage train failed: it broke"), force=True)
+    automations.announce("rejected", "diptych", "7", "RSUM 300.0 is 12.0 below the champion's")
+    automations.announce("promoted", "diptych", "8", "RSUM 320.0 is 8.0 above the champion's")
+
+    assert becomes_true(lambda: len(said) == 3, PATIENCE), server.service.log[-5000:]
+
+    bodies = {one["subject"].removeprefix("diptych: "): one["body"] for one in said}
+    assert bodies["diptych 7 was rejected"] == "RSUM 300.0 is 12.0 below the champion's"
+    assert bodies["diptych 8 was promoted"] == "RSUM 320.0 is 8.0 above the champion's"
+    (failed,) = (subject for subject in bodies if subject.startswith("the run"))
+    assert failed.endswith("has ended as Failed")
+    assert bodies[failed].startswith("stage train failed: it broke\n")
+    assert str(run) in bodies[failed]
 
 
 def test_schedules_outlast_restarts_of_server_and_worker(server: Server, runnable: Workspace, worker: Service) -> None:
