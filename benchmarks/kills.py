@@ -99,7 +99,10 @@ def plan(rounds: int, draw: random.Random) -> list[Round]:
         target = next(phases[victim])
         # Without a drop the inbox is looked into in a second.
         drops = target == "inbox" or draw.random() < 0.25
-        planned.append(Round(number, victim, target, next(kinds) if drops else ""))
+        kind = next(kinds) if drops else ""
+        # For what is known already no stage runs.
+        kind = "good" if (victim, target) == ("stage", "inbox") else kind
+        planned.append(Round(number, victim, target, kind))
     return planned
 
 
@@ -197,7 +200,11 @@ class Campaign:
             lasts = max(lasts - 4.0, 1.0)
         due = time.monotonic() + draw.uniform(0, lasts)
         run.wait_until(lambda: time.monotonic() > due or is_past(run.phase(), phase), PATIENCE)
-        return run.stage() if one.victim == "stage" else None
+        if one.victim != "stage":
+            return None
+        # The one that it was aimed at may have ended in between.
+        run.wait_until(lambda: run.stage() is not None, PATIENCE)
+        return run.stage()
 
     def _phase(self, run: Run, one: Round) -> str:
         found = run.phase()

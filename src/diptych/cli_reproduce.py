@@ -56,6 +56,9 @@ def render(made: Reproduction) -> str:
         lines += ["", f"Installed are other packages than {made.git_sha[:10]} locks: {_first(made.packages)}."]
         if not made.identical and not made.from_cache:
             lines += ["Other packages may compute other bits; `make setup` in that commit brings its own."]
+    if made.threads:
+        recorded, here = made.threads
+        lines += ["", f"It was computed by {recorded} CPU threads, here by {here}: the last bits may differ."]
     if made.folder:
         lines += ["", f"Kept in {made.folder}; `git worktree remove --force {made.folder}` removes it."]
     return "\n".join([*lines, "", _verdict(made)])

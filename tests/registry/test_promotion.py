@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from versions import crown, make_version, package_of
 
 from diptych.errors import DiptychError
+from diptych.registry.claim import PREFIX
 from diptych.registry.gate import Check, Decision
 from diptych.registry.history import earlier_champions, history, settle
 from diptych.registry.promotion import mend, promote, reject, roll_back
@@ -391,6 +392,24 @@ def test_history_and_aliases_agree_after_any_decision(model):
     settle(model)
 
     assert (told(model), model.aliases()) == before
+
+
+def test_mending_takes_away_what_a_killed_decision_has_left_behind_its_end(model):
+    crown(model, "1")
+    model.client.set_registered_model_tag(model.name, f"{PREFIX}x", "left")
+
+    mend(model)
+
+    assert not any(name.startswith(PREFIX) for name in model.client.get_registered_model(model.name).tags)
+
+
+def test_mending_what_is_settled_writes_nothing(model, monkeypatch):
+    crown(model, "1", "2")
+    mend(model)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_tag", None)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", None)
+
+    mend(model)
 
 
 def test_where_there_is_no_registry_there_is_nothing_to_mend(model):

@@ -79,6 +79,7 @@ def test_a_version_bears_its_origin_and_the_alias(registered):
     assert found.tags == version.tags
     assert set(version.tags) == {
         "git_sha",
+        "threads",
         "git_dirty",
         "data_md5",
         "dvc_lock_sha256",

@@ -22,6 +22,7 @@ from diptych.workspace import Workspace
 
 STAGE = fake_project.STAGE.replace('"trained"', 'os.environ.get("TRAINED", "trained")') + (
     '\nwith open("paths.txt", "a") as log: log.write(os.environ.get("PYTHONPATH", "") + "\\n")\n'
+    '\nwith open("cores.txt", "a") as log: log.write(str(len(os.sched_getaffinity(0))) + "\\n")\n'
 )
 LOCK = "click==0.1\n"
 
@@ -34,7 +35,7 @@ def _registered(_project: Path, mlflow_store: Path, tmp_path_factory) -> Path:
     write_reports(root / "trained-reports")
     (root / "stage.py").write_text(STAGE)
     (root / "requirements.lock").write_text(LOCK)
-    (root / ".gitignore").write_text(fake_project.IGNORED + "/paths.txt\n")
+    (root / ".gitignore").write_text(fake_project.IGNORED + "/paths.txt\n/cores.txt\n")
     run("git", "add", "--force", "trained", "trained-reports", cwd=root)
     commit(root)
     run("dvc", "repro", cwd=root)
@@ -340,6 +341,33 @@ def test_a_folder_that_is_kept_stays_until_git_removes_it(registered):
     git(registered, "worktree", "remove", "--force", kept)
     again(registered, from_cache=True)
     assert folders(registered) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits the cores")
+def test_as_many_cores_are_used_as_there_were(registered):
+    cores = os.sched_getaffinity(0)
+    tag(registered, "threads", "1")
+
+    made = again(registered, keep=True)
+
+    assert set((Path(made.folder) / "cores.txt").read_text().split()) == {"1"}
+    assert made.threads is None
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_fewer_cores_than_there_were_are_told(registered, monkeypatch, capsys):
+    tag(registered, "threads", "9999")
+
+    code, output, _ = call(registered, monkeypatch, capsys, "1")
+
+    assert code == 0
+    assert "It was computed by 9999 CPU threads, here by " in output
+
+
+def test_how_many_threads_there_were_is_no_word_for_a_command(registered):
+    tag(registered, "threads", "1; touch hacked")
+
+    assert again(registered).threads is None
 
 
 def call(registered, monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

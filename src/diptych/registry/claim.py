@@ -48,6 +48,12 @@ def claimed(model: RegisteredModel, purpose: str) -> Iterator[None]:
         _withdraw(model, key)
 
 
+def is_claimed(model: RegisteredModel) -> bool:
+    """Whether somebody decides about `model` now, or was killed while deciding."""
+    with model.known():
+        return any(name.startswith(PREFIX) for name in model.client.get_registered_model(model.name).tags)
+
+
 def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
     """Who else is at it; None if nobody is, and the claim stands."""
     claim = {

@@ -12,6 +12,7 @@ from diptych.registry.registered_model import Version
 from diptych.workspace import Workspace
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_THREADS = re.compile(r"[1-9][0-9]{0,3}")
 _PATTERNS = {
     "git_sha": re.compile(r"[0-9a-f]{40}"),
     "data_md5": re.compile(r"[0-9a-f]{32}(\.dir)?"),
@@ -31,6 +32,8 @@ class Origin(NamedTuple):
     params_sha256: str
     weights_sha256: str
     model_sha256: str
+    threads: int | None = None
+    """CPU threads that computed it; None: not recorded."""
 
 
 def origin_of(version: Version) -> Origin:
@@ -51,7 +54,10 @@ def origin_of(version: Version) -> Origin:
             raise DiptychError(
                 f"{version.title} cannot be made again: its tag {name} is {_printable(value)!r}, which is no hash."
             )
-    return Origin(**{name: tags[name] for name in _PATTERNS})
+    threads = tags.get("threads", "")
+    return Origin(
+        **{name: tags[name] for name in _PATTERNS}, threads=int(threads) if _THREADS.fullmatch(threads) else None
+    )
 
 
 def require_commit(workspace: Workspace, version: Version, commit: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.errors import DiptychError
-from diptych.registry.claim import claimed
+from diptych.registry.claim import claimed, is_claimed
 from diptych.registry.history import Event, earlier_champions, history, is_settled, record, settle
 from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version
 
@@ -89,8 +89,8 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Mov
 
 
 def mend(model: RegisteredModel) -> None:
-    """Makes history and aliases agree, where there is a registry at all."""
-    if model.exists() and not is_settled(model):
+    """Makes history and aliases agree, where there is a registry at all, and takes away the claims of the killed."""
+    if model.exists() and (is_claimed(model) or not is_settled(model)):
         with claimed(model, "mending"):
             settle(model)
 

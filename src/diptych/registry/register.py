@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
+from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.recording import recorded_provenance
 from diptych.registry.provenance import provenance
@@ -125,7 +126,8 @@ def _create(
     metrics: dict[str, float],
     run_tags: Mapping[str, str],
 ) -> ModelVersion:
-    tags = recorded_provenance(workspace)
+    # With `threads: null` nothing else would tell, and the last bits depend on it.
+    tags = recorded_provenance(workspace) | {"threads": str(worker_count(params.threads))}
     run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
     _complete_run(client, run_id, workspace, metrics, {**tags, **run_tags})
     _keep_profile(client, run_id, workspace, params)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from diptych import dvc
 from diptych.config import Params
+from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.packages import LOCK, other_than_locked
 from diptych.processes import HOLDER
@@ -46,6 +50,8 @@ class Reproduction:
     findings: list[Finding]
     packages: list[str]
     """Those installed that are others than in the commit's lock."""
+    threads: tuple[int, int] | None
+    """CPU threads that computed it, and those that could not but compute it now; None where they are as many."""
     folder: str | None
     """Where it was kept."""
 
@@ -102,8 +108,9 @@ def reproduce(
             findings += [Finding(what, None) for what in ("dvc.lock", "package", "weights", "metrics")]
         lock = project.root / LOCK
         packages = other_than_locked(lock) if lock.is_file() else []
+        threads = None if from_cache else _other_threads(project, origin)
         folder = str(project.root) if keep else None
-    return Reproduction(version.name, version.version, origin.git_sha, from_cache, findings, packages, folder)
+    return Reproduction(version.name, version.version, origin.git_sha, from_cache, findings, packages, threads, folder)
 
 
 def _sources(project: Workspace, origin: Origin) -> list[Finding]:
@@ -119,7 +126,8 @@ def _make_again(
     project: Workspace, model: RegisteredModel, version: Version, origin: Origin, on_line: Callable[[str], None]
 ) -> list[Finding]:
     """All stages anew, and what they made."""
-    dvc.repeat(project, _environment(project), on_line)
+    with _limited_to_cores(origin.threads if _leaves_threads_open(project) else None):
+        dvc.repeat(project, _environment(project), on_line)
     return [_compare_lock(project, origin), *_compare_model(project, model, version, origin)]
 
 
@@ -150,6 +158,34 @@ def _compare_model(project: Workspace, model: RegisteredModel, version: Version,
         package = Finding("package", False, origin.model_sha256, detail=str(error))
     weights = compare_weights(origin.weights_sha256, project.model / "model.safetensors", registered)
     return [package, weights, compare_metrics(version.metrics, project.reports / "metrics.json")]
+
+
+def _leaves_threads_open(project: Workspace) -> bool:
+    """Whether the stages take a thread a core; the commit's parameters may have fields that are not today's."""
+    content = yaml.safe_load(project.params.read_text(encoding="utf-8"))
+    return isinstance(content, Mapping) and content.get("threads") is None
+
+
+@contextmanager
+def _limited_to_cores(count: int | None) -> Iterator[None]:
+    """This process and what it starts may use so many of the cores, if there are more; Linux only."""
+    if count is None or count >= worker_count(None) or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _other_threads(project: Workspace, origin: Origin) -> tuple[int, int] | None:
+    if origin.threads is None or not _leaves_threads_open(project):
+        return None
+    with _limited_to_cores(origin.threads):
+        here = worker_count(None)
+    return None if here == origin.threads else (origin.threads, here)
 
 
 def _environment(project: Workspace) -> dict[str, str]:
