@@ -1,0 +1,112 @@
+"""What the orchestration costs: `diptych run` beside an empty flow, and beside the stages run by hand.
+
+    python benchmarks/orchestration.py [--idle 5] [--full 1] [--preset NAME] [--json]
+
+In a temporary clone of this repository as it is committed, in which the chain has run once, it times in turn, `--idle`
+times, `diptych run` with nothing to do and an empty flow that has Prefect start the same server of its own; and,
+`--full` times, `diptych run --force` and `diptych stage …` of each stage with `diptych register`. Prints medians of
+seconds. Wants an otherwise idle machine, on which it takes a quarter of an hour with params.yaml, and four minutes with
+`--preset tiny`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+from diptych.dvc import STAGES
+from diptych.environment import prepare
+
+ROOT = Path(__file__).parents[1]
+EMPTY = """
+import sys
+from pathlib import Path
+from diptych.environment import prepare
+prepare(Path.cwd())
+from prefect import flow
+
+@flow
+def nothing():
+    pass
+
+nothing()
+"""
+FEW_SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
+"""What presets/tiny.yaml is for."""
+
+
+class Project:
+    """A clone in which the chain has run."""
+
+    def __init__(self, root: Path, preset: str | None) -> None:
+        self.root = root
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
+        if preset == "tiny":
+            self.diptych(*FEW_SCENES)
+        self.diptych("run", *(("--preset", preset) if preset else ()))
+
+    def diptych(self, *arguments: str) -> None:
+        """A command; its errors end the measurement."""
+        self.python("-m", "diptych", *arguments)
+
+    def python(self, *arguments: str) -> None:
+        """As `diptych`."""
+        done = subprocess.run([sys.executable, *arguments], cwd=self.root, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(arguments)[:200]}: exit code {done.returncode}\n{done.stderr[-4000:]}")
+
+    def by_hand(self) -> None:
+        """What a run does, without Prefect and DVC."""
+        for stage in STAGES:
+            self.diptych("stage", stage)
+        self.diptych("register")
+
+
+def in_turn(times: int, **ways: Callable[[], object]) -> dict[str, float]:
+    """Median of the seconds that each way takes."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(times), desc=" and ".join(ways)):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            taken[name].append(time.perf_counter() - began)
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--idle", type=int, default=5, help="runs with nothing to do (5)")
+    parser.add_argument("--full", type=int, default=1, help="runs of everything (1)")
+    parser.add_argument("--preset", help="in place of params.yaml")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "project"
+        prepare(root)
+        os.environ.pop("PREFECT_API_URL", None)
+        project = Project(root, options.preset)
+        idle = in_turn(options.idle, empty=lambda: project.python("-c", EMPTY), run=lambda: project.diptych("run"))
+        full = in_turn(options.full, stages=project.by_hand, run=lambda: project.diptych("run", "--force"))
+    found = {"idle": idle, "full": full}
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    more = idle["run"] - idle["empty"]
+    print(f"nothing to do: {idle['run']:.1f} s, of which an empty flow {idle['empty']:.1f} s: {more:+.1f} s")
+    share = full["run"] / full["stages"] - 1
+    print(f"everything: {full['run']:.1f} s, the stages by hand {full['stages']:.1f} s: {100 * share:+.1f} %")
+
+
+if __name__ == "__main__":
+    main()
