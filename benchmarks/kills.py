@@ -37,6 +37,7 @@ PATIENCE = 900.0
 """Seconds for a run, however busy the machine."""
 LONGEST = 60.0
 """Of the delays that are drawn, in seconds."""
+NO_VICTIM = "there was no victim"
 PROMOTING = 0.8
 """Seconds that a promotion takes, roughly."""
 ANY = ("inbox", "validate", "preprocess", "train", "evaluate", "register", "share", "gate", "promote")
@@ -216,7 +217,7 @@ class Campaign:
         if one.victim in ("flow", "stage"):
             process = stage if one.victim == "stage" else run.process
             if process is None or not run.is_alive():
-                one.problems.append("there was no victim")
+                one.problems.append(NO_VICTIM)
             else:
                 process.kill()
             return
@@ -268,8 +269,13 @@ def campaign(folder: Path, rounds: int, seed: int) -> tuple[list[Round], list[st
         performed = Campaign(stack, folder, seed)
         wrong = performed.begin()
         say(HEAD)
-        for one in planned:
+        for place, one in enumerate(planned):
             performed.perform(one)
+            while one.problems == [NO_VICTIM]:
+                # Phases last as long as the machine lets them: this moment was drawn too late.
+                say(f"{one.line()}: {NO_VICTIM}, once more")
+                planned[place] = one = Round(one.number + 1000, one.victim, one.target, one.drop)
+                performed.perform(one)
             say(one.line())
             for problem in one.problems:
                 say(f"    {problem}")
