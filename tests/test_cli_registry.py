@@ -97,6 +97,19 @@ def test_promoting_makes_the_challenger_the_champion_and_shows_every_check(model
     assert model.aliases() == {CHALLENGER: "3", CHAMPION: "3", PREVIOUS: "1"}
 
 
+def test_promoting_what_was_rolled_back_reminds_of_the_reason(model, misses, capsys):
+    crown(model, "1", "3")
+    assert diptych("rollback", "--reason", "captions of dogs got worse") == 0
+    capsys.readouterr()
+
+    assert diptych("promote", "--json") == 0
+
+    output, errors = capsys.readouterr()
+    assert json.loads(output)["outcome"] == "promoted"
+    assert "note: diptych version 3 was rolled back by " in errors
+    assert "captions of dogs got worse" in errors
+
+
 def test_promoting_as_json_tells_the_version_and_what_became_of_it(model, misses, capsys):
     assert diptych("promote", "2", "--reason", "it knows stars", "--json") == 0
 
@@ -270,6 +283,13 @@ def test_comparing_as_json_has_both_versions_and_the_difference(model, misses, c
     assert found["rsum"]["low"] > 0
 
 
+def test_a_version_is_not_compared_with_itself(model, capsys):
+    crown(model, "3")
+
+    assert diptych("compare", "champion", "challenger") == 1
+    assert "champion and challenger are both diptych version 3" in capsys.readouterr().err
+
+
 def test_comparing_with_a_version_whose_package_is_gone_is_exit_code_1(model, misses, tmp_path, capsys):
     version = make_version(model, tmp_path)
     shutil.rmtree(package_of(model, version))
@@ -308,13 +328,13 @@ def test_without_a_champion_the_exit_code_is_1(inside, capsys):
 def test_without_a_registered_model_the_error_says_how_to_make_one(empty, capsys, command):
     assert diptych(*command) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: MLflow has no 'diptych' with what is asked for")
+    assert error.startswith("error: No model is registered as 'diptych': nothing is registered yet.")
     assert "`diptych run` registers a first version" in error
 
 
 def test_without_a_registered_model_there_is_no_history(empty, capsys):
     assert diptych("history") == 0
-    assert capsys.readouterr().out == "Nothing was decided yet: `diptych promote` does.\n"
+    assert capsys.readouterr().out == "diptych: nothing was decided yet; `diptych promote` does.\n"
     assert diptych("history", "--json") == 0
     assert capsys.readouterr().out == "[]\n"
 

@@ -34,7 +34,7 @@ def found(workspace: Workspace) -> dict[str, Finding]:
 def test_a_project_as_it_should_be_has_no_errors(project: Workspace) -> None:
     findings = found(project)
     assert list(findings) == [
-        *("params", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "prefect", "schedule"),
+        *("params", "workspace", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "prefect", "schedule"),
         *("device", "disk", "packages"),
     ]
     assert [one.name for one in findings.values() if one.state == "error"] == []
@@ -49,8 +49,16 @@ def test_wrong_params_are_told_and_the_rest_is_examined(project: Workspace) -> N
     findings = found(project)
     assert findings["params"].state == "error"
     assert "sede" in findings["params"].found
-    assert len(findings) == 12
-    assert "1 of 12 checks failed." in render(list(findings.values()))
+    # What the defaults would tell is of another project.
+    assert not {"towers", "mlflow", "champion", "device"} & set(findings)
+    assert f"1 of {len(findings)} checks failed." in render(list(findings.values()))
+
+
+def test_a_run_that_is_at_work_is_told(project: Workspace) -> None:
+    assert found(project)["workspace"].state == "ok"
+    with Workspace(project.root).held("diptych run"):
+        finding = found(project)["workspace"]
+    assert (finding.state, "in use by `diptych run`" in finding.found) == ("warning", True)
 
 
 def test_uncommitted_changes_are_a_warning(project: Workspace) -> None:

@@ -27,7 +27,7 @@ def test_it_tells_what_ran_what_was_reused_and_how_well_the_model_does(tmp_path)
 
     assert "ran        train, evaluate" in text
     assert "reused     validate, preprocess" in text
-    assert "towers     RSUM 120.0, recall@1 12.3 / 12.3" in text
+    assert "towers     RSUM 120.0, recall@1 i2t 12.3, t2i 12.3" in text
     assert "re-ranked  RSUM 130.0" in text
     assert "inbox      drop may brings 3 images and 6 captions" in text
     assert "why        There are 3.0 % more images." in text

@@ -56,7 +56,7 @@ class Project:
 
     def make(self, environment: Mapping[str, str]) -> None:
         """The clone has its data, and params.yaml; nothing has run yet."""
-        self.inbox.mkdir(parents=True)
+        self.inbox.mkdir(parents=True, exist_ok=True)
         for command in (
             ("git", "clone", "--quiet", str(ROOT), str(self.root)),
             ("git", "init", "--quiet", "--bare", str(self._runs)),

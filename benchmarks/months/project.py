@@ -77,7 +77,7 @@ def make_project(folder: Path, environment: Mapping[str, str]) -> Project:
     _git(ROOT, "push", "--quiet", str(origin), "HEAD:refs/heads/main")
     project = clone(origin, folder / "project", environment)
     shutil.copy(PARAMS, project.root / "params.yaml")
-    (project.root / "inbox").mkdir()
+    (project.root / "inbox").mkdir(exist_ok=True)
     # That of another dataset, with other parameters.
     (project.root / "dvc.lock").unlink(missing_ok=True)
     project.run("dvc", "remote", "add", "--quiet", "--default", "storage", "s3://dvc/year")

@@ -48,7 +48,8 @@ def cli(debug: bool) -> None:
     type=click.Choice(["auto", "manual", "never"]),
     default="never",
     show_default=True,
-    help="Ask the gate about a new version, and promote it at once or leave that to `diptych promote`.",
+    help="Of a new version: ask the gate and promote what passes (auto), ask it and leave that to `diptych promote` "
+    "(manual), or do not ask (never).",
 )
 @click.option("--inbox", metavar="PLACE", help="Take new pairs from this folder or s3://bucket/prefix first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

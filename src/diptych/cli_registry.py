@@ -42,6 +42,8 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
         raise click.UsageError("--force needs --reason, which the history keeps.")
     workspace, params = _enter()
     from diptych.processes import holding
+    from diptych.registry.history import history as history_of
+    from diptych.registry.history import rolled_back_from
     from diptych.registry.lifecycle import consider, copy_to
     from diptych.registry.registered_model import RegisteredModel
 
@@ -51,6 +53,8 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
     with holding(workspace, "diptych promote"):
         if target:
             model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, target))
+        if against := rolled_back_from(history_of(model), candidate.version):
+            click.echo(f"note: {candidate.title} was rolled back by {against.who}: {against.why}", err=True)
         considered = consider(model, candidate, workspace, params, why=reason, force=force)
     if as_json:
         click.echo(json.dumps(considered.to_json(), indent=2))
@@ -88,11 +92,13 @@ def history(name: str | None, as_json: bool) -> None:
     workspace, params = _enter()
     from diptych.registry.history import history as events_of
 
-    events = events_of(_model(workspace, params, name))
+    model = _model(workspace, params, name)
+    events = events_of(model)
     if as_json:
         click.echo(json.dumps([event.to_json() for event in events], indent=2))
     else:
-        click.echo("\n".join(map(_event, events)) or "Nothing was decided yet: `diptych promote` does.")
+        nothing = f"{model.name}: nothing was decided yet; `diptych promote` does."
+        click.echo("\n".join(map(_event, events)) or nothing)
 
 
 @click.command()
@@ -108,6 +114,8 @@ def compare(first: str, second: str, name: str | None, as_json: bool) -> None:
 
     model = _model(workspace, params, name)
     versions = model.find(first), model.find(second)
+    if versions[0].version == versions[1].version:
+        raise DiptychError(f"{first} and {second} are both {versions[0].title}: there is nothing to compare.")
     with holding(workspace, "diptych compare"):
         found = compare_versions(model, *versions, workspace, params)
     if as_json:

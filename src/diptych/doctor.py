@@ -24,6 +24,7 @@ State = Literal["ok", "warning", "error"]
 
 SPARE_GIB = 5.0
 """Below so much free space a run of the presets may fill the disk."""
+_WITHOUT_PARAMS = ("workspace", "git", "dataset", "dvc remote", "prefect", "schedule", "packages")
 PATIENCE = 5.0
 """Seconds that a server may take to answer."""
 PATIENCE_WITH_REMOTES = 60.0
@@ -43,6 +44,7 @@ class Finding(NamedTuple):
 def examine(workspace: Workspace) -> list[Finding]:
     """Every check, in order; one that cannot be made is an error that says why."""
     checks: dict[str, Callable[[Workspace, Params], Finding]] = {
+        "workspace": _in_use,
         "git": _git,
         "dataset": _dataset,
         "dvc remote": _remote,
@@ -61,15 +63,24 @@ def examine(workspace: Workspace) -> list[Finding]:
             params = load_params(workspace.params)
             found.append(Finding("params", "ok", "params.yaml is as it should be"))
         except DiptychError as error:
-            # The other checks go on with the defaults.
+            mend = "Correct params.yaml, or `git checkout params.yaml`. What depends on it was not looked at."
+            found.append(Finding("params", "error", str(error), mend))
             params = Params()
-            found.append(Finding("params", "error", str(error), "Correct params.yaml, or `git checkout params.yaml`."))
+            checks = {name: checks[name] for name in _WITHOUT_PARAMS}
         for name, check in checks.items():
             try:
                 found.append(check(workspace, params)._replace(name=name))
             except DiptychError as error:
                 found.append(Finding(name, "error", str(error)))
     return found
+
+
+def _in_use(workspace: Workspace, params: Params) -> Finding:
+    try:
+        with workspace.held("diptych doctor"):
+            return Finding("", "ok", "no run is at work")
+    except DiptychError as error:
+        return Finding("", "warning", str(error))
 
 
 def _git(workspace: Workspace, params: Params) -> Finding:
@@ -85,7 +96,7 @@ def _git(workspace: Workspace, params: Params) -> Finding:
         )
         found += f"again: {changes[0]}{f' and {len(changes) - 1} more' if len(changes) > 1 else ''}"
         return Finding("", "warning", found, "Commit them before you train what is to stay: `git status`.")
-    return Finding("", "ok", f"at commit {commit[:10]}, nothing changed")
+    return Finding("", "ok", f"at commit {commit[:10]}; nothing but {', '.join(RECORDED)} may differ")
 
 
 def _dataset(workspace: Workspace, params: Params) -> Finding:
@@ -198,7 +209,7 @@ def _device(workspace: Workspace, params: Params) -> Finding:
 
 def _disk(workspace: Workspace, params: Params) -> Finding:
     free = shutil.disk_usage(workspace.root).free / 2**30
-    found = f"{free:.1f} GiB free; features of frozen towers may take {params.train.features_gib:g}"
+    found = f"{free:.1f} GiB free"
     if free < SPARE_GIB:
         return Finding("", "warning", found, "`dvc gc --workspace` and removing .diptych/cache make room.")
     return Finding("", "ok", found)

@@ -82,7 +82,9 @@ class Workspace:
 
     @property
     def local(self) -> Path:
-        """Caches, checkpoints and local servers' files: everything that may be deleted and is in no version."""
+        """What is in no version: caches and checkpoints, which may be deleted; where no server keeps them, MLflow's
+        registry and Prefect's runs.
+        """
         return self.root / ".diptych"
 
     @contextmanager

@@ -19,13 +19,13 @@ def reasons(taken=(), drift=None, changed=(), growth=0.0, params=PARAMS):
 def test_enough_new_images_are_a_reason():
     (reason,) = reasons([Taken("a", "taken", images=12)], CALM, growth=0.12)
 
-    assert "12.0% more images" in reason
-    assert "12 of them came with the drops of this run" in reason
+    assert "12.0% more train images" in reason
+    assert "The drops of this run brought 12 images" in reason
 
 
 def test_too_few_new_images_without_drift_are_none():
     assert reasons(drift=CALM, growth=0.05) == []
-    assert "5.0% more images" in why_not([], 0.05, PARAMS)
+    assert "5.0% more train images" in why_not([], 0.05, PARAMS)
     assert "10.0% of retrain.new_share" in why_not([], 0.05, PARAMS)
 
 

@@ -26,10 +26,10 @@ def reasons_to_train(
     """
     reasons = []
     if growth is None:
-        reasons.append("It is not known what the champion learned from, or there is none.")
+        reasons.append(f"{params.register_.model_name} has no champion yet, or none that tells what it learned from.")
     elif growth > 0 and growth >= params.retrain.new_share:
         reasons.append(
-            f"There are {growth:.1%} more images than the champion learned from; retrain.new_share is "
+            f"There are {growth:.1%} more train images than the champion learned from; retrain.new_share is "
             f"{params.retrain.new_share:.1%}.{_by_drops(taken)}"
         )
     if stages := list(changed_stages):
@@ -44,7 +44,7 @@ def why_not(taken: Sequence[Taken], growth: float | None, params: Params) -> str
         aside = f" ({refused} of {len(taken)} drops were refused)" if refused else ""
         return f"Nothing is new since the champion{aside}, and nothing has changed."
     return (
-        f"There are {growth:.1%} more images than the champion learned from, fewer than the "
+        f"There are {growth:.1%} more train images than the champion learned from, fewer than the "
         f"{params.retrain.new_share:.1%} of retrain.new_share, and they have not drifted."
     )
 
@@ -62,4 +62,4 @@ def _is_own(change: Any) -> bool:
 
 def _by_drops(taken: Sequence[Taken]) -> str:
     images = sum(one.images for one in taken)
-    return f" {images:,} of them came with the drops of this run." if images else ""
+    return f" The drops of this run brought {images:,} images, of all splits." if images else ""

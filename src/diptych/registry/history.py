@@ -84,6 +84,12 @@ def standing(events: Sequence[Event]) -> list[Event]:
     return kept
 
 
+def rolled_back_from(events: Sequence[Event], version: str) -> Event | None:
+    """The last rollback that took `version` out of use, if there was one."""
+    rollbacks = (event for event in reversed(events) if event.action == "rolled back" and event.origin == version)
+    return next(rollbacks, None)
+
+
 def settle(model: RegisteredModel) -> None:
     """Makes history and aliases agree; the caller has claimed the model.
 

@@ -98,7 +98,8 @@ def mend(model: RegisteredModel) -> None:
 def _target(model: RegisteredModel, earlier: list[str], to: str | None, champion: str | None) -> str:
     if to is None:
         if not earlier:
-            raise DiptychError(f"{model.name} has no earlier champion to go back to; `diptych history` shows why.")
+            there = f"version {champion} is the only one that there has been" if champion else "there has been none"
+            raise DiptychError(f"{model.name} has no earlier champion to go back to: {there}.")
         return earlier[-1]
     number = model.find(to).version
     if number == champion:

@@ -27,6 +27,7 @@ PREVIOUS = "previous-champion"
 """Of the one that was in use before."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_SHOWN_NAMES = 10
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
@@ -219,11 +220,19 @@ class RegisteredModel:
         except DiptychError as error:
             cause = error.__cause__
             if isinstance(cause, MlflowException) and cause.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise DiptychError(
-                    f"MLflow has no {self.name!r} with what is asked for ({cause.message.splitlines()[0]}). `diptych "
-                    "run` registers a first version; register.model_name in params.yaml says under which name."
-                ) from cause
+                raise DiptychError(self._missing(cause)) from cause
             raise
+
+    def _missing(self, cause: MlflowException) -> str:
+        if self.exists():
+            return f"MLflow has no {self.name!r} with what is asked for: {cause.message.splitlines()[0]}."
+        with explained(self.uri):
+            names = sorted(one.name for one in self.client.search_registered_models(max_results=_SHOWN_NAMES))
+        there = f"there is {', '.join(names)}" if names else "nothing is registered yet"
+        return (
+            f"No model is registered as {self.name!r}: {there}. `diptych run` registers a first version; "
+            "register.model_name in params.yaml says under which name."
+        )
 
 
 def model_folder(package: Path) -> Path:
