@@ -125,6 +125,26 @@ def test_a_captions_file_that_points_elsewhere_is_refused(stocked, unchanged, na
     assert unchanged()
 
 
+def test_a_missing_file_whose_name_no_file_can_have_is_refused(stocked, unchanged):
+    folder = write_drop(stocked.root / "inbox" / "bad", photos(10))
+    captions = (folder / "captions.json").read_text()
+    (folder / "captions.json").write_text(captions.replace("10.png", "\\ud800.png"))
+
+    assert "?.png" in refused(stocked)
+    assert unchanged()
+    assert take(stocked) == []
+
+
+def test_a_file_whose_name_is_no_text_is_refused(stocked, unchanged):
+    folder = write_drop(stocked.root / "inbox" / "bad", photos(10))
+    (folder / "images" / "10.png").rename(folder / "images" / os.fsdecode(b"caf\xe9.png"))
+    captions = (folder / "captions.json").read_text()
+    (folder / "captions.json").write_text(captions.replace("10.png", "caf\\udce9.png"))
+
+    assert "'caf?.png' is not in UTF-8" in refused(stocked)
+    assert unchanged()
+
+
 def test_a_problem_of_a_drop_is_its_reason(stocked, unchanged, tmp_path):
     (stocked.root / "inbox" / "bad").symlink_to(write_drop(tmp_path / "elsewhere", photos(10)))
 
