@@ -101,6 +101,25 @@ def test_a_link_out_of_the_inbox_is_a_problem(inbox, tmp_path, name):
     assert "link that leads out of the inbox" in found.problem
 
 
+@pytest.mark.parametrize("name", ["captions.csv", "images"])
+def test_a_link_that_leads_round_in_a_circle_ends_nothing(inbox, name):
+    folder = drop(inbox, "round", "captions.json" if name == "captions.csv" else "captions.csv")
+    (folder / name).symlink_to(name)
+
+    (found,) = drops(inbox)
+
+    assert ("captions.csv is no file" in found.problem) is (name == "captions.csv")
+
+
+def test_a_captions_file_that_is_a_pipe_is_a_problem(inbox):
+    (inbox / "pipe").mkdir()
+    os.mkfifo(inbox / "pipe" / "captions.csv")
+
+    (found,) = drops(inbox)
+
+    assert found.problem == "captions.csv is no file, or a link to none."
+
+
 def test_a_name_that_is_no_text_is_a_drop_all_the_same(inbox):
     folder = os.fsencode(inbox) + b"/caf\xe9"
     Path(os.fsdecode(folder)).mkdir()

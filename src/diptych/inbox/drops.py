@@ -106,6 +106,7 @@ class FolderInbox(Inbox):
             return None
         problem = _leading_out(path)
         stamps = {} if path.is_symlink() else dict(_stamps(path))
+        problem = problem or _no_file(path, stamps)
         if not problem and not set(stamps) & set(CAPTIONS):
             return None
         return make_drop(path.name, stamps, problem)
@@ -145,8 +146,21 @@ def unsafe_names(names: Iterable[str]) -> str:
 def _leading_out(drop: Path) -> str:
     """What is wrong with a drop, its captions file or its folder of images, if one of them is a link to elsewhere."""
     for path in (drop, *(drop / name for name in (*CAPTIONS, "images"))):
-        if path.is_symlink() and (path == drop or not path.resolve().is_relative_to(drop.resolve())):
+        # Unlike `resolve` it takes links that lead round in a circle.
+        if path.is_symlink() and (path == drop or not _real(path).is_relative_to(_real(drop))):
             return f"{encodable(path.name)} is a link that leads out of the inbox."
+    return ""
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _no_file(drop: Path, stamps: Stamps) -> str:
+    """What is wrong with a captions file that is none: to open a pipe is to wait for whoever writes to it."""
+    for name in CAPTIONS:
+        if name in stamps and not (drop / name).is_file():
+            return f"{name} is no file, or a link to none."
     return ""
 
 
