@@ -131,6 +131,15 @@ def test_a_name_that_is_no_text_is_a_drop_all_the_same(inbox):
     json.dumps(found.name).encode()
 
 
+def test_a_name_speaks_to_no_terminal_and_begins_no_line(inbox):
+    drop(inbox, "one\nwarning: two\x1b[2J")
+
+    (found,) = drops(inbox)
+
+    assert found.name == "one?warning: two?[2J"
+    assert found.place == "one\nwarning: two\x1b[2J"
+
+
 def test_an_inbox_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DiptychError, match=r"nowhere is no folder.*retrain\.inbox"):
         open_inbox(Workspace(tmp_path), "nowhere")

@@ -121,7 +121,7 @@ def make_drop(place: str, stamps: Stamps, problem: str = "") -> Drop:
     captions = [name for name in CAPTIONS if name in stamps]
     if not problem and len(captions) > 1:
         problem = f"It holds {' and '.join(captions)}, of which one is to be there."
-    return Drop(encodable(place), digest.hexdigest(), place, tuple(sorted(stamps)), problem)
+    return Drop(_printable(place), digest.hexdigest(), place, tuple(sorted(stamps)), problem)
 
 
 def is_looked_at(name: str) -> bool:
@@ -141,6 +141,11 @@ def unsafe_names(names: Iterable[str]) -> str:
         if taken := files & {str(parent) for parent in PurePosixPath(name).parents}:
             return f"{min(taken)!r} is a file, and a folder with files in it too."
     return ""
+
+
+def _printable(name: str) -> str:
+    """With a question mark for what would begin another line, or tell a terminal what to do."""
+    return "".join(one if one.isprintable() else "?" for one in encodable(name))
 
 
 def _leading_out(drop: Path) -> str:
