@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -138,6 +139,37 @@ def test_a_name_speaks_to_no_terminal_and_begins_no_line(inbox):
 
     assert found.name == "one?warning: two?[2J"
     assert found.place == "one\nwarning: two\x1b[2J"
+
+
+def test_a_file_that_is_renamed_meanwhile_keeps_no_other_drop_from_being_seen(inbox, monkeypatch):
+    (inbox / "copying").mkdir()
+    drop(inbox, "ready")
+    walk = os.walk
+
+    def late(folder):
+        return [(top, folders, [*names, ".a.png.tmp"]) for top, folders, names in walk(folder)]
+
+    monkeypatch.setattr(os, "walk", late)
+
+    assert [(one.name, one.files) for one in drops(inbox)] == [("ready", ("a.png", "captions.csv"))]
+
+
+def test_a_drop_that_may_not_be_looked_into_keeps_no_other_one_from_being_seen(inbox, monkeypatch):
+    for name in ("private", "ready"):
+        drop(inbox, name)
+    is_symlink = Path.is_symlink
+
+    def denied(path):
+        if path.parent.name == "private":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return is_symlink(path)
+
+    monkeypatch.setattr(Path, "is_symlink", denied)
+
+    assert [(one.name, one.problem) for one in drops(inbox)] == [
+        ("private", "It cannot be looked into: Permission denied."),
+        ("ready", ""),
+    ]
 
 
 def test_an_inbox_that_is_not_there_is_named(tmp_path):

@@ -104,9 +104,13 @@ class FolderInbox(Inbox):
     def _drop(self, path: Path) -> Drop | None:
         if not path.is_dir():
             return None
-        problem = _leading_out(path)
-        stamps = {} if path.is_symlink() else dict(_stamps(path))
-        problem = problem or _no_file(path, stamps)
+        try:
+            problem = _leading_out(path)
+            stamps = {} if path.is_symlink() else dict(_stamps(path))
+            problem = problem or _no_file(path, stamps)
+        except PermissionError as error:
+            # The other drops are none the worse for it.
+            stamps, problem = {}, f"It cannot be looked into: {error.strerror}."
         if not problem and not set(stamps) & set(CAPTIONS):
             return None
         return make_drop(path.name, stamps, problem)
@@ -173,5 +177,9 @@ def _stamps(drop: Path) -> Iterator[tuple[str, str]]:
     """Links are not followed."""
     for folder, _, names in os.walk(drop):
         for path in (Path(folder, name) for name in names):
-            found = path.lstat()
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                # Who copies renames, while this looks.
+                continue
             yield path.relative_to(drop).as_posix(), f"{found.st_size} {found.st_mtime_ns}"
