@@ -79,6 +79,15 @@ def test_a_drop_that_changes_is_another_one(inbox):
     assert drops(inbox)[0].fingerprint == seen[-1]
 
 
+def test_a_drop_that_may_be_read_at_last_is_another_one(inbox, monkeypatch):
+    drop(inbox, "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        (before,) = drops(inbox)
+
+    assert drops(inbox)[0].fingerprint != before.fingerprint
+
+
 def test_of_two_captions_files_neither_is_chosen(inbox):
     (drop(inbox, "both") / "captions.json").write_text("{}")
 

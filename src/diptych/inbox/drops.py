@@ -182,4 +182,6 @@ def _stamps(drop: Path) -> Iterator[tuple[str, str]]:
             except FileNotFoundError:
                 # Who copies renames, while this looks.
                 continue
-            yield path.relative_to(drop).as_posix(), f"{found.st_size} {found.st_mtime_ns}"
+            # What may not be read is refused; once it may, which no time tells, it is another drop.
+            denied = "" if os.access(path, os.R_OK) else " denied"
+            yield path.relative_to(drop).as_posix(), f"{found.st_size} {found.st_mtime_ns}{denied}"
