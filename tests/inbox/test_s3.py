@@ -107,6 +107,7 @@ def test_a_drop_is_fetched_and_goes_when_it_is_done_with(bucket, tmp_path):
         "images\\..\\evil.txt",
         "captions.csv/1.png",
         "i" * 300,
+        "1.png?versionId=null",
     ],
 )
 def test_a_hostile_key_makes_the_drop_a_problem(bucket, tmp_path, key):
@@ -115,6 +116,12 @@ def test_a_hostile_key_makes_the_drop_a_problem(bucket, tmp_path, key):
     found = drops(tmp_path)
 
     assert [(one.name, bool(one.problem)) for one in found] == [("a", True), ("b", False)]
+
+
+def test_a_drop_named_as_a_version_is_a_problem(bucket, tmp_path):
+    put(bucket, **{"a?versionId=1/captions.csv": CSV})
+
+    assert "stands for a version" in drops(tmp_path)[0].problem
 
 
 def test_a_drop_that_has_no_name_is_a_problem(bucket, tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from diptych.files import remove
 from diptych.inbox.drops import CAPTIONS, S3, Drop, Inbox, is_looked_at, make_drop, unsafe_names
 
 _OWN_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
+_VERSION = "?versionId="
 
 
 class S3Inbox(Inbox):
@@ -43,7 +44,7 @@ class S3Inbox(Inbox):
                 found[place][file] = stamp
         complete = {place: stamps for place, stamps in found.items() if set(stamps) & set(CAPTIONS)}
         return [
-            make_drop(place, stamps, unsafe_names([place]) or unsafe_names(stamps))
+            make_drop(place, stamps, unsafe_names([place]) or unsafe_names(stamps) or _with_version([place, *stamps]))
             for place, stamps in sorted(complete.items())
         ]
 
@@ -85,6 +86,12 @@ class S3Inbox(Inbox):
                 f"The inbox {self.address} cannot be read: {error}. "
                 "Check its name, AWS_ENDPOINT_URL and the credentials."
             ) from None
+
+
+def _with_version(names: Iterable[str]) -> str:
+    """What is wrong with the first of `names` that s3fs reads as that of a version of another object."""
+    found = next((name for name in names if _VERSION in name), None)
+    return f"The name {found!r} has {_VERSION} in it, which stands for a version of an object." if found else ""
 
 
 def _file_system() -> Any:
