@@ -109,6 +109,20 @@ def test_a_commit_without_a_dataset_is_said_so(grown):
         revert_dataset(grown, "HEAD")
 
 
+@pytest.mark.parametrize("content", ["<<<<<<< ours\nouts:\n=======\n", "outs: none\n", "[]\n", "outs: []\n"])
+def test_a_commit_whose_data_dvc_is_damaged_leaves_all_as_it_was(grown, content):
+    recorded = (grown.root / "data.dvc").read_text()
+    (grown.root / "data.dvc").write_text(content)
+    commit(grown.root)
+    (grown.root / "data.dvc").write_text(recorded)
+
+    with pytest.raises(DiptychError, match=r"Commit .* records no dataset"):
+        revert_dataset(grown, "HEAD")
+
+    assert (grown.root / "data.dvc").read_text() == recorded
+    assert captions(grown)["info"] == {"seed": 7}
+
+
 def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_store):
     model = open_registry(grown, mlflow_store)
     version = make_version(model, grown.local, alias="champion")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import yaml
+
 from diptych import dvc
 from diptych.config import Params
 from diptych.errors import DiptychError
@@ -38,11 +40,22 @@ def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
         recorded = git(workspace.root, "show", f"{sha}:./data.dvc") + "\n"
     except GitError:
         raise DiptychError(f"Commit {sha[:10]} records no dataset: it has no data.dvc.") from None
+    if not _names_dataset(recorded):
+        raise DiptychError(f"Commit {sha[:10]} records no dataset: its data.dvc is damaged.")
     if workspace.data.exists():
         dvc.bring_dataset(workspace)
     before = dvc.dataset_version(workspace)
     dvc.switch_dataset(workspace, recorded)
     return Reverted(before, dvc.dataset_version(workspace) or "", sha)
+
+
+def _names_dataset(recorded: str) -> bool:
+    """Whether this is what `dvc add data` writes; merging may have left its marks in what was committed."""
+    try:
+        (output,) = yaml.safe_load(recorded)["outs"]
+        return output["path"] == "data" and isinstance(output["md5"], str)
+    except (yaml.YAMLError, LookupError, TypeError, ValueError):
+        return False
 
 
 def commit_of(workspace: Workspace, params: Params, which: str) -> tuple[Version, str]:
