@@ -29,6 +29,7 @@ def model(workspace: Workspace, mlflow_store: Path, tmp_path: Path, monkeypatch)
     crown(model, "1")
     monkeypatch.setattr(need, "profile_of_run", lambda client, run_id: SimpleNamespace(images=10))
     monkeypatch.setattr(need, "new_images", lambda workspace, params, reference: [1])
+    monkeypatch.setattr(need, "gone_images", lambda workspace, params, reference: 0)
     return model
 
 
@@ -47,3 +48,15 @@ def test_a_champion_whose_package_is_gone_is_a_reason(workspace, model):
     found = need_to_train(workspace, Params(), [], {})
 
     assert "since the champion: diptych version 1: its package is gone or damaged" in found.reasons[0]
+
+
+def test_images_that_were_taken_out_are_a_reason_however_few(workspace, model, monkeypatch):
+    params = Params.model_validate({"retrain": {"new_share": 0.5}})
+    monkeypatch.setattr(need, "new_images", lambda workspace, params, reference: [])
+    assert need_to_train(workspace, params, [], {}).reasons == []
+
+    monkeypatch.setattr(need, "gone_images", lambda workspace, params, reference: 3)
+
+    assert need_to_train(workspace, params, [], {}).reasons == [
+        "3 images that the champion learned from are in train no more."
+    ]

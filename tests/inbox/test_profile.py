@@ -20,7 +20,7 @@ from diptych.data.shards import list_members
 from diptych.errors import DiptychError
 from diptych.inbox import profile as profiles
 from diptych.inbox.pairs import embed_pairs, picture_statistics
-from diptych.inbox.profile import Profile, make_profile, new_images, profile_of_run
+from diptych.inbox.profile import Profile, gone_images, make_profile, new_images, profile_of_run
 from diptych.model.package import weights_sha256
 from diptych.workspace import Workspace
 
@@ -143,6 +143,16 @@ def test_new_images_are_those_of_train_with_other_content(workspace):
     reference = make_profile(workspace, PARAMS, images=manifest["image_id"][:6].tolist())
 
     assert new_images(workspace, PARAMS, reference) == [7, 9, 10, 12]
+
+
+def test_gone_images_are_those_of_the_reference_that_are_not_in_train(workspace):
+    manifest = pd.read_parquet(workspace.manifest)
+    reference = make_profile(workspace, PARAMS)
+    assert gone_images(workspace, PARAMS, reference) == 0
+
+    manifest[manifest["image_id"] != 7].to_parquet(workspace.manifest)
+
+    assert gone_images(workspace, PARAMS, reference) == 1
 
 
 def test_the_pairs_of_val_are_embedded_as_the_model_does(workspace, tmp_path):

@@ -12,7 +12,7 @@ from diptych.errors import DiptychError
 from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
 from diptych.inbox.drift import Drift, compare
 from diptych.inbox.ledger import Taken
-from diptych.inbox.profile import Profile, make_profile, new_images, profile_of_run
+from diptych.inbox.profile import Profile, gone_images, make_profile, new_images, profile_of_run
 from diptych.registry.registered_model import RegisteredModel, Version, explained, model_folder
 from diptych.workspace import Workspace
 
@@ -55,6 +55,9 @@ def _compare_with_champion(
     growth = len(new) / reference.images
     drift = _drift(workspace, params, model, champion, reference, new) if new else None
     reasons = reasons_to_train(taken, drift, changed, growth, params)
+    # Somebody took them out, by `diptych data revert` say, so that no model learns from them.
+    if gone := gone_images(workspace, params, reference):
+        reasons.append(f"{gone:,} images that the champion learned from are in train no more.")
     if not reasons and not params.retrain.new_share:
         reasons = ["The dataset has changed."]
     return Need(reasons, "" if reasons else why_not(taken, growth, params), drift)

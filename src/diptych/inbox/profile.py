@@ -164,6 +164,16 @@ def new_images(workspace: Workspace, params: Params, reference: Profile) -> list
     return [int(one) for one in train["image_id"][~np.isin(_contents(train), reference.contents)]]
 
 
+def gone_images(workspace: Workspace, params: Params, reference: Profile) -> int:
+    """How many images of `reference` are not among the accepted train images any more.
+
+    Raises:
+        DiptychError: validate has not run.
+    """
+    train = _playing(_read(workspace.manifest), params.data.splits, "train")
+    return int((~np.isin(reference.contents, _contents(train))).sum())
+
+
 def profile_of_run(client: MlflowClient, run_id: str) -> Profile | None:
     """Of the data that the model of an MLflow run learned from; None where the run has none that can be read."""
     folder = ARTIFACT.rpartition("/")[0]
