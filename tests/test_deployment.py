@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
@@ -102,6 +103,23 @@ def test_of_a_server_that_forgets_who_has_the_place_is_warned(client, workspace,
         deploy(workspace, Choices())
 
     assert "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [{"server": {}}, None])
+def test_a_server_that_does_not_tell_its_settings_is_deployed_to(client, workspace, monkeypatch, answer):
+    request = type(client).request
+
+    def other(self, method, path, *rest, **options):
+        if path != "/admin/settings":
+            return request(self, method, path, *rest, **options)
+        asked = httpx.Request(method, f"http://server{path}")
+        if answer is None:
+            raise httpx.HTTPStatusError("404", request=asked, response=httpx.Response(404, request=asked))
+        return httpx.Response(200, json=answer, request=asked)
+
+    monkeypatch.setattr(type(client), "request", other)
+
+    assert deploy(workspace, Choices()).pools == {"diptych": "created"}
 
 
 def test_a_worker_anywhere_finds_the_project(client, workspace):

@@ -159,8 +159,14 @@ def _refusal(url: str, status: int, text: str) -> str:
 
 def _look_at_leases(client: SyncPrefectClient) -> None:
     """Warns of a server that forgets in a restart which run has the place: it would end that run minutes later."""
-    settings = client.request("GET", "/admin/settings").json()
-    if settings["server"]["concurrency"]["lease_storage"] == f"{_LEASES}.memory":
+    from httpx import HTTPStatusError
+
+    try:
+        found = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+    except (HTTPStatusError, ValueError, LookupError, TypeError):
+        # A server of another kind or age does not tell, and is as good a server.
+        return
+    if found == f"{_LEASES}.memory":
         logger.warning(
             "%s keeps the leases of runs in memory: a restart of it ends the run that is at work. Start it with "
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=%s.filesystem.",
