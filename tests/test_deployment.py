@@ -322,6 +322,7 @@ def test_resuming_also_switches_on_what_was_switched_off_elsewhere(deployed):
     [
         ("0 5 * *", None, "is no cron expression: minute, hour"),
         ("nightly", "UTC", "is no cron expression"),
+        ("0 0 3 * * *", None, "is no cron expression"),
         ("0 0 31 2 *", None, "names no day that ever comes"),
         ("0 5 * * *", "Mars/Olympus", "'Mars/Olympus' is no timezone"),
     ],

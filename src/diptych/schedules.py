@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Next runs that are told of."""
+_FIELDS = 5
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,19 @@ def _cron_schedule(cron: str, timezone: str | None) -> CronSchedule:
     from prefect.client.schemas.schedules import CronSchedule
     from pydantic import ValidationError
 
+    refusal = DiptychError(
+        f"{cron!r} is no cron expression: minute, hour, day of the month, month and day of the week, "
+        "such as '0 3 * * *' for every night at three."
+    )
+    # Prefect takes a sixth one for seconds, which nobody means: '0 0 3 * * *' is 60 runs on the third of the month.
+    if len(cron.split()) > _FIELDS:
+        raise refusal
     try:
         wanted = CronSchedule(cron=cron, timezone=timezone)
     except ValidationError as error:
         if error.errors()[0]["loc"] == ("timezone",):
             raise DiptychError(f"{timezone!r} is no timezone; they are named as Europe/Berlin or UTC.") from None
-        raise DiptychError(
-            f"{cron!r} is no cron expression: minute, hour, day of the month, month and day of the week, "
-            "such as '0 3 * * *' for every night at three."
-        ) from None
+        raise refusal from None
     if not _dates(wanted.model_dump()):
         raise DiptychError(f"{cron!r} names no day that ever comes.")
     return wanted
