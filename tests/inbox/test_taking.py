@@ -15,7 +15,7 @@ from diptych.config import Params
 from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
-from diptych.inbox import taking
+from diptych.inbox import drops, taking
 from diptych.inbox.taking import recover, take_drops
 
 pytestmark = pytest.mark.usefixtures("instant")
@@ -150,6 +150,30 @@ def test_a_problem_of_a_drop_is_its_reason(stocked, unchanged, tmp_path):
 
     assert "leads out of the inbox" in refused(stocked)
     assert unchanged()
+
+
+def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_for_the_next_run(
+    stocked, tmp_path, monkeypatch
+):
+    elsewhere = write_drop(tmp_path / "elsewhere", photos(11))
+    write_drop(stocked.root / "inbox" / "a", photos(10))
+    later = write_drop(stocked.root / "inbox" / "b", photos(11))
+    add, said = taking._add, []
+
+    def add_and_wait(*arguments):
+        taken = add(*arguments)
+        shutil.rmtree(later / "images")
+        (later / "images").symlink_to(elsewhere / "images")
+        return taken
+
+    monkeypatch.setattr(taking, "_add", add_and_wait)
+
+    (taken,) = take_drops(stocked, Params(), "inbox", said.append)
+
+    assert taken.name == "a"
+    assert "drop b is being changed; the next run looks at it again" in said
+    assert len(ledger(stocked)) == 1
+    assert "leads out of the inbox" in drops.open_inbox(stocked, "inbox").drops()[1].problem
 
 
 def test_a_refused_drop_leaves_those_after_it_alone(stocked):

@@ -47,6 +47,10 @@ class Drop:
     problem: str = ""
 
 
+class ChangedError(DiptychError):
+    """A drop is not what it was when the inbox was looked at: it is for the next look to say what it has become."""
+
+
 class Inbox(ABC):
     """Where drops are."""
 
@@ -63,6 +67,7 @@ class Inbox(ABC):
         """The folder with the drop's files, while the context lasts.
 
         Raises:
+            ChangedError: they have changed since the drop was found.
             DiptychError: they cannot be read now; that says nothing about the drop.
         """
 
@@ -99,7 +104,11 @@ class FolderInbox(Inbox):
     @contextmanager
     def opened(self, drop: Drop) -> Iterator[Path]:
         """As `Inbox`."""
-        yield self.folder / drop.place
+        path = self.folder / drop.place
+        # Others may have been taken in between, for minutes: a file of then may be a link that leads out now.
+        if self._drop(path) != drop:
+            raise ChangedError(f"drop {drop.name} is being changed; the next run looks at it again")
+        yield path
 
     def _drop(self, path: Path) -> Drop | None:
         if not path.is_dir():

@@ -19,7 +19,7 @@ from diptych.data.growth import Rules
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError
 from diptych.files import remove, write_json
-from diptych.inbox.drops import CAPTIONS, Drop, Inbox, open_inbox
+from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox, open_inbox
 from diptych.inbox.ledger import Taken, note, pending
 from diptych.workspace import Workspace
 
@@ -54,7 +54,8 @@ def take_drops(workspace: Workspace, params: Params, inbox: str | None, on_line:
         dvc.bring_dataset(workspace)
         # What is wrong with the dataset before must not be put down to a drop.
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
-    return [_take(workspace, params, opened, drop, on_line) for drop in waiting]
+    taken = [_take(workspace, params, opened, drop, on_line) for drop in waiting]
+    return [one for one in taken if one is not None]
 
 
 def recover(workspace: Workspace) -> bool:
@@ -75,13 +76,19 @@ def recover(workspace: Workspace) -> bool:
     return True
 
 
-def _take(workspace: Workspace, params: Params, inbox: Inbox, drop: Drop, on_line: Callable[[str], None]) -> Taken:
+def _take(
+    workspace: Workspace, params: Params, inbox: Inbox, drop: Drop, on_line: Callable[[str], None]
+) -> Taken | None:
+    """What became of the drop; None if it is left for the next time."""
     try:
         if drop.problem:
             raise _RefusedError(drop.problem)
         with inbox.opened(drop) as folder:
             taken = _add(workspace, params, drop, folder, on_line)
         _journal(workspace).unlink()
+    except ChangedError as error:
+        on_line(str(error))
+        return None
     except _RefusedError as refusal:
         recover(workspace)
         taken = Taken(drop.name, "refused", str(refusal))
