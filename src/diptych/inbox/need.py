@@ -49,7 +49,7 @@ def _compare_with_champion(
     with explained(model.uri):
         reference = profile_of_run(model.client, champion.run_id) if champion else None
     changed = changed_beyond_data(status)
-    if champion is None or reference is None:
+    if champion is None or reference is None or not reference.images:
         return Need(reasons_to_train(taken, None, changed, None, params))
     new = new_images(workspace, params, reference)
     growth = len(new) / reference.images
