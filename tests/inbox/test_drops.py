@@ -51,6 +51,18 @@ def test_a_drop_without_a_captions_file_is_not_complete_yet(inbox):
     assert drops(inbox) == []
 
 
+def test_what_is_no_drop_is_told(inbox):
+    drop(inbox, "good")
+    drop(inbox, "_building")
+    (inbox / "captions.csv").write_text("file,caption")
+    (inbox / "copying").mkdir()
+
+    table, copying = open_inbox(Workspace(inbox.parent), "inbox").strays()
+
+    assert table == "captions.csv lies in the inbox itself and is left alone: a drop is a folder"
+    assert copying.startswith("copying is left alone until its captions are there: captions.json or ")
+
+
 @pytest.mark.parametrize("name", [".hidden", "_building"])
 def test_hidden_and_underscored_names_are_left_alone(inbox, name):
     drop(inbox, name)

@@ -65,4 +65,4 @@ def test_images_that_were_taken_out_are_a_reason_however_few(workspace, model, m
 def test_a_champion_whose_profile_is_of_no_images_is_a_reason(workspace, model, monkeypatch):
     monkeypatch.setattr(need, "profile_of_run", lambda client, run_id: SimpleNamespace(images=0))
 
-    assert "not known what the champion learned from" in need_to_train(workspace, Params(), [], {}).reasons[0]
+    assert "none that tells what it learned from" in need_to_train(workspace, Params(), [], {}).reasons[0]

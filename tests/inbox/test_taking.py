@@ -194,6 +194,16 @@ def test_a_refused_drop_that_was_mended_is_taken(stocked):
     assert [taken.outcome for taken in take(stocked)] == ["taken"]
 
 
+def test_what_is_no_drop_is_told_of(stocked):
+    for number in range(5):
+        (stocked.root / "inbox" / f"copying-{number}").mkdir()
+    said = []
+
+    assert taking.take_drops(stocked, Params(), "inbox", said.append) == []
+
+    assert [line.split()[0] for line in said] == ["copying-0", "copying-1", "copying-2", "and"]
+
+
 def test_no_inbox_means_nothing_to_take(stocked):
     assert take_drops(stocked, Params(), None, lambda line: None) == []
 

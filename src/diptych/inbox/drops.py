@@ -10,7 +10,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -62,6 +62,10 @@ class Inbox(ABC):
             DiptychError: the inbox cannot be read.
         """
 
+    def strays(self) -> list[str]:
+        """What lies there and is no drop, or none yet, a sentence each."""
+        return []
+
     @abstractmethod
     def opened(self, drop: Drop) -> AbstractContextManager[Path]:
         """The folder with the drop's files, while the context lasts.
@@ -91,7 +95,9 @@ class FolderInbox(Inbox):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise DiptychError(f"The inbox {folder} is no folder; make it, or correct retrain.inbox in params.yaml.")
+            raise DiptychError(
+                f"The inbox {folder} is no folder; make it, or name another by --inbox or retrain.inbox."
+            )
 
     def drops(self) -> list[Drop]:
         """As `Inbox`."""
@@ -100,6 +106,19 @@ class FolderInbox(Inbox):
         except OSError as error:
             raise DiptychError(f"The inbox {self.folder} cannot be read: {error}.") from None
         return [drop for drop in found if drop is not None]
+
+    def strays(self) -> list[str]:
+        """As `Inbox`."""
+        found = []
+        # What goes away meanwhile is none.
+        with suppress(OSError):
+            for path in sorted(path for path in self.folder.iterdir() if is_looked_at(path.name)):
+                name = _printable(path.name)
+                if not path.is_dir():
+                    found.append(f"{name} lies in the inbox itself and is left alone: a drop is a folder")
+                elif self._drop(path) is None:
+                    found.append(f"{name} is left alone until its captions are there: {' or '.join(CAPTIONS)}")
+        return found
 
     @contextmanager
     def opened(self, drop: Drop) -> Iterator[Path]:

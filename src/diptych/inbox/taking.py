@@ -26,7 +26,7 @@ from diptych.workspace import Workspace
 RULES = Rules(keep_split=True, onto_scenes="add")
 """Nobody is there to be asked: what is known stays in its split, and scenes are added to."""
 _EXAMPLES = 3
-"""Bad rows that a reason names."""
+"""Bad rows that a reason names, and things in the inbox that are no drops."""
 _OUTSIDE = {"ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
 """What the disk or the network may say; it is no fault of the drop."""
 
@@ -50,6 +50,11 @@ def take_drops(workspace: Workspace, params: Params, inbox: str | None, on_line:
         return []
     opened = open_inbox(workspace, address)
     waiting = pending(workspace, opened.drops())
+    strays = opened.strays()
+    for stray in strays[:_EXAMPLES]:
+        on_line(stray)
+    if len(strays) > _EXAMPLES:
+        on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
     if waiting:
         dvc.bring_dataset(workspace)
         # What is wrong with the dataset before must not be put down to a drop.
