@@ -357,6 +357,18 @@ def test_a_server_that_does_not_answer_is_named(client, monkeypatch):
         schedules.read_schedule()
 
 
+def test_a_password_in_the_address_is_told_nobody(address, workspace, monkeypatch):
+    for where in (address, "http://127.0.0.1:9/api"):
+        monkeypatch.setenv("PREFECT_API_URL", where.replace("://", "://somebody:hunter2@"))
+        with (
+            temporary_settings({PREFECT_API_URL: where.replace("://", "://somebody:hunter2@")}),
+            pytest.raises(DiptychError, match=f"^{where}/? (has no block|does not answer)") as raised,
+        ):
+            deploy(workspace, Choices(notify="slack-webhook/nobody"))
+        assert "hunter2" not in str(raised.value)
+        assert "hunter2" not in str(doctor._prefect(workspace, Params()))
+
+
 def diptych(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))

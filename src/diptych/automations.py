@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from diptych.errors import DiptychError
+from diptych.git import without_secrets
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -59,7 +60,9 @@ def find_block(client: SyncPrefectClient, slug: str) -> UUID:
     except ObjectNotFound:
         block = None
     if block is None:
-        raise DiptychError(f"{client.api_url} has no block {slug!r}; it is named by TYPE/NAME. {mend}")
+        raise DiptychError(
+            f"{without_secrets(str(client.api_url))} has no block {slug!r}; it is named by TYPE/NAME. {mend}"
+        )
     if block.block_schema is None or "notify" not in block.block_schema.capabilities:
         raise DiptychError(f"The block {slug} cannot notify anybody. {mend}")
     return block.id

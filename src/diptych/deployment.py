@@ -19,6 +19,7 @@ import yaml
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
+from diptych.git import without_secrets
 from diptych.processes import stream
 from diptych.workspace import Workspace
 
@@ -87,7 +88,7 @@ def deploy(workspace: Workspace, choices: Choices) -> Deployed:
         _apply(workspace, _rendered(workspace, content, present, choices))
         made = automations.ensure(client, retraining(client), block)
         schedules = {name: "kept as it was" if name in present else "from prefect.yaml" for name in _names(content)}
-        return Deployed(str(client.api_url), pools, schedules, made)
+        return Deployed(address(client), pools, schedules, made)
 
 
 @contextmanager
@@ -107,6 +108,7 @@ def server() -> Iterator[SyncPrefectClient]:
     from httpx import HTTPError, HTTPStatusError
     from prefect.client.orchestration import get_client
 
+    url = without_secrets(url)
     try:
         with get_client(sync_client=True) as client:
             yield client
@@ -117,7 +119,12 @@ def server() -> Iterator[SyncPrefectClient]:
         if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
             raise
         mend = "Start that Prefect server, or correct PREFECT_API_URL."
-        raise DiptychError(f"{url} does not answer ({error}). {mend}") from error
+        raise DiptychError(f"{url} does not answer ({without_secrets(str(error))}). {mend}") from error
+
+
+def address(client: SyncPrefectClient) -> str:
+    """Of its server, for people: without a user and password that it may hold."""
+    return without_secrets(str(client.api_url))
 
 
 def find_deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
@@ -138,7 +145,7 @@ def retraining(client: SyncPrefectClient) -> DeploymentResponse:
     """
     found = find_deployment(client, RETRAIN)
     if found is None:
-        raise DiptychError(f"{client.api_url} has no deployment {RETRAIN}: run `diptych deploy`.")
+        raise DiptychError(f"{address(client)} has no deployment {RETRAIN}: run `diptych deploy`.")
     return found
 
 
@@ -170,7 +177,7 @@ def _look_at_leases(client: SyncPrefectClient) -> None:
         logger.warning(
             "%s keeps the leases of runs in memory: a restart of it ends the run that is at work. Start it with "
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=%s.filesystem.",
-            client.api_url,
+            address(client),
             _LEASES,
         )
 
@@ -234,7 +241,7 @@ def _own_template(client: SyncPrefectClient, pool_type: PoolType) -> dict[str, A
         for worker in collection.values():
             if worker["type"] == pool_type:
                 return dict(worker["default_base_job_configuration"])
-    raise DiptychError(f"{client.api_url} knows no work pools of the type {pool_type}.")
+    raise DiptychError(f"{address(client)} knows no work pools of the type {pool_type}.")
 
 
 def _rendered(

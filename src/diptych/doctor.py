@@ -16,6 +16,7 @@ from urllib.request import urlopen
 from diptych import dvc
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
+from diptych.git import without_secrets
 from diptych.packages import LOCK, other_than_locked
 from diptych.workspace import Workspace
 
@@ -168,7 +169,8 @@ def _champion(workspace: Workspace, params: Params) -> Finding:
 
 
 def _prefect(workspace: Workspace, params: Params) -> Finding:
-    uri = os.environ.get("PREFECT_API_URL")
+    # Its health is told without a password too.
+    uri = without_secrets(os.environ.get("PREFECT_API_URL", ""))
     if not uri:
         return Finding("", "ok", "no server: each run has one of its own; schedules need one (PREFECT_API_URL)")
     try:
