@@ -122,10 +122,14 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("seed: 1\nseed: 2", "key 'seed' is repeated"),
         ("seed: [", "is not valid YAML"),
         ("register: {model_name: a/b}", "register.model_name: "),
+        ("register: {tracking_uri: 'postgresql://me:secret@db/mlflow'}", "register.tracking_uri: no user and password"),
+        ("retrain: {git_remote: 'https://secret@github.com/a/b'}", "retrain.git_remote: no user and password"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
-    assert expected in refusal(tmp_path, text)
+    message = refusal(tmp_path, text)
+    assert expected in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,11 @@ def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
 )
 def test_what_can_be_done_is_not_refused(tmp_path, text):
     assert load(tmp_path, text)
+
+
+@pytest.mark.parametrize("address", ["ssh://git@github.com/a/b", "git@github.com:a/b", "http://localhost:5000", "../a"])
+def test_an_address_without_a_password_is_one(address):
+    assert Params.model_validate({"retrain": {"git_remote": address}}).retrain.git_remote == address
 
 
 def test_every_problem_is_told_at_once(tmp_path):

@@ -304,12 +304,14 @@ def test_what_cannot_be_reached_is_said_and_holds_no_secret(ran, tmp_path, quick
     (tmp_path / "file").touch()
     run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "file" / "store"), cwd=ran.root)
 
-    store, far = published(ran, "http://ada:hunter2@127.0.0.1:9/far.git")
+    run("git", "remote", "add", "far", "http://ada:hunter2@127.0.0.1:9/far.git", cwd=ran.root)
+
+    store, far = published(ran, "far")
 
     assert store.startswith("the DVC remote was not reached: ")
     assert store.endswith("; `dvc push` sends what is missing")
     assert far.startswith("the git remote does not have the run: ")
-    assert far.endswith(f"; `git push http://127.0.0.1:9/far.git {BRANCH}` sends what is missing")
+    assert far.endswith(f"; `git push far {BRANCH}` sends what is missing")
     assert "hunter2" not in far
 
 

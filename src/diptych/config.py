@@ -6,11 +6,12 @@ below it, where its name does not tell.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diptych.errors import DiptychError
 
@@ -28,6 +29,22 @@ Floor = Literal[
     "t2i/recall@5",
     "t2i/recall@10",
 ]
+
+
+_PASSWORD = re.compile(r"https?://[^/\s]*@|://[^/\s@]*:[^/\s]*@")
+
+
+def _without_password(address: str) -> str:
+    """params.yaml is recorded with every run, in MLflow and in git."""
+    if _PASSWORD.search(address):
+        raise ValueError(
+            "no user and password in an address here: git has credential helpers, MLflow the environment variables "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole address in MLFLOW_TRACKING_URI"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_password)]
 
 
 class Section(BaseModel):
@@ -350,7 +367,7 @@ class Evaluate(Section):
 class Register(Section):
     """Where runs and versions are kept; the environment variable MLFLOW_TRACKING_URI goes first."""
 
-    tracking_uri: str | None = None
+    tracking_uri: Address | None = None
     """null: the workspace's own store, .diptych/mlflow.db."""
     experiment: Annotated[str, Field(min_length=1)] = "diptych"
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
@@ -383,7 +400,7 @@ class Retrain(Section):
     drift: Share = 0.2
     """How far the distribution of incoming pairs may be from that of the champion's (the largest distance between
     cumulative shares) before it is drift, which is a reason to train."""
-    git_remote: str | None = None
+    git_remote: Address | None = None
     """Where the branch that records the runs is pushed to; null: it stays here."""
 
 

@@ -89,6 +89,7 @@ def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, plac
         ([{"id": 1, "file_name": "/etc/passwd"}], None, "leads out"),
         ([{"id": 1, "file_name": "x\\..\\a.jpg"}], None, "leads out"),
         ([{"id": 1, "file_name": "a\0.jpg"}], None, "leads out"),
+        ([{"id": 1, "file_name": "caf\udce9.jpg"}], None, r"image 1: file name 'caf\?.jpg' is not in UTF-8"),
         ([{"id": 1, "file_name": "c.jpg"}], None, "1 of 1 image files are not in .*: c.jpg"),
         ([{"id": 1, "file_name": "x" * 5000}], None, "1 of 1 image files are not in"),
         ([{"id": 1, "file_name": "a.jpg"}] * 2, None, "each image id must be there once.*: 1"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import Dataset, Record, read_coco, read_instances
+from diptych.data.captions import Dataset, Record, encodable, read_coco, read_instances
 from diptych.errors import DiptychError
 
 _SHOWN = 5
@@ -140,9 +140,12 @@ class ImagesFolder:
         """The first of the candidate names that there is a file of.
 
         Raises:
-            DiptychError: a name or a link leads out of the folder; `where` tells the record.
+            DiptychError: a name or a link leads out of the folder, or a name is no text; `where` tells the record.
         """
         for name in candidates:
+            # JSON can spell it, and file systems hold it.
+            if encodable(name) != name:
+                raise DiptychError(f"{where}: file name {encodable(name)!r} is not in UTF-8: give the file another.")
             if not _is_inside(name):
                 raise DiptychError(f"{where}: file name {name!r} leads out of the images folder.")
             path = self.path / name

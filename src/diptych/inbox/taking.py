@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diptych import dvc
 from diptych.config import Params
-from diptych.data.captions import CAPTIONS_FILE, Dataset, encodable, read_dataset
+from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset
 from diptych.data.growth import Rules
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError
@@ -132,14 +132,7 @@ def _import(workspace: Workspace, drop: Drop, folder: Path) -> ImportSummary:
     except DiptychError as error:
         if _comes_from_outside(error):
             raise
-        raise _RefusedError(encodable(str(error).replace(str(folder), drop.name))) from None
-    except UnicodeEncodeError as error:
-        # A file system may have a name that is no text, and JSON can spell it.
-        before, after = error.object[: error.start], error.object[error.start :]
-        name = encodable(before.rpartition('"')[2] + after.partition('"')[0])
-        raise _RefusedError(
-            f"{drop.name}/{captions.name}: the file name {name!r} is not in UTF-8. Give the file another name."
-        ) from None
+        raise _RefusedError(str(error).replace(str(folder), drop.name)) from None
 
 
 def _validate(workspace: Workspace, on_line: Callable[[str], None]) -> None:
