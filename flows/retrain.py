@@ -75,7 +75,7 @@ def retrain(
             happened |= register_model(workspace)
             share(workspace)
             happened["decision"] = decide(workspace, happened["version"]["version"], promotion)
-        tell_history(workspace, taken)
+        tell_history(workspace)
         summarize(happened)
         return happened
 
@@ -198,13 +198,15 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
 
 
 @task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)
-def tell_history(workspace: Workspace, taken: Sequence[Taken]) -> None:
+def tell_history(workspace: Workspace) -> None:
     """Drops that brought nothing, in the model's history: of runs that train nothing too."""
     from diptych.inbox import ledger
     from diptych.registry.registered_model import RegisteredModel
 
-    if any(one.outcome != "taken" for one in taken):
-        ledger.tell_history(RegisteredModel.of(workspace, load_params(workspace.params)), taken)
+    if ledger.has_untold(workspace):
+        model = RegisteredModel.of(workspace, load_params(workspace.params))
+        if model.exists():
+            ledger.tell_history(workspace, model)
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)

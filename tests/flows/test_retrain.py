@@ -14,7 +14,8 @@ from diptych import dvc, recording
 from diptych.cli import _load_flow
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.inbox.ledger import Taken
+from diptych.inbox.drops import Drop
+from diptych.inbox.ledger import Taken, note
 from diptych.processes import holding
 from diptych.registry.history import history
 from diptych.registry.registered_model import RegisteredModel
@@ -163,7 +164,12 @@ def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
     retrain, module, chain_that_ran, monkeypatch
 ):
     refused = Taken("january", "refused", "7 of its 9 new images are bad")
-    monkeypatch.setattr(module, "look_into_inbox", lambda workspace, inbox: [refused])
+
+    def refuse(workspace, inbox):
+        note(workspace, Drop("january", "1" * 64, "january"), refused)
+        return [refused]
+
+    monkeypatch.setattr(module, "look_into_inbox", refuse)
     stages = dict.fromkeys(STAGES, "not needed")
     monkeypatch.setattr(module, "run_stages", lambda *_: (["There is no reason."], stages))
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
-from diptych.inbox.ledger import Taken, note, pending
+from diptych.inbox.ledger import Taken, has_untold, note, pending, tell_history
+from diptych.registry import history
 from diptych.workspace import Workspace
 
 FIRST, SECOND = Drop("a", "1" * 64, "a"), Drop("b", "2" * 64, "b")
@@ -39,6 +41,33 @@ def test_a_damaged_ledger_is_begun_anew(workspace, content):
     assert pending(workspace, [FIRST]) == [FIRST]
     note(workspace, FIRST, Taken("a", "taken"))
     assert pending(workspace, [FIRST]) == []
+
+
+def test_drops_that_brought_nothing_are_told_once_also_after_a_run_that_ended_early(workspace, monkeypatch):
+    for drop, outcome in ((FIRST, "refused"), (SECOND, "taken"), (Drop("c", "3" * 64, "c"), "known")):
+        note(workspace, drop, Taken(drop.name, outcome, "it is bad" if outcome == "refused" else ""))
+    when = json.loads((workspace.local / "inbox.json").read_text())[0]["when"]
+    told: list[tuple[str, str, str]] = []
+
+    def record(model, event):
+        if len(told) == 1 and not model:
+            raise DiptychError("MLflow is away")
+        told.append((event.action, event.why, event.when))
+
+    monkeypatch.setattr(history, "record", record)
+
+    with pytest.raises(DiptychError):
+        tell_history(workspace, None)
+    assert has_untold(workspace)
+    tell_history(workspace, "the model")
+    tell_history(workspace, "the model")
+
+    assert [(action, why) for action, why, _ in told] == [
+        ("drop refused", "drop a is refused: it is bad"),
+        ("drop known", "drop c brings nothing new"),
+    ]
+    assert told[0][2] == when
+    assert not has_untold(workspace)
 
 
 @pytest.mark.parametrize(

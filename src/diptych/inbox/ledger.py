@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from diptych.inbox.drops import Drop
 from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
+    from diptych.registry.history import Action
     from diptych.registry.registered_model import RegisteredModel
 
 Outcome = Literal["taken", "refused", "known"]
@@ -57,19 +58,33 @@ def pending(workspace: Workspace, drops: list[Drop]) -> list[Drop]:
 def note(workspace: Workspace, drop: Drop, taken: Taken) -> None:
     """Keeps what became of a drop."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"name": drop.name, "fingerprint": drop.fingerprint, "outcome": taken.outcome}
-    write_json(_path(workspace), [*_read(workspace), {**entry, "reason": taken.reason, "when": when}])
+    entry = {"name": drop.name, "fingerprint": drop.fingerprint, "outcome": taken.outcome, "reason": taken.reason}
+    told = taken.outcome == "taken"
+    write_json(_path(workspace), [*_read(workspace), {**entry, "when": when, "told": told}])
 
 
-def tell_history(model: RegisteredModel, taken: Sequence[Taken]) -> None:
-    """Adds the drops that brought nothing, refused or known, to what was decided about the model."""
+def has_untold(workspace: Workspace) -> bool:
+    """Whether there are drops that `tell_history` has something to say of."""
+    return any(map(_is_untold, _read(workspace)))
+
+
+def tell_history(workspace: Workspace, model: RegisteredModel) -> None:
+    """Adds the drops that brought nothing, refused or known, to what was decided about the model: also those of a run
+    that ended before it came to that.
+    """
     from diptych.registry.history import Event, record
 
-    for one in taken:
-        if one.outcome != "taken":
-            record(
-                model, Event("drop refused" if one.outcome == "refused" else "drop known", None, None, one.describe())
-            )
+    entries = _read(workspace)
+    for entry in filter(_is_untold, entries):
+        action: Action = "drop refused" if entry["outcome"] == "refused" else "drop known"
+        why = Taken(entry["name"], entry["outcome"], entry["reason"]).describe()
+        record(model, Event(action, None, None, why, when=entry["when"]))
+        entry["told"] = True
+        write_json(_path(workspace), entries)
+
+
+def _is_untold(entry: Mapping[str, Any]) -> bool:
+    return entry.get("told") is False
 
 
 def _read(workspace: Workspace) -> list[dict[str, Any]]:
