@@ -160,7 +160,7 @@ def test_a_claim_that_was_interrupted_leaves_nothing(model, monkeypatch, moment)
 def test_a_model_that_is_not_there_cannot_be_claimed(model):
     other = RegisteredModel(model.client, "other", model.uri)
 
-    with pytest.raises(DiptychError, match="MLflow has no 'other'"), claimed(other, "rollback"):
+    with pytest.raises(DiptychError, match="No model is registered as 'other'"), claimed(other, "rollback"):
         pass
 
 

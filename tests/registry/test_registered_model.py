@@ -86,7 +86,7 @@ def test_a_registered_model_that_is_not_there_is_an_error_that_says_what_to_do(m
     other = RegisteredModel(model.client, "other", model.uri)
 
     assert not other.exists()
-    with pytest.raises(DiptychError, match=r"MLflow has no 'other'.*`diptych run` registers a first version"):
+    with pytest.raises(DiptychError, match=r"No model is registered as 'other'.*`diptych run` registers a first"):
         other.find(which)
 
 
