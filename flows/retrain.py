@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -129,8 +130,13 @@ def bring_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
     """The dataset version that data.dvc records is in data/; returns how it came there, and what has changed since the
     last results.
     """
-    # A call of DVC takes a second: where all is well, one tells both.
-    changed, how = dvc.status(workspace), "present"
+    # A call of DVC takes a second: where all is well, one tells both. So does importing what registers, which every run
+    # needs in the end; DVC is another process, so both are done at once.
+    with ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(dvc.status, workspace)
+        import diptych.registry.register  # noqa: F401
+
+        changed, how = asked.result(), "present"
     if not workspace.data.exists() or "data.dvc" in changed or dvc.dataset_version(workspace) is None:
         how = dvc.bring_dataset(workspace)
         changed = dvc.status(workspace)
@@ -186,9 +192,9 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     params = load_params(workspace.params)
     model = RegisteredModel.of(workspace, params)
     mend(model)
-    version = model.find(number)
     outcome, why = "not asked", ""
-    if needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
+    version = model.find(number) if promotion != "never" else None
+    if version and needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
         considered = consider(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         show_decision(considered)

@@ -85,8 +85,10 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
         known = find_version(client, name, tags["model_sha256"])
         with addressed(tracking_uri(workspace, params)):
             version = known or _create(client, experiment, workspace, params, metrics, run_tags or {})
-        client.set_registered_model_alias(name, CHALLENGER, version.version)
         version = client.get_model_version(name, version.version)
+        if CHALLENGER not in version.aliases:
+            client.set_registered_model_alias(name, CHALLENGER, version.version)
+            version = client.get_model_version(name, version.version)
     uri = f"models:/{name}/{version.version}"
     return RegisteredVersion(
         name=name,
