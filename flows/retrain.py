@@ -102,10 +102,13 @@ def run_stages(
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
 def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[Taken]:
     """New pairs that were dropped become part of the dataset version, if they pass validation."""
+    params = load_params(workspace.params)
+    if not (inbox or params.retrain.inbox or workspace.journal.exists()):
+        return []
     from diptych.inbox.taking import take_drops
 
     say = get_run_logger().info
-    taken = take_drops(workspace, load_params(workspace.params), inbox, _throttled(say))
+    taken = take_drops(workspace, params, inbox, _throttled(say))
     for one in taken:
         say(one.describe())
     return taken

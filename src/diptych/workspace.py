@@ -87,6 +87,11 @@ class Workspace:
         """
         return self.root / ".diptych"
 
+    @property
+    def journal(self) -> Path:
+        """What `data/` was before a drop that is being taken into it."""
+        return self.local / "taking.json"
+
     @contextmanager
     def held(self, purpose: str) -> Iterator[None]:
         """Keeps other runs out of the workspace while the block runs.

@@ -70,7 +70,7 @@ def recover(workspace: Workspace) -> bool:
         DiptychError: DVC's cache does not have that version any more.
     """
     remove(workspace.local / "inbox")
-    journal = _journal(workspace)
+    journal = workspace.journal
     try:
         before = json.loads(journal.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def _take(
             raise _RefusedError(drop.problem)
         with inbox.opened(drop) as folder:
             taken = _add(workspace, params, drop, folder, on_line)
-        _journal(workspace).unlink()
+        workspace.journal.unlink()
     except ChangedError as error:
         on_line(str(error))
         return None
@@ -176,17 +176,13 @@ def _quarantine(workspace: Workspace, kind: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["kind"] == kind and row["reason"] != LEFT_OUT]
 
 
-def _journal(workspace: Workspace) -> Path:
-    return workspace.local / "taking.json"
-
-
 def _write_journal(workspace: Workspace) -> None:
     lock = workspace.root / "dvc.lock"
     before = {
         "data.dvc": (workspace.root / "data.dvc").read_text(encoding="utf-8"),
         "dvc.lock": lock.read_text(encoding="utf-8") if lock.exists() else None,
     }
-    write_json(_journal(workspace), before)
+    write_json(workspace.journal, before)
 
 
 def _comes_from_outside(error: BaseException | None) -> bool:
