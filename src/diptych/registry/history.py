@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -117,10 +117,12 @@ def settle(model: RegisteredModel) -> None:
 
 
 def is_settled(model: RegisteredModel) -> bool:
-    """Whether `settle` would find nothing to do; a look that needs no claim."""
-    tags, settled = _tags(model)
+    """Whether `settle` would find nothing to do; a look that needs no claim, in two questions to MLflow."""
+    with model.known():
+        found = model.client.get_registered_model(model.name)
+    tags, settled = _read_all(found.tags)
     number, said = _last_move(tags)
-    aliases = model.aliases()
+    aliases = {alias: str(number) for alias, number in found.aliases.items()}
     is_there = aliases.get(CHAMPION)
     if said != is_there or settled < number:
         return False
@@ -171,7 +173,10 @@ def _tags(model: RegisteredModel) -> tuple[list[tuple[int, Event]], int]:
     if not model.exists():
         return [], 0
     with model.known():
-        tags = model.client.get_registered_model(model.name).tags
+        return _read_all(model.client.get_registered_model(model.name).tags)
+
+
+def _read_all(tags: Mapping[str, str]) -> tuple[list[tuple[int, Event]], int]:
     read = ((int(found[1]), _read(key, tags[key])) for key in sorted(tags) if (found := _KEY.fullmatch(key)))
     settled = tags.get(SETTLED, "")
     return [(number, event) for number, event in read if event], int(settled) if settled.isdecimal() else 0
