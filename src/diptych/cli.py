@@ -22,7 +22,7 @@ from diptych.cli_registry import COMMANDS as REGISTRY_COMMANDS
 from diptych.cli_reproduce import reproduce
 from diptych.cli_weights import weights
 from diptych.console import log_to_console
-from diptych.environment import enter
+from diptych.environment import collect_as_usual, enter
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def stage(name: str) -> None:
     if name == "train" and params.train.launch:
         launch(params.train.launch)
     with holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext():
-        importlib.import_module(f"diptych.stages.{name}").run(workspace, params)
+        module = importlib.import_module(f"diptych.stages.{name}")
+        collect_as_usual()
+        module.run(workspace, params)
 
 
 @cli.command()
