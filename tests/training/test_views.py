@@ -10,7 +10,17 @@ import torch
 from pydantic import ValidationError
 
 from diptych.config import Augmentation
-from diptych.training.views import ADJUSTMENTS, ASPECT_RATIOS, BLUR_SIGMAS, JITTER_PROBABILITY, ImageViews, ViewDraw
+from diptych.training import views as making
+from diptych.training.views import (
+    ADJUSTMENTS,
+    ASPECT_RATIOS,
+    BLUR_SIGMAS,
+    JITTER_PROBABILITY,
+    ImageViews,
+    ViewDraw,
+    crop_all,
+    make_view,
+)
 
 SIZE = 48
 IDS = [11, 7, 2**40, -3]
@@ -170,3 +180,30 @@ def test_a_changed_setting_leaves_the_other_draws_alone() -> None:
 def test_impossible_settings_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(setting))):
         Augmentation.model_validate(setting)
+
+
+@pytest.mark.parametrize("changes", [{"crop_scale": 0.2}, {"flip": 0.5}, {"crop_scale": 0.4, "flip": 0.5}])
+def test_all_crops_at_once_are_those_made_one_by_one(changes: dict[str, float]) -> None:
+    images = photos(32).permute(0, 3, 1, 2)
+    drawn = [views(**changes).draw(SIZE, image_id, epoch=0, view=0) for image_id in range(32)]
+    # In floating point: of uint8, torchvision rounds rows and columns one after the other.
+    one_by_one = [make_view(image.float(), draw) for image, draw in zip(images, drawn, strict=True)]
+    difference = crop_all(images, drawn).float() - torch.stack(one_by_one).round()
+    assert difference.abs().max() <= 1
+    assert (difference == 0).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_views_made_at_once_are_those_made_one_by_one_but_for_their_rounding(
+    monkeypatch: pytest.MonkeyPatch, jitter: float
+) -> None:
+    made = views(crop_scale=0.4, flip=0.5, grayscale=0.5, blur=0.5, jitter=jitter)
+    images, ids = photos(32), list(range(32))
+    expected = made(images, ids, epoch=0, view=0)
+    monkeypatch.setattr(making, "can_ask", lambda tensor: False)
+    found = made(images, ids, epoch=0, view=0)
+    assert found.shape == expected.shape
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+    # Colours stretch what was rounded otherwise.
+    assert (found.int() - expected.int()).abs().max() <= (12 if jitter else 1)

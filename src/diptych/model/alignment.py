@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
+from diptych.model.kernels import can_ask
+
 BLOCK_COSINES = 64_000_000
 """Cosines held at once, with some five times their memory beside them; of larger batches they are computed twice."""
 _SHORTEST = 1e-3
@@ -89,18 +91,19 @@ class Alignment(nn.Module):
         )
 
     def _of_block(self, places: Tensor, grams: Tensor, words: Tensor, products: Tensor, mask: Tensor) -> Tensor:
-        """As `all_pairs`, in products of few large matrices, and without the padding."""
+        """As `all_pairs`, in products of few large matrices, and without the padding, where that can be asked for."""
         images, captions = len(places), len(words)
-        cosines = (places.flatten(0, 1) @ words[mask].T).float()
+        taken = mask.flatten() if can_ask(mask) else slice(None)
+        cosines = (places.flatten(0, 1) @ words.flatten(0, 1)[taken].T).float()
         logits = []
         if self.text_looks:
             found = self._found(cosines.view(images, -1, cosines.shape[1]), grams)
             # Half precision would round the means.
             with torch.autocast(found.device.type, enabled=False):
-                logits.append(found @ _averages(mask))
+                logits.append(found @ _averages(mask)[taken])
         if self.image_looks:
             padded = cosines.new_zeros(len(cosines), mask.numel())
-            padded[:, mask.flatten()] = cosines
+            padded[:, taken] = cosines
             found = self._found(padded.view(-1, *mask.shape).permute(1, 2, 0), products, mask)
             logits.append(found.view(captions, images, -1).mean(dim=2).T)
         return self.log_scale.exp() * torch.stack(logits).mean(dim=0)
@@ -119,11 +122,12 @@ class Alignment(nn.Module):
 
 
 def _averages(mask: Tensor) -> Tensor:
-    """What takes the words of all captions, one after the other, to the mean of each caption, (words, C) float32."""
-    lengths = mask.sum(dim=1)
+    """What takes the words of all captions, one after the other, to the mean of each caption by `mask` (C, T), (C·T, C)
+    float32.
+    """
     caption = torch.arange(len(mask), device=mask.device)
-    own = caption.repeat_interleave(lengths)[:, None] == caption
-    return own / lengths
+    own = caption.repeat_interleave(mask.shape[1], output_size=mask.numel())[:, None] == caption
+    return (own & mask.flatten()[:, None]) / mask.sum(dim=1)
 
 
 def _identity(dim: int) -> nn.Linear:

@@ -10,6 +10,7 @@ import torch
 
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
+from diptych.model.kernels import choose_attention
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -18,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that params.yaml names; ``auto`` takes a GPU where there is one.
+    """The device that params.yaml names, with its attention chosen; ``auto`` takes a GPU where there is one.
 
     Raises:
         DiptychError: the device asked for is not on this machine.
@@ -28,7 +29,9 @@ def choose_device(name: str) -> torch.device:
         name = next(device for device, there in available.items() if there)
     if not available[name]:
         raise DiptychError(f"params.yaml: device is {name}, which this machine does not have; set it to auto or cpu.")
-    return torch.device(name)
+    device = torch.device(name)
+    choose_attention(device)
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -12,6 +12,7 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from diptych.config import Fusion
 from diptych.model.alignment import Alignment
+from diptych.model.kernels import can_ask
 from diptych.model.pooling import masked_mean
 
 
@@ -218,8 +219,8 @@ def _agreements(*sides: Looked | None) -> Tensor:
 
 
 def _of_tokens(compute: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """`compute` of each of `tokens` (P, S, d) where `mask` (P, S) is True; zero elsewhere."""
-    if mask is None or mask.all():
+    """`compute` of each of `tokens` (P, S, d) where `mask` (P, S) is True; elsewhere what means nothing."""
+    if mask is None or not can_ask(mask) or mask.all():
         return compute(tokens)
     computed = compute(tokens[mask])
     return computed.new_zeros(*mask.shape, computed.shape[1]).masked_scatter(mask.unsqueeze(2), computed)

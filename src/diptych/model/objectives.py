@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import gather_rows, rank, row_counts, world_size
+from diptych.model.kernels import can_ask
 
 
 def contrastive_loss(image: Tensor, text: Tensor, image_of_caption: Tensor, logit_scale: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def contrastive_loss(image: Tensor, text: Tensor, image_of_caption: Tensor, logi
         text_to_image = logit_scale * text @ all_images.T
         image_to_text = logit_scale * (image @ all_texts.T)[image_of_caption]
     siblings = all_owners == owner.unsqueeze(1)
-    siblings[torch.arange(len(place)), place] = False
+    siblings[torch.arange(len(place), device=place.device), place] = False
     image_to_text = image_to_text.masked_fill(siblings, float("-inf"))
     total = cross_entropy(text_to_image, owner, reduction="sum") + cross_entropy(image_to_text, place, reduction="sum")
     return total / 2 * world_size() / len(all_texts)
@@ -75,7 +76,7 @@ def nt_xent_loss(first: Tensor, second: Tensor, temperature: float, owner: Tenso
     with torch.autocast(first.device.type, enabled=False):
         similarity = torch.cat([first, second]) @ torch.cat([all_first, all_second]).T / temperature
     left_out = (all_owners == owner.unsqueeze(1)).repeat(2, 2)
-    left_out[torch.arange(len(partner)), partner] = False
+    left_out[torch.arange(len(partner), device=partner.device), partner] = False
     similarity = similarity.masked_fill(left_out, float("-inf"))
     return cross_entropy(similarity, partner, reduction="sum") * world_size() / similarity.shape[1]
 
@@ -143,14 +144,17 @@ def matching_loss(model: DualEncoder, pairs: Pairs, share: float = 1.0) -> Tenso
     )
     image_index = torch.cat([every, every, negative_image])
     text_index = torch.cat([positive, negative_text, positive])
-    target = torch.cat([torch.ones(count), torch.zeros(2 * count)]).to(every.device)
+    target = (torch.arange(3 * count, device=every.device) < count).float()
     part = torch.arange(rank(), len(target), world_size(), device=every.device)
-    # Of the images and captions that were drawn alone, and these as long as the longest of them.
-    images, image_of_pair = image_index[part].unique(return_inverse=True)
-    texts, text_of_pair = text_index[part].unique(return_inverse=True)
-    within = slice(int(pairs.mask[texts].sum(dim=1).max()))
-    tokens, mask = pairs.tokens[texts, within], pairs.mask[texts, within]
-    score = model.fusion(pairs.grid[images], tokens, mask, image_of_pair, text_of_pair).score
+    image_of_pair, text_of_pair = image_index[part], text_index[part]
+    grid, tokens, mask = pairs.grid, pairs.tokens, pairs.mask
+    if can_ask(mask):
+        # Of the images and captions those that were drawn alone, and these as long as the longest of them.
+        images, image_of_pair = image_of_pair.unique(return_inverse=True)
+        texts, text_of_pair = text_of_pair.unique(return_inverse=True)
+        within = slice(int(mask[texts].sum(dim=1).max()))
+        grid, tokens, mask = grid[images], tokens[texts, within], mask[texts, within]
+    score = model.fusion(grid, tokens, mask, image_of_pair, text_of_pair).score
     total = binary_cross_entropy_with_logits(score, target[part], reduction="sum")
     return total * world_size() / len(target)
 

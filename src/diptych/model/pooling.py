@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config import Pooling
+from diptych.model.kernels import can_ask
 
 
 class ClsPooling(nn.Module):
@@ -58,12 +59,15 @@ class GeneralizedPooling(nn.Module):
 
     def weights(self, lengths: Tensor, longest: int) -> Tensor:
         """Weights of the ranks, (B, `longest`) float32, for sequences of these `lengths` (B,); each row sums to one."""
-        distinct, place = lengths.unique(return_inverse=True)
+        if asks := can_ask(lengths):
+            distinct, place = lengths.unique(return_inverse=True)
+            known = distinct
+        else:
+            known = torch.arange(longest, 0, -1)
+            distinct, place = torch.arange(longest, 0, -1, device=lengths.device), longest - lengths
         positions = _sinusoids(longest, self.width, lengths.device).expand(len(distinct), -1, -1)
         with torch.autocast(lengths.device.type, enabled=False):
-            packed = nn.utils.rnn.pack_padded_sequence(
-                positions, distinct.cpu(), batch_first=True, enforce_sorted=False
-            )
+            packed = nn.utils.rnn.pack_padded_sequence(positions, known, batch_first=True, enforce_sorted=not asks)
             states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=longest)
             scores = self.score(states).squeeze(-1)
         beyond = torch.arange(longest, device=lengths.device) >= distinct.unsqueeze(1)

@@ -27,6 +27,7 @@ from torch import Tensor
 from diptych.config import Validate
 from diptych.data.images import open_image, to_pixels
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
+from diptych.model.kernels import choose_attention
 from diptych.model.package import load_model
 
 BATCH = 64
@@ -55,6 +56,7 @@ class PackagedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Reads the weights, to the GPU where there is one."""
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        choose_attention(torch.device(self.device))
         self.loaded = load_model(Path(context.artifacts["model"]), self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

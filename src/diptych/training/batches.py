@@ -19,6 +19,8 @@ from diptych.training.draws import Purpose, generator
 
 CALL_TOKENS = 128
 """What one more call of the text tower is taken to cost, in tokens computed instead: an estimate."""
+GPU_CALL_TOKENS = 4096
+"""The same on a GPU, for which the host launches hundreds of kernels a call."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class BatchPlan:
         captions_per_image: how many captions an image brings at the most.
         seed: of everything drawn here.
         rank, world_size: which share of each step is this process's: of its images in a row, as even as can be.
+        call_tokens: by which captions are grouped, `CALL_TOKENS` or `GPU_CALL_TOKENS`.
 
     Raises:
         DiptychError: the split is too small for a batch, or a batch for the processes.
@@ -99,6 +102,7 @@ class BatchPlan:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        call_tokens: int = CALL_TOKENS,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
@@ -106,9 +110,12 @@ class BatchPlan:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.call_tokens = call_tokens
         _check_sizes(len(split), batch_size, world_size)
         remainder = len(split) % batch_size
-        self.steps = len(split) // batch_size + (remainder >= 2 * world_size)
+        self.whole_steps = len(split) // batch_size
+        """The steps of an epoch that have `batch_size` images; one with the remainder may follow."""
+        self.steps = self.whole_steps + (remainder >= 2 * world_size)
 
     def epoch(self, epoch: int, first_step: int = 0, inputs: Inputs | None = None) -> Iterator[Batch]:
         """This process's batches of an epoch from `first_step` on; the same whatever came before."""
@@ -142,7 +149,7 @@ class BatchPlan:
             images=inputs.images(images),
             texts=texts,
             mask=mask,
-            groups=groups_of_like_length(lengths[order]),
+            groups=groups_of_like_length(lengths[order], self.call_tokens),
             image_of_caption=torch.from_numpy(owner[order]),
         )
 
@@ -163,14 +170,14 @@ def _check_sizes(images: int, batch_size: int, processes: int) -> None:
         )
 
 
-def groups_of_like_length(lengths: NDArray[np.int64]) -> Groups:
+def groups_of_like_length(lengths: NDArray[np.int64], call_tokens: int = CALL_TOKENS) -> Groups:
     """Cuts captions of ascending `lengths` (C,) into the groups that cost least, in tokens with padding, and calls."""
     ends = [*np.flatnonzero(np.diff(lengths)) + 1, len(lengths)]
     best: list[tuple[int, int]] = [(0, 0)]
     """For the first i ends: the least cost, and the index before which their last group begins."""
     for i, end in enumerate(ends, start=1):
         starts = [0, *ends[: i - 1]]
-        costs = [best[j][0] + CALL_TOKENS + int(end - start) * int(lengths[end - 1]) for j, start in enumerate(starts)]
+        costs = [best[j][0] + call_tokens + int(end - start) * int(lengths[end - 1]) for j, start in enumerate(starts)]
         best.append(min((cost, j) for j, cost in enumerate(costs)))
     groups: list[tuple[int, int]] = []
     i = len(ends)

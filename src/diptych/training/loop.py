@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks, ranks_from_embeddings
 from diptych.training.backward import Backward
-from diptych.training.batches import Batch, BatchPlan, prefetched
+from diptych.training.batches import CALL_TOKENS, GPU_CALL_TOKENS, Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.flops import flops_per_image, matrix_product_rate
@@ -97,6 +98,7 @@ class Trainer:
             seed=seed,
             rank=rank(),
             world_size=world_size(),
+            call_tokens=CALL_TOKENS if device.type == "cpu" else GPU_CALL_TOKENS,
         )
         self.model = model.to(self.device)
         synchronize_batch_norms(model)
@@ -116,7 +118,7 @@ class Trainer:
         self.backward = Backward(self.step, self.accelerator, settings.chunk_size)
         self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
         self._second_views = ImageViews(settings.views, seed) if settings.objectives.simclr_image else None
-        self._unchecked: tuple[Batch, Tensor] | None = None
+        self._unchecked: tuple[Batch, Tensor, torch.cuda.Event | None] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -151,16 +153,30 @@ class Trainer:
             while self.position.epoch < self.settings.all_epochs:
                 self._train_epoch(bar)
                 self._finish_epoch()
+        for computed in self._computed_each_step():
+            # What comes now has other sizes, and each would be compiled anew.
+            computed._compiled_call_impl = None
         self.accelerator.wait_for_everyone()
         return self.position
 
+    @property
+    def _compiles(self) -> bool:
+        return self.settings.compile == "always" or (self.settings.compile == "auto" and self.device.type == "cuda")
+
+    def _computed_each_step(self) -> list[torch.nn.Module]:
+        """Of each tower, images first, what is computed in every step."""
+        towers = self.model.image_tower, self.model.text_tower
+        return [tower.upper.model if tower.upper else tower.backbone for tower in towers]
+
     def _compile(self) -> None:
-        """Of each tower what is computed in every step."""
-        if self.settings.compile == "always" or (self.settings.compile == "auto" and self.device.type == "cuda"):
-            for tower in (self.model.image_tower, self.model.text_tower):
-                computed = tower.upper.model if tower.upper else tower.backbone
+        if self._compiles:
+            for computed, dynamic in zip(self._computed_each_step(), (False, True), strict=True):
                 if computed._compiled_call_impl is None:
-                    computed.compile(dynamic=tower is self.model.text_tower)
+                    computed.compile(dynamic=dynamic)
+
+    def _eagerly(self, wanted: bool = True) -> AbstractContextManager[None]:
+        """Without what was compiled: for sizes that come too seldom to be compiled for."""
+        return torch.compiler.set_stance("force_eager") if wanted and self._compiles else nullcontext()
 
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
@@ -175,7 +191,8 @@ class Trainer:
         batches = self.plan.epoch(epoch, self.position.step, self.inputs.train(epoch))
         for loaded in throughput.watch(prefetched(batches, self.device)):
             batch = self._with_views(loaded.to(self.device))
-            losses = self._train_step(batch)
+            with self._eagerly(batch.step >= self.plan.whole_steps):
+                losses = self._train_step(batch)
             if flops is None:
                 with throughput.paused():
                     flops = flops_per_image(self.step, batch, self.accelerator.autocast, self.backward.chunk_size)
@@ -210,7 +227,7 @@ class Trainer:
         losses = self.backward(batch)
         self.accelerator.clip_grad_norm_(self.step.parameters(), self.settings.clip_norm)
         self._check_loss()
-        self._unchecked = batch, losses.total
+        self._unchecked = batch, *_on_its_way(losses.total.detach())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.bound_temperature()
@@ -221,8 +238,10 @@ class Trainer:
         """Of the step before: to read the present one's would keep a GPU waiting."""
         if self._unchecked is None:
             return
-        batch, loss = self._unchecked
+        batch, loss, arrival = self._unchecked
         self._unchecked = None
+        if arrival:
+            arrival.synchronize()
         if not torch.isfinite(loss):
             raise DiptychError(
                 f"the loss is {loss.item()} in epoch {batch.epoch + 1}, step {batch.step + 1}, "
@@ -262,15 +281,16 @@ class Trainer:
         names = ["rsum", "mean_log_rank", *recalls]
         figures = torch.zeros(len(names), dtype=torch.float64)
         if self.accelerator.is_main_process:
-            embedded = embed_split(
-                self.model,
-                self.val,
-                inputs=self.inputs.val(),
-                batch_size=self.evaluation_batch,
-                device=self.device,
-                precision=self.precision,
-                description="validate",
-            )
+            with self._eagerly():
+                embedded = embed_split(
+                    self.model,
+                    self.val,
+                    inputs=self.inputs.val(),
+                    batch_size=self.evaluation_batch,
+                    device=self.device,
+                    precision=self.precision,
+                    description="validate",
+                )
             ranks = ranks_from_embeddings(embedded.image, embedded.text, self.val.image_of_caption)
             metrics = metrics_from_ranks(*ranks)
             values = [metrics["rsum"], mean_log_rank(*ranks.ranks), *(metrics[name[:3]][name[4:]] for name in recalls)]
@@ -356,6 +376,17 @@ class Trainer:
 def _of_val(row: dict[str, float]) -> dict[str, float]:
     """What an epoch had on val."""
     return {name: value for name, value in row.items() if name.startswith("val_")}
+
+
+def _on_its_way(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy of `value` on the CPU, and, from a GPU, when it will be there: reading `value` itself would wait for all
+    that the GPU has been given since.
+    """
+    if value.device.type != "cuda":
+        return value, None
+    copy, arrival = value.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrival.record()
+    return copy, arrival
 
 
 def _named(losses: Losses) -> dict[str, float]:

@@ -106,5 +106,7 @@ class TrainingStep(nn.Module):
 
     def _uniforms(self, batch: Batch) -> Tensor:
         """What the matching loss draws by, the same on every process; (3, images of all processes) float64."""
-        images = sum(row_counts(len(batch.images), batch.images.device))
-        return torch.from_numpy(generator(self.seed, Purpose.PAIRS, batch.epoch, batch.step).random((3, images)))
+        device = batch.images.device
+        images = sum(row_counts(len(batch.images), device))
+        uniforms = generator(self.seed, Purpose.PAIRS, batch.epoch, batch.step).random((3, images))
+        return torch.from_numpy(uniforms).to(device, non_blocking=True)

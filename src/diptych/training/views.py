@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from diptych.config import Augmentation
+from diptych.model.kernels import can_ask
 from diptych.training.draws import Purpose, generator
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -47,6 +48,11 @@ class ViewDraw:
     sigma: float | None
     """Of the blur, in pixels; None: no blur."""
 
+    @property
+    def changes_colours(self) -> bool:
+        """Whether the view is more than a crop, mirrored or not."""
+        return bool(self.factors) or self.gray or self.sigma is not None
+
 
 class ImageViews:
     """Makes views of images by `settings`; `seed` is the run's.
@@ -70,11 +76,16 @@ class ImageViews:
         Returns:
             (B, S, S, 3) uint8 RGB on the same device.
         """
-        views = [
-            make_view(image, self.draw(pixels.shape[1], image_id, epoch, view)).permute(1, 2, 0)
-            for image, image_id in zip(pixels.permute(0, 3, 1, 2), image_ids, strict=True)
-        ]
-        return torch.stack(views)
+        draws = [self.draw(pixels.shape[1], image_id, epoch, view) for image_id in image_ids]
+        images = pixels.permute(0, 3, 1, 2)
+        if can_ask(pixels):
+            views = torch.stack([make_view(image, draw) for image, draw in zip(images, draws, strict=True)])
+        else:
+            views = crop_all(images, draws)
+            for i, draw in enumerate(draws):
+                if draw.changes_colours:
+                    views[i] = change_colours(views[i], draw)
+        return views.permute(0, 2, 3, 1).contiguous()
 
     def draw(self, size: int, image_id: int, epoch: int, view: int) -> ViewDraw:
         """What makes this view of an image of `size`×`size` pixels."""
@@ -113,12 +124,44 @@ def make_view(image: Tensor, draw: ViewDraw) -> Tensor:
     image = transforms.resized_crop(image, *draw.crop, size=size, antialias=True)
     if draw.mirrored:
         image = transforms.horizontal_flip(image)
+    return change_colours(image, draw)
+
+
+def crop_all(images: Tensor, draws: Sequence[ViewDraw]) -> Tensor:
+    """Crops and mirrorings alone of `images` (B, 3, S, S) uint8, all at once, in the same shape; rounded as it comes.
+
+    A GPU would be told of them one by one for longer than it needs for a step. No crop is larger than its view, so
+    there is nothing to smooth.
+    """
+    size = images.shape[-1]
+    crops = torch.tensor([[*draw.crop, draw.mirrored] for draw in draws], dtype=torch.float32)
+    top, left, height, width, mirrored = crops.to(images.device, non_blocking=True).unbind(dim=1)
+    rows, columns = _interpolation(top, height, size), _interpolation(left, width, size)
+    columns = torch.where(mirrored.bool()[:, None, None], columns.flip(1), columns)
+    views = rows[:, None] @ images.float() @ columns[:, None].mT
+    return views.round().clamp(0, 255).to(torch.uint8)
+
+
+def _interpolation(first: Tensor, length: Tensor, size: int) -> Tensor:
+    """What each of `size` pixels of a view takes from `length` (B,) of the image's, from `first` (B,) on.
+
+    Bilinear weights (B, `size`, `size`).
+    """
+    at = torch.arange(size, device=first.device)
+    within = (at + 0.5) * (length[:, None] / size) - 0.5
+    source = first[:, None] + torch.minimum(within.clamp(min=0), length[:, None] - 1)
+    return (1 - (source[:, :, None] - at).abs()).clamp(min=0)
+
+
+def change_colours(image: Tensor, draw: ViewDraw) -> Tensor:
+    """`image` (3, S, S) uint8 with what `draw` does to colours and sharpness."""
+    size = image.shape[-1]
     for index, factor in draw.factors:
         image = ADJUSTMENTS[index][0](image, factor)
     if draw.gray:
         image = transforms.rgb_to_grayscale(image, num_output_channels=3)
     if draw.sigma is not None:
-        kernel = 2 * round(BLUR_KERNEL * size[0] / 2) + 1
+        kernel = 2 * round(BLUR_KERNEL * size / 2) + 1
         image = transforms.gaussian_blur(image, [kernel, kernel], [draw.sigma, draw.sigma])
     return image
 
