@@ -84,10 +84,10 @@ ROWS = [
     Row("image tower frozen, bf16", {"image_tower_factor": 0.0}),
     Row("all learn, bf16, no views", {"augmentation": None}),
     Row("all learn, bf16, no fusion", {"objectives": {"matching": 0.0}}),
-    Row("all learn, bf16, compiled", {"compile": "auto"}),
-    Row("all learn, bf16, compiled, no views", {"compile": "auto", "augmentation": None}),
-    Row("image tower frozen, bf16, compiled", {"compile": "auto", "image_tower_factor": 0.0}),
-    Row("all learn, float32 (TF32), compiled", {"compile": "auto", "precision": "no"}),
+    Row("all learn, bf16, compiled", {"compile": "always"}),
+    Row("all learn, bf16, compiled, no views", {"compile": "always", "augmentation": None}),
+    Row("image tower frozen, bf16, compiled", {"compile": "always", "image_tower_factor": 0.0}),
+    Row("all learn, float32 (TF32), compiled", {"compile": "always", "precision": "no"}),
 ]
 
 

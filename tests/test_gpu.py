@@ -165,7 +165,7 @@ ALONE = EAGER | {"epochs": 3, "fusion_epochs": 1, "image_tower_factor": 0.0}
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"epochs": 4, "compile": "auto"}, id="compiled", marks=pytest.mark.slow),
+        pytest.param({"epochs": 4, "compile": "always"}, id="compiled", marks=pytest.mark.slow),
         pytest.param(RELEASED, id="released"),
         pytest.param(ALONE, id="fusion-alone"),
     ],

@@ -273,7 +273,7 @@ class Train(Section):
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Of matrix products and convolutions; auto: bf16 where the device has units for it, else no."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """torch.compile of the towers; auto: on CUDA."""
+    """torch.compile of the towers; auto: on CUDA, in long trainings."""
     chunk_size: Positive | None = None
     """Images that the towers encode at once, while gradient caching gives the gradients of the whole batch; null: a
     process's whole share, or what fits where the memory of a GPU runs out."""

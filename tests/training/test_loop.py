@@ -21,7 +21,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.training.backward import Backward
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Trainer
+from diptych.training.loop import Trainer, compiles
 
 
 @pytest.fixture(scope="module")
@@ -586,6 +586,23 @@ def test_a_loss_that_is_not_a_number_is_never_saved(
         made.run()
     state = made.checkpoints.load()
     assert (state and state["position"]["step"]) == (None if step == 2 else 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "epoch_steps", "compiled"),
+    [
+        ("auto", "cuda", 1500, True),
+        ("auto", "cuda", 1499, False),
+        ("auto", "cpu", 1500, False),
+        ("always", "cpu", 1, True),
+        ("never", "cuda", 1500, False),
+    ],
+)
+def test_towers_are_compiled_for_trainings_that_are_long_enough(
+    wanted: str, device: str, epoch_steps: int, compiled: bool
+) -> None:
+    settings = train_settings(compile=wanted, epochs=2)
+    assert compiles(settings, torch.device(device), epoch_steps) == compiled
 
 
 @pytest.mark.parametrize(("compiles", "towers"), [("always", 2), ("auto", 0), ("never", 0)])

@@ -41,7 +41,10 @@ class Backward:
             DiptychError: a GPU's memory does not suffice.
         """
         before = random_state(self.accelerator.device)
-        buffers = [buffer.clone() for buffer in self.step.buffers()]
+        buffers = [
+            buffer for module in self.step.modules() if module.training for buffer in module.buffers(recurse=False)
+        ]
+        kept = [buffer.clone() for buffer in buffers]
         while True:
             try:
                 losses = self._attempt(batch)
@@ -52,7 +55,7 @@ class Backward:
             self._shrink_chunks(len(batch.images), reason)
             self.step.zero_grad()
             set_random_state(before, self.accelerator.device)
-            for buffer, value in zip(self.step.buffers(), buffers, strict=True):
+            for buffer, value in zip(buffers, kept, strict=True):
                 buffer.copy_(value)
         average_gradients(self.step.parameters())
         return losses
