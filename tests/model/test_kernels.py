@@ -10,7 +10,7 @@ from tiny import make_model
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from diptych.model.kernels import learning_kernels
+from diptych.model.kernels import choose_attention, learning_kernels
 
 CPU = torch.device("cpu")
 IDS, MASK = torch.tensor([[2, 5, 3, 7], [2, 3, 0, 0]]), torch.tensor([[True] * 4, [True, True, False, False]])
@@ -88,3 +88,16 @@ def test_what_was_set_is_set_again_and_other_devices_are_left_alone() -> None:
         raise RuntimeError("stop")
     assert allowed() is before
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_cudnns_attention_is_left_out_on_a_gpu() -> None:
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    before = enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        choose_attention(CPU)
+        assert enabled()
+        choose_attention(torch.device("cuda"))
+        assert not enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
