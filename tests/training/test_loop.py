@@ -605,6 +605,21 @@ def test_towers_are_compiled_for_trainings_that_are_long_enough(
     assert compiles(settings, torch.device(device), epoch_steps) == compiled
 
 
+def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **settings: compile_module(module, backend="eager", **settings)
+    )
+    released = {"image_tower_frozen_epochs": 1, "image_tower_top_layers": 1, "text_tower_factor": 0.0}
+    made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), compile="always", epochs=2, **released)
+    made.run()
+    torch.compiler.reset()
+    assert made.model.image_tower.upper
+    assert not any(module._compiled_call_impl for module in made.model.modules())
+
+
 @pytest.mark.parametrize(("compiles", "towers"), [("always", 2), ("auto", 0), ("never", 0)])
 def test_on_a_cpu_towers_are_compiled_only_on_request(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: str, towers: int

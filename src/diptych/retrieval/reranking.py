@@ -27,8 +27,10 @@ from diptych.retrieval.metrics import BLOCK_SCORES, TIE, Found, Ranks, mean_log_
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """For each of the weights."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PAIRS, GPU_PAIRS = 512, 4096
-"""Pairs that the fusion sees at once on a CPU, and on a GPU."""
+PAIRS = 512
+"""Pairs that the fusion sees at once, and at least on a GPU."""
+GPU_PLACES = 200_000
+"""Places of the images' grids in the pairs that it sees at once there."""
 IMAGES = 64
 """Images whose pairs are taken together, so that these pairs have few."""
 
@@ -218,7 +220,8 @@ def _fuse_pairs(
     # Few images and like lengths at a time: an image's keys and values are computed once, and little padding.
     by_length = embedded.lengths[captions].argsort(stable=True)
     order = by_length[(images[by_length] // IMAGES).argsort(stable=True)]
-    logits, at_once = torch.zeros(2, len(order)), PAIRS if device.type == "cpu" else GPU_PAIRS
+    logits = torch.zeros(2, len(order))
+    at_once = PAIRS if device.type == "cpu" else max(PAIRS, GPU_PLACES // embedded.grid.shape[1])
     with progress(None, description, unit="pair", total=len(order)) as bar:
         for start in range(0, len(order) if match or align else 0, at_once):
             batch = order[start : start + at_once]

@@ -155,9 +155,9 @@ class Trainer:
             while self.position.epoch < self.settings.all_epochs:
                 self._train_epoch(bar)
                 self._finish_epoch()
-        for computed in self._computed_each_step():
+        for module in self.model.modules():
             # What comes now has other sizes, and each would be compiled anew.
-            computed._compiled_call_impl = None
+            module._compiled_call_impl = None
         self.accelerator.wait_for_everyone()
         return self.position
 
@@ -182,7 +182,9 @@ class Trainer:
 
     def _train_epoch(self, bar: Any) -> None:
         epoch = self.position.epoch
-        self.inputs.enter(self.model, epoch)
+        with self._eagerly():
+            # Compiled, a tower would not come apart.
+            self.inputs.enter(self.model, epoch)
         freeze(self.step, self.settings, epoch)
         self._compile()
         # A fusion that learns alone sees images and captions as it will see them afterwards, without dropout and views.

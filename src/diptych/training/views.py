@@ -23,6 +23,8 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 JITTER_PROBABILITY = 0.8
 BLUR_SIGMAS = (0.1, 2.0)
+CROPPED_AT_ONCE = 128
+"""Images; in float32 and with their weights they take twenty times the memory of their bytes."""
 BLUR_KERNEL = 0.1
 """Side of the Gaussian kernel as a share of the image's."""
 
@@ -81,7 +83,8 @@ class ImageViews:
         if can_ask(pixels):
             views = torch.stack([make_view(image, draw) for image, draw in zip(images, draws, strict=True)])
         else:
-            views = crop_all(images, draws)
+            parts = [slice(first, first + CROPPED_AT_ONCE) for first in range(0, len(draws), CROPPED_AT_ONCE)]
+            views = torch.cat([crop_all(images[part], draws[part]) for part in parts])
             for i, draw in enumerate(draws):
                 if draw.changes_colours:
                     views[i] = change_colours(views[i], draw)
