@@ -21,7 +21,7 @@ run: setup ## Run the whole chain on params.yaml
 	$(BIN)/diptych run
 
 test: lint ## Check types and style, and run all tests with coverage
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 lint: setup ## Check types, style and that the locked packages fit together
 	$(BIN)/ruff check .
