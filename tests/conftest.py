@@ -17,7 +17,7 @@ from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
-# Before torch is imported: what the tests compute is too small for two threads, and every core has a process of its own.
+# Before torch is imported: what the tests compute is too small for two threads, and no core is idle.
 os.environ["OMP_NUM_THREADS"] = "1"
 # ranx compiles for 40 seconds what then computes for one.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
