@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentCreate, DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect_server import prefect_server
 
 from diptych import automations, doctor, schedules
 from diptych.automations import CRASH, NOTIFY_MODELS, NOTIFY_RUNS
@@ -29,7 +29,7 @@ ALL = (RETRAIN, "promote/promote", "rollback/rollback")
 @pytest.fixture(scope="module")
 def address():
     """Of a server that takes ten seconds to start."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_server():
         yield str(PREFECT_API_URL.value())
 
 

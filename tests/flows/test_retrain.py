@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_project import keep_environment, run
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
+from prefect_server import prefect_server
 from tiny_model import write_reports, write_tiny_model
 
 from diptych import dvc, recording
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def retrain():
-    """The flow, and a server for it, which takes ten seconds to start."""
-    with prefect_test_harness(server_startup_timeout=120):
+    """The flow, and a server for it."""
+    with prefect_server():
         yield _load_flow(Workspace(ROOT))
 
 

@@ -14,7 +14,7 @@ from dropping import photos, write_drop
 from fake_project import PARAMS, commit, keep_environment, run
 from killed_run import Runs
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
+from prefect_server import prefect_server
 from tiny_model import write_reports, write_tiny_model
 
 from diptych import dvc
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
     """A server of Prefect, and the program that runs flows."""
-    with prefect_test_harness(server_startup_timeout=120), pytest.MonkeyPatch.context() as patch:
+    with prefect_server(), pytest.MonkeyPatch.context() as patch:
         keep_environment(patch)
         runs = Runs({**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())})
         yield runs
