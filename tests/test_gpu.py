@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from interrupting import stop
 from tiny import make_model, model_settings, open_prepared, pixels, train_settings, write_prepared
 from tiny_model import write_tiny_model
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ def test_a_bf16_training_learns_and_resumes(prepared: Prepared, tmp_path: Path, 
     assert figures["peak_memory_gib"] > 0
 
     broken = trainer(prepared, tmp_path / "broken", **settings)
-    stop(broken, at_step=7)
+    stop(broken, after=7)
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     state = broken.checkpoints.load()
@@ -197,20 +198,6 @@ def test_a_bf16_training_learns_and_resumes(prepared: Prepared, tmp_path: Path, 
     for row, other in zip(position.history, expected.history, strict=True):
         for name in ("loss", "learning_rate", "temperature"):
             assert row[name] == pytest.approx(other[name], rel=0.03), name
-
-
-def stop(made: Trainer, at_step: int) -> None:
-    """Has the training end as if it were interrupted."""
-    train_step, steps = made._train_step, 0
-
-    def stopping(batch: Batch) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > at_step:
-            raise KeyboardInterrupt
-        return train_step(batch)
-
-    made._train_step = stopping  # type: ignore[method-assign]
 
 
 def test_where_memory_runs_out_chunks_become_smaller_and_training_goes_on(

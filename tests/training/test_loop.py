@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from gloo import interrupt, trained
+from interrupting import stop
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
 from diptych.data.inputs import Inputs, KeptImages, KeptTexts
@@ -90,16 +91,7 @@ def test_an_interrupted_training_resumes_to_the_bit(prepared: Prepared, tmp_path
     expected = whole.run()
 
     broken = trainer(prepared, tmp_path / "broken")
-    train_step, steps = broken._train_step, 0
-
-    def stopping(batch: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > stop_at:
-            raise KeyboardInterrupt
-        return train_step(batch)
-
-    broken._train_step = stopping  # type: ignore[method-assign]
+    stop(broken, after=stop_at)
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     torch.manual_seed(99)
