@@ -60,6 +60,8 @@ def prepare(root: Path) -> None:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # Files of DVC, git and Prefect are UTF-8, whatever the locale is; DVC and Prefect read theirs by the locale.
+    os.environ["PYTHONUTF8"] = "1"
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
     # What torch.compile has made is good for the next run too; its default lies among the temporary files of this one.

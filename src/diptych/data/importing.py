@@ -148,7 +148,7 @@ def _store(folder: Path, growth: Growth) -> ShardWriter:
 def _remove_orphans(folder: Path) -> None:
     """Removes shards that an import put in place before it failed, or was killed, short of the captions file."""
     try:
-        shards = set(json.loads((folder / _JOURNAL).read_text())["shards"])
+        shards = set(json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))["shards"])
     except FileNotFoundError:
         return
     used = {record["file_name"] for record in _read_or_empty(folder).images}
