@@ -10,11 +10,13 @@ import time
 
 import pytest
 import yaml
+from fake_project import commit, run
 from waiting import dies
 
 from diptych import dvc
 from diptych.data.scenes import write_scenes
 from diptych.errors import DiptychError
+from diptych.git import git
 
 
 @pytest.fixture
@@ -283,3 +285,14 @@ def test_a_damaged_record_is_an_error(project):
 
     with pytest.raises(DiptychError, match=r"data\.dvc is damaged"):
         dvc.bring_dataset(project)
+
+
+def test_what_dvc_stages_for_git_says_what_the_data_are(scenes):
+    commit(scenes.root)
+    run("dvc", "config", "core.autostage", "true", cwd=scenes.root)
+    (scenes.data / "captions.json").unlink()
+    (scenes.data / "captions.json").write_text('{"info": {}, "images": [], "annotations": []}')
+
+    dvc.record_dataset(scenes)
+
+    assert "scenes" not in git(scenes.root, "show", ":data.dvc")

@@ -85,3 +85,12 @@ def test_without_git_edits_are_not_overwritten(workspace, monkeypatch):
 
     with pytest.raises(DiptychError, match="has edits that would be lost"):
         use_preset(workspace, "small")
+
+
+def test_what_git_is_told_not_to_list_is_not_overwritten(workspace):
+    commit(workspace)
+    subprocess.run(["git", "config", "status.showUntrackedFiles", "no"], cwd=workspace.root, check=True)
+    workspace.params.write_text("seed: 3\n")
+
+    with pytest.raises(DiptychError, match="has edits that would be lost"):
+        use_preset(workspace, "small")

@@ -47,7 +47,7 @@ _REMEMBERED = 200
 """Lines of a command that are kept for its error; a list of settings has fewer."""
 _CHATTER = re.compile(
     r"(To track the changes with git|\tgit add |To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
-    r"|Generating lock file|Updating lock file)"
+    r"|Generating lock file|Updating lock file|Having any troubles\?)"
 )
 """What DVC says after every stage, whatever happened."""
 
@@ -123,6 +123,9 @@ def record_dataset(workspace: Workspace) -> None:
     """Makes data/ as it is now the dataset version: `dvc add`, and how to make it again, if it can be, in data.dvc."""
     if not uses_dvc(workspace):
         return
+    # Before as well: where DVC stages for git what it adds, this is what is staged.
+    if _recorded(workspace):
+        _note_origin(workspace)
     _call(workspace, "add", "data")
     _note_origin(workspace)
 

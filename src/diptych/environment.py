@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from diptych.git import OF_HOOKS
 from diptych.workspace import Workspace, find_workspace
 
 DEFAULTS = {
@@ -60,6 +61,8 @@ def prepare(root: Path) -> None:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for name in OF_HOOKS:
+        os.environ.pop(name, None)
     # Files of DVC, git and Prefect are UTF-8, whatever the locale is; DVC and Prefect read theirs by the locale.
     os.environ["PYTHONUTF8"] = "1"
     if "PREFECT_API_URL" not in os.environ:

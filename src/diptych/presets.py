@@ -35,6 +35,6 @@ def use_preset(workspace: Workspace, name: str) -> None:
 def _is_committed(path: Path) -> bool:
     """Return whether git's last commit has the file as it is."""
     try:
-        return not git(path.parent, "status", "--porcelain", "--ignored", "--", path.name)
+        return not git(path.parent, "status", "--porcelain", "--ignored", "--untracked-files=normal", "--", path.name)
     except GitError:
         return False

@@ -16,6 +16,7 @@ from dropping import make_photo
 from fake_project import IGNORED, PARAMS, commit, run
 from sharing import made_once
 
+from diptych import changing
 from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 from diptych.errors import DiptychError
@@ -162,7 +163,7 @@ class InstantDvc:
         self.runs += 1
         return True
 
-    def go_back(self, workspace: Workspace, recorded: str, lock: str | None) -> None:
+    def go_back(self, workspace: Workspace, recorded: str, lock: str | None, *, present: bool) -> None:
         """To a copy."""
         (workspace.root / "data.dvc").write_text(recorded)
         for name in ("data", "artifacts", "reports"):
@@ -180,5 +181,6 @@ def instant(stocked: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store.record_dataset(stocked)
     store.reproduce(stocked, "validate", force=False, on_line=print)
     store.runs = 0
-    monkeypatch.setattr(taking, "dvc", store)
+    for module in (taking, changing):
+        monkeypatch.setattr(module, "dvc", store)
     return store
