@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
+import sqlite3
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fake_project import commit, run
 from diptych import cli, doctor
 from diptych.config import Params
 from diptych.doctor import Finding, examine, render
+from diptych.registry import answering
 from diptych.registry.tracking import connect
 from diptych.workspace import Workspace
 
@@ -108,8 +111,37 @@ def test_servers_that_do_not_answer_are_errors(project: Workspace, monkeypatch: 
     for name, mend in (("prefect", "unset PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
         assert findings[name].state == "error"
         assert "does not answer" in findings[name].found
-        assert mend in findings[name].mend
+        assert mend in findings[name].found + findings[name].mend
     assert "secret" not in render(list(findings.values()))
+
+
+def test_a_check_that_fails_unexpectedly_is_an_error_and_the_others_are_made(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("https://me:secret@host is no address")
+
+    monkeypatch.setattr(doctor, "_dataset", fail)
+    findings = found(project)
+
+    assert findings["dataset"].state == "error"
+    assert "KeyError" in findings["dataset"].found
+    assert "secret" not in findings["dataset"].found
+    assert list(findings)[-1] == "packages"
+
+
+def test_a_locked_store_and_a_deleted_experiment_are_told(
+    project: Workspace, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 0.1)
+    project.local.mkdir(exist_ok=True)
+    shutil.copy(mlflow_store, project.local / "mlflow.db")
+    client, number = connect(project, Params())
+    with closing(sqlite3.connect(project.local / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "database is locked" in found(project)["mlflow"].found
+    client.delete_experiment(number)
+    assert "mlflow experiments restore" in found(project)["mlflow"].found
 
 
 @pytest.fixture
@@ -151,6 +183,9 @@ def test_the_champion_is_told_of_where_there_are_models(project: Workspace, mlfl
     client.create_model_version("diptych", str(project.root))
     client.set_registered_model_alias("diptych", "champion", "1")
     assert found(project)["champion"] == Finding("champion", "ok", "diptych version 1")
+    client.create_model_version("diptych", str(project.root / "gone"))
+    client.set_registered_model_alias("diptych", "champion", "2")
+    assert f"there is no {project.root / 'gone'}" in found(project)["champion"].found
 
 
 def test_a_device_that_is_not_here_is_an_error(project: Workspace) -> None:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,9 @@ def stage(name: str) -> None:
     params = _params(workspace)
     if name == "train" and params.train.launch:
         launch(params.train.launch)
-    with holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext():
+    hold = holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext()
+    # DVC runs it there too: relative paths in params.yaml are the project's.
+    with hold, chdir(workspace.root):
         module = importlib.import_module(f"diptych.stages.{name}")
         collect_as_usual()
         module.run(workspace, params)

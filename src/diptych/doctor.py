@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -19,6 +20,8 @@ from diptych.errors import DiptychError
 from diptych.git import without_secrets
 from diptych.packages import LOCK, other_than_locked
 from diptych.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 State = Literal["ok", "warning", "error"]
 """A warning is of what runs do without; an error stops them."""
@@ -42,9 +45,12 @@ class Finding(NamedTuple):
     """What to do, where something is to be done."""
 
 
+Check = Callable[[Workspace, Params], Finding]
+
+
 def examine(workspace: Workspace) -> list[Finding]:
-    """Every check, in order; one that cannot be made is an error that says why."""
-    checks: dict[str, Callable[[Workspace, Params], Finding]] = {
+    """Make every check, in order; one that cannot be made is an error that says why, and the others are made."""
+    checks: dict[str, Check] = {
         "workspace": _in_use,
         "git": _git,
         "dataset": _dataset,
@@ -68,12 +74,20 @@ def examine(workspace: Workspace) -> list[Finding]:
             found.append(Finding("params", "error", str(error), mend))
             params = Params()
             checks = {name: checks[name] for name in _WITHOUT_PARAMS}
-        for name, check in checks.items():
-            try:
-                found.append(check(workspace, params)._replace(name=name))
-            except DiptychError as error:
-                found.append(Finding(name, "error", str(error)))
+        found += [_made(name, check, workspace, params) for name, check in checks.items()]
     return found
+
+
+def _made(name: str, check: Check, workspace: Workspace, params: Params) -> Finding:
+    try:
+        return check(workspace, params)._replace(name=name)
+    except DiptychError as error:
+        return Finding(name, "error", str(error))
+    except Exception as error:
+        # Whatever is wrong there, it must not hide what the other checks find.
+        log.debug("the check of %s failed", name, exc_info=True)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return Finding(name, "error", without_secrets(told)[:500], "`diptych --debug doctor` shows the traceback.")
 
 
 def _in_use(workspace: Workspace, params: Params) -> Finding:
@@ -136,35 +150,42 @@ def _towers(workspace: Workspace, params: Params) -> Finding:
 
 
 def _mlflow(workspace: Workspace, params: Params) -> Finding:
-    from mlflow import MlflowClient
-
-    from diptych.registry.tracking import is_own, reason, tracking_uri, without_secret
+    from diptych.registry.address import store_file, tracking_uri, without_secret
 
     uri = tracking_uri(workspace, params)
-    if is_own(uri) and not Path(uri.partition(":///")[2]).exists():
+    store = store_file(uri)
+    if store is not None and not store.exists():
         return Finding("", "ok", "a store of the project's own, which the first training makes")
-    try:
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except Exception as error:  # of the network, the server or the database
-        mend = "Start that server, or correct MLFLOW_TRACKING_URI or register.tracking_uri in params.yaml."
-        return Finding("", "error", f"{without_secret(uri)} does not answer: {reason(error, uri)}", mend)
+    from mlflow import MlflowClient
+
+    from diptych.registry.answering import require_answer
+    from diptych.registry.registered_model import explained
+    from diptych.registry.tracking import find_experiment
+
+    with explained(uri):
+        require_answer(uri)
+        find_experiment(MlflowClient(tracking_uri=uri), params.register_.experiment, uri)
     return Finding("", "ok", without_secret(uri))
 
 
 def _champion(workspace: Workspace, params: Params) -> Finding:
-    from diptych.registry.registered_model import CHAMPION, RegisteredModel
-    from diptych.registry.tracking import is_own, tracking_uri
+    from diptych.registry.address import store_file, tracking_uri
 
-    uri = tracking_uri(workspace, params)
-    if is_own(uri) and not Path(uri.partition(":///")[2]).exists():
+    store = store_file(tracking_uri(workspace, params))
+    if store is not None and not store.exists():
         return Finding("", "ok", "no model yet")
+    from diptych.registry.registered_model import CHAMPION, RegisteredModel
+
     model = RegisteredModel.of(workspace, params)
     number = model.aliases().get(CHAMPION) if model.exists() else None
     if number is None:
         return Finding("", "warning", f"no version of {model.name} is in use", "`diptych promote`.")
+    mend = "`diptych rollback --reason TEXT`."
     if number not in model.numbers():
-        mend = "`diptych rollback --reason TEXT`."
         return Finding("", "error", f"the alias champion points to version {number}, which is gone", mend)
+    if gone := model.missing_folder(number):
+        found = f"the package of {model.name} version {number}, the champion, is gone: there is no {gone}"
+        return Finding("", "error", found, f"Bring that folder back, or {mend}")
     return Finding("", "ok", f"{model.name} version {number}")
 
 
