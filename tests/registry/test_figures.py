@@ -61,6 +61,12 @@ def test_figures_for_another_mlflow_wait_for_that_one(trained, uri):
     assert len(kept(trained)) == 1
 
 
+def test_no_password_is_kept_with_figures(trained):
+    keep(trained, "postgresql://me:secret@host/mlflow", "", figures())
+
+    assert "secret" not in kept(trained)[0].read_text()
+
+
 def test_figures_that_mlflow_refuses_keep_nothing_else_from_being_sent(trained, uri, caplog):
     keep(trained, uri, "", Figures({"no\nname": "0"}, [], {}, "FINISHED"))
     keep(trained, uri, "", figures())

@@ -159,7 +159,7 @@ def test_what_could_not_be_sent_by_the_end_is_kept_and_the_training_goes_on(trai
 
     warnings = [record.message for record in caplog.records if record.name == "diptych.registry.tracking"]
     assert len(warnings) == 2
-    assert "(no route to host); the training goes on" in warnings[0]
+    assert "(no route to host). The training goes on" in warnings[0]
     assert warnings[1].startswith("The figures of this training are kept")
 
 

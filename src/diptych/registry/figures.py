@@ -14,6 +14,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from diptych.files import write_json
+from diptych.registry.address import without_secret
 from diptych.registry.answering import reason
 from diptych.workspace import Workspace
 
@@ -66,7 +67,7 @@ def keep(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:
         run_id: the training's run there; empty where none could be made.
     """
     metrics = [[one.key, repr(one.value), one.timestamp, one.step] for one in figures.metrics]
-    content = {"uri": uri, "run_id": run_id, **vars(figures), "metrics": metrics}
+    content = {"uri": without_secret(uri), "run_id": run_id, **vars(figures), "metrics": metrics}
     write_json(_folder(workspace) / f"{time.time_ns()}.json", content)
 
 
@@ -85,7 +86,7 @@ def send_kept(workspace: Workspace, uri: str, client: MlflowClient, experiment: 
             log.warning("%s is damaged (%r), so MLflow lacks the figures of a training.", path, error)
             path.unlink()
             continue
-        if meant != uri:
+        if meant != without_secret(uri):
             continue
         try:
             figures.send(client, _run(client, run_id, experiment))

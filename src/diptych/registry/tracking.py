@@ -235,13 +235,15 @@ class TrackedRun:
     def _identity(self) -> list[str]:
         tags = provenance(self._workspace)
         # The project may have moved meanwhile, and its own store with it.
-        place = self._uri.replace(str(self._workspace.root.resolve()), ".")
+        place = without_secret(self._uri).replace(str(self._workspace.root.resolve()), ".")
         return [place, tags["params_sha256"], tags["data_md5"]]
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             said = reason(error, self._uri)
-            log.warning("MLflow at %s takes no figures (%s); the training goes on.", without_secret(self._uri), said)
+            if not isinstance(error, UnreachableError):
+                said = f"MLflow at {without_secret(self._uri)} takes no figures ({said})."
+            log.warning("%s The training goes on, and its figures are kept.", said)
         self._warned = True
 
 
