@@ -39,6 +39,22 @@ def test_what_was_logged_is_found_where_the_project_is_now(logged, tmp_path):
     assert not workspace.root.exists()
 
 
+@pytest.mark.parametrize(("before", "after"), [("a", "a/b"), ("a/b", "a")])
+def test_one_path_may_lie_within_the_other(tmp_path, mlflow_store, before, after):
+    workspace = Workspace(tmp_path / before)
+    (workspace.local / "mlartifacts").mkdir(parents=True)
+    shutil.copy(mlflow_store, workspace.local / "mlflow.db")
+    client, experiment = connect(workspace, Params())
+    run_id = client.create_run(experiment).info.run_id
+    client.log_text(run_id, "before", "note.txt")
+    workspace.local.rename(tmp_path / "apart")
+    moved = Workspace(tmp_path / after)
+    moved.root.mkdir(exist_ok=True)
+    (tmp_path / "apart").rename(moved.local)
+
+    assert note(moved, run_id) == note(moved, run_id) == "before"
+
+
 def test_nothing_is_written_outside_of_a_moved_project(logged, tmp_path):
     moved = Workspace(logged[0].root.rename(tmp_path / "moved"))
 
@@ -89,11 +105,12 @@ def test_an_experiment_that_mlflow_made_elsewhere_keeps_what_comes_next_in_the_p
     assert client.get_experiment(experiment).artifact_location == (workspace.local / "mlartifacts").as_uri()
 
 
-def test_an_experiment_in_a_bucket_stays_there(logged):
+@pytest.mark.parametrize("chosen", ["s3://bucket/runs", "file:///srv/artifacts"])
+def test_an_experiment_for_which_somebody_chose_a_place_keeps_it(logged, chosen):
     workspace, _ = logged
     client = MlflowClient(f"sqlite:///{workspace.local}/mlflow.db")
-    client.create_experiment("bucket", artifact_location="s3://bucket/runs")
+    client.create_experiment("theirs", artifact_location=chosen)
 
-    client, experiment = connect(workspace, Params.model_validate({"register": {"experiment": "bucket"}}))
+    client, experiment = connect(workspace, Params.model_validate({"register": {"experiment": "theirs"}}))
 
-    assert client.get_experiment(experiment).artifact_location == "s3://bucket/runs"
+    assert client.get_experiment(experiment).artifact_location == chosen
