@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import getpass
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,7 @@ def prepare(root: Path) -> None:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _name_user(root)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
     # What torch.compile has made is good for the next run too; its default lies among the temporary files of this one.
@@ -69,6 +71,18 @@ def prepare(root: Path) -> None:
     if paths[0] != here:
         os.environ["PATH"] = os.pathsep.join([here, *paths])
     _collect_rarely()
+
+
+def _name_user(root: Path) -> None:
+    """Give a user whom the machine does not know, as in containers, a name and a home: DVC and git ask for both."""
+    try:
+        getpass.getuser()
+    except (OSError, KeyError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(root / ".diptych" / "home")
 
 
 def collect_as_usual() -> None:
