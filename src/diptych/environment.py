@@ -21,6 +21,8 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Runs are offline: weights come from a filled cache or a folder.
     "HF_HUB_OFFLINE": "1",
+    # Files of DVC, Prefect and MLflow hold paths and captions: they are UTF-8 whatever the locale says.
+    "PYTHONUTF8": "1",
     # Forked data loaders and the tokenizers' thread pool block each other.
     "TOKENIZERS_PARALLELISM": "false",
     # Threads that wait must sleep: spinning ones hold the cores that others need, and on busy machines training takes

@@ -61,6 +61,11 @@ def test_the_file_of_a_store_is_found_under_any_path(tmp_path, folder):
     assert store_file(tracking_uri(workspace, Params())) == tmp_path / folder / ".diptych" / "mlflow.db"
 
 
+def test_a_path_that_an_address_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(DiptychError, match="holds a question mark"):
+        tracking_uri(Workspace(tmp_path / "why?"), Params())
+
+
 def test_artifacts_lie_in_the_project_or_beside_a_store_that_others_may_share(tmp_path):
     workspace = Workspace(tmp_path / "project")
 

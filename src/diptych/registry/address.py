@@ -28,7 +28,7 @@ def tracking_uri(workspace: Workspace, params: Params) -> str:
     ):
         if uri:
             return _absolute(uri.strip(), workspace.root, source)
-    return f"sqlite:///{_own_store(workspace)}"
+    return _sqlite(workspace.local.resolve() / "mlflow.db")
 
 
 def store_file(uri: str) -> Path | None:
@@ -54,8 +54,10 @@ def without_secret(uri: str) -> str:
     return scheme + separator + rest.rpartition("@")[2]
 
 
-def _own_store(workspace: Workspace) -> Path:
-    return workspace.local.resolve() / "mlflow.db"
+def _sqlite(file: Path, start: str = "sqlite", options: str = "") -> str:
+    if "?" in str(file):
+        raise DiptychError(f"MLflow can keep no store at {file}: its path holds a question mark. Move the project.")
+    return f"{start}:///{file}{options}"
 
 
 def _absolute(uri: str, root: Path, source: str) -> str:
@@ -77,4 +79,4 @@ def _absolute(uri: str, root: Path, source: str) -> str:
             "project, sqlite:////folder/mlflow.db for one elsewhere, or leave it out."
         )
     start, _, rest = uri.partition(":///")
-    return f"{start}:///{(root / file).resolve()}{rest.removeprefix(file)}"
+    return _sqlite((root / file).resolve(), start, rest.removeprefix(file))

@@ -62,18 +62,21 @@ def _check_out(workspace: Workspace, commit: str, root: Path) -> Workspace:
 
 
 def _share_dvc(workspace: Workspace, project: Workspace) -> None:
-    """Gives it the cache and the remotes that the workspace has now, with paths that hold there too."""
-    from dvc.config import Config, merge
+    """Give it the cache and the remotes that the workspace has now, with paths that hold there too."""
+    from configobj import ConfigObj
+    from dvc.config import Config, _pack_named
 
     settings = Config(str(workspace.root / ".dvc")).load_config_to_level()
     settings["cache"].setdefault("dir", str(workspace.root / ".dvc" / "cache"))
     # What DVC remembers of the files of a folder goes when the folder goes.
     settings["core"]["site_cache_dir"] = str(project.root / ".dvc" / "tmp" / "site")
-    (project.root / ".dvc").mkdir(exist_ok=True)
+    local = project.root / ".dvc" / "config.local"
+    local.parent.mkdir(exist_ok=True)
     # It may hold passwords.
-    (project.root / ".dvc" / "config.local").touch(mode=0o600)
-    with Config(str(project.root / ".dvc")).edit("local") as local:
-        merge(local, settings)
+    local.touch(mode=0o600)
+    with local.open("wb") as file:
+        # DVC's own writing of it takes ASCII alone, and paths are what they are.
+        ConfigObj(_pack_named(settings), encoding="utf-8").write(file)
 
 
 def _link_towers(workspace: Workspace, project: Workspace) -> None:
