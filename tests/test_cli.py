@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fake_project import PARAMS
 
-from diptych import __version__, cli, dvc
+from diptych import __version__, cli, dvc, prefect_server
 from diptych.cli import main
 from diptych.errors import DiptychError
 from diptych.workspace import Workspace
@@ -101,11 +101,31 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_70(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_a_prefect_server_that_does_not_answer_is_for_the_user_to_mend(monkeypatch, capsys):
-    failing(monkeypatch, RuntimeError("Failed to reach API at http://127.0.0.1:9/api/."))
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PREFECT_API_URL", "http://ann:hunter2@127.0.0.1:9/api", "http://127.0.0.1:9/api does not answer"),
+        ("PREFECT_API_URL", "foo", "foo is no address"),
+        ("PREFECT_API_URL", "http://[", "Invalid IPv6 URL"),
+        ("PREFECT_LOGGING_LEVEL", "LOUD", "Prefect cannot start: PREFECT_LOGGING_LEVEL: Input should be"),
+        ("SSL_CERT_FILE", "/nowhere", "/nowhere cannot be read as certificates"),
+    ],
+)
+def test_what_keeps_prefect_from_starting_ends_a_run_at_once_with_where_it_is_set(inside, name, value, told):
+    (inside.root / "flows").mkdir()
+    (inside.root / "flows" / "retrain.py").write_text("retrain = None\n")
 
-    assert diptych("stage", "train") == 1
-    assert "unset PREFECT_API_URL" in capsys.readouterr().err
+    # In another process: Prefect reads its settings when it is first imported.
+    answer = subprocess.run(
+        [sys.executable, "-m", "diptych", "run"], env={**os.environ, name: value}, capture_output=True, text=True
+    )
+
+    assert answer.returncode == 1
+    last = answer.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert told in last
+    assert name in last
+    assert "hunter2" not in last
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
@@ -224,6 +244,8 @@ def test_the_flow_is_the_projects_own(inside, monkeypatch, capsys):
     )
     inside.presets.mkdir()
     (inside.presets / "small.yaml").write_text(PARAMS.replace("seed: 0", "seed: 9"))
+    # A flow of this kind needs no server, which would take seconds to start.
+    monkeypatch.setattr(prefect_server, "ready", lambda root: None)
 
     assert diptych("run", "--json", "--force", "--preset", "small") == 0
     assert json.loads(capsys.readouterr().out)["tracking_uri"] == "True never"

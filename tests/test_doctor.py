@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
+import socket
 import sqlite3
-import threading
 from collections import namedtuple
-from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from fake_project import commit, run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from diptych import cli, doctor
 from diptych.config import Params
@@ -27,6 +26,9 @@ from diptych.workspace import Workspace
 @pytest.fixture(autouse=True)
 def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
@@ -37,8 +39,8 @@ def found(workspace: Workspace) -> dict[str, Finding]:
 def test_a_project_as_it_should_be_has_no_errors(project: Workspace) -> None:
     findings = found(project)
     assert list(findings) == [
-        *("params", "workspace", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "prefect", "schedule"),
-        *("device", "disk", "packages"),
+        *("params", "workspace", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "proxy", "prefect"),
+        *("schedule", "device", "disk", "packages"),
     ]
     assert [one.name for one in findings.values() if one.state == "error"] == []
     # Neither is made by looking.
@@ -105,14 +107,32 @@ def test_towers_that_are_not_here_are_an_error_with_the_way_to_get_them(project:
 
 
 def test_servers_that_do_not_answer_are_errors(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    prefect = "http://user:secret@127.0.0.1:9/api"
+    monkeypatch.setenv("PREFECT_API_URL", prefect)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    findings = found(project)
+    # Prefect has read the environment when it was imported.
+    with temporary_settings({PREFECT_API_URL: prefect}):
+        findings = found(project)
     for name, mend in (("prefect", "unset PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
         assert findings[name].state == "error"
         assert "does not answer" in findings[name].found
         assert mend in findings[name].found + findings[name].mend
+    assert findings["schedule"].state == "warning"
     assert "secret" not in render(list(findings.values()))
+
+
+def test_proxies_are_told_without_their_passwords(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(project)["proxy"] == Finding("proxy", "ok", "none is set")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{proxy.getsockname()[1]}")
+        finding = found(project)["proxy"]
+        assert (finding.state, "goes around it" in finding.found) == ("ok", True)
+        monkeypatch.setenv("no_proxy", "localhost,*")
+        assert found(project)["proxy"].state == "warning"
+    gone = found(project)["proxy"]
+    assert gone.state == "warning"
+    assert gone.found.startswith("nobody answers at http_proxy=http://127.0.0.1:")
+    assert "secret" not in str([finding, gone])
 
 
 def test_a_check_that_fails_unexpectedly_is_an_error_and_the_others_are_made(
@@ -142,35 +162,6 @@ def test_a_locked_store_and_a_deleted_experiment_are_told(
         assert "database is locked" in found(project)["mlflow"].found
     client.delete_experiment(number)
     assert "mlflow experiments restore" in found(project)["mlflow"].found
-
-
-@pytest.fixture
-def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A server that says of its health what the list holds."""
-    says = ["true"]
-
-    class Health(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/api/health" else 404)
-            self.end_headers()
-            self.wfile.write(says[0].encode())
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_address[1]}/api")
-        yield says
-        server.shutdown()
-
-
-def test_a_prefect_server_is_asked_for_its_health(project: Workspace, prefect: list[str]) -> None:
-    assert found(project)["prefect"].state == "ok"
-    prefect[0] = '"no database"'
-    assert "is not well" in found(project)["prefect"].found
-    prefect[0] = "<html>"
-    assert "does not answer" in found(project)["prefect"].found
 
 
 def test_the_champion_is_told_of_where_there_are_models(project: Workspace, mlflow_store: Path) -> None:

@@ -56,6 +56,7 @@ def cli(debug: bool) -> None:
 def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_json: bool) -> None:
     """Run the whole chain: inbox, data, validate, preprocess, baselines, train, controls, evaluate, register, gate."""
     workspace = enter()
+    from diptych import prefect_server
     from diptych.presets import use_preset
     from diptych.processes import holding
 
@@ -63,7 +64,12 @@ def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_j
         if preset:
             use_preset(workspace, preset)
         _params(workspace)
-        summary = _load_flow(workspace)(force=force, promotion=promotion, inbox=inbox)
+        # Before the flow imports Prefect, which then reads its settings.
+        prefect_server.load(workspace.root)
+        retrain = _load_flow(workspace)
+        prefect_server.ready(workspace.root)
+        with prefect_server.explained("What the run had finished is kept: run again."):
+            summary = retrain(force=force, promotion=promotion, inbox=inbox)
     from diptych.summary import render
 
     click.echo(json.dumps(summary, indent=2) if as_json else render(summary, workspace))
@@ -164,9 +170,6 @@ def _explain(error: Exception) -> tuple[str, int]:
     if _is_disk_full(error):
         path = getattr(error, "filename", None) or Path.cwd()
         return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
-    if isinstance(error, RuntimeError) and "Failed to reach API" in str(error):
-        # Prefect's words for a server that PREFECT_API_URL names.
-        return f"error: {error} Start that Prefect server, or unset PREFECT_API_URL for one of its own.", 1
     name, text = type(error).__name__, " ".join(str(error).split())
     return f"unexpected error: {name}: {text}; run again with --debug for the traceback", 70
 

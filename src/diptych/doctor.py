@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -11,8 +10,6 @@ from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from diptych import dvc
 from diptych.config import Params, load_params
@@ -28,9 +25,9 @@ State = Literal["ok", "warning", "error"]
 
 SPARE_GIB = 5.0
 """Below so much free space a run of the presets may fill the disk."""
-_WITHOUT_PARAMS = ("workspace", "git", "dataset", "dvc remote", "prefect", "schedule", "packages")
+_WITHOUT_PARAMS = ("workspace", "git", "dataset", "dvc remote", "proxy", "prefect", "schedule", "packages")
 PATIENCE = 5.0
-"""Seconds that a server may take to answer."""
+"""Seconds that a proxy may take to answer."""
 PATIENCE_WITH_REMOTES = 60.0
 """Seconds for a DVC remote: its clients try several times."""
 
@@ -58,6 +55,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         "towers": _towers,
         "mlflow": _mlflow,
         "champion": _champion,
+        "proxy": _proxy,
         "prefect": _prefect,
         "schedule": _schedule,
         "device": _device,
@@ -189,34 +187,50 @@ def _champion(workspace: Workspace, params: Params) -> Finding:
     return Finding("", "ok", f"{model.name} version {number}")
 
 
+def _proxy(workspace: Workspace, params: Params) -> Finding:
+    from diptych import proxies
+
+    found = proxies.describe(proxies.set_proxies())
+    if not found:
+        return Finding("", "ok", "none is set")
+    if gone := proxies.unreachable(PATIENCE):
+        mend = "Correct these variables, or unset them. What is sent to this machine goes around them."
+        return Finding("", "warning", f"nobody answers at {proxies.describe(gone)}", mend)
+    if proxies.unusable():
+        mend = "Correct the proxy, or NO_PROXY. Nothing is to be done where the Prefect server is on this machine."
+        return Finding("", "warning", f"Prefect's client can use none of {found}, or cannot read NO_PROXY", mend)
+    return Finding("", "ok", f"{found}; what is sent to this machine goes around it")
+
+
 def _prefect(workspace: Workspace, params: Params) -> Finding:
-    # Its health is told without a password too.
-    uri = without_secrets(os.environ.get("PREFECT_API_URL", ""))
-    if not uri:
+    from diptych import prefect_server
+    from diptych.prefect_settings import server_setting
+
+    if not prefect_server.load(workspace.root):
         return Finding("", "ok", "no server: each run has one of its own; schedules need one (PREFECT_API_URL)")
-    try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE) as answer:
-            healthy = json.load(answer) is True
-    except (URLError, OSError, ValueError) as error:
-        return Finding("", "error", f"{uri} does not answer: {error}", "Start that server, or unset PREFECT_API_URL.")
-    if not healthy:
-        return Finding("", "error", f"{uri} is not well", "Look at that server's log.")
-    return Finding("", "ok", uri)
+    with prefect_server.client():
+        setting = server_setting(workspace.root)
+        where = f", set in {setting.where}" if setting else ""
+        return Finding("", "ok", f"{prefect_server.address()}{where}")
 
 
 def _schedule(workspace: Workspace, params: Params) -> Finding:
-    if not os.environ.get("PREFECT_API_URL"):
-        return Finding("", "ok", "none: schedules need a Prefect server")
-    from diptych.deployment import RETRAIN, find_deployment, server, worker_command
+    from diptych import prefect_server
+    from diptych.deployment import RETRAIN, find_deployment, worker_command
     from diptych.schedules import read_schedule
 
-    with server() as client:
-        deployment = find_deployment(client, RETRAIN)
-        if deployment is None:
-            return Finding("", "warning", "nothing is deployed there", "`diptych deploy`.")
-        pool = deployment.work_pool_name or ""
-        workers = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
-    found = read_schedule().render().partition("\n")[0].removeprefix("schedule").strip()
+    try:
+        if not prefect_server.load(workspace.root):
+            return Finding("", "ok", "none: schedules need a Prefect server")
+        with prefect_server.client() as client:
+            deployment = find_deployment(client, RETRAIN)
+            if deployment is None:
+                return Finding("", "warning", "nothing is deployed there", "`diptych deploy`.")
+            pool = deployment.work_pool_name or ""
+            workers = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
+        found = read_schedule().render().partition("\n")[0].removeprefix("schedule").strip()
+    except DiptychError:
+        return Finding("", "warning", "not looked at: Prefect's server or settings are at fault")
     if not workers:
         return Finding("", "warning", f"{found}, but no worker is there to run it", f"`{worker_command(pool)}`.")
     return Finding("", "ok", found)

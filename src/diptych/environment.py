@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from diptych.prefect_settings import keep_home_in
+from diptych.proxies import spare_this_machine
 from diptych.workspace import Workspace, find_workspace
 
 DEFAULTS = {
@@ -64,8 +66,8 @@ def prepare(root: Path) -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     _name_user(root)
-    if "PREFECT_API_URL" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
+    spare_this_machine()
+    keep_home_in(root)
     # What torch.compile has made is good for the next run too; its default lies among the temporary files of this one.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".diptych" / "torchinductor"))
     here = str(Path(sys.executable).parent)
