@@ -151,6 +151,14 @@ def test_a_full_disk_is_told_as_such(monkeypatch, capsys, error):
     assert capsys.readouterr().err.startswith("error: the disk is full (")
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_file_that_this_user_may_not_use_is_named(monkeypatch, capsys, number):
+    failing(monkeypatch, OSError(number, os.strerror(number), "/srv/project/.diptych/lock"))
+
+    assert diptych("register") == 1
+    assert f"error: /srv/project/.diptych/lock: {os.strerror(number)}" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_seen_behind_what_it_caused(monkeypatch, capsys):
     wrapped = RuntimeError("cannot write")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device")

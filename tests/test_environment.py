@@ -68,3 +68,21 @@ def test_a_home_that_is_given_stays_even_if_nobody_may_write_to_it(
     prepare(tmp_path)
 
     assert os.environ["HOME"] == "/nonexistent"
+
+
+def test_a_python_that_strips_docstrings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    command = [sys.executable, "-OO", "-m", "diptych", "data", "status"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr.startswith("error: PYTHONOPTIMIZE=2")) == (1, True)
+
+
+def test_a_file_in_the_project_hides_no_module_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+
+    prepare(tmp_path)
+
+    subprocess.run([sys.executable, "-m", "json.tool", "--help"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "import random"], check=True)

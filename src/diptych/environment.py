@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from diptych.errors import DiptychError
 from diptych.prefect_settings import keep_home_in
 from diptych.proxies import spare_this_machine
 from diptych.workspace import Workspace, find_workspace
@@ -25,6 +26,8 @@ DEFAULTS = {
     "HF_HUB_OFFLINE": "1",
     # Files of DVC, Prefect and MLflow hold paths and captions: they are UTF-8 whatever the locale says.
     "PYTHONUTF8": "1",
+    # What lies in the project's folder, random.py say, must not hide a module of Python's from servers and launchers.
+    "PYTHONSAFEPATH": "1",
     # Forked data loaders and the tokenizers' thread pool block each other.
     "TOKENIZERS_PARALLELISM": "false",
     # Threads that wait must sleep: spinning ones hold the cores that others need, and on busy machines training takes
@@ -62,7 +65,15 @@ def prepare(root: Path) -> None:
 
     The folder of this Python goes first on PATH, so that DVC's stages find this very `diptych` even where the virtual
     environment is not activated.
+
+    Raises:
+        DiptychError: Python strips docstrings.
     """
+    if sys.flags.optimize > 1:
+        raise DiptychError(
+            "PYTHONOPTIMIZE=2 (python -OO) strips docstrings, which Great Expectations and transformers need: unset "
+            "it, or set it to 1."
+        )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     _name_user(root)
