@@ -250,7 +250,7 @@ def test_damaged_pixels_beside_odd_metadata_are_damage(photo: Image.Image) -> No
     content = encode(photo, "PNG", icc_profile=bytes(3 << 20))
     with pytest.raises(ImageError, match="truncated or damaged PNG"):
         open_image(content[:-100], MAX_PIXELS)
-    with pytest.raises(ImageError, match="^80×60 pixels, more than 10"):
+    with pytest.raises(ImageError, match=r"^80×60 pixels, more than 10"):
         open_image(encode(photo, "PNG"), 10)
 
 
