@@ -246,6 +246,13 @@ def test_orientation_is_applied_beside_odd_metadata(photo: Image.Image) -> None:
     assert open_image(jpeg[:20] + segment(0xE2, b"ICC_PROFILE\0") + jpeg[20:], MAX_PIXELS).size == (60, 80)
 
 
+def test_a_palette_under_a_damaged_name_is_damage(photo: Image.Image) -> None:
+    content = encode(photo.convert("P"), "PNG")
+    assert content.count(b"PLTE") == 1
+    with pytest.raises(ImageError, match="damaged PNG"):
+        open_image(content.replace(b"PLTE", b"pLTE"), MAX_PIXELS)
+
+
 def test_damaged_pixels_beside_odd_metadata_are_damage(photo: Image.Image) -> None:
     content = encode(photo, "PNG", icc_profile=bytes(3 << 20))
     with pytest.raises(ImageError, match="truncated or damaged PNG"):

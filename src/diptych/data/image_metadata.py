@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 _START_OF_SCAN = 0xDA
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_METADATA_CHUNKS = set(
+    b"acTL bKGD caBX cHRM cICP cLLI eXIf fcTL fdAT gAMA hIST iCCP iTXt mDCV pHYs sBIT sPLT sRGB tEXt tIME zTXt".split()
+)
+"""Chunks that neither pixels nor a first frame depend on. Another name may be a damaged one of a chunk that counts."""
 _XMP = b"XML:com.adobe.xmp\0\0"
 """How an uncompressed iTXt chunk with XMP begins. Like Exif it may hold the orientation."""
 
@@ -75,7 +78,7 @@ def _png_without_metadata(content: bytes) -> bytes:
         length, name = struct.unpack_from(">I4s", content, at)
         end = at + 12 + length
         chunk = content[at:end]
-        if name in _PIXEL_CHUNKS or (_may_hold_orientation(name, chunk[8:]) and _is_intact(chunk)):
+        if name not in _METADATA_CHUNKS or (_may_hold_orientation(name, chunk[8:]) and _is_intact(chunk)):
             kept.append(chunk)
         at = end
     return b"".join(kept)

@@ -56,8 +56,9 @@ class ImagesFolder:
             DiptychError: a name or a link leads out of the folder, fits several files, or is none that a file can have;
                 `where` tells the record.
         """
+        _refuse_impossible(candidates[0], where)
+        candidates = [name for name in candidates if encodable(name) == name and "\0" not in name]
         for name in candidates:
-            _refuse_impossible(name, where)
             path = self.path / name
             if _is_plain(name) and _is_file(path):
                 return self._checked(path, where)
