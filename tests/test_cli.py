@@ -364,6 +364,27 @@ def test_a_karpathy_split_brings_its_own(empty, photos, tmp_path, capsys):
     assert diptych("data", "import", "--karpathy", path, "--images", photos, "--split", "train") == 2
 
 
+@pytest.mark.parametrize("kind", ["--coco", "--karpathy", "--table"])
+def test_links_are_followed_into_the_folder_that_is_named(empty, photos, tmp_path, kind, capsys):
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in photos.iterdir():
+        (links / path.name).symlink_to(path)
+    file = tmp_path / {"--coco": "a.json", "--karpathy": "dataset.json", "--table": "captions.csv"}[kind]
+    if kind == "--coco":
+        coco(file, range(4))
+    elif kind == "--karpathy":
+        records = [{"filename": f"{index}.png", "sentences": [{"raw": "a thing"}]} for index in range(4)]
+        file.write_text(json.dumps({"images": records}))
+    else:
+        file.write_text("file,caption\n" + "".join(f"{index}.png,a thing\n" for index in range(4)))
+
+    assert diptych("data", "import", kind, file, "--images", links) == 1
+    assert "--links-within" in capsys.readouterr().err
+    assert diptych("data", "import", kind, file, "--images", links, "--links-within", photos) == 0
+    assert len(splits(empty)) == 4
+
+
 def test_a_table_is_dealt_as_asked(empty, photos, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("file,caption\n" + "".join(f"{index}.png,a thing\n" for index in range(4)))

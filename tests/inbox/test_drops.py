@@ -233,12 +233,38 @@ def test_names_that_could_leave_their_folder_are_unsafe(name):
     assert unsafe_names(["captions.csv", name])
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a/../../b", "leads out of its folder"),
+        ("/etc/passwd", "leads out of its folder"),
+        ("a//b", "an empty part"),
+        ("a\\b", "a backslash"),
+        ("a\nb", "a control character"),
+    ],
+)
+def test_of_an_unsafe_name_only_what_is_true_is_said(name, words):
+    assert words in unsafe_names([name])
+
+
 def test_a_file_that_is_a_folder_too_is_unsafe():
     assert "'a' is a file" in unsafe_names(["a", "a/b.png"])
 
 
 def test_usual_names_are_safe():
-    assert unsafe_names(["captions.json", "images/a.png", "images/.b..png", "_MG_1.jpg", "Übung/图 1.jpg"]) == ""
+    assert (
+        unsafe_names(
+            [
+                "captions.json",
+                "images/a.png",
+                "images/.b..png",
+                "_MG_1.jpg",
+                "Übung/图 1.jpg",
+                "at 9.41\u202fAM 👩\u200d🔬.png",
+            ]
+        )
+        == ""
+    )
 
 
 @settings(deadline=None)
