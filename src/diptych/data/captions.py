@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pycocotools.coco import COCO
 
 from diptych.data.text_files import read_json
 from diptych.errors import DiptychError
@@ -93,6 +97,16 @@ def read_instances(path: Path) -> dict[int, list[str]]:
                 f"{path} is not a COCO instances file: annotations[{index}] is of no image or category that it lists."
             ) from None
     return {image: sorted(there) for image, there in objects.items()}
+
+
+def indexed(dataset: Dataset) -> COCO:
+    """Return pycocotools' index of a captions file: annotations by image in `imgToAnns`, records by id."""
+    index = COCO()
+    index.dataset = {"images": dataset.images, "annotations": dataset.annotations}
+    # It prints what it does.
+    with redirect_stdout(io.StringIO()):
+        index.createIndex()
+    return index
 
 
 def encodable(text: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import MISSING_WORDS, Dataset, Record, read_coco, read_instances
+from diptych.data.captions import MISSING_WORDS, Dataset, Record, indexed, read_coco, read_instances
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.tables import read_table
 from diptych.data.text_files import read_json
@@ -76,24 +76,22 @@ def coco_source(
     coco = read_coco(annotations)
     refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
     refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
-    captions: dict[int, list[SourceCaption]] = {record["id"]: [] for record in coco.images}
     refuse_unlisted(annotations, coco)
-    for record in coco.annotations:
-        captions[record["image_id"]].append(SourceCaption(record["caption"], record["id"]))
+    captions = indexed(coco).imgToAnns
     folder = ImagesFolder(images, links_within)
     found = [
         SourceImage(
             path=folder.find(coco_candidates(record), f"{annotations}: image {record['id']}"),
             name=folder.name_of(record["file_name"]),
             split=split or _split_of(record, f"{annotations}: image {record['id']}"),
-            captions=tuple(captions[record["id"]]),
+            captions=tuple(SourceCaption(caption["caption"], caption["id"]) for caption in captions[record["id"]]),
             id=record["id"],
             fields=_kept_fields(record, f"{annotations}: image {record['id']}"),
             objects=objects.get(record["id"]),
         )
         for record in coco.images
     ]
-    if instances and not objects.keys() & captions.keys():
+    if instances and objects.keys().isdisjoint(record["id"] for record in coco.images):
         raise DiptychError(f"{instances} lists none of the images of {annotations}.")
     _check_storable(coco.licenses, f"{annotations}: licenses")
     return Source(_checked(annotations, found, folder), coco.licenses)
