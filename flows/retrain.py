@@ -23,6 +23,7 @@ from diptych import dvc
 from diptych.config import load_params
 from diptych.data.pretrained import locate_towers
 from diptych.environment import enter
+from diptych.git import GitError, head
 from diptych.presets import use_preset
 from diptych.processes import holding
 from diptych.workspace import Workspace
@@ -66,6 +67,7 @@ def retrain(
             use_preset(workspace, preset)
         # Wrong parameters end it here.
         load_params(workspace.params)
+        warn_of_unknown_commit(workspace)
         dvc.mend(workspace)
         taken = look_into_inbox(workspace, inbox)
         data, changed = bring_data(workspace)
@@ -81,6 +83,15 @@ def retrain(
         tell_history(workspace)
         summarize(happened)
         return happened
+
+
+def warn_of_unknown_commit(workspace: Workspace) -> None:
+    """Tells, before anything is trained, that and why nobody will know which commit the model is of."""
+    try:
+        head(workspace.root)
+    except GitError as error:
+        why = "git_sha is unknown, so that a model of this run cannot be made again: %s"
+        get_run_logger().warning(why, error)
 
 
 def run_stages(

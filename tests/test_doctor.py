@@ -74,8 +74,48 @@ def test_uncommitted_changes_are_a_warning(project: Workspace) -> None:
     (project.root / "stage.py").write_text("")
     assert found(project)["git"].state == "warning"
     assert found(project)["git"].found.endswith("made again: stage.py")
+
+
+def test_a_repository_that_git_refuses_is_told_in_its_words_and_never_made_anew(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    finding = found(project)["git"]
+    assert (finding.state, "dubious ownership" in finding.found) == ("error", True)
+    assert f"`git config --global --add safe.directory {project.root}`" in finding.mend
+    assert "git init" not in finding.mend
+
+
+def test_a_project_outside_of_git_may_be_meant_to_be(project: Workspace) -> None:
     shutil.rmtree(project.root / ".git")
-    assert found(project)["git"].state == "error"
+    finding = found(project)["git"]
+    assert (finding.state, "dvc config core.no_scm true" in finding.mend) == ("error", True)
+    run("dvc", "config", "core.no_scm", "true", cwd=project.root)
+    assert found(project)["git"].state == "warning"
+
+
+def test_converted_line_endings_are_a_warning_whose_commands_restore_them_and_keep_edits(project: Workspace) -> None:
+    def git(*arguments: str) -> None:
+        run("git", "-c", "user.name=x", "-c", "user.email=x@localhost", *arguments, cwd=project.root)
+
+    before = (project.root / "stage.py").read_bytes()
+    git("config", "core.autocrlf", "true")
+    git("rm", "-rq", "--cached", ".")
+    git("reset", "--quiet", "--hard")
+    with (project.root / "dvc.yaml").open("a") as file:
+        file.write("# mine\n")
+    finding = found(project)["git"]
+    assert (finding.state, finding.found.startswith("line endings of ")) == ("warning", True)
+    assert "`* -text` in .gitattributes" in finding.mend
+    (project.root / ".gitattributes").write_text("* -text\n")
+    git("add", ".gitattributes")
+    git("commit", "--quiet", "--message", "x")
+    mend = found(project)["git"].mend
+    assert ".gitattributes" not in mend
+    run("bash", "-c", mend.strip("`."), cwd=project.root)
+    assert (project.root / "stage.py").read_bytes() == before
+    assert (project.root / "dvc.yaml").read_bytes().endswith(b"# mine\n")
+    assert found(project)["git"].found.endswith("made again: dvc.yaml")
 
 
 def test_a_dataset_is_here_or_recorded_or_missing(project: Workspace) -> None:

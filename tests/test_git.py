@@ -1,5 +1,7 @@
 """What git says, and what is not to be said of it."""
 
+import shutil
+
 import pytest
 
 from diptych import git
@@ -16,6 +18,62 @@ def test_its_own_words_are_the_reason(tmp_path):
     with pytest.raises(GitError, match=r"^not a git repository"):
         git.git(tmp_path, "status")
     assert git_or_empty(tmp_path, "status") == ""
+
+
+def test_a_folder_in_no_repository_may_get_one(tmp_path):
+    with pytest.raises(GitError) as caught:
+        git.head(tmp_path)
+    assert "git init" in caught.value.advice
+
+
+def _empty_head(root):
+    (root / ".git" / "HEAD").write_text("")
+
+
+def _leads_nowhere(root):
+    shutil.rmtree(root / ".git")
+    (root / ".git").write_text("gitdir: /nowhere/.git/worktrees/x\n")
+
+
+def _bare(root):
+    git.git(root, "config", "core.bare", "true")
+
+
+def _index(root):
+    (root / ".git" / "index").write_text("DIRC")
+
+
+def _configuration(root):
+    (root / ".git" / "config").write_text("[core\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_empty_head, r"^not a git repository .*\. \S+/project/\.git is there, but damaged"),
+        (
+            _leads_nowhere,
+            r"^not a git repository: /nowhere/\S+\. \S+/project/\.git leads nowhere: `git worktree repair`",
+        ),
+        (_bare, r"must be run in a work tree\. `git config core\.bare false`"),
+        (_index, r"index file smaller than expected\. `rm \.git/index`, then `git reset`"),
+        (_configuration, r"^bad config line 1 in file \.git/config$"),
+    ],
+)
+def test_a_repository_that_is_damaged_is_told_with_what_to_do(project, damage, told):
+    damage(project.root)
+
+    with pytest.raises(GitError, match=told) as caught:
+        git.head(project.root)
+
+    assert "git init" not in str(caught.value)
+
+
+def test_a_repository_of_another_user_is_told_with_gits_own_command(project, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+
+    with pytest.raises(GitError, match=f"dubious ownership.*`git config --global --add safe.directory {project.root}`"):
+        git.head(project.root)
 
 
 def test_it_does_not_wait_for_ever(project, monkeypatch):

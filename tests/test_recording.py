@@ -12,6 +12,7 @@ from fake_project import commit, run
 from diptych import recording
 from diptych.config import Params
 from diptych.recording import BRANCH, publish_run, record_run, recorded_provenance
+from diptych.registry.checkout import checked_out
 from diptych.workspace import Workspace
 
 
@@ -329,3 +330,36 @@ def test_a_remote_that_comes_back_is_reached_by_the_next_attempt(ran, tmp_path, 
     monkeypatch.setattr(recording, "_push", fail_once)
 
     assert published(ran, str(far)) == []
+
+
+@pytest.fixture
+def with_crlf(project: Workspace) -> Workspace:
+    """A project whose files git has converted to CRLF, and says nothing of it; dvc.lock is as DVC writes it."""
+    run("git", "config", "core.autocrlf", "true", cwd=project.root)
+    run("git", "rm", "-rq", "--cached", ".", cwd=project.root)
+    run("git", "reset", "--quiet", "--hard", cwd=project.root)
+    (project.root / "dvc.lock").write_bytes(b"schema: '2.0'\n")
+    return project
+
+
+@pytest.mark.parametrize("setting", ["core.autocrlf true", "core.autocrlf false", "core.eol crlf"])
+def test_line_endings_that_git_converts_are_recorded_and_checked_out_as_they_are(with_crlf, setting):
+    files = {name: (with_crlf.root / name).read_bytes() for name in ("dvc.lock", "params.yaml", "stage.py")}
+    assert b"\r\n" in files["stage.py"]
+
+    recorded = record_run(with_crlf)
+    run("git", "config", *setting.split(), cwd=with_crlf.root)
+
+    assert recorded.reproducible
+    with checked_out(with_crlf, recorded.sha, "x") as there:
+        assert {name: (there.root / name).read_bytes() for name in files} == files
+
+
+def test_an_edit_of_a_file_with_converted_line_endings_is_not_recorded(with_crlf):
+    with (with_crlf.root / "stage.py").open("a") as file:
+        file.write("# mine\n")
+
+    recorded = record_run(with_crlf)
+
+    assert recorded.why == "made with uncommitted changes of stage.py"
+    assert "mine" not in git(with_crlf, "show", f"{recorded.sha}:stage.py")

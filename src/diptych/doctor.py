@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from diptych import dvc
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
-from diptych.git import without_secrets
+from diptych.git import GitError, converted_files, find_repository, git, head, without_secrets
 from diptych.packages import LOCK, other_than_locked
 from diptych.workspace import Workspace
 
@@ -98,18 +98,44 @@ def _in_use(workspace: Workspace, params: Params) -> Finding:
 
 def _git(workspace: Workspace, params: Params) -> Finding:
     from diptych.recording import RECORDED, other_changes
-    from diptych.registry.provenance import UNKNOWN, git_sha
 
-    commit = git_sha(workspace.root)
-    if commit == UNKNOWN:
-        return Finding("", "error", "not a git repository with a commit", "`git init`, then commit the project.")
-    if changes := other_changes(workspace):
-        found = (
-            f"changes beyond commit {commit[:10]} and {', '.join(RECORDED)}, so that a model made now cannot be made "
-        )
-        found += f"again: {changes[0]}{f' and {len(changes) - 1} more' if len(changes) > 1 else ''}"
+    try:
+        commit = head(workspace.root)
+        converted = [name for name in converted_files(workspace.root) if name not in RECORDED]
+        changes = other_changes(workspace)
+    except GitError as error:
+        return _refused_by_git(workspace, error)
+    if converted:
+        found = f"line endings of {_listed(converted)} were converted, so that their bytes are not those of the commit"
+        return Finding("", "warning", found, _restored_line_endings(workspace))
+    if changes:
+        beyond = f"changes beyond commit {commit[:10]} and {', '.join(RECORDED)}"
+        found = f"{beyond}, so that a model made now cannot be made again: {_listed(changes)}"
         return Finding("", "warning", found, "Commit them before you train what is to stay: `git status`.")
     return Finding("", "ok", f"at commit {commit[:10]}; nothing but {', '.join(RECORDED)} may differ")
+
+
+def _refused_by_git(workspace: Workspace, error: GitError) -> Finding:
+    """Return the finding of a project whose commit nobody knows; one that is meant to be without git can be run."""
+    if find_repository(workspace.root) is not None:
+        return Finding("", "error", error.reason, error.advice)
+    found = "not a git repository: git_sha is unknown, so that no model can be made again"
+    if dvc.works_without_git(workspace):
+        return Finding("", "warning", found, error.advice)
+    mend = "`git init`, then commit the project. Without git, DVC needs `dvc config core.no_scm true`."
+    return Finding("", "error", found, mend)
+
+
+def _restored_line_endings(workspace: Workspace) -> str:
+    """Return the commands that give files their committed line endings, and keep edits of them."""
+    rewrite = r"git ls-files --eol -z | sed -zn 's/^i\/lf *w\/[cm][^\t]*\t//p' | xargs -0 sed -i 's/\r$//'; git add -u"
+    if git(workspace.root, "check-attr", "text", "--", "dvc.yaml").endswith(": unset"):
+        return f"`{rewrite}`."
+    return f"Commit the line `* -text` in .gitattributes, then `{rewrite}`."
+
+
+def _listed(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _dataset(workspace: Workspace, params: Params) -> Finding:

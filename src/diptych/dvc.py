@@ -134,6 +134,11 @@ def default_remote(workspace: Workspace) -> str | None:
     return found[1] if found else None
 
 
+def works_without_git(workspace: Workspace) -> bool:
+    """Return whether DVC is told that the project is in no git repository."""
+    return re.search(r"^core\.no_scm=true$", _call(workspace, "config", "--list"), re.M | re.I) is not None
+
+
 def unreachable(workspace: Workspace, seconds: float) -> str:
     """What is wrong with the default remote; empty where it answers within so many seconds."""
     command = _command("status", "--cloud", "--json", "data.dvc")

@@ -11,20 +11,44 @@ from pathlib import Path
 PATIENCE = 600.0
 """Seconds that a command may take; those that reach other machines move little."""
 
+_CONVERTED = re.compile(
+    r"(?P<mode>\d+) [0-9a-f]+ 0\ti/(?P<index>lf|mixed) +w/(?P<file>crlf|mixed) +attr/[^\t]*\t(?P<path>.*)", re.DOTALL
+)
 _OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 """Where a hook of git runs this, they name the repository of the hook; here the folder does."""
 
 
+_ADVICE = (
+    ("git is not installed", "Install git; where it is, its folder has to be on PATH."),
+    ("must be run in a work tree", "`git config core.bare false`, where this is a checkout."),
+    ("unknown repository extension", "Use the newer git that made this repository."),
+    ("Needed a single revision", "`git commit` the project; where it has commits, `git fsck` tells what is damaged."),
+    ("index file", "`rm .git/index`, then `git reset`, makes the index again from the last commit."),
+    ("unable to access", "Make it readable, or set HOME to a folder of your own."),
+)
+"""Words of git's, and what to do about them."""
+
+
 class GitError(Exception):
-    """A command failed; the message is git's own, without its hints."""
+    """A failed command: the `reason` in git's own words, and the `advice` on it, empty where there is none."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        self.reason = reason
+        self.advice = advice
+        super().__init__(f"{reason}. {advice}" if advice else reason)
 
 
 def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """What git answers in `folder`. It asks nobody for a password, and does not touch the index for speed.
+    """Return what git answers in `folder`. It asks nobody for a password, and does not touch the index for speed.
 
     Raises:
-        GitError: it fails, is not there, or takes too long.
+        GitError: it fails, is not installed, or takes too long.
     """
+    return git_bytes(folder, *arguments, environment=environment).decode("utf-8", errors="replace").strip("\n")
+
+
+def git_bytes(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> bytes:
+    """Return the very bytes that git answers; else as `git`."""
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_HOOKS}
     surroundings = {**inherited, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
@@ -34,27 +58,70 @@ def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
             env={**surroundings, **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
             check=False,
             timeout=PATIENCE,
         )
     except FileNotFoundError:
-        raise GitError("git is not installed") from None
+        raise GitError("git is not installed", _advice("git is not installed", [], folder)) from None
     except subprocess.TimeoutExpired:
         raise GitError(f"git {arguments[0]} took more than {PATIENCE:.0f} seconds") from None
     if answer.returncode:
-        raise GitError(_reason(answer.stderr) or f"git {arguments[0]} failed")
-    return answer.stdout.strip("\n")
+        lines = [line.strip() for line in answer.stderr.decode("utf-8", errors="replace").splitlines() if line.strip()]
+        reason = _reason(lines) or f"git {arguments[0]} failed"
+        raise GitError(reason, _advice(reason, lines, folder))
+    return answer.stdout
 
 
 def git_or_empty(folder: Path, *arguments: str) -> str:
-    """What git answers; empty where it fails."""
+    """Return what git answers; empty where it fails."""
     try:
         return git(folder, *arguments)
     except GitError:
         return ""
+
+
+def head(folder: Path) -> str:
+    """Return the commit that is checked out, 40 digits.
+
+    Raises:
+        GitError: there is none, or git cannot compare the files of `folder` with it.
+    """
+    commit = git(folder, "rev-parse", "--verify", "HEAD^{commit}")
+    git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit
+
+
+def find_repository(folder: Path) -> Path | None:
+    """Return the `.git` that `folder` belongs to, whatever state it is in; None where `folder` is not in git."""
+    return next((one / ".git" for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), None)
+
+
+def changed_paths(folder: Path, *excluded: str) -> list[str]:
+    """Return the paths below `folder`, but for the `excluded`, that differ from HEAD.
+
+    Raises:
+        GitError: git cannot tell.
+    """
+    options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
+    answer = git(folder, "status", *options, "--", ".", *(f":(exclude){name}" for name in excluded))
+    return [entry[3:] for entry in answer.split("\0") if entry]
+
+
+def unmerged_paths(folder: Path) -> list[str]:
+    """Return the paths below `folder` whose merge conflict is not resolved; none where git cannot tell."""
+    entries = git_or_empty(folder, "ls-files", "--unmerged", "-z").split("\0")
+    return sorted({entry.partition("\t")[2] for entry in entries if entry})
+
+
+def converted_files(folder: Path) -> dict[str, str]:
+    """Return the files below `folder` whose line endings git converted on the way from the commit, with their modes.
+
+    Raises:
+        GitError: git cannot tell.
+    """
+    entries = git(folder, "ls-files", "--eol", "--stage", "-z", "--", ".").split("\0")
+    matches = (_CONVERTED.fullmatch(entry) for entry in entries)
+    return {match["path"]: match["mode"] for match in matches if match and match["index"] != match["file"]}
 
 
 def without_secrets(text: str) -> str:
@@ -62,8 +129,21 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://)[^/\s]*@", r"\1", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
 
 
-def _reason(errors: str) -> str:
-    """The line of git's words that tells what is wrong; the others are hints."""
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+def _reason(lines: list[str]) -> str:
+    """Return the line of git's words that tells what is wrong; the others are hints."""
     telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
     return (telling or lines or [""])[0].removeprefix("fatal: ").removeprefix("error: ")
+
+
+def _advice(reason: str, lines: list[str], folder: Path) -> str:
+    """Return what to do about `reason`; empty where nobody knows."""
+    # Git knows how its path has to be quoted.
+    if trust := [line for line in lines if line.startswith("git config --global --add safe.directory")]:
+        return f"The folder belongs to another user: work as that user, or trust it by `{trust[0]}`."
+    if reason.startswith("not a git repository"):
+        if (repository := find_repository(folder)) is None:
+            return "`git init`, then commit the project."
+        if repository.is_file():
+            return f"{repository} leads nowhere: `git worktree repair` in the repository it belongs to, or clone again."
+        return f"{repository} is there, but damaged: bring back a copy of it, or clone again."
+    return next((advice for words, advice in _ADVICE if words in reason), "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
+from diptych.git import GitError, git
 from diptych.workspace import Workspace
 
 
@@ -33,10 +33,8 @@ def use_preset(workspace: Workspace, name: str) -> None:
 
 
 def _is_committed(path: Path) -> bool:
-    """Whether git's last commit has the file as it is."""
-    command = ["git", "status", "--porcelain", "--ignored", "--", path.name]
+    """Return whether git's last commit has the file as it is."""
     try:
-        answer = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        return not git(path.parent, "status", "--porcelain", "--ignored", "--", path.name)
+    except GitError:
         return False
-    return answer.returncode == 0 and not answer.stdout.strip()

@@ -21,7 +21,7 @@ from diptych import dvc
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
-from diptych.git import GitError, git, git_or_empty, without_secrets
+from diptych.git import GitError, changed_paths, converted_files, git, git_or_empty, head, without_secrets
 from diptych.registry.provenance import UNKNOWN, provenance
 from diptych.workspace import Workspace
 
@@ -59,17 +59,18 @@ class Recorded(NamedTuple):
 def record_run(workspace: Workspace) -> Recorded:
     """A commit of HEAD's tree with data.dvc, dvc.lock and params.yaml as they are now, on the branch diptych/runs.
 
-    Where HEAD has them as they are, it is HEAD; where the branch's last commit is this very tree upon HEAD, it is that
+    Files whose line endings git converted in this working tree are in it as they are here, since these were what ran.
+    Where HEAD has all as it is, it is HEAD; where the branch's last commit is this very tree upon HEAD, it is that
     one. A run that git cannot record is no failure: the answer says why it is not reproducible.
     """
-    head = UNKNOWN
+    commit = UNKNOWN
     try:
-        head = git(workspace.root, "rev-parse", "--verify", "HEAD^{commit}")
-        tree = _write_tree(workspace, head)
-        sha = head if tree == _tree_of(workspace, head) else _commit(workspace, head, tree)
+        commit = head(workspace.root)
         changed = other_changes(workspace)
+        tree = _write_tree(workspace, commit, changed)
+        sha = commit if tree == _tree_of(workspace, commit) else _commit(workspace, commit, tree)
     except GitError as error:
-        return Recorded(head, False, f"git has no record of it ({error})")
+        return Recorded(commit, False, f"git has no record of it ({error.reason})")
     return Recorded(sha, not changed, f"made with uncommitted changes of {_listed(changed)}" if changed else "")
 
 
@@ -122,17 +123,18 @@ def _published_state(workspace: Workspace, params: Params) -> str:
     return digest.hexdigest()
 
 
-def _write_tree(workspace: Workspace, head: str) -> str:
+def _write_tree(workspace: Workspace, head: str, changed: list[str]) -> str:
     """HEAD's tree with the recorded files as they are now, written by an index of its own."""
     prefix = git(workspace.root, "rev-parse", "--show-prefix")
+    converted = {name: mode for name, mode in converted_files(workspace.root).items() if name not in changed}
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         git(workspace.root, "read-tree", head, environment=index)
-        for name in RECORDED:
+        for name, mode in {**converted, **dict.fromkeys(RECORDED, "100644")}.items():
             if (workspace.root / name).is_file():
                 # No filters: the tags of a version are hashes of these very bytes.
                 blob = git(workspace.root, "hash-object", "-w", "--no-filters", "--", name)
-                entry = f"100644,{blob},{prefix}{name}"
+                entry = f"{mode},{blob},{prefix}{name}"
                 git(workspace.root, "update-index", "--add", "--cacheinfo", entry, environment=index)
             else:
                 git(workspace.root, "update-index", "--force-remove", "--", name, environment=index)
@@ -187,10 +189,8 @@ def _message(workspace: Workspace, head: str) -> str:
 
 
 def other_changes(workspace: Workspace) -> list[str]:
-    """Paths of the project, but for the recorded files, that differ from HEAD."""
-    options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
-    answer = git(workspace.root, "status", *options, "--", ".", *(f":(exclude){name}" for name in RECORDED))
-    return [entry[3:] for entry in answer.split("\0") if entry]
+    """Return the paths of the project, but for the recorded files, that differ from HEAD."""
+    return changed_paths(workspace.root, *RECORDED)
 
 
 def _behind(workspace: Workspace) -> list[str]:

@@ -233,3 +233,16 @@ def test_a_dvc_remote_that_is_not_reached_is_a_warning_and_the_next_run_sends(
     (tmp_path / "store").unlink()
     retrain()
     assert dvc.status(chain_that_ran, "--cloud") == {}
+
+
+def test_a_commit_that_git_does_not_tell_is_warned_of_before_anything_is_trained(
+    retrain, chain_that_ran, monkeypatch, caplog
+):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+
+    assert set(retrain()["stages"].values()) == {"reused"}
+
+    told = [record.getMessage() for record in caplog.records if "git_sha is unknown" in record.getMessage()]
+    assert len(told) == 1
+    assert f"`git config --global --add safe.directory {chain_that_ran.root}`" in told[0]
+    assert caplog.text.index("git_sha is unknown") < caplog.text.index("data/ is ")

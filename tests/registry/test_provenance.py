@@ -52,3 +52,10 @@ def test_without_git_the_commit_is_unknown(project, monkeypatch):
     monkeypatch.setenv("PATH", str(project.root))
 
     assert (git_sha(project.root), git_dirty(project.root)) == ("unknown", "unknown")
+
+
+def test_what_a_hook_has_set_is_not_the_projects(project, monkeypatch, tmp_path):
+    commit_of_project = git_sha(project.root)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+
+    assert (git_sha(project.root), git_dirty(project.root)) == (commit_of_project, "false")

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from diptych.errors import DiptychError
 from diptych.files import remove
-from diptych.git import GitError, git, git_or_empty
+from diptych.git import GitError, converted_files, git, git_bytes, git_or_empty
 from diptych.workspace import Workspace
 
 _KEPT = "kept"
@@ -53,12 +53,21 @@ def _check_out(workspace: Workspace, commit: str, root: Path) -> Workspace:
         # No hooks: that of DVC would bring all outputs.
         options = ("-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--detach")
         git(workspace.root, *options, str(root), commit)
+        _undo_conversion(root)
     except GitError as error:
         raise DiptychError(f"git could not check out {commit[:10]} in {root}: {error}.") from None
     project = Workspace(root / prefix)
     _share_dvc(workspace, project)
     _link_towers(workspace, project)
     return project
+
+
+def _undo_conversion(root: Path) -> None:
+    """Gives every file the very bytes of the commit, of which the tags are hashes: settings of git may have converted
+    line endings.
+    """
+    for name in converted_files(root):
+        (root / name).write_bytes(git_bytes(root, "cat-file", "blob", f":./{name}"))
 
 
 def _share_dvc(workspace: Workspace, project: Workspace) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 from diptych.dvc import dataset_version
 from diptych.files import file_sha256
+from diptych.git import GitError, changed_paths, git_or_empty
 from diptych.workspace import Workspace
 
 UNKNOWN = "unknown"
@@ -35,17 +35,19 @@ def model_digests(model: Path) -> dict[str, str]:
 
 
 def git_sha(root: Path) -> str:
-    """The commit that is checked out, 40 digits."""
-    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or UNKNOWN
+    """Return the commit that is checked out, 40 digits; "unknown" without git, or where git refuses."""
+    return git_or_empty(root, "rev-parse", "--verify", "--quiet", "HEAD") or UNKNOWN
 
 
 def git_dirty(root: Path) -> str:
-    """ "true" where the project differs from its commit, "false" where not.
+    """Return "true" where the project differs from its commit, "false" where not.
 
     dvc.lock does not count: a run writes it, and its content has a tag of its own.
     """
-    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
-    return UNKNOWN if changes is None else str(bool(changes)).lower()
+    try:
+        return str(bool(changed_paths(root, "dvc.lock"))).lower()
+    except GitError:
+        return UNKNOWN
 
 
 def folder_sha256(folder: Path) -> str:
@@ -53,15 +55,6 @@ def folder_sha256(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = "\n".join(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}" for path in files)
     return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git answers; None without git, outside of a repository, or before the first commit."""
-    try:
-        answer = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _sha256(path: Path) -> str | None:
