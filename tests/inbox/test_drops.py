@@ -123,6 +123,13 @@ def test_a_link_out_of_the_inbox_is_a_problem(inbox, tmp_path, name):
     assert "link that leads out of the inbox" in found.problem
 
 
+def test_a_link_to_another_drop_is_not_said_to_lead_out_of_the_inbox(inbox):
+    drop(inbox, "a")
+    (inbox / "b").symlink_to(inbox / "a")
+
+    assert "b is a link that leads out of the drop. A drop holds the files themselves" in drops(inbox)[1].problem
+
+
 @pytest.mark.parametrize("name", ["captions.csv", "images"])
 def test_a_link_that_leads_round_in_a_circle_ends_nothing(inbox, name):
     folder = drop(inbox, "round", "captions.json" if name == "captions.csv" else "captions.csv")

@@ -194,7 +194,11 @@ def _leading_out(drop: Path) -> str:
     for path in (drop, *(drop / name for name in (*CAPTIONS, "images"))):
         # Unlike `resolve` it takes links that lead round in a circle.
         if path.is_symlink() and (path == drop or not _real(path).is_relative_to(_real(drop))):
-            return f"{encodable(path.name)} is a link that leads out of the inbox."
+            outer = "the drop" if _real(path).is_relative_to(_real(drop.parent)) else "the inbox"
+            return (
+                f"{encodable(path.name)} is a link that leads out of {outer}. A drop holds the files themselves: "
+                "`cp -rL` copies what links lead to."
+            )
     return ""
 
 
