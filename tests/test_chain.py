@@ -14,7 +14,7 @@ from diptych.registry import packaging
 ROOT = Path(__file__).parents[1]
 CHAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # What carries a stage's work without having a part in its outputs.
-PLUMBING = {"__init__.py", "errors.py", "files.py", "processes.py", "progress.py", "workspace.py", "dvc.py"}
+PLUMBING = {"__init__.py", "errors.py", "files.py", "git.py", "processes.py", "progress.py", "workspace.py", "dvc.py"}
 
 
 def modules_of(stage: str) -> set[str]:

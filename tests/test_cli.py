@@ -264,7 +264,7 @@ def test_the_flow_is_the_projects_own(inside, monkeypatch, capsys):
 
 def test_a_project_without_its_flow_says_so(inside, capsys):
     assert diptych("run") == 1
-    assert "git checkout flows" in capsys.readouterr().err
+    assert "flows/retrain.py is missing; it is part of the project. Bring back a copy" in capsys.readouterr().err
 
 
 def scenes(*more: object) -> int:

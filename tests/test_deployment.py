@@ -165,7 +165,7 @@ def test_a_damaged_definition_is_named(client, workspace, content):
 def test_a_missing_definition_is_part_of_the_project(client, workspace):
     (workspace.root / "prefect.yaml").unlink()
 
-    with pytest.raises(DiptychError, match=r"git checkout prefect\.yaml"):
+    with pytest.raises(DiptychError, match=r"prefect\.yaml is missing; it is part of the project"):
         deploy(workspace, Choices())
 
 

@@ -1,10 +1,13 @@
 """What git says, and what is not to be said of it."""
 
+import re
 import shutil
 
 import pytest
+from fake_project import commit, run
 
 from diptych import git
+from diptych.errors import DiptychError
 from diptych.git import GitError, git_or_empty, without_secrets
 
 
@@ -94,3 +97,68 @@ def test_it_does_not_wait_for_ever(project, monkeypatch):
 )
 def test_addresses_are_shown_without_their_secrets(said, shown):
     assert without_secrets(said) == shown
+
+
+def _conflict(project, name):
+    """Both sides have changed the file `name`."""
+    _commit_change(project.root, name, "ours")
+    git.git(project.root, "checkout", "-q", "-b", "other", "HEAD~1")
+    _commit_change(project.root, name, "theirs")
+    with pytest.raises(GitError):
+        git.git(project.root, "merge", "-q", "-")
+
+
+def _commit_change(root, name, content):
+    (root / name).write_text(f"# {content}\n")
+    commit(root)
+
+
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_a_merge_conflict_is_told_with_commands_that_resolve_it(project, side):
+    _conflict(project, "data.dvc")
+
+    with pytest.raises(DiptychError, match=r"data\.dvc, line 1: a merge conflict is not resolved") as caught:
+        git.refuse_conflict(project.root / "data.dvc")
+
+    commands = re.findall("`(.*?)`", str(caught.value))
+    (chosen,) = [one for one in commands if side in one]
+    for command in (chosen, commands[-1], "git commit -qm merged"):
+        run(
+            *command.split()[:1],
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x@localhost",
+            *command.split()[1:],
+            cwd=project.root,
+        )
+    git.refuse_conflict(project.root / "data.dvc")
+    assert git.changed_paths(project.root) == []
+
+
+def test_a_conflict_that_was_added_as_if_resolved_goes_by_what_git_still_has(project):
+    _conflict(project, "data.dvc")
+    run("git", "add", "data.dvc", cwd=project.root)
+
+    advice = git.how_to_restore(project.root / "data.dvc")
+
+    assert advice.startswith("`git checkout HEAD -- data.dvc`")
+    run(*advice.split("`")[1].split(), cwd=project.root)
+    git.refuse_conflict(project.root / "data.dvc")
+
+
+def test_of_a_file_that_only_one_side_has_only_that_can_be_kept(project):
+    (project.root / "data.dvc").unlink()
+    commit(project.root)
+    git.git(project.root, "checkout", "-q", "-b", "other", "HEAD~1")
+    _commit_change(project.root, "data.dvc", "theirs")
+    with pytest.raises(GitError):
+        git.git(project.root, "merge", "-q", "-")
+
+    advice = git.how_to_restore(project.root / "data.dvc")
+
+    assert ("--ours" in advice, "--theirs" in advice) == (True, False)
+
+
+def test_what_git_does_not_have_is_not_said_to_come_from_it(tmp_path):
+    assert "git checkout" not in git.how_to_restore(tmp_path / "data.dvc")

@@ -9,10 +9,10 @@ from fake_project import commit, run
 from versions import make_version, open_registry
 
 from diptych import dvc
+from diptych.changing import recover
 from diptych.cli import main
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.inbox.taking import recover
 from diptych.recording import record_run
 from diptych.reverting import commit_of, revert_dataset
 from diptych.workspace import Workspace

@@ -24,6 +24,7 @@ from diptych.cli_weights import weights
 from diptych.console import log_to_console
 from diptych.environment import collect_as_usual, enter
 from diptych.errors import DiptychError
+from diptych.git import how_to_restore
 
 if TYPE_CHECKING:
     from diptych.config import Params
@@ -134,7 +135,7 @@ def _load_flow(workspace: Workspace) -> Any:
     """The flow as it stands in the project's flows/: the project is what people edit, the package what they install."""
     path = workspace.root / "flows" / "retrain.py"
     if not path.is_file():
-        raise DiptychError(f"{path} is missing; it is part of the project: `git checkout flows`.")
+        raise DiptychError(f"{path} is missing; it is part of the project. {how_to_restore(path)}")
     spec = importlib.util.spec_from_file_location("flows.retrain", path)
     assert spec is not None
     assert spec.loader is not None

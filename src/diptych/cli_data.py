@@ -37,13 +37,12 @@ def data() -> None:
 def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool) -> None:
     """Draw the embedded synthetic dataset."""
     workspace = enter()
+    from diptych.changing import changing
     from diptych.data.scenes import write_scenes
     from diptych.dvc import bring_own_dataset, dataset_version, record_dataset
-    from diptych.inbox.taking import recover
     from diptych.processes import holding
 
-    with holding(workspace, "diptych data scenes"):
-        recover(workspace)
+    with holding(workspace, "diptych data scenes"), changing(workspace):
         if not replace:
             bring_own_dataset(workspace)
         before = dataset_version(workspace) if workspace.data.exists() else None
@@ -92,14 +91,13 @@ def import_(
     if instances and not coco:
         raise click.UsageError("--instances belong to --coco.")
     workspace = enter()
+    from diptych.changing import changing
     from diptych.data import importing
     from diptych.dvc import bring_own_dataset, record_dataset
-    from diptych.inbox.taking import recover
     from diptych.processes import holding
 
     rules = _rules(deal, keep_split, onto_scenes)
-    with holding(workspace, "diptych data import"):
-        recover(workspace)
+    with holding(workspace, "diptych data import"), changing(workspace):
         if onto_scenes != "replace":
             bring_own_dataset(workspace)
         if coco:
@@ -134,8 +132,8 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
         raise click.UsageError("Give a VERSION or --to COMMIT.")
     workspace = enter()
     from diptych import reverting
+    from diptych.changing import recover
     from diptych.config import load_params
-    from diptych.inbox.taking import recover
     from diptych.processes import holding
 
     trained = None

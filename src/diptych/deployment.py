@@ -17,7 +17,7 @@ import yaml
 from diptych import prefect_server
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
-from diptych.git import without_secrets
+from diptych.git import how_to_restore, without_secrets
 from diptych.processes import stream
 from diptych.workspace import Workspace
 
@@ -153,7 +153,7 @@ def _read_definition(workspace: Workspace) -> dict[str, Any]:
                 if not isinstance(value, str):
                     raise TypeError(f"{value!r} is not a text")
     except FileNotFoundError:
-        raise DiptychError(f"{path} is missing; it is part of the project: `git checkout prefect.yaml`.") from None
+        raise DiptychError(f"{path} is missing; it is part of the project. {how_to_restore(path)}") from None
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise DiptychError(
             f"{path}: each of its deployments needs name, entrypoint and work_pool.name ({error!r})."

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from diptych import dvc
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
-from diptych.git import GitError, converted_files, find_repository, git, head, without_secrets
+from diptych.git import GitError, converted_files, find_repository, git, head, how_to_restore, without_secrets
 from diptych.packages import LOCK, other_than_locked
 from diptych.workspace import Workspace
 
@@ -68,7 +68,7 @@ def examine(workspace: Workspace) -> list[Finding]:
             params = load_params(workspace.params)
             found.append(Finding("params", "ok", "params.yaml is as it should be"))
         except DiptychError as error:
-            mend = "Correct params.yaml, or `git checkout params.yaml`. What depends on it was not looked at."
+            mend = f"Correct it. {how_to_restore(workspace.params)} What depends on it was not looked at."
             found.append(Finding("params", "error", str(error), mend))
             params = Params()
             checks = {name: checks[name] for name in _WITHOUT_PARAMS}
@@ -144,6 +144,8 @@ def _dataset(workspace: Workspace, params: Params) -> Finding:
         return Finding("", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
     if not workspace.data.exists():
         return Finding("", "warning", f"version {recorded[:10]} is recorded, but not here", "`diptych run` brings it.")
+    if workspace.data.is_symlink():
+        return Finding("", "warning", "data is a link, so that no change of it can be recorded", "Make it a folder.")
     return Finding("", "ok", f"version {recorded[:10]} in data/")
 
 
@@ -281,7 +283,7 @@ def _disk(workspace: Workspace, params: Params) -> Finding:
 def _packages(workspace: Workspace, params: Params) -> Finding:
     path = workspace.root / LOCK
     if not path.is_file():
-        return Finding("", "warning", f"{LOCK} is not there to compare with", f"`git checkout {LOCK}`.")
+        return Finding("", "warning", f"{LOCK} is not there to compare with", how_to_restore(path))
     others = other_than_locked(path)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""

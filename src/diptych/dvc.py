@@ -23,6 +23,7 @@ import yaml
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, remove
+from diptych.git import how_to_restore, refuse_conflict
 from diptych.processes import DYING, die_with_parent, stream
 from diptych.workspace import Workspace
 
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
 STAGES = ("validate", "preprocess", "baselines", "train", "controls", "evaluate")
 """In their order; what depends on what stands in dvc.yaml."""
 
+_MERGED = ("data.dvc", "dvc.lock", "dvc.yaml", "params.yaml")
+"""Files that DVC reads and git merges."""
+_ADVICE = {
+    "Unable to acquire lock": "Wait for that process to end, or stop it; then try again.",
+    "is not a git repository": "`git init`, then commit the project; or, without git, `dvc config core.no_scm true`.",
+    "inside symlinked directories": "Make data/ a folder of the project. What it links to can be DVC's cache instead: "
+    "`dvc cache dir FOLDER`.",
+    "Permission denied": "`ls -l` shows whom it belongs to; work as that user, or `chown` it.",
+}
+"""What to do about words of DVC's."""
+_REMEMBERED = 200
+"""Lines of a command that are kept for its error; a list of settings has fewer."""
 _CHATTER = re.compile(
     r"(To track the changes with git|\tgit add |To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
     r"|Generating lock file|Updating lock file)"
@@ -43,7 +56,8 @@ def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
     """What differs from dvc.lock and data.dvc, by stage or .dvc file; empty when nothing does."""
     output = _call(workspace, "status", "--json", *targets)
     start = output.find("{")
-    return dict(json.loads(output[start:])) if start >= 0 else {}
+    # Warnings may stand before it, and after it.
+    return dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
 
 
 def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callable[[str], None]) -> bool:
@@ -88,8 +102,7 @@ def repeat(workspace: Workspace, environment: Mapping[str, str], on_line: Callab
 
 def bring_outputs(workspace: Workspace) -> list[str]:
     """Brings what dvc.lock and data.dvc name, from the cache or the remote; returns the paths that nothing here has."""
-    if not _succeeds(workspace, "checkout", "--quiet") and remotes(workspace):
-        _succeeds(workspace, "pull", "--quiet")
+    _fetch(workspace)
     lock = yaml.safe_load((workspace.root / "dvc.lock").read_text(encoding="utf-8"))
     outputs = [str(out["path"]) for stage in lock["stages"].values() for out in stage.get("outs", [])]
     return [path for path in ["data", *outputs] if not (workspace.root / path).exists()]
@@ -108,10 +121,34 @@ def folder_md5(folder: Path) -> str:
 
 def record_dataset(workspace: Workspace) -> None:
     """Makes data/ as it is now the dataset version: `dvc add`, and how to make it again, if it can be, in data.dvc."""
-    if not (workspace.root / ".dvc").is_dir():
+    if not uses_dvc(workspace):
         return
-    _call(workspace, "add", "--quiet", "data")
+    _call(workspace, "add", "data")
     _note_origin(workspace)
+
+
+def uses_dvc(workspace: Workspace) -> bool:
+    """Return whether datasets are versioned here at all."""
+    return (workspace.root / ".dvc").is_dir()
+
+
+def keep_dataset(workspace: Workspace) -> None:
+    """Sees to it that DVC's cache has what is in data/ now, so that a change of it can be undone.
+
+    Raises:
+        DiptychError: DVC does not work here, data/ has changes that no version holds, or is a link.
+    """
+    if workspace.data.is_symlink():
+        raise DiptychError(
+            f"{workspace.data} is a link, and DVC versions no files behind links. Make it a folder of the project. "
+            "What it links to can be DVC's cache instead: `dvc cache dir FOLDER`."
+        )
+    if not workspace.data.exists():
+        status(workspace, *(["data.dvc"] if _recorded(workspace) else []))
+    elif _recorded(workspace):
+        bring_dataset(workspace)
+    else:
+        record_dataset(workspace)
 
 
 def dataset_version(workspace: Workspace) -> str | None:
@@ -143,7 +180,9 @@ def unreachable(workspace: Workspace, seconds: float) -> str:
     """What is wrong with the default remote; empty where it answers within so many seconds."""
     command = _command("status", "--cloud", "--json", "data.dvc")
     try:
-        done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            command, cwd=workspace.root, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         return f"nothing came back within {seconds:g} s"
     return _last_error(done.stderr.splitlines()) if done.returncode else ""
@@ -182,58 +221,52 @@ def bring_dataset(workspace: Workspace) -> str:
     missing = not workspace.data.exists()
     if not missing and (not status(workspace, "data.dvc") or _keep_if_recorded(workspace)):
         return "present"
-    if _succeeds(workspace, "checkout", "--quiet", "data.dvc"):
+    if not (said := _reason(workspace, "checkout", "data.dvc")):
         return "taken from DVC's cache"
     if not missing:
         raise DiptychError(
             "data/ is not the version that data.dvc records. Run `dvc add data` to make it the new version, or "
-            "`dvc checkout --force data.dvc` to go back to the recorded one."
+            f"`dvc checkout --force data.dvc` to go back to the recorded one. DVC says: {said}"
         )
-    if remotes(workspace) and _succeeds(workspace, "pull", "--quiet", "data.dvc"):
+    if remotes(workspace) and not (said := _reason(workspace, "pull", "data.dvc")):
         return "pulled from the DVC remote"
-    return _draw_again(workspace)
+    return _draw_again(workspace, said)
 
 
 def switch_dataset(workspace: Workspace, recorded: str) -> None:
-    """Makes `recorded` the content of data.dvc, with the dataset that it names in data/.
+    """Makes `recorded` the content of data.dvc, with the dataset that it names in data/; `changing` undoes a failure.
 
     Raises:
-        DiptychError: neither the cache nor a remote has that version; data.dvc and data/ are then as they were.
+        DiptychError: neither the cache nor a remote has that version.
     """
-    path = workspace.root / "data.dvc"
-    before = path.read_text(encoding="utf-8") if path.exists() else None
-    _restore(path, recorded)
-    if _succeeds(workspace, "checkout", "--quiet", "data.dvc"):
-        return
-    if remotes(workspace) and _succeeds(workspace, "pull", "--quiet", "data.dvc"):
-        return
-    wanted = dataset_version(workspace)
-    _restore(path, before)
-    if before is not None:
-        _succeeds(workspace, "checkout", "--quiet", "data.dvc")
-    raise DiptychError(
-        f"Neither DVC's cache nor a remote has dataset version {wanted} (whole); data/ stays as it is. `dvc remote "
-        "list` shows where it was looked for."
-    )
+    _restore(workspace.root / "data.dvc", recorded)
+    if said := _fetch(workspace, "data.dvc"):
+        raise DiptychError(
+            f"Neither DVC's cache nor a remote has dataset version {dataset_version(workspace)} (whole); data/ stays "
+            f"as it is. `dvc remote list` shows where it was looked for. DVC says: {said}"
+        )
 
 
-def go_back(workspace: Workspace, recorded: str, lock: str | None) -> None:
-    """Makes `recorded` the content of data.dvc again, with the dataset that it names in data/, and `lock` that of
-    dvc.lock (None: there was none), with what validate had made of that dataset.
+def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, present: bool) -> None:
+    """Makes `recorded` the content of data.dvc again, with the dataset that it names in data/, if that was `present`,
+    and `lock` that of dvc.lock, with what validate had made of that dataset. None: there was no such file.
 
     Raises:
-        DiptychError: DVC's cache does not have that version.
+        DiptychError: DVC's cache does not have that version, or DVC does not work here.
     """
     _restore(workspace.root / "data.dvc", recorded)
     _restore(workspace.root / "dvc.lock", lock)
-    if not _succeeds(workspace, "checkout", "--quiet", "--force", "data.dvc"):
+    if not present:
+        remove(workspace.data)
+        return
+    if said := _reason(workspace, "checkout", "--force", "data.dvc"):
         raise DiptychError(
-            f"data/ cannot go back to version {dataset_version(workspace)}, which DVC's cache does not have (whole). "
-            "Bring it with `dvc pull --force data.dvc`, then run again."
+            f"data/ cannot go back to version {dataset_version(workspace)}: {said}\nThe next command tries again; "
+            "where DVC's cache does not have it (whole), bring it with `dvc pull --force data.dvc` first."
         )
     if lock and "validate" in (yaml.safe_load(lock).get("stages") or {}):
         # What the cache does not have is made again by the next run.
-        _succeeds(workspace, "checkout", "--quiet", "--force", "validate")
+        _reason(workspace, "checkout", "--force", "validate")
 
 
 def mend(workspace: Workspace) -> None:
@@ -242,6 +275,7 @@ def mend(workspace: Workspace) -> None:
     The caller holds the workspace, so nothing here is in use by a run.
     """
     lock = workspace.root / "dvc.lock"
+    _refuse_conflicts(workspace)
     if lock.exists() and not _is_whole(lock):
         # DVC writes it in place. Without it the run cache still knows every stage, so nothing is computed again.
         lock.unlink()
@@ -265,45 +299,55 @@ def _command(*arguments: str) -> list[str]:
 def _follow(
     command: list[str],
     workspace: Workspace,
-    on_line: Callable[[str], None],
+    on_line: Callable[[str], object],
     environment: Mapping[str, str] | None = None,
 ) -> tuple[int, list[str]]:
     """The exit code, and the last lines of what was said."""
+    _refuse_conflicts(workspace)
     lines: list[str] = []
 
     def listen(line: str) -> None:
         if not _CHATTER.match(line):
             lines.append(line)
-            del lines[:-200]
+            del lines[:-_REMEMBERED]
             on_line(line)
 
     return stream(command, workspace.root, listen, environment), lines
 
 
-def _call(workspace: Workspace, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
-    lines: list[str] = []
-
-    def listen(line: str) -> None:
-        lines.append(line)
-        if on_line is not None:
-            on_line(line)
-
-    if code := stream(_command(*arguments), workspace.root, listen):
+def _call(workspace: Workspace, *arguments: str, on_line: Callable[[str], object] = str) -> str:
+    """What DVC says; where it fails, its reason is an error."""
+    code, lines = _follow(_command(*arguments), workspace, on_line)
+    if code:
         raise DiptychError(f"`dvc {' '.join(arguments)}` failed (exit code {code}): {_last_error(lines)}")
     return "\n".join(lines)
 
 
-def _succeeds(workspace: Workspace, *arguments: str) -> bool:
-    return stream(_command(*arguments), workspace.root, lambda line: None) == 0
+def _reason(workspace: Workspace, *arguments: str) -> str:
+    """Why a command of DVC failed, in its own words; empty where it succeeded."""
+    code, lines = _follow(_command(*arguments), workspace, str)
+    return (_last_error(lines) or f"exit code {code}") if code else ""
+
+
+def _fetch(workspace: Workspace, *targets: str) -> str:
+    """Brings the targets (all, where none is named) from the cache or the remote; returns why not, or nothing."""
+    said = _reason(workspace, "checkout", *targets)
+    return _reason(workspace, "pull", *targets) if said and remotes(workspace) else said
+
+
+def _refuse_conflicts(workspace: Workspace) -> None:
+    for name in _MERGED:
+        refuse_conflict(workspace.root / name)
 
 
 def _last_error(lines: list[str]) -> str:
-    """The stage's own `error:` with what follows it, else DVC's, else the last line."""
-    for pattern in (r"(error|unexpected error): ", r"ERROR: "):
+    """The stage's own `error:` with what follows it, else DVC's and what to do about it, else the last line."""
+    for pattern in (r"(error|unexpected error): ", r"ERROR: ", r"'[^']+' is invalid"):
         for start in range(len(lines) - 1, -1, -1):
             if re.match(pattern, lines[start]):
                 rest = takewhile(lambda line: not line.startswith("ERROR: "), lines[start + 1 :])
-                return "\n".join([lines[start].split(": ", 1)[1], *rest])
+                said = "\n".join([re.sub(r"^[a-zA-Z ]*rror: |^ERROR: ", "", lines[start]), *rest])
+                return said + next((f"\n{advice}" for words, advice in _ADVICE.items() if words in said), "")
     return lines[-1] if lines else "no output"
 
 
@@ -316,7 +360,9 @@ def _note_origin(workspace: Workspace) -> None:
     meta = _origin(read_dataset(workspace.data))
     if content.pop("meta", None) != meta:
         with atomic_path(path) as temporary:
-            temporary.write_text(yaml.safe_dump(content | ({"meta": meta} if meta else {}), sort_keys=False))
+            temporary.write_text(
+                yaml.safe_dump(content | ({"meta": meta} if meta else {}), sort_keys=False), encoding="utf-8"
+            )
 
 
 def _origin(dataset: Dataset) -> dict[str, Any] | None:
@@ -332,13 +378,14 @@ def _origin(dataset: Dataset) -> dict[str, Any] | None:
 def _recorded(workspace: Workspace) -> dict[str, Any]:
     """The content of data.dvc; empty where there is none."""
     path = workspace.root / "data.dvc"
+    refuse_conflict(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return dict(content)
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise DiptychError(f"{path} is damaged ({error}); `git checkout data.dvc` brings it back.") from None
+        raise DiptychError(f"{path} is damaged ({error}). {how_to_restore(path)}") from None
 
 
 def _recorded_scenes(workspace: Workspace) -> dict[str, Any] | None:
@@ -346,13 +393,15 @@ def _recorded_scenes(workspace: Workspace) -> dict[str, Any] | None:
     return (_recorded(workspace).get("meta") or {}).get("scenes")
 
 
-def _draw_again(workspace: Workspace) -> str:
-    """Draws the scenes that data.dvc names, and keeps them only if they are the very bytes it records."""
+def _draw_again(workspace: Workspace, said: str) -> str:
+    """Draws the scenes that data.dvc names, and keeps them only if they are the very bytes it records; `said` is why
+    DVC could not bring them.
+    """
     scenes = _recorded_scenes(workspace)
     if not scenes:
         raise DiptychError(
             "data/ is missing, and neither DVC's cache nor a remote has the version that data.dvc records. Bring the "
-            "remote (`dvc remote list`), or begin a new dataset with `diptych data import --replace`."
+            "remote (`dvc remote list`), or begin a new dataset with `diptych data import --replace`. DVC says: " + said
         )
     from diptych.data.scenes import write_scenes
 
@@ -376,7 +425,7 @@ def _keep_if_recorded(workspace: Workspace) -> bool:
     if status(workspace, "data.dvc")["data.dvc"] != [{"changed outs": {"data": "not in cache"}}]:
         return False
     version = dataset_version(workspace)
-    _call(workspace, "commit", "--quiet", "--force", "data.dvc")
+    _call(workspace, "commit", "--force", "data.dvc")
     same = dataset_version(workspace) == version
     if path.read_bytes() != before:
         path.write_bytes(before)

@@ -8,12 +8,15 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from diptych.errors import DiptychError
+
 PATIENCE = 600.0
 """Seconds that a command may take; those that reach other machines move little."""
 
 _CONVERTED = re.compile(
     r"(?P<mode>\d+) [0-9a-f]+ 0\ti/(?P<index>lf|mixed) +w/(?P<file>crlf|mixed) +attr/[^\t]*\t(?P<path>.*)", re.DOTALL
 )
+_CONFLICT = re.compile(rb"^<<<<<<< ", re.MULTILINE)
 _OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 """Where a hook of git runs this, they name the repository of the hook; here the folder does."""
 
@@ -107,10 +110,34 @@ def changed_paths(folder: Path, *excluded: str) -> list[str]:
     return [entry[3:] for entry in answer.split("\0") if entry]
 
 
-def unmerged_paths(folder: Path) -> list[str]:
-    """Return the paths below `folder` whose merge conflict is not resolved; none where git cannot tell."""
-    entries = git_or_empty(folder, "ls-files", "--unmerged", "-z").split("\0")
-    return sorted({entry.partition("\t")[2] for entry in entries if entry})
+def how_to_restore(path: Path) -> str:
+    """Return the command that brings the committed `path` back, or one side of it amid a merge."""
+    folder, name = path.parent, path.name
+    entries = git_or_empty(folder, "ls-files", "--unmerged", "-z", "--", name).split("\0")
+    stages = {entry.partition("\t")[0].split()[2] for entry in entries if entry}
+    if stages:
+        sides = [
+            f"`git checkout --{side} {name}`" for stage, side in (("2", "ours"), ("3", "theirs")) if stage in stages
+        ]
+        return f"Keep one side by {' or '.join(sides)}, or edit it; then `git add {name}`."
+    if git_or_empty(folder, "cat-file", "-t", f"HEAD:./{name}"):
+        return f"`git checkout HEAD -- {name}` brings back the committed one."
+    return "Bring back a copy of it; git has none here."
+
+
+def refuse_conflict(path: Path) -> None:
+    """Raise an error that says how to resolve the merge conflict that `path` holds, if it holds one.
+
+    Raises:
+        DiptychError: it does.
+    """
+    try:
+        conflict = _CONFLICT.search(content := path.read_bytes())
+    except OSError:
+        return
+    if conflict:
+        line = content.count(b"\n", 0, conflict.start()) + 1
+        raise DiptychError(f"{path}, line {line}: a merge conflict is not resolved. {how_to_restore(path)}")
 
 
 def converted_files(folder: Path) -> dict[str, str]:

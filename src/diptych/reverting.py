@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import yaml
 
 from diptych import dvc
+from diptych.changing import changing
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.git import GitError, git
+from diptych.git import GitError, git, git_bytes
 from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
     except GitError:
         raise DiptychError(f"git knows no commit {commit!r} here; `git fetch` brings those of others.") from None
     try:
-        recorded = git(workspace.root, "show", f"{sha}:./data.dvc") + "\n"
+        recorded = git_bytes(workspace.root, "cat-file", "blob", f"{sha}:./data.dvc").decode("utf-8", errors="replace")
     except GitError:
         raise DiptychError(f"Commit {sha[:10]} records no dataset: it has no data.dvc.") from None
     if not _names_dataset(recorded):
@@ -45,7 +46,8 @@ def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
     if workspace.data.exists():
         dvc.bring_dataset(workspace)
     before = dvc.dataset_version(workspace)
-    dvc.switch_dataset(workspace, recorded)
+    with changing(workspace):
+        dvc.switch_dataset(workspace, recorded)
     return Reverted(before, dvc.dataset_version(workspace) or "", sha)
 
 

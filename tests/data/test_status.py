@@ -66,7 +66,7 @@ def test_captions_without_image_and_images_without_split_are_told(data: Path) ->
 
 def test_a_damaged_version_file_is_named(data: Path) -> None:
     data.with_name("data.dvc").write_text("outs: []")
-    with pytest.raises(DiptychError, match=r"git checkout data\.dvc"):
+    with pytest.raises(DiptychError, match=r"data\.dvc is not a \.dvc file"):
         dataset_status(data)
 
 

@@ -11,12 +11,13 @@ import pytest
 from dropping import photos, write_drop
 
 from diptych import dvc
+from diptych.changing import recover
 from diptych.config import Params
 from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
 from diptych.inbox import drops, taking
-from diptych.inbox.taking import recover, take_drops
+from diptych.inbox.taking import take_drops
 
 pytestmark = pytest.mark.usefixtures("instant")
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]

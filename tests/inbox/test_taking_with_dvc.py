@@ -16,13 +16,14 @@ from click.testing import CliRunner
 from dropping import photos, write_drop
 
 from diptych import dvc
+from diptych.changing import recover
 from diptych.cli import cli
 from diptych.config import Params
 from diptych.data.captions import read_dataset
 from diptych.data.scenes import write_scenes
 from diptych.errors import DiptychError
 from diptych.inbox import taking
-from diptych.inbox.taking import recover, take_drops
+from diptych.inbox.taking import take_drops
 
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
 
@@ -128,7 +129,7 @@ def test_a_stage_that_breaks_is_no_fault_of_the_drop(stocked, unchanged, monkeyp
 
 
 def test_a_version_that_is_in_no_cache_is_named(stocked):
-    taking._write_journal(stocked)
+    taking.begin(stocked)
     shutil.rmtree(stocked.root / ".dvc" / "cache")
     write_scenes(stocked.data, train=1, val=1, test=1, size=32, replace=True)
 
@@ -155,7 +156,7 @@ def after(module, name):
     function = getattr(module, name)
     setattr(module, name, lambda *arguments, **options: die(function(*arguments, **options)))
 where = sys.argv[1]
-if where == "with the journal": after(taking, "_write_journal")
+if where == "with the journal": after(taking, "begin")
 elif where == "with the shards stored": before(importing, "write_dataset")
 elif where == "with the captions written": after(importing, "write_dataset")
 elif where == "with dvc add done": after(dvc, "_note_origin")

@@ -12,6 +12,7 @@ import yaml
 from diptych.data.captions import read_dataset
 from diptych.data.shards import shard_paths
 from diptych.errors import DiptychError
+from diptych.git import how_to_restore, refuse_conflict
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def dataset_status(folder: Path) -> DatasetStatus:
 
 
 def _read_version(dvc_file: Path) -> dict[str, Any]:
+    refuse_conflict(dvc_file)
     try:
         output: dict[str, Any] = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["outs"][0]
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, KeyError, IndexError, TypeError):
-        raise DiptychError(f"{dvc_file} is not a .dvc file; restore it with `git checkout {dvc_file.name}`.") from None
+    except (yaml.YAMLError, ValueError, KeyError, IndexError, TypeError):
+        raise DiptychError(f"{dvc_file} is not a .dvc file. {how_to_restore(dvc_file)}") from None
     return output

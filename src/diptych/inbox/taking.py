@@ -1,7 +1,6 @@
 """From the inbox into the dataset: a drop that passes validation becomes part of the next version, another nothing.
 
-While a drop is taken a journal holds the version before. Whatever ends the taking short of its end, `recover` goes back
-to that version, so that there is never half of a new one, and the drop is simply taken again.
+A taking that is ended short of its end leaves the version before, and the drop is simply taken again.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diptych import dvc
+from diptych.changing import begin, recover
 from diptych.config import Params
 from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset
 from diptych.data.growth import Rules
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError
-from diptych.files import remove, write_json
 from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox, open_inbox
 from diptych.inbox.ledger import Taken, note, pending
 from diptych.workspace import Workspace
@@ -63,24 +62,6 @@ def take_drops(workspace: Workspace, params: Params, inbox: str | None, on_line:
     return [one for one in taken if one is not None]
 
 
-def recover(workspace: Workspace) -> bool:
-    """Goes back to the version before, if a taking was ended short of its end; returns whether it was so.
-
-    Raises:
-        DiptychError: DVC's cache does not have that version any more.
-    """
-    remove(workspace.local / "inbox")
-    journal = workspace.journal
-    try:
-        before = json.loads(journal.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    dvc.mend(workspace)
-    dvc.go_back(workspace, before["data.dvc"], before["dvc.lock"])
-    journal.unlink()
-    return True
-
-
 def _take(
     workspace: Workspace, params: Params, inbox: Inbox, drop: Drop, on_line: Callable[[str], None]
 ) -> Taken | None:
@@ -112,7 +93,7 @@ def _add(workspace: Workspace, params: Params, drop: Drop, folder: Path, on_line
         _RefusedError: it must not be; the caller goes back to the version before.
     """
     before = read_dataset(workspace.data)
-    _write_journal(workspace)
+    begin(workspace)
     summary = _import(workspace, drop, folder)
     if not (summary.images_added or summary.captions_added or summary.objects_told):
         return Taken(drop.name, "known")
@@ -174,15 +155,6 @@ def _quarantine(workspace: Workspace, kind: str) -> list[dict[str, str]]:
 
     with (workspace.reports / "quarantine.csv").open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["kind"] == kind and row["reason"] != LEFT_OUT]
-
-
-def _write_journal(workspace: Workspace) -> None:
-    lock = workspace.root / "dvc.lock"
-    before = {
-        "data.dvc": (workspace.root / "data.dvc").read_text(encoding="utf-8"),
-        "dvc.lock": lock.read_text(encoding="utf-8") if lock.exists() else None,
-    }
-    write_json(workspace.journal, before)
 
 
 def _comes_from_outside(error: BaseException | None) -> bool:
