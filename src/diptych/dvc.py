@@ -288,7 +288,7 @@ def mend(workspace: Workspace) -> None:
         users.unlink()
     if _has_broken_links(workspace):
         # Links hold the cache's path. What the cache lacks is for the stages to make again.
-        _succeeds(workspace, "checkout", "--quiet")
+        _reason(workspace, "checkout")
 
 
 def _command(*arguments: str) -> list[str]:
