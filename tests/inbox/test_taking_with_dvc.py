@@ -161,7 +161,7 @@ elif where == "with the shards stored": before(importing, "write_dataset")
 elif where == "with the captions written": after(importing, "write_dataset")
 elif where == "with dvc add done": after(dvc, "_note_origin")
 elif where == "before the judgement": before(taking, "_judge")
-elif where == "while going back": before(dvc, "_succeeds")
+elif where == "while going back": before(dvc, "_reason")
 elif where == "before the ledger": before(taking, "note")
 taking.take_drops(Workspace(Path.cwd()), Params(), "inbox", print)
 """
