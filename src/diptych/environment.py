@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from diptych.errors import DiptychError
+from diptych.git import OF_HOOKS
 from diptych.prefect_settings import keep_home_in
 from diptych.proxies import spare_this_machine
 from diptych.workspace import Workspace, find_workspace
@@ -24,8 +25,6 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Runs are offline: weights come from a filled cache or a folder.
     "HF_HUB_OFFLINE": "1",
-    # Files of DVC, Prefect and MLflow hold paths and captions: they are UTF-8 whatever the locale says.
-    "PYTHONUTF8": "1",
     # What lies in the project's folder, random.py say, must not hide a module of Python's from servers and launchers.
     "PYTHONSAFEPATH": "1",
     # Forked data loaders and the tokenizers' thread pool block each other.
@@ -76,6 +75,11 @@ def prepare(root: Path) -> None:
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # Files of DVC, git and Prefect are UTF-8, whatever the locale is; DVC and Prefect read theirs by the locale.
+    os.environ["PYTHONUTF8"] = "1"
+    # Where a hook of git runs this, they name the repository of the hook; for git and DVC the folder counts.
+    for name in OF_HOOKS:
+        os.environ.pop(name, None)
     _name_user(root)
     spare_this_machine()
     keep_home_in(root)

@@ -17,7 +17,7 @@ _CONVERTED = re.compile(
     r"(?P<mode>\d+) [0-9a-f]+ 0\ti/(?P<index>lf|mixed) +w/(?P<file>crlf|mixed) +attr/[^\t]*\t(?P<path>.*)", re.DOTALL
 )
 _CONFLICT = re.compile(rb"^<<<<<<< ", re.MULTILINE)
-_OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 """Where a hook of git runs this, they name the repository of the hook; here the folder does."""
 
 
@@ -52,7 +52,7 @@ def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
 
 def git_bytes(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> bytes:
     """Return the very bytes that git answers; else as `git`."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _OF_HOOKS}
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_HOOKS}
     surroundings = {**inherited, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         answer = subprocess.run(

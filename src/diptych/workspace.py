@@ -113,7 +113,8 @@ class Workspace:
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
             note.write_text(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": started})
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": started}),
+                encoding="utf-8",
             )
             yield
         finally:
@@ -123,7 +124,7 @@ class Workspace:
 
 def _describe(note: Path) -> str:
     try:
-        holder = json.loads(note.read_text())
+        holder = json.loads(note.read_text(encoding="utf-8"))
         return f"`{holder['purpose']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
     except (OSError, ValueError, KeyError):
         return "another process that has just started"

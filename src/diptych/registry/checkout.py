@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,30 @@ def _undo_conversion(root: Path) -> None:
 
 def _share_dvc(workspace: Workspace, project: Workspace) -> None:
     """Give it the cache and the remotes that the workspace has now, with paths that hold there too."""
-    from configobj import ConfigObj
-    from dvc.config import Config, _pack_named
+    from dvc.config import Config
 
     settings = Config(str(workspace.root / ".dvc")).load_config_to_level()
     settings["cache"].setdefault("dir", str(workspace.root / ".dvc" / "cache"))
     # What DVC remembers of the files of a folder goes when the folder goes.
     settings["core"]["site_cache_dir"] = str(project.root / ".dvc" / "tmp" / "site")
-    local = project.root / ".dvc" / "config.local"
-    local.parent.mkdir(exist_ok=True)
+    (project.root / ".dvc").mkdir(exist_ok=True)
+    _write_settings(project.root / ".dvc" / "config.local", settings)
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write a file of DVC's configuration, which DVC itself would write in ASCII: no path with an umlaut fits in."""
+    from configobj import ConfigObj
+
+    content = ConfigObj(encoding="utf-8", interpolation=False)
+    for section, values in settings.items():
+        content[section] = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+        for name, named in values.items():
+            if isinstance(named, Mapping):
+                content[f'{section} "{name}"'] = dict(named)
     # It may hold passwords.
-    local.touch(mode=0o600)
-    with local.open("wb") as file:
-        # DVC's own writing of it takes ASCII alone, and paths are what they are.
-        ConfigObj(_pack_named(settings), encoding="utf-8").write(file)
+    path.touch(mode=0o600)
+    with path.open("wb") as file:
+        content.write(file)
 
 
 def _link_towers(workspace: Workspace, project: Workspace) -> None:
