@@ -15,7 +15,10 @@ LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --n
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
+# A virtual environment holds its own path, so one that was moved or copied runs the code of the former project.
 setup: $(VENV)/.installed ## Create .venv from requirements.lock
+	@$(BIN)/python -c 'import diptych, os; assert os.path.samefile(diptych.__file__, "src/diptych/__init__.py")' \
+		2>/dev/null || { echo "error: $(VENV) was made in another folder: rm -r $(VENV), then run this again." >&2; exit 1; }
 
 run: setup ## Run the whole chain on params.yaml
 	$(BIN)/diptych run

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -60,7 +61,8 @@ def retrain(
     """
     workspace = enter()
     get_run_logger().info("run %s", flow_run.id)
-    with holding(workspace, "the retrain flow"):
+    # Relative paths in params.yaml are the project's, wherever this is called.
+    with holding(workspace, "the retrain flow"), chdir(workspace.root):
         if preset:
             use_preset(workspace, preset)
         # Wrong parameters end it here.
@@ -96,12 +98,16 @@ def run_stages(
     workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any], force: bool
 ) -> tuple[list[str], dict[str, str]]:
     """The stages that have to run, if there is a reason; returns why, or why not, and what became of each."""
+    from diptych.registry.register import check_registry
+
     params = load_params(workspace.params)
     if not changed and not force:
         get_run_logger().info("nothing has changed: no stage has to run")
         return ["Nothing has changed."], dict.fromkeys(dvc.STAGES, "reused")
     if force or {"preprocess", "baselines", "train"}.intersection(changed):
         locate_towers(params.model)
+    if away := check_registry(workspace, params):
+        get_run_logger().warning(away)
     first, *others = dvc.STAGES
     stages = {first: reproduce(workspace, first, force)}
     reasons, why_not = (["It was asked for."], "") if force else look_for_reasons(workspace, taken, changed)
@@ -176,8 +182,8 @@ def publish(workspace: Workspace) -> None:
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
 def register_model(workspace: Workspace) -> dict[str, Any]:
     """The trained model as a version of the registered model, with the alias challenger."""
+    from diptych.registry.address import tracking_uri
     from diptych.registry.register import register
-    from diptych.registry.tracking import tracking_uri
 
     params = load_params(workspace.params)
     version = register(workspace, params, {"prefect_flow_run_id": str(flow_run.id)})

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fake_project import PARAMS
 
-from diptych import __version__, cli, dvc
+from diptych import __version__, cli, dvc, prefect_server
 from diptych.cli import main
 from diptych.errors import DiptychError
 from diptych.workspace import Workspace
@@ -101,11 +101,31 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_70(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_a_prefect_server_that_does_not_answer_is_for_the_user_to_mend(monkeypatch, capsys):
-    failing(monkeypatch, RuntimeError("Failed to reach API at http://127.0.0.1:9/api/."))
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PREFECT_API_URL", "http://ann:hunter2@127.0.0.1:9/api", "http://127.0.0.1:9/api does not answer"),
+        ("PREFECT_API_URL", "foo", "foo is no address"),
+        ("PREFECT_API_URL", "http://[", "Invalid IPv6 URL"),
+        ("PREFECT_LOGGING_LEVEL", "LOUD", "Prefect cannot start: PREFECT_LOGGING_LEVEL: Input should be"),
+        ("SSL_CERT_FILE", "/nowhere", "/nowhere cannot be read as certificates"),
+    ],
+)
+def test_what_keeps_prefect_from_starting_ends_a_run_at_once_with_where_it_is_set(inside, name, value, told):
+    (inside.root / "flows").mkdir()
+    (inside.root / "flows" / "retrain.py").write_text("retrain = None\n")
 
-    assert diptych("stage", "train") == 1
-    assert "unset PREFECT_API_URL" in capsys.readouterr().err
+    # In another process: Prefect reads its settings when it is first imported.
+    answer = subprocess.run(
+        [sys.executable, "-m", "diptych", "run"], env={**os.environ, name: value}, capture_output=True, text=True
+    )
+
+    assert answer.returncode == 1
+    last = answer.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert told in last
+    assert name in last
+    assert "hunter2" not in last
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
@@ -129,6 +149,14 @@ def test_a_full_disk_is_told_as_such(monkeypatch, capsys, error):
 
     assert diptych("register") == 1
     assert capsys.readouterr().err.startswith("error: the disk is full (")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_file_that_this_user_may_not_use_is_named(monkeypatch, capsys, number):
+    failing(monkeypatch, OSError(number, os.strerror(number), "/srv/project/.diptych/lock"))
+
+    assert diptych("register") == 1
+    assert f"error: /srv/project/.diptych/lock: {os.strerror(number)}" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_seen_behind_what_it_caused(monkeypatch, capsys):
@@ -224,6 +252,8 @@ def test_the_flow_is_the_projects_own(inside, monkeypatch, capsys):
     )
     inside.presets.mkdir()
     (inside.presets / "small.yaml").write_text(PARAMS.replace("seed: 0", "seed: 9"))
+    # A flow of this kind needs no server, which would take seconds to start.
+    monkeypatch.setattr(prefect_server, "ready", lambda root: None)
 
     assert diptych("run", "--json", "--force", "--preset", "small") == 0
     assert json.loads(capsys.readouterr().out)["tracking_uri"] == "True never"
@@ -332,6 +362,27 @@ def test_a_karpathy_split_brings_its_own(empty, photos, tmp_path, capsys):
     assert diptych("data", "import", "--karpathy", path, "--images", photos) == 0
     assert list(splits(empty).values()) == ["train", "train", "val", "test"]
     assert diptych("data", "import", "--karpathy", path, "--images", photos, "--split", "train") == 2
+
+
+@pytest.mark.parametrize("kind", ["--coco", "--karpathy", "--table"])
+def test_links_are_followed_into_the_folder_that_is_named(empty, photos, tmp_path, kind, capsys):
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in photos.iterdir():
+        (links / path.name).symlink_to(path)
+    file = tmp_path / {"--coco": "a.json", "--karpathy": "dataset.json", "--table": "captions.csv"}[kind]
+    if kind == "--coco":
+        coco(file, range(4))
+    elif kind == "--karpathy":
+        records = [{"filename": f"{index}.png", "sentences": [{"raw": "a thing"}]} for index in range(4)]
+        file.write_text(json.dumps({"images": records}))
+    else:
+        file.write_text("file,caption\n" + "".join(f"{index}.png,a thing\n" for index in range(4)))
+
+    assert diptych("data", "import", kind, file, "--images", links) == 1
+    assert "--links-within" in capsys.readouterr().err
+    assert diptych("data", "import", kind, file, "--images", links, "--links-within", photos) == 0
+    assert len(splits(empty)) == 4
 
 
 def test_a_table_is_dealt_as_asked(empty, photos, tmp_path):

@@ -342,7 +342,10 @@ def test_what_is_not_deployed_has_no_schedule(client):
 def test_without_an_address_the_user_is_told_what_a_server_is_for(client, workspace, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL")
 
-    with pytest.raises(DiptychError, match=r"names no Prefect server.*prefect server start"):
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(DiptychError, match=r"names no Prefect server.*prefect server start"),
+    ):
         deploy(workspace, Choices())
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
-import threading
+import socket
+import sqlite3
 from collections import namedtuple
-from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from fake_project import commit, run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from diptych import cli, doctor
 from diptych.config import Params
 from diptych.doctor import Finding, examine, render
+from diptych.registry import answering
 from diptych.registry.tracking import connect
 from diptych.workspace import Workspace
 
@@ -24,6 +26,9 @@ from diptych.workspace import Workspace
 @pytest.fixture(autouse=True)
 def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
@@ -34,8 +39,8 @@ def found(workspace: Workspace) -> dict[str, Finding]:
 def test_a_project_as_it_should_be_has_no_errors(project: Workspace) -> None:
     findings = found(project)
     assert list(findings) == [
-        *("params", "workspace", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "prefect", "schedule"),
-        *("device", "disk", "packages"),
+        *("params", "workspace", "git", "dataset", "dvc remote", "towers", "mlflow", "champion", "proxy", "prefect"),
+        *("schedule", "device", "disk", "packages"),
     ]
     assert [one.name for one in findings.values() if one.state == "error"] == []
     # Neither is made by looking.
@@ -142,43 +147,61 @@ def test_towers_that_are_not_here_are_an_error_with_the_way_to_get_them(project:
 
 
 def test_servers_that_do_not_answer_are_errors(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    prefect = "http://user:secret@127.0.0.1:9/api"
+    monkeypatch.setenv("PREFECT_API_URL", prefect)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    findings = found(project)
+    # Prefect has read the environment when it was imported.
+    with temporary_settings({PREFECT_API_URL: prefect}):
+        findings = found(project)
     for name, mend in (("prefect", "unset PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
         assert findings[name].state == "error"
         assert "does not answer" in findings[name].found
-        assert mend in findings[name].mend
+        assert mend in findings[name].found + findings[name].mend
+    assert findings["schedule"].state == "warning"
     assert "secret" not in render(list(findings.values()))
 
 
-@pytest.fixture
-def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A server that says of its health what the list holds."""
-    says = ["true"]
-
-    class Health(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/api/health" else 404)
-            self.end_headers()
-            self.wfile.write(says[0].encode())
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_address[1]}/api")
-        yield says
-        server.shutdown()
+def test_proxies_are_told_without_their_passwords(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(project)["proxy"] == Finding("proxy", "ok", "none is set")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{proxy.getsockname()[1]}")
+        finding = found(project)["proxy"]
+        assert (finding.state, "goes around it" in finding.found) == ("ok", True)
+        monkeypatch.setenv("no_proxy", "localhost,*")
+        assert found(project)["proxy"].state == "warning"
+    gone = found(project)["proxy"]
+    assert gone.state == "warning"
+    assert gone.found.startswith("nobody answers at http_proxy=http://127.0.0.1:")
+    assert "secret" not in str([finding, gone])
 
 
-def test_a_prefect_server_is_asked_for_its_health(project: Workspace, prefect: list[str]) -> None:
-    assert found(project)["prefect"].state == "ok"
-    prefect[0] = '"no database"'
-    assert "is not well" in found(project)["prefect"].found
-    prefect[0] = "<html>"
-    assert "does not answer" in found(project)["prefect"].found
+def test_a_check_that_fails_unexpectedly_is_an_error_and_the_others_are_made(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("https://me:secret@host is no address")
+
+    monkeypatch.setattr(doctor, "_dataset", fail)
+    findings = found(project)
+
+    assert findings["dataset"].state == "error"
+    assert "KeyError" in findings["dataset"].found
+    assert "secret" not in findings["dataset"].found
+    assert list(findings)[-1] == "packages"
+
+
+def test_a_locked_store_and_a_deleted_experiment_are_told(
+    project: Workspace, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 0.1)
+    project.local.mkdir(exist_ok=True)
+    shutil.copy(mlflow_store, project.local / "mlflow.db")
+    client, number = connect(project, Params())
+    with closing(sqlite3.connect(project.local / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "database is locked" in found(project)["mlflow"].found
+    client.delete_experiment(number)
+    assert "mlflow experiments restore" in found(project)["mlflow"].found
 
 
 def test_the_champion_is_told_of_where_there_are_models(project: Workspace, mlflow_store: Path) -> None:
@@ -191,6 +214,9 @@ def test_the_champion_is_told_of_where_there_are_models(project: Workspace, mlfl
     client.create_model_version("diptych", str(project.root))
     client.set_registered_model_alias("diptych", "champion", "1")
     assert found(project)["champion"] == Finding("champion", "ok", "diptych version 1")
+    client.create_model_version("diptych", str(project.root / "gone"))
+    client.set_registered_model_alias("diptych", "champion", "2")
+    assert f"there is no {project.root / 'gone'}" in found(project)["champion"].found
 
 
 def test_a_device_that_is_not_here_is_an_error(project: Workspace) -> None:

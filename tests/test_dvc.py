@@ -17,6 +17,7 @@ from diptych import dvc
 from diptych.data.scenes import write_scenes
 from diptych.errors import DiptychError
 from diptych.git import git
+from diptych.workspace import Workspace
 
 
 @pytest.fixture
@@ -151,6 +152,18 @@ def test_users_of_files_that_are_about_to_end_are_waited_for(project):
 
     assert not users.exists()
     ending.wait()
+
+
+def test_links_of_a_project_that_was_moved_lead_to_its_cache_again(project, tmp_path):
+    run("dvc", "config", "cache.type", "symlink", cwd=project.root)
+    run("dvc", "checkout", "--relink", "data.dvc", cwd=project.root)
+    assert (project.data / "captions.json").is_symlink()
+    moved = Workspace(project.root.rename(tmp_path / "moved"))
+    assert not (moved.data / "captions.json").exists()
+
+    dvc.mend(moved)
+
+    assert dvc.bring_dataset(moved) == "present"
 
 
 def test_a_dataset_that_is_there_is_present(project):

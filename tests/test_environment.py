@@ -1,6 +1,12 @@
+import getpass
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from diptych.environment import prepare
 
 SEEN = """
 import atexit, gc, sys
@@ -31,3 +37,52 @@ def test_imports_are_not_looked_through_for_garbage_again_and_again(tmp_path: Pa
 
 def test_what_computes_collects_garbage_as_usual(tmp_path: Path) -> None:
     assert seen(str(tmp_path), "computes") == ["rare True 0", "usual True True", "frozen True"]
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the machine does not know, as by `docker run --user 1234`."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_user_whom_the_machine_does_not_know_has_a_name_and_a_home(tmp_path: Path) -> None:
+    prepare(tmp_path)
+
+    assert getpass.getuser() == f"uid{os.getuid()}"
+    assert Path.home() == tmp_path / ".diptych" / "home"
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_home_that_is_given_stays_even_if_nobody_may_write_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+
+    prepare(tmp_path)
+
+    assert os.environ["HOME"] == "/nonexistent"
+
+
+def test_a_python_that_strips_docstrings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    command = [sys.executable, "-OO", "-m", "diptych", "data", "status"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr.startswith("error: PYTHONOPTIMIZE=2")) == (1, True)
+
+
+def test_a_file_in_the_project_hides_no_module_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+
+    prepare(tmp_path)
+
+    subprocess.run([sys.executable, "-m", "json.tool", "--help"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "import random"], check=True)

@@ -1,6 +1,7 @@
 """Child processes end with their parents, and speak line by line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,20 @@ def test_temporary_files_of_a_killed_holder_are_removed_by_the_next(tmp_path, mo
     with holding(Workspace(tmp_path), "diptych run"):
         assert not left.parent.exists()
     assert not (tmp_path / ".diptych" / "temporary").is_symlink()
+
+
+def test_a_copy_of_a_project_leaves_the_temporary_files_of_the_original_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    with holding(Workspace(original), "diptych run"):
+        own = Path(tempfile.mkdtemp())
+        shutil.copytree(original, copy, symlinks=True)
+        # As in another process, which does not work beneath that run.
+        monkeypatch.delenv(HOLDER)
+        with holding(Workspace(copy), "diptych run"):
+            assert own.is_dir()
+        monkeypatch.setenv(HOLDER, "")
 
 
 def test_a_link_that_leads_elsewhere_is_removed_alone(tmp_path, monkeypatch):

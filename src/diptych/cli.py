@@ -8,7 +8,7 @@ import importlib.util
 import json
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ def cli(debug: bool) -> None:
 def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_json: bool) -> None:
     """Run the whole chain: inbox, data, validate, preprocess, baselines, train, controls, evaluate, register, gate."""
     workspace = enter()
+    from diptych import prefect_server
     from diptych.presets import use_preset
     from diptych.processes import holding
 
@@ -64,7 +65,12 @@ def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_j
         if preset:
             use_preset(workspace, preset)
         _params(workspace)
-        summary = _load_flow(workspace)(force=force, promotion=promotion, inbox=inbox)
+        # Before the flow imports Prefect, which then reads its settings.
+        prefect_server.load(workspace.root)
+        retrain = _load_flow(workspace)
+        prefect_server.ready(workspace.root)
+        with prefect_server.explained("What the run had finished is kept: run again."):
+            summary = retrain(force=force, promotion=promotion, inbox=inbox)
     from diptych.summary import render
 
     click.echo(json.dumps(summary, indent=2) if as_json else render(summary, workspace))
@@ -81,7 +87,9 @@ def stage(name: str) -> None:
     params = _params(workspace)
     if name == "train" and params.train.launch:
         launch(params.train.launch)
-    with holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext():
+    hold = holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext()
+    # DVC runs it there too: relative paths in params.yaml are the project's.
+    with hold, chdir(workspace.root):
         module = importlib.import_module(f"diptych.stages.{name}")
         collect_as_usual()
         module.run(workspace, params)
@@ -163,9 +171,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if _is_disk_full(error):
         path = getattr(error, "filename", None) or Path.cwd()
         return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
-    if isinstance(error, RuntimeError) and "Failed to reach API" in str(error):
-        # Prefect's words for a server that PREFECT_API_URL names.
-        return f"error: {error} Start that Prefect server, or unset PREFECT_API_URL for one of its own.", 1
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"error: {error.filename}: {error.strerror}. This user needs to read and write it; run again then.", 1
     name, text = type(error).__name__, " ".join(str(error).split())
     return f"unexpected error: {name}: {text}; run again with --debug for the traceback", 70
 

@@ -55,13 +55,16 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @data.command("import")
 @click.option("--coco", multiple=True, type=_FILE, help="COCO captions JSON; may be repeated.")
 @click.option("--karpathy", type=_FILE, help="Karpathy split JSON, such as dataset_coco.json.")
-@click.option("--table", type=_FILE, help="CSV or TSV with the columns file, caption and, optionally, split.")
+@click.option(
+    "--table", type=_FILE, help="CSV or TSV with the columns file, caption (or several) and, optionally, split."
+)
 @click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder; one, or one a --coco.")
 @click.option(
     "--instances", multiple=True, type=_FILE, help="COCO instances JSON: what is in the images; one, or one a --coco."
 )
 @click.option("--split", multiple=True, help="Split of all of a file's images; one, or one a --coco.")
 @click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
+@click.option("--links-within", type=_FOLDER, help="Folder that links among the images may lead into.")
 @click.option("--keep-split", is_flag=True, help="Leave images that are there in another split where they are.")
 @click.option(
     "--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or begin a dataset that is missing."
@@ -75,6 +78,7 @@ def import_(
     instances: tuple[Path, ...],
     split: tuple[str, ...],
     deal: str | None,
+    links_within: Path | None,
     keep_split: bool,
     onto_scenes: str | None,
 ) -> None:
@@ -97,14 +101,19 @@ def import_(
         if onto_scenes != "replace":
             bring_own_dataset(workspace)
         if coco:
-            summary = importing.import_coco(workspace.data, _coco_sources(coco, images, split, instances), rules)
+            summary = importing.import_coco(
+                workspace.data, _coco_sources(coco, images, split, instances, links_within), rules
+            )
         elif karpathy:
             if split:
                 raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
-            summary = importing.import_karpathy(workspace.data, karpathy, _only(images, "--images"), rules)
+            summary = importing.import_karpathy(
+                workspace.data, karpathy, _only(images, "--images"), rules, links_within
+            )
         elif table:
             only_split = _only(split, "--split") if split else None
-            summary = importing.import_table(workspace.data, table, _only(images, "--images"), only_split, rules)
+            folder = _only(images, "--images")
+            summary = importing.import_table(workspace.data, table, folder, only_split, rules, links_within)
         record_dataset(workspace)
     click.echo(_describe(summary))
 
@@ -154,7 +163,11 @@ def status(as_json: bool) -> None:
 
 
 def _coco_sources(
-    coco: tuple[Path, ...], images: tuple[Path, ...], split: tuple[str, ...], instances: tuple[Path, ...]
+    coco: tuple[Path, ...],
+    images: tuple[Path, ...],
+    split: tuple[str, ...],
+    instances: tuple[Path, ...],
+    links_within: Path | None,
 ) -> list[CocoSource]:
     from diptych.data.importing import CocoSource
 
@@ -162,7 +175,7 @@ def _coco_sources(
     folders = _one_each(images, len(coco), "--images")
     splits = _one_each(split, len(coco), "--split") if split else none
     objects = _one_each(instances, len(coco), "--instances") if instances else none
-    return [CocoSource(*source) for source in zip(coco, folders, splits, objects, strict=True)]
+    return [CocoSource(*source, links_within) for source in zip(coco, folders, splits, objects, strict=True)]
 
 
 def _one_each(values: tuple[T, ...], count: int, option: str) -> list[T]:

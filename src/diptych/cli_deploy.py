@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--notify", metavar="TYPE/NAME", help="A Prefect notification block, such as slack-webhook/team.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is deployed as JSON.")
 def deploy(pool_type: str, folder: str | None, when_busy: str | None, notify: str | None, as_json: bool) -> None:
-    """Put the deployments of prefect.yaml on the server that PREFECT_API_URL names.
+    """Put the deployments of prefect.yaml on the Prefect server that PREFECT_API_URL names.
 
     A schedule that is there already stays as it is; `diptych schedule` changes it. With --notify somebody is told of
     runs that fail or crash, and of models that are rejected or promoted.

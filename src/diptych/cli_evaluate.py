@@ -22,6 +22,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--captions", type=_FILE, required=True, help="COCO captions of these images and captions, in their order."
 )
 @click.option("--images", type=click.Path(file_okay=False, path_type=Path), help="The images' folder, to show some.")
+@click.option(
+    "--links-within",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that links among the images may lead into.",
+)
 @click.option("--report", type=_FILE, help="Where to write a report, an HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON, in the form of reports/metrics.json.")
 def evaluate(
@@ -29,6 +34,7 @@ def evaluate(
     text_embeddings: Path,
     captions: Path,
     images: Path | None,
+    links_within: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -54,7 +60,7 @@ def evaluate(
     from diptych.retrieval.uncertainty import judge
 
     set_threads(None)
-    gallery = ForeignGallery(captions, images)
+    gallery = ForeignGallery(captions, images, links_within)
     image, text = gallery.read(image_embeddings, "images"), gallery.read(text_embeddings, "captions")
     if image.shape[1] != text.shape[1]:
         raise DiptychError(

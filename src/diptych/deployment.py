@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from diptych import prefect_server
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.git import how_to_restore, without_secrets
@@ -68,7 +66,7 @@ class Deployed:
 
 
 def deploy(workspace: Workspace, choices: Choices) -> Deployed:
-    """Makes the server that PREFECT_API_URL names have the work pools, deployments and automations of the project.
+    """Makes the server that Prefect's settings name have the work pools, deployments and automations of the project.
 
     Doing it again changes only what differs.
 
@@ -79,7 +77,7 @@ def deploy(workspace: Workspace, choices: Choices) -> Deployed:
     from diptych import automations
 
     content = _read_definition(workspace)
-    with server() as client:
+    with prefect_server.client() as client:
         block = automations.find_block(client, choices.notify) if choices.notify else None
         _look_at_leases(client)
         names = sorted({one["work_pool"]["name"] for one in content["deployments"]})
@@ -89,37 +87,6 @@ def deploy(workspace: Workspace, choices: Choices) -> Deployed:
         made = automations.ensure(client, retraining(client), block)
         schedules = {name: "kept as it was" if name in present else "from prefect.yaml" for name in _names(content)}
         return Deployed(address(client), pools, schedules, made)
-
-
-@contextmanager
-def server() -> Iterator[SyncPrefectClient]:
-    """A client of the server that PREFECT_API_URL names.
-
-    Raises:
-        DiptychError: none is named, it does not answer, or it does not let this user in; also what it answers while
-            the block runs, if that is an error.
-    """
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        raise DiptychError(
-            "PREFECT_API_URL names no Prefect server, and only a server keeps schedules. Start one with "
-            "`prefect server start`, and set PREFECT_API_URL to its address: http://127.0.0.1:4200/api."
-        )
-    from httpx import HTTPError, HTTPStatusError
-    from prefect.client.orchestration import get_client
-
-    url = without_secrets(url)
-    try:
-        with get_client(sync_client=True) as client:
-            yield client
-    except HTTPStatusError as error:
-        raise DiptychError(_refusal(url, error.response.status_code, error.response.text)) from error
-    except (HTTPError, RuntimeError) as error:
-        # Prefect wraps the former into the latter where it compares versions first.
-        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
-            raise
-        mend = "Start that Prefect server, or correct PREFECT_API_URL."
-        raise DiptychError(f"{url} does not answer ({without_secrets(str(error))}). {mend}") from error
 
 
 def address(client: SyncPrefectClient) -> str:
@@ -156,12 +123,6 @@ def worker_command(pool: str) -> str:
     All at once they would lock a server on SQLite for minutes; with one alone, they would not come before it ends.
     """
     return f"prefect worker start --pool {pool} --limit 2"
-
-
-def _refusal(url: str, status: int, text: str) -> str:
-    if status == 401:
-        return f"{url} lets in only who has its password: set PREFECT_API_AUTH_STRING to USER:PASSWORD."
-    return f"{url} answered {status}: {' '.join(text.split())[:500]}"
 
 
 def _look_at_leases(client: SyncPrefectClient) -> None:

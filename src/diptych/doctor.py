@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 import sys
@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from diptych import dvc
 from diptych.config import Params, load_params
@@ -20,14 +18,16 @@ from diptych.git import GitError, converted_files, find_repository, git, head, h
 from diptych.packages import LOCK, other_than_locked
 from diptych.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 State = Literal["ok", "warning", "error"]
 """A warning is of what runs do without; an error stops them."""
 
 SPARE_GIB = 5.0
 """Below so much free space a run of the presets may fill the disk."""
-_WITHOUT_PARAMS = ("workspace", "git", "dataset", "dvc remote", "prefect", "schedule", "packages")
+_WITHOUT_PARAMS = ("workspace", "git", "dataset", "dvc remote", "proxy", "prefect", "schedule", "packages")
 PATIENCE = 5.0
-"""Seconds that a server may take to answer."""
+"""Seconds that a proxy may take to answer."""
 PATIENCE_WITH_REMOTES = 60.0
 """Seconds for a DVC remote: its clients try several times."""
 
@@ -42,9 +42,12 @@ class Finding(NamedTuple):
     """What to do, where something is to be done."""
 
 
+Check = Callable[[Workspace, Params], Finding]
+
+
 def examine(workspace: Workspace) -> list[Finding]:
-    """Every check, in order; one that cannot be made is an error that says why."""
-    checks: dict[str, Callable[[Workspace, Params], Finding]] = {
+    """Make every check, in order; one that cannot be made is an error that says why, and the others are made."""
+    checks: dict[str, Check] = {
         "workspace": _in_use,
         "git": _git,
         "dataset": _dataset,
@@ -52,6 +55,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         "towers": _towers,
         "mlflow": _mlflow,
         "champion": _champion,
+        "proxy": _proxy,
         "prefect": _prefect,
         "schedule": _schedule,
         "device": _device,
@@ -68,12 +72,20 @@ def examine(workspace: Workspace) -> list[Finding]:
             found.append(Finding("params", "error", str(error), mend))
             params = Params()
             checks = {name: checks[name] for name in _WITHOUT_PARAMS}
-        for name, check in checks.items():
-            try:
-                found.append(check(workspace, params)._replace(name=name))
-            except DiptychError as error:
-                found.append(Finding(name, "error", str(error)))
+        found += [_made(name, check, workspace, params) for name, check in checks.items()]
     return found
+
+
+def _made(name: str, check: Check, workspace: Workspace, params: Params) -> Finding:
+    try:
+        return check(workspace, params)._replace(name=name)
+    except DiptychError as error:
+        return Finding(name, "error", str(error))
+    except Exception as error:
+        # Whatever is wrong there, it must not hide what the other checks find.
+        log.debug("the check of %s failed", name, exc_info=True)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return Finding(name, "error", without_secrets(told)[:500], "`diptych --debug doctor` shows the traceback.")
 
 
 def _in_use(workspace: Workspace, params: Params) -> Finding:
@@ -164,66 +176,89 @@ def _towers(workspace: Workspace, params: Params) -> Finding:
 
 
 def _mlflow(workspace: Workspace, params: Params) -> Finding:
-    from mlflow import MlflowClient
-
-    from diptych.registry.tracking import is_own, reason, tracking_uri, without_secret
+    from diptych.registry.address import store_file, tracking_uri, without_secret
 
     uri = tracking_uri(workspace, params)
-    if is_own(uri) and not Path(uri.partition(":///")[2]).exists():
+    store = store_file(uri)
+    if store is not None and not store.exists():
         return Finding("", "ok", "a store of the project's own, which the first training makes")
-    try:
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except Exception as error:  # of the network, the server or the database
-        mend = "Start that server, or correct MLFLOW_TRACKING_URI or register.tracking_uri in params.yaml."
-        return Finding("", "error", f"{without_secret(uri)} does not answer: {reason(error, uri)}", mend)
+    from mlflow import MlflowClient
+
+    from diptych.registry.answering import require_answer
+    from diptych.registry.registered_model import explained
+    from diptych.registry.tracking import find_experiment
+
+    with explained(uri):
+        require_answer(uri)
+        find_experiment(MlflowClient(tracking_uri=uri), params.register_.experiment, uri)
     return Finding("", "ok", without_secret(uri))
 
 
 def _champion(workspace: Workspace, params: Params) -> Finding:
-    from diptych.registry.registered_model import CHAMPION, RegisteredModel
-    from diptych.registry.tracking import is_own, tracking_uri
+    from diptych.registry.address import store_file, tracking_uri
 
-    uri = tracking_uri(workspace, params)
-    if is_own(uri) and not Path(uri.partition(":///")[2]).exists():
+    store = store_file(tracking_uri(workspace, params))
+    if store is not None and not store.exists():
         return Finding("", "ok", "no model yet")
+    from diptych.registry.registered_model import CHAMPION, RegisteredModel
+
     model = RegisteredModel.of(workspace, params)
     number = model.aliases().get(CHAMPION) if model.exists() else None
     if number is None:
         return Finding("", "warning", f"no version of {model.name} is in use", "`diptych promote`.")
+    mend = "`diptych rollback --reason TEXT`."
     if number not in model.numbers():
-        mend = "`diptych rollback --reason TEXT`."
         return Finding("", "error", f"the alias champion points to version {number}, which is gone", mend)
+    if gone := model.missing_folder(number):
+        found = f"the package of {model.name} version {number}, the champion, is gone: there is no {gone}"
+        return Finding("", "error", found, f"Bring that folder back, or {mend}")
     return Finding("", "ok", f"{model.name} version {number}")
 
 
+def _proxy(workspace: Workspace, params: Params) -> Finding:
+    from diptych import proxies
+
+    found = proxies.describe(proxies.set_proxies())
+    if not found:
+        return Finding("", "ok", "none is set")
+    if gone := proxies.unreachable(PATIENCE):
+        mend = "Correct these variables, or unset them. What is sent to this machine goes around them."
+        return Finding("", "warning", f"nobody answers at {proxies.describe(gone)}", mend)
+    if proxies.unusable():
+        mend = "Correct the proxy, or NO_PROXY. Nothing is to be done where the Prefect server is on this machine."
+        return Finding("", "warning", f"Prefect's client can use none of {found}, or cannot read NO_PROXY", mend)
+    return Finding("", "ok", f"{found}; what is sent to this machine goes around it")
+
+
 def _prefect(workspace: Workspace, params: Params) -> Finding:
-    # Its health is told without a password too.
-    uri = without_secrets(os.environ.get("PREFECT_API_URL", ""))
-    if not uri:
+    from diptych import prefect_server
+    from diptych.prefect_settings import server_setting
+
+    if not prefect_server.load(workspace.root):
         return Finding("", "ok", "no server: each run has one of its own; schedules need one (PREFECT_API_URL)")
-    try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE) as answer:
-            healthy = json.load(answer) is True
-    except (URLError, OSError, ValueError) as error:
-        return Finding("", "error", f"{uri} does not answer: {error}", "Start that server, or unset PREFECT_API_URL.")
-    if not healthy:
-        return Finding("", "error", f"{uri} is not well", "Look at that server's log.")
-    return Finding("", "ok", uri)
+    with prefect_server.client():
+        setting = server_setting(workspace.root)
+        where = f", set in {setting.where}" if setting else ""
+        return Finding("", "ok", f"{prefect_server.address()}{where}")
 
 
 def _schedule(workspace: Workspace, params: Params) -> Finding:
-    if not os.environ.get("PREFECT_API_URL"):
-        return Finding("", "ok", "none: schedules need a Prefect server")
-    from diptych.deployment import RETRAIN, find_deployment, server, worker_command
+    from diptych import prefect_server
+    from diptych.deployment import RETRAIN, find_deployment, worker_command
     from diptych.schedules import read_schedule
 
-    with server() as client:
-        deployment = find_deployment(client, RETRAIN)
-        if deployment is None:
-            return Finding("", "warning", "nothing is deployed there", "`diptych deploy`.")
-        pool = deployment.work_pool_name or ""
-        workers = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
-    found = read_schedule().render().partition("\n")[0].removeprefix("schedule").strip()
+    try:
+        if not prefect_server.load(workspace.root):
+            return Finding("", "ok", "none: schedules need a Prefect server")
+        with prefect_server.client() as client:
+            deployment = find_deployment(client, RETRAIN)
+            if deployment is None:
+                return Finding("", "warning", "nothing is deployed there", "`diptych deploy`.")
+            pool = deployment.work_pool_name or ""
+            workers = [one.name for one in client.read_workers_for_work_pool(pool) if one.status == "ONLINE"]
+        found = read_schedule().render().partition("\n")[0].removeprefix("schedule").strip()
+    except DiptychError:
+        return Finding("", "warning", "not looked at: Prefect's server or settings are at fault")
     if not workers:
         return Finding("", "warning", f"{found}, but no worker is there to run it", f"`{worker_command(pool)}`.")
     return Finding("", "ok", found)

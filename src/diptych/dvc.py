@@ -273,7 +273,10 @@ def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, pre
 
 
 def mend(workspace: Workspace) -> None:
-    """Clears what a killed DVC left behind; the caller holds the workspace, so nothing here is in use by a run."""
+    """Repair what a killed DVC left behind, and links of a project that was moved.
+
+    The caller holds the workspace, so nothing here is in use by a run.
+    """
     lock = workspace.root / "dvc.lock"
     _refuse_conflicts(workspace)
     if lock.exists() and not _is_whole(lock):
@@ -286,6 +289,9 @@ def mend(workspace: Workspace) -> None:
         time.sleep(0.05)
     if users.exists() and not _has_live_user(users):
         users.unlink()
+    if _has_broken_links(workspace):
+        # Links hold the cache's path. What the cache lacks is for the stages to make again.
+        _reason(workspace, "checkout")
 
 
 def _command(*arguments: str) -> list[str]:
@@ -448,6 +454,13 @@ def _is_whole(lock: Path) -> bool:
     except DvcException:
         return False
     return True
+
+
+def _has_broken_links(workspace: Workspace) -> bool:
+    """Tell whether data or results are links, as cache.type symlink makes them, that lead nowhere."""
+    folders = (workspace.data, workspace.artifacts, workspace.reports)
+    paths = (path for folder in folders for path in (folder, *folder.rglob("*")))
+    return any(path.is_symlink() and not path.exists() for path in paths)
 
 
 def _has_live_user(rwlock: Path) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import atexit
 import gc
+import getpass
 import os
 import sys
 from pathlib import Path
 
+from diptych.errors import DiptychError
 from diptych.git import OF_HOOKS
+from diptych.prefect_settings import keep_home_in
+from diptych.proxies import spare_this_machine
 from diptych.workspace import Workspace, find_workspace
 
 DEFAULTS = {
@@ -21,6 +25,8 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Runs are offline: weights come from a filled cache or a folder.
     "HF_HUB_OFFLINE": "1",
+    # What lies in the project's folder, random.py say, must not hide a module of Python's from servers and launchers.
+    "PYTHONSAFEPATH": "1",
     # Forked data loaders and the tokenizers' thread pool block each other.
     "TOKENIZERS_PARALLELISM": "false",
     # Threads that wait must sleep: spinning ones hold the cores that others need, and on busy machines training takes
@@ -58,15 +64,25 @@ def prepare(root: Path) -> None:
 
     The folder of this Python goes first on PATH, so that DVC's stages find this very `diptych` even where the virtual
     environment is not activated.
+
+    Raises:
+        DiptychError: Python strips docstrings.
     """
+    if sys.flags.optimize > 1:
+        raise DiptychError(
+            "PYTHONOPTIMIZE=2 (python -OO) strips docstrings, which Great Expectations and transformers need: unset "
+            "it, or set it to 1."
+        )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    for name in OF_HOOKS:
-        os.environ.pop(name, None)
     # Files of DVC, git and Prefect are UTF-8, whatever the locale is; DVC and Prefect read theirs by the locale.
     os.environ["PYTHONUTF8"] = "1"
-    if "PREFECT_API_URL" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
+    # Where a hook of git runs this, they name the repository of the hook; for git and DVC the folder counts.
+    for name in OF_HOOKS:
+        os.environ.pop(name, None)
+    _name_user(root)
+    spare_this_machine()
+    keep_home_in(root)
     # What torch.compile has made is good for the next run too; its default lies among the temporary files of this one.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".diptych" / "torchinductor"))
     here = str(Path(sys.executable).parent)
@@ -74,6 +90,18 @@ def prepare(root: Path) -> None:
     if paths[0] != here:
         os.environ["PATH"] = os.pathsep.join([here, *paths])
     _collect_rarely()
+
+
+def _name_user(root: Path) -> None:
+    """Give a user whom the machine does not know, as in containers, a name and a home: DVC and git ask for both."""
+    try:
+        getpass.getuser()
+    except (OSError, KeyError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(root / ".diptych" / "home")
 
 
 def collect_as_usual() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from diptych.automations import announce
-from diptych.registry.tracking import is_own, without_secret
+from diptych.registry.address import without_secret
 from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_lines(happened: Mapping[str, Any]) -> list[str]:
 
 def mlflow_links(uri: str, version: Mapping[str, Any]) -> dict[str, str]:
     """To the version and its run; none where MLflow is a file without pages."""
-    if is_own(uri) or not uri.startswith(("http://", "https://")):
+    if not uri.startswith(("http://", "https://")):
         return {}
     base = without_secret(uri).rstrip("/")
     title = f"{version['name']} version {version['version']}"

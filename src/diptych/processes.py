@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import signal
@@ -125,9 +126,11 @@ def _temporary_files(workspace: Workspace) -> Iterator[None]:
     workspace itself, because the path of a socket may have 107 bytes at most.
     """
     link = workspace.local / "temporary"
-    _remove_temporary(link)
+    # Named after the project: a copy of it has a link to the same folder, which a run of the original may be using.
+    prefix = f"{_TEMPORARY}{hashlib.sha256(os.fsencode(workspace.root)).hexdigest()[:8]}-"
+    _remove_temporary(link, prefix)
     before = os.environ.get("TMPDIR"), tempfile.tempdir
-    folder = tempfile.mkdtemp(prefix=_TEMPORARY)
+    folder = tempfile.mkdtemp(prefix=prefix)
     link.symlink_to(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
@@ -137,14 +140,14 @@ def _temporary_files(workspace: Workspace) -> Iterator[None]:
         if before[0] is not None:
             os.environ["TMPDIR"] = before[0]
         tempfile.tempdir = before[1]
-        _remove_temporary(link)
+        _remove_temporary(link, prefix)
 
 
-def _remove_temporary(link: Path) -> None:
-    """The link, and what it leads to, if that is what `_temporary_files` makes."""
+def _remove_temporary(link: Path, prefix: str) -> None:
+    """Remove the link, and what it leads to, if that is what `_temporary_files` makes for this project."""
     if link.is_symlink():
         folder = link.readlink()
-        if folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(_TEMPORARY):
+        if folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(prefix):
             shutil.rmtree(folder, ignore_errors=True)
         link.unlink()
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from diptych.deployment import RETRAIN, retraining, server
+from diptych import prefect_server
+from diptych.deployment import RETRAIN, retraining
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def read_schedule() -> Schedule:
     """As the server has it.
 
     Raises:
-        DiptychError: as `server` and `retraining` raise.
+        DiptychError: as `prefect_server.client` and `retraining` raise.
     """
-    with server() as client:
+    with prefect_server.client() as client:
         return _describe(retraining(client))
 
 
@@ -59,7 +60,7 @@ def set_schedule(cron: str, timezone: str | None = None) -> Schedule:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
     wanted = _cron_schedule(cron, timezone)
-    with server() as client:
+    with prefect_server.client() as client:
         deployment = retraining(client)
         present = deployment.schedules
         if timezone is None:
@@ -78,9 +79,9 @@ def pause_schedule() -> Schedule:
     """No more runs by schedule; those that are triggered by hand go on to run.
 
     Raises:
-        DiptychError: as `server` and `retraining` raise.
+        DiptychError: as `prefect_server.client` and `retraining` raise.
     """
-    with server() as client:
+    with prefect_server.client() as client:
         client.pause_deployment(retraining(client).id)
         return _describe(retraining(client))
 
@@ -89,9 +90,9 @@ def resume_schedule() -> Schedule:
     """Runs by schedule again, also where the schedule itself was switched off by other means.
 
     Raises:
-        DiptychError: as `server` and `retraining` raise.
+        DiptychError: as `prefect_server.client` and `retraining` raise.
     """
-    with server() as client:
+    with prefect_server.client() as client:
         deployment = retraining(client)
         client.resume_deployment(deployment.id)
         for one in deployment.schedules:

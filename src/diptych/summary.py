@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diptych.registry.tracking import without_secret
+from diptych.registry.address import without_secret
 from diptych.workspace import Workspace
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from diptych.data.images import ImageError, inspect_image, open_image, to_pixels
+from diptych.data.images import FORMATS, ImageError, inspect_image, open_image, to_pixels
 
 MAX_PIXELS = 100_000_000
 
@@ -27,6 +28,24 @@ def photo() -> Image.Image:
     """80 × 60, smooth enough that JPEG keeps it nearly as it is."""
     rows, columns = np.indices((60, 80))
     return Image.fromarray(np.stack([rows * 4, columns * 3, rows + columns], axis=2).astype(np.uint8))
+
+
+def chunk(name: bytes, payload: bytes, crc: int | None = None) -> bytes:
+    """A PNG chunk, by default with the right checksum."""
+    checksum = zlib.crc32(name + payload) if crc is None else crc
+    return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", checksum)
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    """A JPEG segment."""
+    return struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+
+
+def turned(orientation: int) -> Image.Exif:
+    """EXIF that says how the camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -169,10 +188,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         8: Image.Transpose.ROTATE_270,
     }
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
 
-    info, image = inspect_image(encode(stored, "PNG", exif=exif), MAX_PIXELS)
+    info, image = inspect_image(encode(stored, "PNG", exif=turned(orientation)), MAX_PIXELS)
 
     assert (info.width, info.height) == (40, 24)
     assert np.array_equal(np.asarray(image), np.asarray(upright))
@@ -182,6 +199,82 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 def test_broken_exif_does_not_spoil_the_pixels(photo: Image.Image) -> None:
     content = encode(photo, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     assert open_image(content, MAX_PIXELS).size == (80, 60)
+
+
+NOTES = b"a note\0\0" + zlib.compress(bytes(3 << 20))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"iCCP", NOTES),
+        chunk(b"zTXt", NOTES),
+        chunk(b"iTXt", b"a note\0\1\0\0\0" + zlib.compress(bytes(3 << 20))),
+        chunk(b"tEXt", b"a note\0" + bytes(65 << 20)),
+        chunk(b"iCCP", b""),
+        chunk(b"pHYs", b"\1"),
+        chunk(b"acTL", b""),
+        chunk(b"gAMA", b"\0\0\xb1\x8f", crc=1),
+    ],
+    ids=["profile", "compressed text", "international text", "text", "no profile", "density", "animation", "checksum"],
+)
+@pytest.mark.parametrize("at", [33, -12])
+def test_a_png_with_odd_metadata_has_its_pixels(photo: Image.Image, metadata: bytes, at: int) -> None:
+    content = encode(photo, "PNG")
+    opened = open_image(content[:at] + metadata + content[at:], MAX_PIXELS)
+    assert np.array_equal(np.asarray(opened), np.asarray(photo))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [segment(0xE2, b"ICC_PROFILE\0"), segment(0xE0, b"JFIF\0"), segment(0xEE, b"Adobe\0")],
+    ids=["profile", "JFIF", "Adobe"],
+)
+def test_a_jpeg_with_odd_metadata_has_its_pixels(photo: Image.Image, metadata: bytes) -> None:
+    content = encode(photo, "JPEG")
+    opened = open_image(content[:20] + metadata + content[20:], MAX_PIXELS)
+    assert np.array_equal(np.asarray(opened), np.asarray(open_image(content, MAX_PIXELS)))
+
+
+def test_orientation_is_applied_beside_odd_metadata(photo: Image.Image) -> None:
+    large = {"icc_profile": bytes(3 << 20)}
+    assert open_image(encode(photo, "PNG", exif=turned(6), **large), MAX_PIXELS).size == (60, 80)
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    assert open_image(encode(photo, "PNG", pnginfo=xmp, **large), MAX_PIXELS).size == (60, 80)
+    jpeg = encode(photo, "JPEG", exif=turned(6))
+    assert open_image(jpeg[:20] + segment(0xE2, b"ICC_PROFILE\0") + jpeg[20:], MAX_PIXELS).size == (60, 80)
+
+
+def test_a_palette_under_a_damaged_name_is_damage(photo: Image.Image) -> None:
+    content = encode(photo.convert("P"), "PNG")
+    assert content.count(b"PLTE") == 1
+    with pytest.raises(ImageError, match="damaged PNG"):
+        open_image(content.replace(b"PLTE", b"pLTE"), MAX_PIXELS)
+
+
+def test_damaged_pixels_beside_odd_metadata_are_damage(photo: Image.Image) -> None:
+    content = encode(photo, "PNG", icc_profile=bytes(3 << 20))
+    with pytest.raises(ImageError, match="truncated or damaged PNG"):
+        open_image(content[:-100], MAX_PIXELS)
+    with pytest.raises(ImageError, match=r"^80×60 pixels, more than 10"):
+        open_image(encode(photo, "PNG"), 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\n<!DOCTYPE HTML><title>404</title>", "an HTML page"),
+        (b"<svg xmlns=''>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ],
+)
+def test_another_kind_of_file_under_an_images_name_is_named(content: bytes, name: str) -> None:
+    with pytest.raises(ImageError, match=f"{name}.*, and not JPEG, PNG, GIF, WebP, BMP or TIFF"):
+        open_image(content, MAX_PIXELS)
 
 
 def test_floating_point_images_are_refused() -> None:
@@ -207,3 +300,8 @@ def test_crop_of_an_upright_image_cuts_above_and_below(photo: Image.Image) -> No
     upright = photo.transpose(Image.Transpose.TRANSPOSE)
 
     assert np.array_equal(to_pixels(upright, 30, "crop"), to_pixels(photo, 30, "crop").transpose(1, 0, 2))
+
+
+def test_the_documentation_lists_the_formats_that_are_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]} are read" in " ".join(text.split())

@@ -317,8 +317,12 @@ def test_what_a_killed_import_left_is_removed_by_the_next(photos: Photos) -> Non
 def test_an_unreadable_file_is_named(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
     photos.write({1: b"one"})
 
+    read_bytes = Path.read_bytes
+
     def refuse(path: Path) -> bytes:
-        raise PermissionError(errno.EACCES, "Permission denied")
+        if path.suffix == ".jpg":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DiptychError, match=r"1\.jpg cannot be read: Permission denied"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +89,9 @@ def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, plac
     [
         ([{"id": 1, "file_name": "../a.jpg"}], None, "image 1: file name '../a.jpg' leads out"),
         ([{"id": 1, "file_name": "/etc/passwd"}], None, "leads out"),
-        ([{"id": 1, "file_name": "x\\..\\a.jpg"}], None, "leads out"),
-        ([{"id": 1, "file_name": "a\0.jpg"}], None, "leads out"),
+        ([{"id": 1, "file_name": "x\\..\\..\\a.jpg"}], None, r"1 of 1 image files are not in .*\(there is a.jpg\)"),
+        ([{"id": 1, "file_name": "a\0.jpg"}], None, "a zero byte"),
+        ([{"id": 1, "file_name": " "}], None, "the file name is empty"),
         ([{"id": 1, "file_name": "caf\udce9.jpg"}], None, r"image 1: file name 'caf\?.jpg' is not in UTF-8"),
         ([{"id": 1, "file_name": "c.jpg"}], None, "1 of 1 image files are not in .*: c.jpg"),
         ([{"id": 1, "file_name": "x" * 5000}], None, "1 of 1 image files are not in"),
@@ -182,19 +185,56 @@ def test_a_table_may_have_tabs_and_no_splits(folder: Path) -> None:
     ("text", "words"),
     [
         ("name,caption\na.jpg,one\n", "line 1: no column file; the header has name, caption"),
-        ("file;caption\na.jpg;one\n", "line 1: no column caption and file"),
+        ("file|caption\na.jpg|one\n", "line 1: no column caption and file"),
         ("", "the header has nothing"),
         ("file,caption\na.jpg\nb.jpg,x,y\n,z\n", "line 2, 3, 4"),
         ("file,caption\n", "lists no images"),
         ("file,caption,split\na.jpg,x,train\na.jpg,y,val\n", "line 3: a.jpg is in split val, but in train"),
         ("file,caption,split\na.jpg,x,a/b\n", "line 2: split 'a/b'"),
         ("file,caption\n../a.jpg,x\n", "line 2: file name '../a.jpg' leads out"),
-        ('file,caption\na.jpg,"x\n', "unexpected end of data"),
+        ('file,caption\na.jpg,"x\n', "line 2: the quote that opens a cell here is never closed"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_told_by_its_line(folder: Path, text: str, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
         table_source(table(folder, text), folder)
+
+
+def test_rows_that_spell_a_name_in_two_ways_are_of_one_image(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    text = f"file, caption,caption_2\n./sub/../a.jpg,one,two\na.jpg ,three,\n{folder}/a.jpg,four,\nb.jpg,five,nan\n"
+    first, second = table_source(table(folder, text), folder).images
+    assert [caption.text for caption in first.captions] == ["one", "two", "three", "four"]
+    assert (first.name, second.name) == ("a.jpg", "b.jpg")
+    assert "3 file names are spelled otherwise" in caplog.text
+
+
+def test_a_split_that_stands_for_a_missing_value_is_refused(folder: Path) -> None:
+    with pytest.raises(DiptychError, match="line 2: split 'nan' stands for a missing value; leave it empty"):
+        table_source(table(folder, "file,caption,split\na.jpg,x,nan\n"), folder)
+
+
+def test_each_kind_of_source_matches_names_in_the_same_way(folder: Path) -> None:
+    name, file = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+    (folder / file).touch()
+    record = {"filename": name, "split": "test", "imgid": 1, "sentences": []}
+    for source in (
+        coco_source(coco(folder, [{"id": 1, "file_name": name}]), folder),
+        karpathy_source(karpathy(folder, record), folder),
+        table_source(table(folder, f"file,caption\n{name},x\n"), folder),
+    ):
+        assert [image.path.name for image in source.images] == [file]
+
+
+def test_links_may_lead_into_the_folder_that_is_given(folder: Path) -> None:
+    lake = folder.parent / "lake"
+    lake.mkdir()
+    (lake / "c.jpg").touch()
+    (folder / "c.jpg").symlink_to(lake / "c.jpg")
+    path = table(folder, "file,caption\nc.jpg,x\n")
+    assert table_source(path, folder, links_within=lake).images
+    with pytest.raises(DiptychError, match=r"line 2.*--links-within"):
+        table_source(path, folder)
 
 
 def test_a_table_of_another_kind_or_encoding_is_refused(folder: Path) -> None:

@@ -19,6 +19,7 @@ from diptych.inbox.ledger import Taken, note
 from diptych.processes import holding
 from diptych.registry.history import history
 from diptych.registry.registered_model import RegisteredModel
+from diptych.registry.tracking import connect
 from diptych.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -180,11 +181,33 @@ def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
     assert [(event.action, event.why) for event in history(model)] == [("drop refused", refused.describe())]
 
 
+def test_an_experiment_that_was_deleted_ends_it_before_any_stage(retrain, chain):
+    client, number = connect(chain, Params())
+    client.delete_experiment(number)
+
+    with pytest.raises(DiptychError, match=f"mlflow experiments restore -x {number}"):
+        retrain()
+
+    assert ran(chain) == []
+
+
+def test_started_in_a_folder_of_the_project_it_uses_the_same_store(retrain, chain, monkeypatch):
+    chain.params.write_text(chain.params.read_text().replace("tracking_uri: null", "tracking_uri: sqlite:///runs.db"))
+    (chain.local / "mlflow.db").rename(chain.root / "runs.db")
+    (chain.root / "docs").mkdir()
+    monkeypatch.chdir(chain.root / "docs")
+
+    happened = retrain()
+
+    assert happened["tracking_uri"] == f"sqlite:///{chain.root}/runs.db"
+    assert [path.name for path in chain.root.rglob("*.db") if "prefect" not in path.parts] == ["runs.db"]
+
+
 def test_without_mlflow_the_model_is_trained_and_kept_and_the_next_run_registers_it(retrain, chain, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        said = r"MLflow at http://127\.0\.0\.1:9 says: .* The trained model is kept, and is no version yet: run again"
+        said = r"MLflow at http://127\.0\.0\.1:9 does not answer: .* The trained model is kept, and is no version yet"
         with pytest.raises(DiptychError, match=said):
             retrain()
     assert ran(chain) == STAGES

@@ -123,6 +123,13 @@ def test_a_link_out_of_the_inbox_is_a_problem(inbox, tmp_path, name):
     assert "link that leads out of the inbox" in found.problem
 
 
+def test_a_link_to_another_drop_is_not_said_to_lead_out_of_the_inbox(inbox):
+    drop(inbox, "a")
+    (inbox / "b").symlink_to(inbox / "a")
+
+    assert "b is a link that leads out of the drop. A drop holds the files themselves" in drops(inbox)[1].problem
+
+
 @pytest.mark.parametrize("name", ["captions.csv", "images"])
 def test_a_link_that_leads_round_in_a_circle_ends_nothing(inbox, name):
     folder = drop(inbox, "round", "captions.json" if name == "captions.csv" else "captions.csv")
@@ -233,12 +240,38 @@ def test_names_that_could_leave_their_folder_are_unsafe(name):
     assert unsafe_names(["captions.csv", name])
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a/../../b", "leads out of its folder"),
+        ("/etc/passwd", "leads out of its folder"),
+        ("a//b", "an empty part"),
+        ("a\\b", "a backslash"),
+        ("a\nb", "a control character"),
+    ],
+)
+def test_of_an_unsafe_name_only_what_is_true_is_said(name, words):
+    assert words in unsafe_names([name])
+
+
 def test_a_file_that_is_a_folder_too_is_unsafe():
     assert "'a' is a file" in unsafe_names(["a", "a/b.png"])
 
 
 def test_usual_names_are_safe():
-    assert unsafe_names(["captions.json", "images/a.png", "images/.b..png", "_MG_1.jpg", "Übung/图 1.jpg"]) == ""
+    assert (
+        unsafe_names(
+            [
+                "captions.json",
+                "images/a.png",
+                "images/.b..png",
+                "_MG_1.jpg",
+                "Übung/图 1.jpg",
+                "at 9.41\u202fAM 👩\u200d🔬.png",
+            ]
+        )
+        == ""
+    )
 
 
 @settings(deadline=None)

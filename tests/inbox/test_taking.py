@@ -50,6 +50,24 @@ def test_a_table_with_its_images_beside_it_is_a_drop(stocked):
     assert (taken.outcome, taken.images) == ("taken", 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('file,caption\n10.png,"open\n11.png,he said "\n', "captions.csv, line 2: the cell that a quote opens here"),
+        ('file,caption\n10.png,one\n11.png,"open\n', "captions.csv, line 3: the quote that opens a cell here is never"),
+    ],
+)
+def test_a_table_whose_cell_takes_in_rows_is_refused_with_the_line(stocked, unchanged, text, words):
+    folder = stocked.root / "inbox" / "table"
+    folder.mkdir()
+    for name, content, _ in photos(10, 11):
+        (folder / name).write_bytes(content)
+    (folder / "captions.csv").write_text(text)
+
+    assert words in refused(stocked)
+    assert unchanged()
+
+
 def test_drops_are_taken_in_the_order_of_their_names_and_once(stocked):
     for name, seed in (("b", 11), ("a", 10)):
         write_drop(stocked.root / "inbox" / name, photos(seed))

@@ -191,6 +191,18 @@ def link(target: Path, source: Path) -> None:
         bytecode.symlink_to(compiled)
 
 
+def test_a_version_goes_with_a_project_that_is_moved(trained, tmp_path):
+    register(trained, Params())
+    moved = Workspace(trained.root.rename(tmp_path / "moved"))
+
+    model = RegisteredModel.of(moved, Params())
+    assert model.missing_folder("1") is None
+    assert model.download(model.find("1"), tmp_path / "package").is_dir()
+    write_tiny_model(moved.model, seed=1)
+    assert register(moved, Params()).version == "2"
+    assert not trained.root.exists()
+
+
 def test_the_same_weights_make_no_second_version(registered):
     workspace, first = registered
     client, _ = connect(workspace, Params())

@@ -49,7 +49,8 @@ def _registered(_project: Path, mlflow_store: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def registered(_registered, tmp_path) -> Workspace:
-    return Workspace(Path(shutil.copytree(_registered, tmp_path / "project", symlinks=True)))
+    # A name as people have: what writes paths has to take it.
+    return Workspace(Path(shutil.copytree(_registered, tmp_path / "jürgen 50 % o'Brien #1", symlinks=True)))
 
 
 def again(workspace: Workspace, which: str = "1", said: list[str] | None = None, **options) -> Reproduction:
@@ -120,6 +121,13 @@ def test_the_stages_import_the_code_of_the_commit(registered):
     (paths,) = set((root / "paths.txt").read_text().splitlines())
     assert paths.split(os.pathsep)[0] == str(root / "src")
     assert not (registered.local / "mlflow.db-journal").exists()
+
+
+def test_a_path_that_no_list_of_paths_can_hold_is_refused(registered):
+    moved = Workspace(registered.root.rename(registered.root.with_name("a:b")))
+
+    with pytest.raises(DiptychError, match="a:b, holds ':': move the project"):
+        again(moved)
 
 
 def test_other_weights_and_figures_are_told_by_how_much(registered, monkeypatch):

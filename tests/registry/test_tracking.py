@@ -6,8 +6,10 @@ import pytest
 from mlflow import MlflowClient
 
 from diptych.config import Params
+from diptych.errors import DiptychError
 from diptych.registry import tracking
-from diptych.registry.tracking import TrackedRun, connect, flatten, metric_name, tracking_uri
+from diptych.registry.answering import UnreachableError
+from diptych.registry.tracking import TrackedRun, connect, flatten, metric_name
 from diptych.workspace import Workspace
 
 
@@ -34,16 +36,6 @@ def broken(monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "log_batch", fail)
     return state
-
-
-def test_the_environment_goes_before_params_and_those_before_the_workspaces_own_store(tmp_path, monkeypatch):
-    workspace = Workspace(tmp_path)
-    named = Params.model_validate({"register": {"tracking_uri": "http://params"}})
-
-    assert tracking_uri(workspace, Params()) == f"sqlite:///{tmp_path}/.diptych/mlflow.db"
-    assert tracking_uri(workspace, named) == "http://params"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
-    assert tracking_uri(workspace, named) == "http://environment"
 
 
 def test_artifacts_lie_beside_the_workspaces_own_store(trained, client):
@@ -158,7 +150,7 @@ def test_figures_that_could_not_be_sent_are_sent_later(trained, broken, caplog):
     assert not any("are not in MLflow" in record.message for record in caplog.records)
 
 
-def test_what_never_could_be_sent_is_told_at_the_end_and_the_training_goes_on(trained, broken, caplog, monkeypatch):
+def test_what_could_not_be_sent_by_the_end_is_kept_and_the_training_goes_on(trained, broken, caplog, monkeypatch):
     monkeypatch.setattr(tracking, "RETRY_AFTER", 0.0)
     with caplog.at_level(logging.WARNING), TrackedRun(trained, Params()) as run:
         for step in range(5):
@@ -167,8 +159,8 @@ def test_what_never_could_be_sent_is_told_at_the_end_and_the_training_goes_on(tr
 
     warnings = [record.message for record in caplog.records if record.name == "diptych.registry.tracking"]
     assert len(warnings) == 2
-    assert "(no route to host); the training goes on" in warnings[0]
-    assert warnings[1].startswith("5 figures of this training are not in MLflow")
+    assert "(no route to host). The training goes on" in warnings[0]
+    assert warnings[1].startswith("The figures of this training are kept")
 
 
 def test_a_warning_does_not_show_the_servers_password(trained, broken, caplog, monkeypatch):
@@ -179,3 +171,29 @@ def test_a_warning_does_not_show_the_servers_password(trained, broken, caplog, m
 
     assert "http://mlflow.example" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_a_training_costs_one_attempt_while_mlflow_does_not_answer(trained, monkeypatch):
+    asked = []
+
+    def refuse(uri: str) -> None:
+        asked.append(uri)
+        raise UnreachableError("no")
+
+    monkeypatch.setattr(tracking, "require_answer", refuse)
+    with TrackedRun(trained, Params()) as run:
+        for step in range(50):
+            run.log_metrics({"loss": 1.0}, step)
+
+    # At the first figures, and at the end.
+    assert len(asked) == 2
+
+
+def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(trained, client):
+    number = client.get_experiment_by_name("diptych").experiment_id
+    client.delete_experiment(number)
+
+    with pytest.raises(
+        DiptychError, match=rf"'diptych' is among the deleted .*mlflow experiments restore -x {number}`"
+    ):
+        connect(trained, Params())

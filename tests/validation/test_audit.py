@@ -77,6 +77,8 @@ def test_tables_have_the_types_that_preprocess_expects(make_dataset: Make, judge
         ("x" * 10_000, "10000 characters, more than 1000"),
         ("🤗🐕", "without a letter"),
         ("12 - 34!", "without a letter"),
+        ("nan", "'nan' stands for a missing value"),
+        (" None ", "'None' stands for a missing value"),
     ],
 )
 def test_an_unusable_caption_is_left_out_with_its_reason(
@@ -90,7 +92,7 @@ def test_an_unusable_caption_is_left_out_with_its_reason(
     assert len(result.manifest) == 4
 
 
-@pytest.mark.parametrize("caption", ["כלב רץ בשדה", "कुत्ता", "一只狗", "a 🐕", "x" * 1000, "ß"])
+@pytest.mark.parametrize("caption", ["כלב רץ בשדה", "कुत्ता", "一只狗", "a 🐕", "x" * 1000, "ß", "None of them", "nano"])
 def test_any_script_is_a_caption(make_dataset: Make, judge: Any, sound: Any, caption: str) -> None:
     result = judge(make_dataset(sound, captions={2: [caption]}))
     assert len(result.quarantine) == 0

@@ -12,10 +12,14 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
+from diptych.data.text_files import read_json
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 
 CAPTIONS_FILE = "captions.json"
+
+MISSING_WORDS = ("nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>", "#N/A")
+"""What programs write for a value that they do not have; as a whole caption none of them is one."""
 
 Record = dict[str, Any]
 
@@ -46,12 +50,12 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def read_coco(path: Path) -> Dataset:
-    """A COCO captions file, as pycocotools reads it. Captions may be null, and ids need not be unique.
+    """Return what a COCO captions file holds. Captions may be null, and ids need not be unique.
 
     Raises:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO captions; the message names the record.
     """
-    content = _load(path)
+    content = read_json(path)
     _check_structure(path, content)
     return Dataset(
         info=content.get("info") or {},
@@ -68,7 +72,7 @@ def read_instances(path: Path) -> dict[int, list[str]]:
     Raises:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO instances; the message names the record.
     """
-    content = _load(path)
+    content = read_json(path)
     for table in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(table), list):
             raise DiptychError(f'{path} is not a COCO instances file: it has no list "{table}".')
@@ -95,31 +99,14 @@ def read_instances(path: Path) -> dict[int, list[str]]:
     return {image: sorted(there) for image, there in objects.items()}
 
 
-def _load(path: Path) -> Any:
-    """The JSON of a COCO file, as pycocotools reads it.
-
-    Raises:
-        DiptychError: the file is missing or not JSON.
-    """
-    try:
-        with redirect_stdout(io.StringIO()):
-            return COCO(str(path)).dataset
-    except OSError as error:
-        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DiptychError(f"{path} is not a text file in UTF-8, so no COCO JSON.") from None
-    except json.JSONDecodeError as error:
-        if "BOM" in error.msg:
-            raise DiptychError(f"{path} begins with a byte order mark; save it as UTF-8 without one.") from None
-        raise DiptychError(
-            f"{path} is not complete JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
-            "A file that was cut off while it was copied ends so; fetch it again."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DiptychError(f"{path} is no JSON that can be read: {error}.") from None
-    except (AssertionError, KeyError, TypeError):
-        # pycocotools indexes the records before anyone can look at them; the same checks, said in words.
-        return json.loads(path.read_text(encoding="utf-8"))
+def indexed(dataset: Dataset) -> COCO:
+    """Return pycocotools' index of a captions file: annotations by image in `imgToAnns`, records by id."""
+    index = COCO()
+    index.dataset = {"images": dataset.images, "annotations": dataset.annotations}
+    # It prints what it does.
+    with redirect_stdout(io.StringIO()):
+        index.createIndex()
+    return index
 
 
 def encodable(text: str) -> str:

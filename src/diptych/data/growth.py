@@ -13,8 +13,8 @@ from typing import Any, Literal
 from diptych.data.captions import Dataset, Record
 from diptych.data.scenes import holds_scenes
 from diptych.data.shards import ShardWriter
-from diptych.data.sources import Source, SourceCaption, SourceImage, some
-from diptych.errors import DiptychError
+from diptych.data.sources import Source, SourceCaption, SourceImage
+from diptych.errors import DiptychError, some
 
 OntoScenes = Literal["refuse", "replace", "add"]
 Shares = tuple[int, int, int]

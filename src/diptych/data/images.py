@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -20,8 +21,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from diptych.data.image_metadata import start_of_scan, without_metadata
+
 # Opened by these alone: the other forty plugins of Pillow are attack surface. (An MPO is a JPEG to its opener.)
-_FORMATS = {
+_PLUGINS = {
     "JPEG": JpegImagePlugin,
     "PNG": PngImagePlugin,
     "GIF": GifImagePlugin,
@@ -29,6 +32,30 @@ _FORMATS = {
     "BMP": BmpImagePlugin,
     "TIFF": TiffImagePlugin,
 }
+FORMATS = [name.replace("WEBP", "WebP") for name in _PLUGINS]
+"""Names of the formats that are read, as docs/data.md lists them."""
+_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+}
+"""Kinds of ISO media files by their major brand."""
+_OTHER_FORMATS = {
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "XML, such as SVG",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"version https://git-lfs": "a Git LFS pointer in place of the file (`git lfs pull` fetches it)",
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive",
+}
+"""What is often saved under the name of an image, by its first bytes; letters in any case."""
 _EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
 _ORIENTATION_TAG = 0x0112
@@ -84,14 +111,8 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
 
 def inspect_image(content: bytes, max_pixels: int) -> tuple[ImageInfo, Image.Image]:
     """As `open_image`, together with what the file says of itself."""
-    image = _open_header(content)
+    image = _decode(content, max_pixels)
     mode, file_format = image.mode, image.format or ""
-    if image.width * image.height > max_pixels:
-        raise ImageError(f"{image.width}×{image.height} pixels, more than {max_pixels}")
-    try:
-        image.load()
-    except _DAMAGE as error:
-        raise ImageError(f"truncated or damaged {file_format}: {error}") from None
     if not _is_complete(content, file_format):
         raise ImageError(f"truncated {file_format}: its end marker is missing")
     upright = _turn_upright(image, _to_rgb(image))
@@ -112,44 +133,60 @@ def to_pixels(image: Image.Image, size: int, resize: Literal["stretch", "crop"])
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def _open_header(content: bytes) -> ImageFile.ImageFile:
-    """The image undecoded. `Image.open` is not used: its bomb check has one global limit and hides the size."""
+def _decode(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Return the decoded image; without its metadata where Pillow fails with them, since the pixels may be sound."""
+    name = _format_of(content)
+    try:
+        return _load(content, name, max_pixels)
+    except ImageError:
+        raise
+    except _DAMAGE as error:
+        with suppress(*_DAMAGE):
+            return _load(without_metadata(content, name), name, max_pixels)
+        raise ImageError(f"truncated or damaged {name}: {error}") from None
+
+
+def _load(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """Return the decoded image. `Image.open` is not used: its bomb check has one global limit and hides the size."""
+    image: ImageFile.ImageFile = Image.OPEN[name][0](BytesIO(content), "")
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"{image.width}×{image.height} pixels, more than {max_pixels}")
+    image.load()
+    return image
+
+
+def _format_of(content: bytes) -> str:
+    """Return which of `FORMATS` the first bytes belong to.
+
+    Raises:
+        ImageError: none of them.
+    """
     if not content:
         raise ImageError("empty file")
-    for name in _FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is None or accept(content[:16]) is not True:
-            continue
-        try:
-            return factory(BytesIO(content), "")
-        except _DAMAGE as error:
-            raise ImageError(f"truncated or damaged {name}: {error}") from None
+    for name in _PLUGINS:
+        accept = Image.OPEN[name][1]
+        if accept is None or accept(content[:16]) is True:
+            return name
+    if other := _other_format(content):
+        raise ImageError(f"{other}, and not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, whatever its name says")
     raise ImageError("not an image, or not of a known format")
+
+
+def _other_format(content: bytes) -> str:
+    """Return what else the first bytes belong to; empty if that is not known."""
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if content[4:8] == b"ftyp":
+        return _BRANDS.get(content[8:12], "a video or another ISO media file")
+    return next((name for prefix, name in _OTHER_FORMATS.items() if start.startswith(prefix.lower())), "")
 
 
 def _is_complete(content: bytes, file_format: str) -> bool:
     """Whether the end marker is there, of the formats of which Pillow shows the picture without its last bytes."""
     if file_format in ("JPEG", "MPO"):
-        return content.find(b"\xff\xd9", _start_of_scan(content)) != -1
+        return content.find(b"\xff\xd9", start_of_scan(content)) != -1
     if file_format == "PNG":
         return b"IEND\xaeB`\x82" in content
     return True
-
-
-def _start_of_scan(content: bytes) -> int:
-    """Offset of a JPEG's first scan; a thumbnail in the header segments before it has an end marker of its own."""
-    at = 2
-    while at + 4 <= len(content):
-        marker = content[at + 1]
-        if content[at] != 0xFF or marker == 0xFF:
-            at += 1
-        elif marker == 0xDA:
-            return at
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            at += 2
-        else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4])
-    return len(content)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

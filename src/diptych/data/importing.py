@@ -39,6 +39,8 @@ class CocoSource:
     images: Path
     split: str | None = None
     instances: Path | None = None
+    links_within: Path | None = None
+    """A folder that links in the images folder may lead into."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,32 @@ def import_coco(folder: Path, sources: Sequence[CocoSource], rules: Rules = DEFA
     """Imports COCO captions files into the dataset in `folder`. Raises as `add_sources` and `coco_source`."""
     if rules.deal and any(source.split for source in sources):
         raise DiptychError("Either give a file its split or have splits dealt, not both.")
-    found = [coco_source(source.annotations, source.images, source.split, source.instances) for source in sources]
+    found = [
+        coco_source(source.annotations, source.images, source.split, source.instances, source.links_within)
+        for source in sources
+    ]
     return add_sources(folder, found, rules)
 
 
-def import_karpathy(folder: Path, annotations: Path, images: Path, rules: Rules = DEFAULT_RULES) -> ImportSummary:
+def import_karpathy(
+    folder: Path, annotations: Path, images: Path, rules: Rules = DEFAULT_RULES, links_within: Path | None = None
+) -> ImportSummary:
     """Imports a Karpathy split into the dataset in `folder`. Raises as `add_sources` and `karpathy_source`."""
-    return add_sources(folder, [karpathy_source(annotations, images)], rules)
+    return add_sources(folder, [karpathy_source(annotations, images, links_within)], rules)
 
 
 def import_table(
-    folder: Path, table: Path, images: Path, split: str | None = None, rules: Rules = DEFAULT_RULES
+    folder: Path,
+    table: Path,
+    images: Path,
+    split: str | None = None,
+    rules: Rules = DEFAULT_RULES,
+    links_within: Path | None = None,
 ) -> ImportSummary:
     """Imports a CSV or TSV into the dataset in `folder`. Raises as `add_sources` and `table_source`."""
     if rules.deal and split:
         raise DiptychError("Either give a file its split or have splits dealt, not both.")
-    return add_sources(folder, [table_source(table, images, split)], rules)
+    return add_sources(folder, [table_source(table, images, split, links_within)], rules)
 
 
 def add_sources(folder: Path, sources: Sequence[Source], rules: Rules) -> ImportSummary:

@@ -6,24 +6,26 @@ image can be decoded, or a caption makes sense, is for the validation to say.
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import Dataset, Record, encodable, read_coco, read_instances
-from diptych.errors import DiptychError
+from diptych.data.captions import MISSING_WORDS, Dataset, Record, indexed, read_coco, read_instances
+from diptych.data.images_folder import ImagesFolder
+from diptych.data.tables import read_table
+from diptych.data.text_files import read_json
+from diptych.errors import DiptychError, some
 
-_SHOWN = 5
-"""Offenders that a message names."""
+log = logging.getLogger(__name__)
+
 _SPLIT_NAME = re.compile(r"[\w.-]+")
 _COCO_FOLDER = re.compile(r"COCO_(\w+?)_\d")
 _OWN_FIELDS = {"id", "file_name", "split", "source", "sha256", "objects"}
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,16 @@ class Source:
     licenses: list[Any] = field(default_factory=list)
 
 
-def coco_source(annotations: Path, images: Path, split: str | None = None, instances: Path | None = None) -> Source:
+def coco_source(
+    annotations: Path,
+    images: Path,
+    split: str | None = None,
+    instances: Path | None = None,
+    links_within: Path | None = None,
+) -> Source:
     """A COCO captions file, 2014 or 2017 layout; `split`, if given, goes before the records' own.
 
-    An `instances` file tells the objects of the images that it lists.
+    An `instances` file tells the objects of the images that it lists. Links may lead into `links_within`.
 
     Raises:
         DiptychError: a file is not what COCO has or contradicts itself, or image files are missing.
@@ -68,114 +76,65 @@ def coco_source(annotations: Path, images: Path, split: str | None = None, insta
     coco = read_coco(annotations)
     refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
     refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
-    captions: dict[int, list[SourceCaption]] = {record["id"]: [] for record in coco.images}
     refuse_unlisted(annotations, coco)
-    for record in coco.annotations:
-        captions[record["image_id"]].append(SourceCaption(record["caption"], record["id"]))
-    folder = ImagesFolder(images)
+    captions = indexed(coco).imgToAnns
+    folder = ImagesFolder(images, links_within)
     found = [
         SourceImage(
             path=folder.find(coco_candidates(record), f"{annotations}: image {record['id']}"),
-            name=record["file_name"],
+            name=folder.name_of(record["file_name"]),
             split=split or _split_of(record, f"{annotations}: image {record['id']}"),
-            captions=tuple(captions[record["id"]]),
+            captions=tuple(SourceCaption(caption["caption"], caption["id"]) for caption in captions[record["id"]]),
             id=record["id"],
             fields=_kept_fields(record, f"{annotations}: image {record['id']}"),
             objects=objects.get(record["id"]),
         )
         for record in coco.images
     ]
-    if instances and not objects.keys() & captions.keys():
+    if instances and objects.keys().isdisjoint(record["id"] for record in coco.images):
         raise DiptychError(f"{instances} lists none of the images of {annotations}.")
     _check_storable(coco.licenses, f"{annotations}: licenses")
     return Source(_checked(annotations, found, folder), coco.licenses)
 
 
-def karpathy_source(annotations: Path, images: Path) -> Source:
+def karpathy_source(annotations: Path, images: Path, links_within: Path | None = None) -> Source:
     """A Karpathy split (`dataset_coco.json` and its kin); restval counts as train.
 
     Raises:
         DiptychError: the file is not of that form or contradicts itself, or image files are missing.
     """
     records = _read_karpathy(annotations)
-    folder = ImagesFolder(images)
+    folder = ImagesFolder(images, links_within)
     found = [_karpathy_image(record, folder, f"{annotations}: images[{index}]") for index, record in enumerate(records)]
     refuse_repeated(annotations, "image id", (image.id for image in found))
     refuse_repeated(annotations, "sentid", (caption.id for image in found for caption in image.captions))
     return Source(_checked(annotations, found, folder))
 
 
-def table_source(table: Path, images: Path, split: str | None = None) -> Source:
-    """A CSV or TSV with a header: columns `file`, `caption` and, if there are splits, `split`; a row a caption.
+def table_source(table: Path, images: Path, split: str | None = None, links_within: Path | None = None) -> Source:
+    """Return the images of a CSV or TSV: columns `file`, `caption` (one or several), perhaps `split`; a row an image.
+
+    An image may have several rows.
 
     Raises:
-        DiptychError: a column is missing, rows are incomplete or contradict each other, or image files are missing.
+        DiptychError: as `read_table` and `ImagesFolder.find`, rows contradict each other, or image files are missing.
     """
-    folder = ImagesFolder(images)
-    found: dict[str, SourceImage] = {}
-    for line, row in _read_rows(table):
-        name, where = row["file"], f"{table}, line {line}"
-        row_split = split or row.get("split") or None
+    folder = ImagesFolder(images, links_within)
+    paths: dict[str, Path] = {}
+    found: dict[Path, SourceImage] = {}
+    for row in read_table(table):
+        where = f"{table}, line {row.line}"
+        row_split = split or row.split
         if row_split is not None:
             _check_split(row_split, where)
-        known = found.get(name) or SourceImage(folder.find([name], where), name, row_split, ())
+        if row.file not in paths:
+            paths[row.file] = folder.find([row.file], where)
+        path = paths[row.file]
+        known = found.get(path) or SourceImage(path, folder.name_of(row.file), row_split, ())
         if known.split != row_split:
-            raise DiptychError(f"{where}: {name} is in split {row_split}, but in {known.split} in a line before.")
-        found[name] = replace(known, captions=(*known.captions, SourceCaption(row["caption"])))
+            raise DiptychError(f"{where}: {known.name} is in split {row_split}, but in {known.split} in a line before.")
+        found[path] = replace(known, captions=(*known.captions, *map(SourceCaption, row.captions)))
     return Source(_checked(table, list(found.values()), folder))
-
-
-class ImagesFolder:
-    """The folder of a source's images: finds files in it, and nowhere else; remembers those that are missing."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise DiptychError(f"The folder of the images, {path}, does not exist.")
-        self.path = path
-        self._root = path.resolve()
-        self.missing: list[str] = []
-        self._parents: dict[Path, Path] = {}
-
-    def find(self, candidates: Sequence[str], where: str) -> Path:
-        """The first of the candidate names that there is a file of.
-
-        Raises:
-            DiptychError: a name or a link leads out of the folder, or a name is no text; `where` tells the record.
-        """
-        for name in candidates:
-            # JSON can spell it, and file systems hold it.
-            if encodable(name) != name:
-                raise DiptychError(f"{where}: file name {encodable(name)!r} is not in UTF-8: give the file another.")
-            if not _is_inside(name):
-                raise DiptychError(f"{where}: file name {name!r} leads out of the images folder.")
-            path = self.path / name
-            if _is_file(path):
-                if not self._real(path).is_relative_to(self._root):
-                    raise DiptychError(f"{where}: {path} is a link that leads out of the images folder.")
-                return path
-        self.missing.append(candidates[0])
-        return self.path / candidates[0]
-
-    def _real(self, path: Path) -> Path:
-        """`path` without links; folders are looked up once, which counts with a hundred thousand files."""
-        if path.is_symlink():
-            return path.resolve()
-        if path.parent not in self._parents:
-            self._parents[path.parent] = path.parent.resolve()
-        return self._parents[path.parent] / path.name
-
-
-def _is_file(path: Path) -> bool:
-    """A name too long for the file system is the name of no file."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and not set("\\\0") & set(name)
 
 
 def coco_candidates(record: Record) -> list[str]:
@@ -220,7 +179,7 @@ def _karpathy_image(record: Any, folder: ImagesFolder, where: str) -> SourceImag
         raise DiptychError(f"{where}: a sentence's raw is no text.")
     split = "train" if record.get("split") == "restval" else _split_of(record, where)
     path = folder.find([name, record["filename"]], where)
-    return SourceImage(path, name, split, captions, image_id)
+    return SourceImage(path, folder.name_of(name), split, captions, image_id)
 
 
 def _split_of(record: Record, where: str) -> str | None:
@@ -233,57 +192,36 @@ def _split_of(record: Record, where: str) -> str | None:
 def _check_split(split: Any, where: str) -> None:
     if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
         raise DiptychError(f"{where}: split {split!r} is not a name of letters, digits, dots and dashes.")
+    if split in MISSING_WORDS:
+        raise DiptychError(f"{where}: split {split!r} stands for a missing value; leave it empty to have splits dealt.")
 
 
 def _read_karpathy(path: Path) -> list[Record]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise DiptychError(f"{path} is not complete JSON ({error}); fetch it again.") from None
+    content = read_json(path)
     records = content.get("images") if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise DiptychError(f'{path} is not a Karpathy split: it has no list "images".')
     return records
 
 
-def _read_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and columns of each row."""
-    if table.suffix.lower() not in _DELIMITERS:
-        raise DiptychError(f"{table}: a table is a .csv (commas) or a .tsv (tabs).")
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=_DELIMITERS[table.suffix.lower()], strict=True)
-            return _complete_rows(table, reader)
-    except OSError as error:
-        raise DiptychError(f"{table} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise DiptychError(f"{table} is not in UTF-8: {error.reason} at byte {error.start}.") from None
-    except csv.Error as error:
-        raise DiptychError(f"{table}, line {reader.reader.line_num}: {error}.") from None
-
-
-def _complete_rows(table: Path, reader: csv.DictReader[str]) -> list[tuple[int, dict[str, str]]]:
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    absent = {"file", "caption"} - set(reader.fieldnames)
-    if absent:
-        found = ", ".join(reader.fieldnames) or "nothing"
-        raise DiptychError(f"{table}, line 1: no column {' and '.join(sorted(absent))}; the header has {found}.")
-    rows = [(reader.line_num, row) for row in reader]
-    bad = [str(line) for line, row in rows if None in row or None in row.values() or not row["file"]]
-    if bad:
-        raise DiptychError(f"{table}: rows with too few or too many columns, or without a file: line {some(bad)}.")
-    return rows
-
-
 def _checked(annotations: Path, images: list[SourceImage], folder: ImagesFolder) -> list[SourceImage]:
     if not images:
         raise DiptychError(f"{annotations} lists no images.")
     if folder.missing:
+        missing = some([folder.describe(name) for name in folder.missing])
         raise DiptychError(
             f"{annotations}: {len(folder.missing)} of {len(images)} image files are not in {folder.path}: "
-            f"{some(folder.missing)}. Check the images folder, or complete it."
+            f"{missing}. Check the images folder, or complete it."
+        )
+    if folder.respelled:
+        name, path = next(iter(folder.respelled.items()))
+        log.info(
+            "%s: %d file names are spelled otherwise in %s (normalization, blanks, separators), such as %s for %s",
+            annotations,
+            len(folder.respelled),
+            folder.path,
+            ascii(name),
+            ascii(path.relative_to(folder.path).as_posix()),
         )
     return images
 
@@ -313,9 +251,3 @@ def refuse_unlisted(path: Path, coco: Dataset) -> None:
     ]
     if unknown:
         raise DiptychError(f"{path}: captions of images that it does not list: {some(unknown)}.")
-
-
-def some(items: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more

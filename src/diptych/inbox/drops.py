@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +23,8 @@ TABLES = ("captions.csv", "captions.tsv")
 CAPTIONS = (CAPTIONS_FILE, *TABLES)
 """What makes a subfolder a drop; one of them."""
 S3 = "s3://"
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories that no name in a drop may have. Odd blanks and joiners are usual: screenshots and emoji."""
 _LONGEST_NAME = 255
 """Bytes that a file system takes."""
 
@@ -166,8 +169,14 @@ def unsafe_names(names: Iterable[str]) -> str:
     files = set(names)
     for name in sorted(files):
         parts = name.split("/")
-        if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name:
-            return f"The name {name!r} leads out of its folder, or is none that a file can have."
+        if ".." in parts or name.startswith("/"):
+            return f"The name {name!r} leads out of its folder."
+        if {"", "."} & set(parts):
+            return f"The name {name!r} has an empty part or a lone dot, which no path of a file has."
+        if "\\" in name:
+            return f"The name {name!r} has a backslash in it: folders are separated by /."
+        if any(unicodedata.category(character) in _CONTROL for character in name):
+            return f"The name {name!r} has a control character in it."
         if max(len(part.encode(errors="replace")) for part in parts) > _LONGEST_NAME:
             return f"The name {name[:60]!r}… is longer than a file's can be."
         if taken := files & {str(parent) for parent in PurePosixPath(name).parents}:
@@ -185,7 +194,11 @@ def _leading_out(drop: Path) -> str:
     for path in (drop, *(drop / name for name in (*CAPTIONS, "images"))):
         # Unlike `resolve` it takes links that lead round in a circle.
         if path.is_symlink() and (path == drop or not _real(path).is_relative_to(_real(drop))):
-            return f"{encodable(path.name)} is a link that leads out of the inbox."
+            outer = "the drop" if _real(path).is_relative_to(_real(drop.parent)) else "the inbox"
+            return (
+                f"{encodable(path.name)} is a link that leads out of {outer}. A drop holds the files themselves: "
+                "`cp -rL` copies what links lead to."
+            )
     return ""
 
 

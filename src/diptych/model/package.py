@@ -89,9 +89,8 @@ def save_model(
         bank = {f"{_BANK}image": querybank.image, f"{_BANK}text": querybank.text}
         weights = {**model.state_dict(), **bank}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        (temporary / "config.json").write_text(
-            json.dumps(description.model_dump(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        content = json.dumps(description.model_dump(), indent=2, sort_keys=True)
+        (temporary / "config.json").write_text(content + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, device: str = "cpu") -> LoadedModel:

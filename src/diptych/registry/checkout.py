@@ -71,7 +71,7 @@ def _undo_conversion(root: Path) -> None:
 
 
 def _share_dvc(workspace: Workspace, project: Workspace) -> None:
-    """Gives it the cache and the remotes that the workspace has now, with paths that hold there too."""
+    """Give it the cache and the remotes that the workspace has now, with paths that hold there too."""
     from dvc.config import Config
 
     settings = Config(str(workspace.root / ".dvc")).load_config_to_level()
@@ -83,7 +83,7 @@ def _share_dvc(workspace: Workspace, project: Workspace) -> None:
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes a file of DVC's configuration, which DVC itself would write in ASCII: no path with an umlaut fits in."""
+    """Write a file of DVC's configuration, which DVC itself would write in ASCII: no path with an umlaut fits in."""
     from configobj import ConfigObj
 
     content = ConfigObj(encoding="utf-8", interpolation=False)

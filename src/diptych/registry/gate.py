@@ -22,11 +22,11 @@ from diptych.config import Gate, Params
 from diptych.dvc import dataset_version
 from diptych.errors import DiptychError
 from diptych.files import sources_sha256
+from diptych.registry.answering import reason
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
 from diptych.registry.probe import ANSWER
 from diptych.registry.provenance import UNKNOWN
 from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
-from diptych.registry.tracking import reason
 from diptych.retrieval.comparison import Comparison, compare
 from diptych.retrieval.metrics import Metrics, chance_metrics
 from diptych.retrieval.slices import Part

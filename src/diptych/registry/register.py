@@ -21,17 +21,12 @@ from diptych.config import Params
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.recording import recorded_provenance
+from diptych.registry.address import tracking_uri
+from diptych.registry.answering import UnreachableError
+from diptych.registry.figures import send_kept, send_metrics, send_params
 from diptych.registry.provenance import provenance
 from diptych.registry.registered_model import CHALLENGER, explained
-from diptych.registry.tracking import (
-    addressed,
-    connect,
-    flatten,
-    metric_name,
-    send_metrics,
-    send_params,
-    tracking_uri,
-)
+from diptych.registry.tracking import addressed, connect, flatten, metric_name
 from diptych.workspace import Workspace
 
 KEPT = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
@@ -63,6 +58,22 @@ class RegisteredVersion:
         return f"{self.name} version {self.version} ({CHALLENGER}): {known}"
 
 
+def check_registry(workspace: Workspace, params: Params) -> str:
+    """Have MLflow checked before anything expensive is computed for it; return why it does not answer, if so.
+
+    A training needs no MLflow: its figures are kept, and it is registered once MLflow answers.
+
+    Raises:
+        DiptychError: nothing could be registered there later either; the message says what to do.
+    """
+    try:
+        with explained(tracking_uri(workspace, params)):
+            connect(workspace, params)
+    except UnreachableError as error:
+        return f"{error} The run goes on meanwhile; what it trains is registered once MLflow answers."
+    return ""
+
+
 def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] | None = None) -> RegisteredVersion:
     """Makes artifacts/model a model version with the alias `challenger`, unless it is one already.
 
@@ -81,6 +92,7 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
         raise DiptychError(f"{workspace.model} holds no trained model yet: run `diptych run`.")
     with explained(tracking_uri(workspace, params), KEPT):
         client, experiment = connect(workspace, params)
+        send_kept(workspace, tracking_uri(workspace, params), client, experiment)
         name = params.register_.model_name
         known = find_version(client, name, tags["model_sha256"])
         with addressed(tracking_uri(workspace, params)):

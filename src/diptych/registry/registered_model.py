@@ -15,8 +15,11 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.registry.address import store_file, tracking_uri, without_secret
+from diptych.registry.answering import UnreachableError, damaged, reason, unanswered
 from diptych.registry.provenance import model_digests
-from diptych.registry.tracking import addressed, connect, reason, tracking_uri, without_secret
+from diptych.registry.relocation import local_path
+from diptych.registry.tracking import addressed, connect
 from diptych.workspace import Workspace
 
 CHALLENGER = "challenger"
@@ -157,6 +160,13 @@ class RegisteredModel:
         self._check(version, model_folder(path))
         return path
 
+    def missing_folder(self, number: str) -> Path | None:
+        """Return where a version's package should lie in the file system and does not; None where nothing is amiss."""
+        with self.known():
+            address = self.client.get_model_version_download_uri(self.name, number)
+        path = local_path(address)
+        return path if path is not None and not path.exists() else None
+
     def copy(self, version: Version, name: str) -> RegisteredModel:
         """Makes `version` one of the registered model `name` too, and tells where it came from; once."""
         other = RegisteredModel(self.client, name, self.uri)
@@ -251,12 +261,12 @@ def explained(uri: str, mend: str = "") -> Iterator[None]:
         yield
     except MlflowException as error:
         raise DiptychError(f"MLflow at {without_secret(uri)} says: {reason(error, uri)}{mend}") from error
-    except OperationalError:
-        # A full disk, for one; the command line knows how to say that.
-        raise
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}{mend.removeprefix('.')}") from error
+    except OperationalError as error:
+        # A full disk is for the command line to explain.
+        if "full" in str(error.orig):
+            raise
+        raise unanswered(str(store_file(uri) or without_secret(uri)), error.orig) from error
     except DatabaseError as error:
-        where = without_secret(uri)
-        raise DiptychError(
-            f"MLflow's store {where} is damaged ({error.orig}). Bring back a copy of it, or move it away and run "
-            "again: the model is registered anew, older versions are lost."
-        ) from error
+        raise damaged(str(store_file(uri) or without_secret(uri)), error.orig) from error

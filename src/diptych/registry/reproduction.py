@@ -91,6 +91,11 @@ def reproduce(
     Raises:
         DiptychError: there is no such version, it cannot be made again, or a stage fails.
     """
+    if os.pathsep in str(workspace.root):
+        # The stages find the commit's code by PYTHONPATH, and would find this one.
+        raise DiptychError(
+            f"The project's path, {workspace.root}, holds {os.pathsep!r}: move the project, then run again."
+        )
     name, _, number = which.rpartition("/")
     model = RegisteredModel.of(workspace, params, name or None)
     version = model.find(number)

@@ -1,32 +1,38 @@
-"""Where MLflow is, and a training's run in it."""
+"""The connection to MLflow, and a training's run in it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import LifecycleStage, Metric
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
+from diptych.errors import DiptychError
 from diptych.files import write_json
+from diptych.registry.address import artifact_folder, store_file, tracking_uri, without_secret
+from diptych.registry.answering import UnreachableError, reason, require_answer
+from diptych.registry.figures import Figures, keep
 from diptych.registry.provenance import provenance
+from diptych.registry.relocation import follow_project
 from diptych.workspace import Workspace
 
 FLUSH_EVERY = 5.0
 """Seconds in which figures are gathered before they are sent: a call costs more than what it carries."""
 RETRY_AFTER = 60.0
 """Seconds of peace that a training has from an MLflow that does not answer."""
-_METRICS_A_CALL, _PARAMS_A_CALL = 500, 100
-_LONGEST_PARAM = 6000
+PATIENCE_FOR_TABLES = 180.0
+"""Seconds that another process may take to make the tables of a fresh store."""
 
 log = logging.getLogger(__name__)
 for _noisy in ("mlflow", "alembic"):
@@ -35,27 +41,49 @@ for _noisy in ("mlflow", "alembic"):
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
-def tracking_uri(workspace: Workspace, params: Params) -> str:
-    """The environment's MLflow, else that of params.yaml, else the workspace's own."""
-    own = f"sqlite:///{workspace.local.resolve()}/mlflow.db"
-    return os.environ.get("MLFLOW_TRACKING_URI") or params.register_.tracking_uri or own
-
-
-def is_own(uri: str) -> bool:
-    """Whether the store is a file here, not a server."""
-    return uri.startswith("sqlite:")
-
-
 def connect(workspace: Workspace, params: Params) -> tuple[MlflowClient, str]:
-    """A client, and the id of the experiment, which is created where it is missing.
+    """Return a client, and the id of the experiment, which is created where it is missing.
 
     Two processes that create the tables of a fresh store at once ruin it, so they take turns.
+
+    Raises:
+        UnreachableError: MLflow does not answer.
+        DiptychError: its address is of no use, its store is damaged, or the experiment was deleted.
     """
     uri = tracking_uri(workspace, params)
     workspace.local.mkdir(exist_ok=True)
-    with FileLock(workspace.local / "mlflow.lock"):
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        return client, _experiment(client, workspace, params)
+    try:
+        with FileLock(workspace.local / "mlflow.lock", timeout=PATIENCE_FOR_TABLES):
+            require_answer(uri)
+            store = store_file(uri)
+            if store is not None and store.exists() and store.is_relative_to(workspace.root.resolve()):
+                follow_project(workspace, store)
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            return client, _experiment(client, workspace, params)
+    except Timeout:
+        raise UnreachableError(
+            f"Another process has been making MLflow's tables at {without_secret(uri)} for {PATIENCE_FOR_TABLES:g} s: "
+            "wait for it, or end it, then run again."
+        ) from None
+
+
+def find_experiment(client: MlflowClient, name: str, uri: str) -> str | None:
+    """Return the id of the experiment; None where there is none yet.
+
+    Raises:
+        DiptychError: it was deleted, so that nothing can be logged to it until it is restored.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return None
+    number = str(found.experiment_id)
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        command = f"MLFLOW_TRACKING_URI={shlex.quote(without_secret(uri))} mlflow experiments restore -x {number}"
+        raise DiptychError(
+            f"The experiment {name!r} is among the deleted ones of MLflow at {without_secret(uri)}. Restore it with "
+            f"`{command}`, or name another by register.experiment in params.yaml."
+        )
+    return number
 
 
 @contextmanager
@@ -78,18 +106,6 @@ def addressed(uri: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def without_secret(uri: str) -> str:
-    """The address without the user and password that it may hold."""
-    scheme, separator, rest = uri.partition("://")
-    return scheme + separator + rest.rpartition("@")[2]
-
-
-def reason(error: Exception, uri: str) -> str:
-    """The first line of what `error` says of the store at `uri`, without a secret that the address holds."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return first.replace(uri, without_secret(uri))[:300]
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested parameters as `section.key` to text."""
     flat: dict[str, str] = {}
@@ -104,20 +120,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def metric_name(name: str) -> str:
     """MLflow refuses the @ of recall@1."""
     return name.replace("@", "_at_")
-
-
-def send_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-    """Cut to the length, and in calls of the size, that MLflow takes."""
-    params = [Param(key, text[:_LONGEST_PARAM]) for key, text in values.items()]
-    for start in range(0, len(params), _PARAMS_A_CALL):
-        client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
-
-
-def send_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
-    """In calls of a size that MLflow takes; what is sent is removed from `metrics`."""
-    while metrics:
-        client.log_batch(run_id, metrics=metrics[:_METRICS_A_CALL])
-        del metrics[:_METRICS_A_CALL]
 
 
 class TrackedRun:
@@ -136,10 +138,10 @@ class TrackedRun:
         self._workspace = workspace
         self._settings = params
         self._note = workspace.local / "training-run.json"
+        self._uri = tracking_uri(workspace, params)
         self._client: MlflowClient | None = None
         self._run_id = ""
-        self._params: dict[str, str] = {}
-        self._metrics: list[Metric] = []
+        self._figures = Figures()
         self._due = 0.0
         self._warned = False
         self._finished = False
@@ -156,13 +158,13 @@ class TrackedRun:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Nested values are flattened to `section.key`."""
-        self._params |= flatten(values)
+        self._figures.params |= flatten(values)
         self._flush_when_due()
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """`values` by name; NaN and infinity are kept as they are."""
         now = int(time.time() * 1000)
-        self._metrics += [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
+        self._figures.metrics += [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
         self._flush_when_due()
 
     def finish(self, tags: Mapping[str, str]) -> None:
@@ -171,19 +173,12 @@ class TrackedRun:
 
     def _end(self, status: str, tags: Mapping[str, str]) -> None:
         self._finished = True
-        if self._attempt():
-            try:
-                assert self._client is not None
-                for name, value in tags.items():
-                    self._client.set_tag(self._run_id, name, value)
-                self._client.set_terminated(self._run_id, status)
-            except Exception as error:
-                self._warn(error)
-        if self._warned and (self._metrics or self._params):
-            log.warning(
-                "%d figures of this training are not in MLflow; `diptych register` makes a run from reports/.",
-                len(self._metrics),
-            )
+        self._figures.tags, self._figures.status = dict(tags), status
+        if not self._attempt():
+            # Where no run was made yet, its first tags are the training's as well.
+            self._figures.tags = self._first_tags() | self._figures.tags
+            keep(self._workspace, self._uri, self._run_id, self._figures)
+            log.warning("The figures of this training are kept: the next run, or `diptych register`, sends them.")
         self._note.unlink(missing_ok=True)
 
     def _flush_when_due(self) -> None:
@@ -207,18 +202,19 @@ class TrackedRun:
             client, experiment = connect(self._workspace, self._settings)
             self._run_id = self._resume(client) or self._start(client, experiment)
             self._client = client
-        send_params(self._client, self._run_id, self._params)
-        self._params = {}
-        send_metrics(self._client, self._run_id, self._metrics)
+        else:
+            require_answer(self._uri)
+        self._figures.send(self._client, self._run_id)
 
     def _start(self, client: MlflowClient, experiment: str) -> str:
-        tags = provenance(self._workspace)
-        # The model that lies there is that of an earlier training.
-        tags.pop("weights_sha256", None)
-        tags.pop("model_sha256", None)
-        run_id = str(client.create_run(experiment, tags=tags, run_name="train").info.run_id)
+        run_id = str(client.create_run(experiment, tags=self._first_tags(), run_name="train").info.run_id)
         write_json(self._note, {"run_id": run_id, "of": self._identity()})
         return run_id
+
+    def _first_tags(self) -> dict[str, str]:
+        """Return what is known before the training; the model that lies there is that of an earlier one."""
+        tags = provenance(self._workspace)
+        return {name: value for name, value in tags.items() if name not in ("weights_sha256", "model_sha256")}
 
     def _resume(self, client: MlflowClient) -> str | None:
         """The run of a killed training; one of other parameters or data is closed instead."""
@@ -238,21 +234,22 @@ class TrackedRun:
 
     def _identity(self) -> list[str]:
         tags = provenance(self._workspace)
-        return [tracking_uri(self._workspace, self._settings), tags["params_sha256"], tags["data_md5"]]
+        # The project may have moved meanwhile, and its own store with it.
+        place = without_secret(self._uri).replace(str(self._workspace.root.resolve()), ".")
+        return [place, tags["params_sha256"], tags["data_md5"]]
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            where = tracking_uri(self._workspace, self._settings)
-            said = reason(error, where)
-            log.warning("MLflow at %s takes no figures (%s); the training goes on.", without_secret(where), said)
+            said = reason(error, self._uri)
+            if not isinstance(error, UnreachableError):
+                said = f"MLflow at {without_secret(self._uri)} takes no figures ({said})."
+            log.warning("%s The training goes on, and its figures are kept.", said)
         self._warned = True
 
 
 def _experiment(client: MlflowClient, workspace: Workspace, params: Params) -> str:
-    name = params.register_.experiment
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        own = is_own(tracking_uri(workspace, params))
-        location = (workspace.local.resolve() / "mlartifacts").as_uri() if own else None
-        return str(client.create_experiment(name, artifact_location=location))
-    return str(found.experiment_id)
+    name, uri = params.register_.experiment, tracking_uri(workspace, params)
+    folder = artifact_folder(workspace, uri)
+    return find_experiment(client, name, uri) or str(
+        client.create_experiment(name, artifact_location=folder.as_uri() if folder else None)
+    )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from diptych.data.captions import Record, read_coco
 from diptych.data.images import ImageError, open_image
-from diptych.data.sources import ImagesFolder, coco_candidates, refuse_repeated, refuse_unlisted, some
-from diptych.errors import DiptychError
+from diptych.data.images_folder import ImagesFolder
+from diptych.data.sources import coco_candidates, refuse_repeated, refuse_unlisted
+from diptych.errors import DiptychError, some
 from diptych.retrieval.gallery import THUMBNAIL
 
 MAX_PIXELS = 100_000_000
@@ -30,13 +31,14 @@ class ForeignGallery:
     Args:
         path: the captions file.
         images: the folder of the images, if they are to be shown.
+        links_within: a second folder that links among them may lead into.
 
     Raises:
         DiptychError: the file is not COCO captions or contradicts itself, an image has no caption or, where there is a
             folder, no file.
     """
 
-    def __init__(self, path: Path, images: Path | None = None) -> None:
+    def __init__(self, path: Path, images: Path | None = None, links_within: Path | None = None) -> None:
         listed = read_coco(path)
         place = {record["id"]: place for place, record in enumerate(listed.images)}
         refuse_repeated(path, "image id", (record["id"] for record in listed.images))
@@ -57,7 +59,7 @@ class ForeignGallery:
         self.image_of_caption = np.array([place[record["image_id"]] for record in listed.annotations], np.int64)
         self.image_ids = np.array([record["id"] for record in listed.images])
         self.caption_ids = np.array([record["id"] for record in listed.annotations])
-        self._files = _find(path, listed.images, ImagesFolder(images)) if images else None
+        self._files = _find(path, listed.images, ImagesFolder(images, links_within)) if images else None
         self._images = len(listed.images)
 
     def __len__(self) -> int:
@@ -106,8 +108,9 @@ class ForeignGallery:
 def _find(path: Path, records: list[Record], folder: ImagesFolder) -> list[Path]:
     found = [folder.find(coco_candidates(record), f"{path}: image {record['id']}") for record in records]
     if folder.missing:
+        missing = some([folder.describe(name) for name in folder.missing])
         raise DiptychError(
             f"{path}: {len(folder.missing)} of {len(records)} image files are not in {folder.path}: "
-            f"{some(folder.missing)}. Check the images folder, or leave --images out."
+            f"{missing}. Check the images folder, or leave --images out."
         )
     return found

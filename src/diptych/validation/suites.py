@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from diptych.config import Validate
+from diptych.data.captions import MISSING_WORDS
 
 KNOWN_MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"]
 KNOWN_MODES += ["I;16", "I;16L", "I;16B", "I;16N"]
@@ -55,6 +56,13 @@ def caption_promises(settings: Validate) -> list[Promise]:
             {"max_value": most},
         ),
         Promise("ExpectColumnValuesToBeBetween", "letters", "row", lambda row: "without a letter", {"min_value": 1}),
+        Promise(
+            "ExpectColumnValuesToNotBeInSet",
+            "caption",
+            "row",
+            lambda row: f"{row['caption']!r} stands for a missing value",
+            {"value_set": list(MISSING_WORDS)},
+        ),
     ]
 
 

@@ -1,0 +1,111 @@
+"""Text and JSON files that users bring: decoded whatever their encoding is, or refused with what they really are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import DiptychError
+
+_OTHER_FILES = {
+    b"\x1f\x8b": "compressed with gzip: unpack it with `gunzip`",
+    b"BZh": "compressed with bzip2: unpack it with `bunzip2`",
+    b"\xfd7zXZ\0": "compressed with xz: unpack it with `unxz`",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it with `unzstd`",
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it with `unzip`, or save the sheet as a .csv in UTF-8",
+    b"<!doctype html": "a web page, not the file that it leads to: download that file",
+    b"<html": "a web page, not the file that it leads to: download that file",
+    b"version https://git-lfs": "a Git LFS pointer in place of the file: fetch it with `git lfs pull`",
+}
+"""What is saved under the name of a text file by mistake, by its first bytes; letters in any case."""
+_LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+_BLANKS = "\0 \t\r\n"
+"""What may stand at the end of a file that was cut off: an interrupted download may leave zeros."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, UTF-16 or UTF-32, without its byte order mark.
+
+    Raises:
+        DiptychError: the file cannot be read, is in another encoding, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
+    start = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for prefix, kind in _OTHER_FILES.items():
+        if start.startswith(prefix.lower()):
+            raise DiptychError(f"{path} is {kind}.")
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DiptychError(f"{path} {_undecodable(path, content, encoding, error)}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, in any of the encodings that `read_text` knows.
+
+    Raises:
+        DiptychError: as `read_text`; the file is not JSON, with what it is instead; an object has a key twice.
+    """
+    text = read_text(path)
+    if not text.strip(_BLANKS):
+        raise DiptychError(f"{path} is empty.")
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise DiptychError(f"{path} {_no_json(text, error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DiptychError(f"{path} is no JSON that can be read: {error}.") from None
+
+
+def _undecodable(path: Path, content: bytes, encoding: str, error: UnicodeDecodeError) -> str:
+    if error.end >= len(content) and error.reason in ("unexpected end of data", "truncated data"):
+        return f"is cut off: it ends within a character, at byte {len(content):,}. Fetch it again."
+    line = content.count(b"\n", 0, error.start) + 1
+    name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
+    fault = f"is not in {name}: byte 0x{content[error.start]:02X} at offset {error.start:,}, line {line:,}."
+    if name != "UTF-8" or error.start == 0 or b"\0" in content[:4096]:
+        return f"{fault} It does not look like a text file."
+    return (
+        f"{fault} If it is in Latin-1 or Windows-1252, convert it: "
+        f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}`."
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object; a second value of a key would replace the first without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"an object has the key {key!r} twice, with different values")
+    return found
+
+
+def _no_json(text: str, error: json.JSONDecodeError) -> str:
+    place = f"{error.msg} at line {error.lineno}, column {error.colno}"
+    if _ends_early(text, error):
+        return f"is not complete JSON: {place}. A file that was cut off while it was copied ends so; fetch it again."
+    if error.msg == "Extra data" and text[error.pos :].lstrip()[:1] in ("{", "["):
+        return (
+            f"holds several JSON values, the second at line {error.lineno} (as in JSON Lines). One object with "
+            "lists of records is needed; or write a table, a .csv or .tsv, with a caption a row."
+        )
+    if error.pos == 0 or not text[: error.pos].strip():
+        return f"is not JSON: it begins with {text.lstrip()[:20]!r}."
+    around = text[max(error.pos - 20, 0) : error.pos + 20]
+    return f"is not valid JSON: {place}, near {around!r}. Correct it there, or have it written anew."
+
+
+def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the error is that the text ends."""
+    rest = text[error.pos :].strip(_BLANKS)
+    if error.msg.startswith("Unterminated string"):
+        return True
+    if error.msg.startswith("Invalid \\") and len(rest) < 6:
+        return True
+    return not rest or (len(rest) < 9 and any(word.startswith(rest) for word in _LITERALS))

@@ -1,0 +1,145 @@
+"""The embedded registry of a project that was moved, copied, restored, or is seen under another path.
+
+MLflow's store keeps the absolute path of everything that was logged. So in a project that has another path than before,
+packages are not found, and new ones would be written to the old path. The addresses follow the project here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+from filelock import FileLock, Timeout
+
+from diptych.files import atomic_path
+from diptych.processes import HOLDER
+from diptych.registry.answering import PATIENCE, unanswered
+from diptych.workspace import Workspace
+
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's store that hold where artifacts lie."""
+_FOLDERS = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Those of them that name a folder for each row."""
+_SCHEME = "file://"
+
+log = logging.getLogger(__name__)
+
+
+def follow_project(workspace: Workspace, store: Path) -> None:
+    """Have the addresses in `store`, which lies in the project, follow the project to where it is now.
+
+    Whatever was written to the former path since is fetched. While another process works on the project nothing
+    happens: who writes artifacts holds the project, and may see it under another path.
+
+    Raises:
+        UnreachableError: another program has the store locked.
+    """
+    artifacts = workspace.local.resolve() / "mlartifacts"
+    try:
+        with closing(sqlite3.connect(store, timeout=PATIENCE)) as database:
+            if not (_former(database, artifacts) or _defaults(database, workspace)):
+                return
+            with _alone(workspace) as alone:
+                if alone:
+                    _follow(database, workspace, artifacts)
+    except sqlite3.OperationalError as error:
+        raise unanswered(str(store), error) from error
+
+
+def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
+    # Where .diptych is a link, the rest of the project has nothing to do with the path that it leads to.
+    depth = 0 if workspace.local.is_symlink() else 1
+    for old in _former(database, artifacts):
+        log.info("This project was at %s before: the registry's addresses follow it.", old.parents[1])
+        _fetch(database, old, artifacts)
+        with database:
+            _rewrite(database, old.parents[depth], artifacts.parents[depth])
+    with database:
+        for address in _defaults(database, workspace):
+            command = "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?"
+            database.execute(command, (artifacts.as_uri(), address))
+
+
+def _former(database: sqlite3.Connection, artifacts: Path) -> list[Path]:
+    """Return this project's folders of artifacts under other paths, as its experiments have them."""
+    paths = _locations(database).values()
+    return sorted({path for path in paths if path.parts[-2:] == artifacts.parts[-2:] and path != artifacts})
+
+
+def _defaults(database: sqlite3.Connection, workspace: Workspace) -> list[str]:
+    """Return addresses outside of the project that nobody chose: MLflow's default is below the folder of that day."""
+    paths, root = _locations(database), workspace.root.resolve()
+    return [address for address, path in paths.items() if path.parts[-2:-1] == ("mlruns",) and root not in path.parents]
+
+
+def _locations(database: sqlite3.Connection) -> dict[str, Path]:
+    """Return where in the file system the experiments keep their artifacts, by address."""
+    # A fresh file has no tables yet.
+    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+        return {}
+    rows = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+    return {address: path for (address,) in rows if (path := local_path(address)) is not None}
+
+
+def _rewrite(database: sqlite3.Connection, old: Path, new: Path) -> None:
+    """Put `new` in the place of the folder `old` in all addresses, as a path and as an address."""
+    for before, after in ((str(old), str(new)), (old.as_uri(), new.as_uri())):
+        for table, column in _ADDRESSES:
+            values = database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall()
+            for (value,) in values:
+                # One folder may lie within the other.
+                if _is_below(value, before) and not (_is_below(value, after) and _is_below(after, before)):
+                    moved = after + value[len(before) :]
+                    database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (moved, value))
+
+
+def _is_below(address: str | None, folder: str) -> bool:
+    return address is not None and (address == folder or address.startswith(f"{folder}/"))
+
+
+def _fetch(database: sqlite3.Connection, old: Path, new: Path) -> None:
+    """Copy artifacts that only `old` has: an earlier diptych wrote them there after the project had moved."""
+    for table, column in _FOLDERS:
+        for (address,) in database.execute(f"SELECT {column} FROM {table}").fetchall():
+            source = local_path(address)
+            if source is None or old not in source.parents or ".." in source.parts:
+                continue
+            target = new / source.relative_to(old)
+            try:
+                if source.is_dir() and not target.exists():
+                    with atomic_path(target) as temporary:
+                        shutil.copytree(source, temporary, symlinks=True)
+            except PermissionError as error:
+                log.warning("%s is not fetched: %s.", source, error.strerror)
+
+
+def local_path(address: str | None) -> Path | None:
+    """Return the absolute path that an address names; None where it names none, or none in the file system."""
+    if address is None or not address.startswith((_SCHEME, "/")):
+        return None
+    return Path(unquote(address.removeprefix(_SCHEME)) if address.startswith(_SCHEME) else address)
+
+
+@contextmanager
+def _alone(workspace: Workspace) -> Iterator[bool]:
+    """Tell whether no other process works on the project, and keep it so."""
+    if HOLDER in os.environ:
+        yield True
+        return
+    try:
+        with FileLock(workspace.local / "lock", timeout=0):
+            yield True
+    except Timeout:
+        yield False
