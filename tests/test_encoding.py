@@ -13,7 +13,7 @@ def by_locale(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if "encoding" in named or None in named:
         return False
-    if name in ("read_text", "write_text"):
+    if isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text"):
         return True
     if name == "open":
         owner = call.func.value if isinstance(call.func, ast.Attribute) else None
