@@ -78,13 +78,15 @@ def sources_sha256(package: Path, folders: Sequence[str]) -> str:
 
 def write_sums(folder: Path) -> None:
     """Puts the SHA-256 of each file of `folder`, which has no folders in it, beside them."""
-    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()))
+    (folder / SUMS).write_text(
+        "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items()), encoding="utf-8"
+    )
 
 
 def sums_hold(folder: Path) -> bool:
     """Whether `folder` holds the files that `write_sums` saw, unchanged, and no others."""
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines)} == _digests(folder)
     except (OSError, UnicodeDecodeError):
         return False

