@@ -260,7 +260,7 @@ def _forget_old_runs(cache: Path, used: list[str]) -> None:
     """Removes the cache files that none of the last `KEPT_RUNS` runs used."""
     record = cache / "runs.json"
     try:
-        runs = [used, *(run for run in json.loads(record.read_text(encoding="utf-8")) if run != used)][:KEPT_RUNS]
+        runs = [used, *(run for run in json.loads(record.read_text()) if run != used)][:KEPT_RUNS]
     except (OSError, ValueError, TypeError):
         runs = [used]
     write_json(record, runs)

@@ -76,7 +76,7 @@ def dataset_status(folder: Path) -> DatasetStatus:
 
 def _read_version(dvc_file: Path) -> dict[str, Any]:
     try:
-        output: dict[str, Any] = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["outs"][0]
+        output: dict[str, Any] = yaml.safe_load(dvc_file.read_text())["outs"][0]
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, KeyError, IndexError, TypeError):

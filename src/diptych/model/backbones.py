@@ -124,10 +124,10 @@ def _normalization(folder: Path) -> tuple[list[float], list[float]]:
     wanted = "must give the image tower's image_mean and image_std: three numbers of 0..1 each, for red, green and blue"
     try:
         if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text())
             checked = config.ImageTower(mean=content["image_mean"], std=content["image_std"])
         else:
-            content = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+            content = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
             checked = config.ImageTower(mean=content["mean"], std=content["std"])
     except ValidationError as error:
         given = error.errors()[0]

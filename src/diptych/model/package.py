@@ -89,9 +89,7 @@ def save_model(
         bank = {f"{_BANK}image": querybank.image, f"{_BANK}text": querybank.text}
         weights = {**model.state_dict(), **bank}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        (temporary / "config.json").write_text(
-            json.dumps(description.model_dump(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        (temporary / "config.json").write_text(json.dumps(description.model_dump(), indent=2, sort_keys=True) + "\n")
 
 
 def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
@@ -101,7 +99,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         DiptychError: a file is missing, damaged or of another format, or one does not fit the others.
     """
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "config.json").read_text())
         if not isinstance(content, dict) or content["format"] != FORMAT:
             raise ValueError(f"config.json is not of model format {FORMAT}, which this diptych reads")
         description = _Description.model_validate(content)
