@@ -1,6 +1,7 @@
 """Log records on the terminal."""
 
 import logging
+import subprocess
 import sys
 
 from diptych.console import ConsoleFormatter, log_to_console
@@ -50,3 +51,17 @@ def test_the_log_goes_to_stderr_and_other_libraries_only_warn(capsys):
         logging.basicConfig(handlers=before, level=logging.WARNING, force=True)
 
     assert (captured.out, captured.err) == ("", "ours\n")
+
+
+def test_a_standard_stream_that_is_closed_leads_nowhere_also_in_children(tmp_path):
+    child = "import sys; print('a'); print('b', file=sys.stderr); open(sys.argv[1], 'w').write('ran')"
+    code = (
+        "import subprocess, sys; from diptych.console import open_standard_streams; open_standard_streams(); "
+        "print('x'); sys.stdin.read(); print('y', file=sys.stderr); kept = open(sys.argv[1] + '.kept', 'w'); "
+        f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], check=True)"
+    )
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
+
+    assert subprocess.run(closed, check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "ran"
+    assert (tmp_path / "file.kept").read_text() == ""

@@ -13,7 +13,16 @@ import pytest
 from waiting import dies
 
 from diptych.errors import DiptychError
-from diptych.processes import HOLDER, die_with_parent, holding, is_alive, launch, stream
+from diptych.processes import (
+    HOLDER,
+    die_with_parent,
+    holding,
+    is_alive,
+    is_first_process,
+    launch,
+    process_count,
+    stream,
+)
 from diptych.workspace import Workspace
 
 CHILD = """
@@ -227,4 +236,26 @@ def test_a_launcher_that_starts_one_process_alone_does_not_start_itself_forever(
 
 def test_a_process_that_has_its_place_among_several_is_not_launched_again(monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     launch(["no-such-launcher"])
+
+
+def test_a_place_among_several_comes_from_a_launcher_and_not_from_a_cluster(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert (is_first_process(), process_count()) == (True, 1)
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (is_first_process(), process_count()) == (False, 8)
+
+
+def test_a_child_does_not_inherit_a_place_among_several(tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    lines = []
+
+    code = "import os; print([name for name in os.environ if 'RANK' in name or name[:6] in ('WORLD_', 'MASTER')])"
+    stream([sys.executable, "-c", code], tmp_path, lines.append)
+
+    assert lines == ["[]"]

@@ -1,5 +1,9 @@
 """Where a project begins, and who is at work in it."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from diptych.errors import DiptychError
@@ -45,3 +49,27 @@ def test_a_holder_that_has_left_no_note_yet_is_called_so(tmp_path):
 
         with pytest.raises(DiptychError, match="another process that has just started"), workspace.held("second"):
             pass
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.EROFS, "mount it writable"), (errno.EACCES, "chown -R")])
+def test_a_project_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch, number, advice):
+    def refuse(path: Path, **options: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with (
+        pytest.raises(DiptychError, match=f"diptych cannot be written: {os.strerror(number)}.*{advice}"),
+        Workspace(tmp_path).held("diptych run"),
+    ):
+        pass
+
+
+def test_a_full_disk_is_left_to_whoever_tells_of_full_disks(tmp_path, monkeypatch):
+    def refuse(path: Path, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), Workspace(tmp_path).held("diptych run"):
+        pass

@@ -21,7 +21,7 @@ from diptych.cli_evaluate import evaluate
 from diptych.cli_registry import COMMANDS as REGISTRY_COMMANDS
 from diptych.cli_reproduce import reproduce
 from diptych.cli_weights import weights
-from diptych.console import log_to_console
+from diptych.console import log_to_console, open_standard_streams
 from diptych.environment import collect_as_usual, enter
 from diptych.errors import DiptychError
 from diptych.git import how_to_restore
@@ -147,6 +147,7 @@ def _load_flow(workspace: Workspace) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: every failure is one message on stderr and its own exit code."""
+    open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         sys.exit(cli.main(arguments, prog_name="diptych", standalone_mode=False) or 0)

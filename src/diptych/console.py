@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from diptych.processes import is_first_process
@@ -18,6 +19,19 @@ def log_to_console(debug: bool) -> None:
     # Of several processes that train together the first speaks for all; the others have their warnings.
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.getLogger("diptych").setLevel(logging.DEBUG if debug else level)
+
+
+def open_standard_streams() -> None:
+    """Open the null device in place of a standard stream that is closed, as it may be where a daemon starts this.
+
+    The next file that is opened would take its number, and be written to by each child.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 class ConsoleFormatter(logging.Formatter):

@@ -27,6 +27,9 @@ DYING = 10.0
 _LAUNCHED = "DIPTYCH_LAUNCHED"
 """Environment variable of what `launch` has started: a launcher that passes on no ranks would start itself forever."""
 
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables by which a launcher gives a process its place among several."""
+
 _TEMPORARY = "diptych-"
 _PR_SET_PDEATHSIG = 1
 
@@ -65,9 +68,22 @@ def die_with_dvc() -> None:
         die_with_parent()
 
 
+def has_place() -> bool:
+    """Return whether torchrun or accelerate has started this process as one of several.
+
+    Clusters set RANK and WORLD_SIZE for a node of theirs; LOCAL_RANK comes from a launcher alone.
+    """
+    return "RANK" in os.environ and "LOCAL_RANK" in os.environ
+
+
 def is_first_process() -> bool:
     """Whether this process is alone, or the first of those that torchrun or accelerate has started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not has_place() or int(os.environ["RANK"]) == 0
+
+
+def process_count() -> int:
+    """Return the number of processes that train together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if has_place() else 1
 
 
 def launch(command: Sequence[str]) -> None:
@@ -79,7 +95,7 @@ def launch(command: Sequence[str]) -> None:
     Raises:
         DiptychError: the program is not there, or it starts this one again without a place among several.
     """
-    if "RANK" in os.environ:
+    if has_place():
         return
     if _LAUNCHED in os.environ:
         raise DiptychError(
@@ -160,7 +176,8 @@ def stream(
 ) -> int:
     """Runs `command` in `folder`, hands each line of its stdout and stderr to `on_line`, and returns its exit code.
 
-    It has this process's environment, or `environment` in its place.
+    It has this process's environment, or `environment` in its place; but for a place among several processes, which
+    is another job's.
 
     Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or
     an interrupt, ends the child before it goes on upwards.
@@ -168,9 +185,11 @@ def stream(
     Raises:
         DiptychError: the program is not there.
     """
+    inherited = os.environ if environment is None else environment
+    alone = {name: value for name, value in inherited.items() if name not in _PLACE}
     try:
         child = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+            command, cwd=folder, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
         )
     except FileNotFoundError:
         raise DiptychError(f"{command[0]} is not installed or not on PATH.") from None

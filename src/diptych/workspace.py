@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -12,6 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from diptych.errors import DiptychError
+
+_OF_ANOTHER = "It belongs to another user, such as root in a container: `sudo chown -R $(id -u):$(id -g) {folder}`."
+_UNWRITABLE = {
+    errno.EROFS: "A run writes into the project: mount it writable, or clone it to another folder.",
+    errno.EACCES: _OF_ANOTHER,
+    errno.EPERM: _OF_ANOTHER,
+    errno.ENOLCK: "Its file system has no locks: mount it with them, or clone the project to a local disk.",
+    errno.ENOSYS: "Its file system has no locks: mount it with them, or clone the project to a local disk.",
+}
+"""What to do, by the number of the error."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +110,36 @@ class Workspace:
         The lock is the kernel's and ends with the process, however that ends.
 
         Raises:
-            DiptychError: another process holds the workspace; the message says which.
+            DiptychError: another process holds the workspace, and the message says which; or nothing can be written
+                there.
         """
         from filelock import FileLock, Timeout
 
-        self.local.mkdir(exist_ok=True)
         note = self.local / "holder.json"
         lock = FileLock(self.local / "lock", timeout=0)
         try:
+            self.local.mkdir(exist_ok=True)
             lock.acquire()
         except Timeout:
             raise DiptychError(f"{self.root} is in use by {_describe(note)}. Wait for it, or stop it.") from None
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            raise DiptychError(_unwritable(self.local, error)) from None
         try:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            note.write_text(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": started}),
-                encoding="utf-8",
-            )
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": started}
+            note.write_text(json.dumps(holder), encoding="utf-8")
             yield
         finally:
             note.unlink(missing_ok=True)
             lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    """Return why nothing can be written to `folder`, and what to do."""
+    advice = _UNWRITABLE[error.errno or 0].format(folder=folder)
+    return f"{error.filename or folder} cannot be written: {error.strerror}. {advice}"
 
 
 def _describe(note: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import dies
 
+from diptych.data import workers
 from diptych.data.workers import in_processes, worker_count
 from diptych.errors import DiptychError
 
@@ -69,6 +71,42 @@ def test_a_killed_worker_is_one_clear_error() -> None:
 def test_as_many_workers_as_said_or_one_a_core() -> None:
     assert worker_count(3) == 3
     assert 1 <= worker_count(None) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": ""}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_the_cpu_limit_of_a_container_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(workers, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+    assert worker_count(None) == expected
+
+
+def test_without_shared_memory_this_process_works_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", refuse)
+
+    assert list(in_processes(double, range(3), 2)) == [0, 2, 4]
+    assert "/dev/shm" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

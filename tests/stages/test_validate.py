@@ -54,6 +54,14 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path, make_dataset: Mak
     assert snapshot(tmp_path) == first
 
 
+def test_images_of_a_split_that_plays_no_role_are_mentioned(
+    tmp_path: Path, make_dataset: Make, images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_dataset([(split.title() if at == 7 else split, photo) for at, (split, photo) in enumerate(images)])
+    validate.run(Workspace(tmp_path), PARAMS)
+    assert "does not name their split: images of 'Train' (1)." in caplog.text
+
+
 def test_a_refused_dataset_leaves_its_reports_but_no_artifacts(tmp_path: Path, make_dataset: Make, images: Any) -> None:
     make_dataset([*images, ("train", b"text"), ("train", b"")])
     workspace = Workspace(tmp_path)

@@ -196,7 +196,7 @@ def test_an_annotation_for_an_unknown_image_refuses_the_dataset(make_dataset: Ma
 
 def test_an_empty_split_refuses_the_dataset(make_dataset: Make, judge: Any, sound: Any) -> None:
     (failure,) = judge(make_dataset(sound), splits=("train", "val", "test")).failures
-    assert "split 'test', which data.splits names, has no usable image" in failure
+    assert "split 'test', which data.splits names, has no usable image: there are 'train' (" in failure
 
 
 def test_a_split_of_which_nothing_is_usable_counts_as_empty(make_dataset: Make, judge: Any, sound: Any) -> None:

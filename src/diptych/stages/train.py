@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from diptych.files import atomic_path, file_sha256, sources_sha256
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
-from diptych.processes import is_first_process
+from diptych.processes import is_first_process, process_count
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_querybank, embed_split
 from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
@@ -142,7 +141,7 @@ def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, A
     return {
         "params": params.model_dump(include={"seed", "data", "model", "train"}),
         "threads": threads,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": process_count(),
         "torch": torch.__version__,
         "data": {name: file_sha256(workspace.prepared / name) for name in files},
         # A checkpoint that other code made is not taken up.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from diptych.config import Params
 from diptych.data.captions import Dataset, Record, read_dataset
@@ -13,6 +14,7 @@ from diptych.files import atomic_path, write_json
 from diptych.validation.audit import Audit, audit
 from diptych.validation.inspection import Inspection
 from diptych.validation.scan import scan_images
+from diptych.validation.suites import counted
 from diptych.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def run(workspace: Workspace, params: Params) -> None:
     for path, table in ((workspace.manifest, result.manifest), (workspace.captions, result.captions)):
         with atomic_path(path) as temporary:
             table.to_parquet(temporary, index=False)
+    _mention_unused(result.summary["images"]["per_split"], splits)
     _log.info("%s in %.1f s.", _describe(result), time.monotonic() - begin)
 
 
@@ -77,6 +80,13 @@ def _refusal(workspace: Workspace, failures: list[str]) -> DiptychError:
         f"{workspace.reports / 'quarantine.csv'} and {workspace.reports / 'data-docs' / 'index.html'}. "
         "Correct the data, or what `validate` and `data.splits` in params.yaml ask of it."
     )
+
+
+def _mention_unused(images: Mapping[str, int], splits: list[str]) -> None:
+    """Warn of images that play no role, since their split may be a misspelled one."""
+    unused = {split: count for split, count in images.items() if split not in splits}
+    if unused:
+        _log.warning("Not used, since data.splits does not name their split: images of %s.", counted(unused))
 
 
 def _describe(result: Audit) -> str:

@@ -68,7 +68,9 @@ def audit(
     images["reason"] = _reasons(images, image_verdicts)
     accepted = images[images["reason"] == ""].reset_index(drop=True)
     accepted["splits_with_content"] = _splits_with_content(accepted, splits)
-    accepted_verdicts = inspection.judge("accepted_images", accepted, dataset_promises(splits))
+    accepted_verdicts = inspection.judge(
+        "accepted_images", accepted, dataset_promises(splits, accepted["split"].value_counts().to_dict())
+    )
 
     tables = {"captions": captions, "images": images, "accepted_images": accepted}
     verdicts = [*verdicts, *image_verdicts, *accepted_verdicts]

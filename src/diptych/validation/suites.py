@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,14 +98,19 @@ def image_promises(settings: Validate) -> list[Promise]:
     ]
 
 
-def dataset_promises(splits: list[str]) -> list[Promise]:
-    """Of the table of accepted images: split, and splits_with_content, in how many of `splits` its content occurs."""
+def dataset_promises(splits: list[str], images: Mapping[str, int]) -> list[Promise]:
+    """Of the table of accepted images: split, and splits_with_content, in how many of `splits` its content occurs.
+
+    `images` are the accepted images by split, for the message.
+    """
     return [
         Promise(
             "ExpectColumnDistinctValuesToContainSet",
             "split",
             "dataset",
-            lambda row: f"split {row['split']!r}, which data.splits names, has no usable image",
+            lambda row: (
+                f"split {row['split']!r}, which data.splits names, has no usable image: there are {counted(images)}"
+            ),
             {"value_set": splits},
         ),
         Promise(
@@ -120,3 +125,8 @@ def dataset_promises(splits: list[str]) -> list[Promise]:
 
 def _size(row: pd.Series) -> str:
     return f"{int(row['width'])}×{int(row['height'])}"
+
+
+def counted(images: Mapping[str, int]) -> str:
+    """Return splits with their numbers of images, as a message shows them."""
+    return ", ".join(f"{split!r} ({count})" for split, count in sorted(images.items())) or "none"
