@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -265,11 +264,12 @@ def _schedule(workspace: Workspace, params: Params) -> Finding:
 
 
 def _device(workspace: Workspace, params: Params) -> Finding:
+    from diptych.data.workers import worker_count
     from diptych.model.device import choose_device, choose_precision
 
     device = choose_device(params.device)
     precision = {"no": "float32"}.get(chosen := choose_precision(params.train.precision, device), chosen)
-    return Finding("", "ok", f"{device.type}, {precision}, {params.threads or os.cpu_count()} CPU threads")
+    return Finding("", "ok", f"{device.type}, {precision}, {worker_count(params.threads)} CPU threads")
 
 
 def _disk(workspace: Workspace, params: Params) -> Finding:
