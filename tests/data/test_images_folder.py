@@ -100,6 +100,7 @@ def test_a_further_candidate_may_lead_out_if_the_first_does_not(folder: Path) ->
         ("e\u0301.jpg", r"'e\u0301.jpg'"),
         ("sub", "sub (a folder)"),
         ("none.jpg", "none.jpg"),
+        ("file:///none%00.jpg", "file:///none%00.jpg"),
     ],
 )
 def test_a_missing_name_is_shown_with_what_is_there_instead(folder: Path, name: str, words: str) -> None:

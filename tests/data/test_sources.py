@@ -176,6 +176,11 @@ def test_rows_of_a_table_are_gathered_by_file(folder: Path) -> None:
     assert second.split is None
 
 
+def test_the_time_for_an_image_with_many_rows_grows_with_their_number(folder: Path) -> None:
+    source = table_source(table(folder, "file,caption\n" + "a.jpg,one\n" * 200_000), folder)
+    assert len(source.images[0].captions) == 200_000
+
+
 def test_a_table_may_have_tabs_and_no_splits(folder: Path) -> None:
     (image,) = table_source(table(folder, "file\tcaption\na.jpg\tone\n", "t.tsv"), folder, "val").images
     assert image.split == "val"
@@ -284,6 +289,7 @@ def test_instances_tell_what_is_in_the_images_that_they_list(folder: Path) -> No
         ({"annotations": [{"image_id": 1, "category_id": 8}]}, r"annotations\[0\] is of no image or category"),
         ({"annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 9}]}, r"annotations\[1\] is of no image"),
         ({"annotations": ["dog"]}, r"annotations\[0\] is of no image or category"),
+        ({"annotations": [{"image_id": 1, "category_id": 7, "iscrowd": float("inf")}]}, r"annotations\[0\] is of no"),
     ],
 )
 def test_what_is_wrong_with_an_instances_file_is_told(folder: Path, changes: Any, words: str) -> None:

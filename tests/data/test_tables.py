@@ -61,6 +61,9 @@ def test_a_tsv_with_what_belongs_to_a_csv_is_told_so(tmp_path: Path, text: str, 
         ('file,caption,note\na.jpg,"two\nlines","open\nb.jpg,he said "\n', 3),
         ('file;caption\n"a";"open\nb;he said "\n', 2),
         ('file,caption\r\na.jpg,"open\r\nb.jpg,he said "\r\n', 2),
+        ('file,caption\nmy a.jfif,"open\nmy b.jfif,he said "\n', 2),
+        ('file,caption\nphoto 1,"open\nphoto 2,he said "\n', 2),
+        ('file,caption\nimage.0001,"open\nimage.0002,he said "\n', 2),
     ],
 )
 def test_a_cell_that_takes_in_rows_is_refused_with_the_line_where_it_opens(
@@ -154,3 +157,8 @@ def test_captions_that_stand_for_a_missing_value_are_mentioned(
     assert found[1] == TableRow(3, "b.jpg", ("None of them",), "val")
     assert [row.split for row in found] == [None, "val", "val"]
     assert "stand for a missing value, such as nan or None: line 2, 4." in caplog.text
+
+
+def test_a_zero_byte_is_named_by_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match=r"t\.csv, line 3: a zero byte"):
+        read_table(table(tmp_path, "file,caption\na.jpg,one\u2028two\n\0b.jpg,three\n"))

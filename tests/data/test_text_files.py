@@ -86,3 +86,28 @@ def test_what_a_file_is_instead_is_told_and_it_is_not_to_be_fetched_again(
 
 def test_a_key_that_is_there_twice_with_one_value_loses_nothing(tmp_path: Path) -> None:
     assert read_json(write(tmp_path, '{"id": 1, "id": 1}')) == {"id": 1}
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0\0\0\0"])
+def test_json_that_ends_early_is_told_so_wherever_it_ends(tmp_path: Path, rest: bytes) -> None:
+    content = '{"a": [true, null, NaN, -Infinity, -0.5e-3, {"b": "é한 \\u00e9 \\n"}]}'.encode()
+    for length in range(1, len(content)):
+        with pytest.raises(DiptychError, match="cut off"):
+            read_json(write(tmp_path, content[:length] + rest))
+
+
+def test_zeros_after_whole_json_are_no_early_end(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match="is not valid JSON: Extra data at line 1, column 9"):
+        read_json(write(tmp_path, '{"a": 1}\0\0'))
+
+
+def test_a_text_that_ends_within_its_only_odd_character_may_be_in_another_encoding(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match=r"ends within a character, at byte 7.*iconv -f WINDOWS-1252"):
+        read_text(write(tmp_path, "one caf\u00e9".encode("latin-1")))
+
+
+def test_json_that_lies_too_deep_to_be_written_again_is_refused(tmp_path: Path) -> None:
+    assert read_json(write(tmp_path, "[" * 100 + "]" * 100))
+    for depth in (101, 900, 100_000):
+        with pytest.raises(DiptychError, match="is no JSON that can be read"):
+            read_json(write(tmp_path, "[" * depth + "]" * depth))

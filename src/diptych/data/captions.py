@@ -92,7 +92,7 @@ def read_instances(path: Path) -> dict[int, list[str]]:
         try:
             if int(annotation.get("iscrowd", 0)) == 0:
                 objects[annotation["image_id"]].append(names[annotation["category_id"]])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise DiptychError(
                 f"{path} is not a COCO instances file: annotations[{index}] is of no image or category that it lists."
             ) from None

@@ -186,7 +186,8 @@ def _readings(name: str) -> Iterator[str]:
     bare = _OUTER_BLANKS.sub("", name)
     if bare.startswith("file://"):
         bare = unquote(bare.removeprefix("file://"))
-    yield from dict.fromkeys((name, bare, bare.replace("\\", "/")))
+    # An address may spell a zero byte, which no file's name has.
+    yield from (one for one in dict.fromkeys((name, bare, bare.replace("\\", "/"))) if "\0" not in one)
 
 
 def _names(folder: Path) -> list[str]:

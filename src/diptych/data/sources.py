@@ -122,6 +122,7 @@ def table_source(table: Path, images: Path, split: str | None = None, links_with
     folder = ImagesFolder(images, links_within)
     paths: dict[str, Path] = {}
     found: dict[Path, SourceImage] = {}
+    captions: dict[Path, list[SourceCaption]] = {}
     for row in read_table(table):
         where = f"{table}, line {row.line}"
         row_split = split or row.split
@@ -130,11 +131,12 @@ def table_source(table: Path, images: Path, split: str | None = None, links_with
         if row.file not in paths:
             paths[row.file] = folder.find([row.file], where)
         path = paths[row.file]
-        known = found.get(path) or SourceImage(path, folder.name_of(row.file), row_split, ())
+        known = found.setdefault(path, SourceImage(path, folder.name_of(row.file), row_split, ()))
         if known.split != row_split:
             raise DiptychError(f"{where}: {known.name} is in split {row_split}, but in {known.split} in a line before.")
-        found[path] = replace(known, captions=(*known.captions, *map(SourceCaption, row.captions)))
-    return Source(_checked(table, list(found.values()), folder))
+        captions.setdefault(path, []).extend(map(SourceCaption, row.captions))
+    complete = [replace(image, captions=tuple(captions[path])) for path, image in found.items()]
+    return Source(_checked(table, complete, folder))
 
 
 def coco_candidates(record: Record) -> list[str]:

@@ -65,7 +65,7 @@ def read_table(table: Path) -> list[TableRow]:
         raise DiptychError(f"{table}: a table is a .csv (commas) or a .tsv (tabs).")
     text = read_text(table)
     if "\0" in text:
-        line = len(text[: text.index("\0")].splitlines())
+        line = _line_breaks(text[: text.index("\0")]) + 1
         raise DiptychError(f"{table}, line {line}: a zero byte, which a text does not have.")
     # Line breaks stay as they are: universal, and none but these.
     lines = list(io.StringIO(text, newline=""))
@@ -234,16 +234,20 @@ def _row_within(cell: str, place: int, file: int, delimiter: str, is_name: Calla
 def _name_like(rows: list[_Line], columns: _Columns) -> Callable[[str], bool]:
     """Return whether a cell looks like the table's file names do."""
     names = {row.cells[columns.file].strip() for row in rows if len(row.cells) > columns.file}
-    suffixes = {PurePosixPath(name).suffix.lower() for name in names}
+    shapes = set(map(_shape, names))
 
     def is_name(cell: str) -> bool:
         name = cell.strip(' "')
-        suffix = PurePosixPath(name).suffix.lower()
-        if name in names or suffix in _USUAL_SUFFIXES:
-            return True
-        return bool(name) and suffix in suffixes and not re.search(r"\s", name)
+        suffix, _ = shape = _shape(name)
+        return name in names or suffix in _USUAL_SUFFIXES or (bool(name) and shape in shapes)
 
     return is_name
+
+
+def _shape(name: str) -> tuple[str, bool]:
+    """Return the ending of a name, its digits as zeros; and, as sentences have blanks, whether one without has any."""
+    suffix = re.sub(r"\d+", "0", PurePosixPath(name).suffix.lower())
+    return suffix, not suffix and bool(re.search(r"\s", name))
 
 
 def _mention_quotes(table: Path, rows: list[_Line], columns: _Columns) -> None:

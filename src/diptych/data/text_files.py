@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ _OTHER_FILES = {
 }
 """What is saved under the name of a text file by mistake, by its first bytes; letters in any case."""
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+_DEEPEST = 100
+"""Lists and objects within each other; no format of captions has more than a few."""
+_NUMBER_BEGUN = re.compile(r"\.|\.?\d*[eE][+-]?")
+"""What the parser leaves of a number that was cut off."""
 _BLANKS = "\0 \t\r\n"
 """What may stand at the end of a file that was cut off: an interrupted download may leave zeros."""
 
@@ -55,23 +61,62 @@ def read_json(path: Path) -> Any:
     if not text.strip(_BLANKS):
         raise DiptychError(f"{path} is empty.")
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        content = json.loads(text, object_pairs_hook=_object)
+        _refuse_deep(content)
+        return content
     except json.JSONDecodeError as error:
         raise DiptychError(f"{path} {_no_json(text, error)}") from None
     except (ValueError, RecursionError) as error:
         raise DiptychError(f"{path} is no JSON that can be read: {error}.") from None
 
 
+def _refuse_deep(content: Any) -> None:
+    """Raise if values lie too deep within each other: what is read here must be written and read in any stage."""
+    level: list[Any] = [[content]]
+    for _ in range(_DEEPEST + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"its values lie more than {_DEEPEST} deep within each other")
+
+
 def _undecodable(path: Path, content: bytes, encoding: str, error: UnicodeDecodeError) -> str:
-    if error.end >= len(content) and error.reason in ("unexpected end of data", "truncated data"):
-        return f"is cut off: it ends within a character, at byte {len(content):,}. Fetch it again."
+    if _ends_within_character(content, encoding, error):
+        if _has_characters(content[: error.start], encoding):
+            return f"is cut off: it ends within a character, at byte {error.start:,}. Fetch it again."
+        return (
+            f"ends within a character of UTF-8, at byte {error.start:,}. Fetch it again if it was cut off."
+            f"{_conversion(path)}"
+        )
     line = content.count(b"\n", 0, error.start) + 1
     name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
     fault = f"is not in {name}: byte 0x{content[error.start]:02X} at offset {error.start:,}, line {line:,}."
     if name != "UTF-8" or error.start == 0 or b"\0" in content[:4096]:
         return f"{fault} It does not look like a text file."
+    return fault + _conversion(path)
+
+
+def _ends_within_character(content: bytes, encoding: str, error: UnicodeDecodeError) -> bool:
+    """Whether the bytes from the error on begin a character, and nothing but zeros follows."""
+    if not encoding.startswith("utf-8"):
+        return error.end >= len(content) and error.reason == "truncated data"
+    begun = content[error.start :].rstrip(b"\0")
+    try:
+        begun.decode()
+    except UnicodeDecodeError as rest:
+        return rest.start == 0 and rest.reason == "unexpected end of data"
+    return False
+
+
+def _has_characters(content: bytes, encoding: str) -> bool:
+    """Whether the encoding has proved itself: by characters that others spell otherwise."""
+    return not encoding.startswith("utf-8") or not content.removeprefix(codecs.BOM_UTF8).isascii()
+
+
+def _conversion(path: Path) -> str:
     return (
-        f"{fault} If it is in Latin-1 or Windows-1252, convert it: "
+        " If it is in Latin-1 or Windows-1252, convert it: "
         f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}`."
     )
 
@@ -104,8 +149,13 @@ def _no_json(text: str, error: json.JSONDecodeError) -> str:
 def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
     """Whether the error is that the text ends."""
     rest = text[error.pos :].strip(_BLANKS)
+    if error.msg == "Extra data":
+        # The value is whole; what follows are zeros, or what is no JSON.
+        return False
     if error.msg.startswith("Unterminated string"):
         return True
     if error.msg.startswith("Invalid \\") and len(rest) < 6:
+        return True
+    if text[error.pos - 1 : error.pos].isdigit() and _NUMBER_BEGUN.fullmatch(rest):
         return True
     return not rest or (len(rest) < 9 and any(word.startswith(rest) for word in _LITERALS))
