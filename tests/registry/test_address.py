@@ -76,3 +76,24 @@ def test_artifacts_lie_in_the_project_or_beside_a_store_that_others_may_share(tm
 
 def test_an_address_is_shown_without_its_password():
     assert without_secret("http://me:secret@mlflow.example/x") == "http://mlflow.example/x"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:secret@host/",
+        "postgresql://host/db?user=me&password=secret",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3D1%3BPWD%3Dsecret",
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(uri):
+    assert "secret" not in without_secret(uri)
+
+
+def test_a_file_is_shown_with_its_whole_path():
+    assert without_secret("sqlite:////home/me@home/mlflow.db") == "sqlite:////home/me@home/mlflow.db"
+
+
+def test_an_empty_variable_names_no_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", " ")
+    assert tracking_uri(Workspace(tmp_path), Params()) == f"sqlite:///{tmp_path}/.diptych/mlflow.db"

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from diptych.config import Params
@@ -83,3 +84,32 @@ def test_a_damaged_file_of_figures_is_told_and_left_behind(trained, uri, caplog)
     assert send(trained, uri) == []
     assert kept(trained) == []
     assert "is damaged" in caplog.text
+
+
+def test_one_that_is_killed_while_sending_leaves_one_run(trained, uri, monkeypatch):
+    keep(trained, uri, "", figures())
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_tag", die)
+        with pytest.raises(KeyboardInterrupt):
+            send(trained, uri)
+
+    (run,) = send(trained, uri)
+    assert run.data.tags["weights_sha256"] == "abc"
+    assert kept(trained) == []
+
+
+def test_figures_that_mlflow_refuses_make_no_run_each_time(trained, uri):
+    keep(trained, uri, "", Figures({"no\nname": "0"}, [], {}, "FINISHED"))
+
+    assert len(send(trained, uri)) == len(send(trained, uri)) == 1
+
+
+def test_kept_figures_go_with_a_project_that_moves(trained, uri, tmp_path):
+    keep(trained, uri, "", figures())
+    moved = Workspace(trained.root.rename(tmp_path / "moved"))
+
+    assert len(send(moved, tracking_uri(moved, Params()))) == 1

@@ -114,3 +114,39 @@ def test_an_experiment_for_which_somebody_chose_a_place_keeps_it(logged, chosen)
     client, experiment = connect(workspace, Params.model_validate({"register": {"experiment": "theirs"}}))
 
     assert client.get_experiment(experiment).artifact_location == chosen
+
+
+def test_a_registry_behind_a_link_follows_too(logged, tmp_path):
+    workspace, run_id = logged
+    (tmp_path / "big").mkdir()
+    workspace.local.rename(tmp_path / "big" / "store")
+    workspace.local.symlink_to(tmp_path / "big" / "store")
+    moved = Workspace(workspace.root.rename(tmp_path / "moved"))
+
+    assert note(moved, run_id) == "before"
+
+    (tmp_path / "big" / "store").rename(tmp_path / "big" / "other")
+    moved.local.unlink()
+    moved.local.symlink_to(tmp_path / "big" / "other")
+    client, experiment = connect(moved, Params())
+    client.log_text(client.create_run(experiment).info.run_id, "after", "note.txt")
+
+    assert note(moved, run_id) == "before"
+    assert not workspace.root.exists()
+    assert [path.name for path in (tmp_path / "big").iterdir()] == ["other"]
+
+
+def test_what_cannot_be_fetched_from_the_former_path_is_told_and_stops_nothing(logged, tmp_path, monkeypatch, caplog):
+    workspace, run_id = logged
+    moved = Workspace(workspace.root.rename(tmp_path / "moved"))
+    left = workspace.local / "mlartifacts"
+    shutil.move(moved.local / "mlartifacts", left)
+
+    def refuse(*args, **kwargs):
+        raise shutil.Error([("a", "b", "[Errno 13] Permission denied")])
+
+    monkeypatch.setattr(shutil, "copytree", refuse)
+    connect(moved, Params())
+
+    assert f"{left / run_id / 'artifacts'} cannot be fetched" in caplog.text
+    assert "Permission denied" in caplog.text

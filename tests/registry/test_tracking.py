@@ -1,9 +1,11 @@
 """A training's run in MLflow: complete when MLflow answers, never in the way when it does not."""
 
+import json
 import logging
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
 from diptych.errors import DiptychError
@@ -197,3 +199,65 @@ def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(trained,
         DiptychError, match=rf"'diptych' is among the deleted .*mlflow experiments restore -x {number}`"
     ):
         connect(trained, Params())
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """An MLflow that does not answer until it is mended."""
+    state = {"away": True}
+
+    def refuse(uri: str) -> None:
+        if state["away"]:
+            raise UnreachableError("no answer.")
+
+    monkeypatch.setattr(tracking, "require_answer", refuse)
+    monkeypatch.setattr(tracking, "FLUSH_EVERY", 0)
+    return state
+
+
+def test_a_training_that_was_killed_while_mlflow_was_away_loses_no_figures(trained, away):
+    TrackedRun(trained, Params()).log_metrics({"loss": 3.0}, 1)
+    # Killed, resumed and killed again, before MLflow answers.
+    TrackedRun(trained, Params()).log_metrics({"loss": 2.0}, 2)
+    away["away"] = False
+    TrackedRun(trained, Params()).finish({})
+
+    (run,) = runs(trained)
+    assert history(trained, run.info.run_id, "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_resumed_training_keeps_its_figures_for_the_run_that_it_had(trained, away):
+    away["away"] = False
+    TrackedRun(trained, Params()).log_metrics({"loss": 3.0}, 1)
+    (run,) = runs(trained)
+    away["away"] = True
+    TrackedRun(trained, Params()).finish({})
+
+    (path,) = (trained.local / "unsent").iterdir()
+    assert json.loads(path.read_text())["run_id"] == run.info.run_id
+
+
+def test_figures_of_a_killed_training_stay_its_own_where_another_follows(trained, away):
+    TrackedRun(trained, Params()).log_metrics({"loss": 3.0}, 1)
+    trained.params.write_text("seed: 1\n")
+    away["away"] = False
+    TrackedRun(trained, Params()).finish({})
+
+    (path,) = (trained.local / "unsent").iterdir()
+    content = json.loads(path.read_text())
+    assert (content["status"], content["metrics"][0][:2]) == ("KILLED", ["loss", "3.0"])
+
+
+def test_a_server_that_fails_for_a_moment_costs_no_second_run(trained, monkeypatch):
+    TrackedRun(trained, Params()).log_metrics({"loss": 3.0}, 1)
+
+    def fail(*args, **kwargs):
+        raise MlflowException("for a moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "get_run", fail)
+        run = TrackedRun(trained, Params())
+        run.log_metrics({"loss": 2.0}, 2)
+    run.finish({})
+
+    assert len(runs(trained)) == 1

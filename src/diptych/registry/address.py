@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
@@ -11,6 +12,9 @@ from sqlalchemy.exc import ArgumentError
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.workspace import Workspace
+
+_SECRET = re.compile(r"([?&][^=&]*(?:passw|pwd|secret|token|odbc_connect)[^=&]*=)[^&]*", re.IGNORECASE)
+"""A parameter of an address that holds a secret."""
 
 
 def tracking_uri(workspace: Workspace, params: Params) -> str:
@@ -26,8 +30,8 @@ def tracking_uri(workspace: Workspace, params: Params) -> str:
         ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")),
         ("params.yaml: register.tracking_uri", params.register_.tracking_uri),
     ):
-        if uri:
-            return _absolute(uri.strip(), workspace.root, source)
+        if uri := (uri or "").strip():
+            return _absolute(uri, workspace.root, source)
     return _sqlite(workspace.local.resolve() / "mlflow.db")
 
 
@@ -44,14 +48,29 @@ def artifact_folder(workspace: Workspace, uri: str) -> Path | None:
     store = store_file(uri)
     if store is None:
         return None
-    inside = store.is_relative_to(workspace.root.resolve())
-    return (workspace.local.resolve() if inside else store.parent) / "mlartifacts"
+    return (workspace.local.resolve() if is_inside(workspace, store) else store.parent) / "mlartifacts"
+
+
+def is_inside(workspace: Workspace, store: Path) -> bool:
+    """Return whether the file of a store lies in the project; its folder .diptych may be a link out of it."""
+    return any(store.is_relative_to(folder.resolve()) for folder in (workspace.root, workspace.local))
 
 
 def without_secret(uri: str) -> str:
-    """Return the address without the user and password that it may hold."""
+    """Return the address without the user and password that it may hold; a path to a file holds none."""
+    if store_file(uri) is not None:
+        return uri
     scheme, separator, rest = uri.partition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+    return _SECRET.sub(r"\1…", scheme + separator + rest.rpartition("@")[2])
+
+
+def place(workspace: Workspace, uri: str) -> str:
+    """Return what tells one MLflow from another for notes in the project: without secrets, and also after a move."""
+    store = store_file(uri)
+    for name, folder in ((".diptych/", workspace.local.resolve()), ("", workspace.root.resolve())):
+        if store is not None and store.is_relative_to(folder):
+            return f"sqlite:///{name}{store.relative_to(folder)}"
+    return without_secret(uri)
 
 
 def _sqlite(file: Path, start: str = "sqlite", options: str = "") -> str:

@@ -8,13 +8,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from diptych.files import write_json
-from diptych.registry.address import without_secret
+from diptych.registry.address import place
 from diptych.registry.answering import reason
 from diptych.workspace import Workspace
 
@@ -32,7 +33,21 @@ class Figures:
     metrics: list[Metric] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     status: str = ""
-    """FINISHED or FAILED; empty while the training goes on."""
+    """FINISHED, FAILED or KILLED; empty while the training goes on."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Return the figures that `to_json` has written.
+
+        Raises:
+            ValueError, TypeError, KeyError: it has not.
+        """
+        metrics = [Metric(key, float(value), when, step) for key, value, when, step in content["metrics"]]
+        return cls(content["params"], metrics, content["tags"], content["status"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; JSON has no NaN, so that numbers are texts."""
+        return {**vars(self), "metrics": [[one.key, repr(one.value), one.timestamp, one.step] for one in self.metrics]}
 
     def send(self, client: MlflowClient, run_id: str) -> None:
         """Send all of it to the run; what has arrived is removed here."""
@@ -66,8 +81,7 @@ def keep(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:
         uri: the MLflow that they are for.
         run_id: the training's run there; empty where none could be made.
     """
-    metrics = [[one.key, repr(one.value), one.timestamp, one.step] for one in figures.metrics]
-    content = {"uri": without_secret(uri), "run_id": run_id, **vars(figures), "metrics": metrics}
+    content = {"uri": place(workspace, uri), "run_id": run_id, **figures.to_json()}
     write_json(_folder(workspace) / f"{time.time_ns()}.json", content)
 
 
@@ -79,32 +93,33 @@ def send_kept(workspace: Workspace, uri: str, client: MlflowClient, experiment: 
     for path in sorted(_folder(workspace).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            metrics = [Metric(key, float(value), when, step) for key, value, when, step in content["metrics"]]
-            figures = Figures(content["params"], metrics, content["tags"], content["status"])
-            meant, run_id = content["uri"], content["run_id"]
+            figures, meant, run_id = Figures.of(content), content["uri"], content["run_id"]
         except (ValueError, TypeError, KeyError) as error:
             log.warning("%s is damaged (%r), so MLflow lacks the figures of a training.", path, error)
             path.unlink()
             continue
-        if meant != without_secret(uri):
+        if meant != place(workspace, uri):
             continue
         try:
-            figures.send(client, _run(client, run_id, experiment))
+            if not (run_id and is_active(client, run_id)):
+                run_id = str(client.create_run(experiment, run_name="train").info.run_id)
+                # Whoever is killed, or refused, while sending must not make another one the next time.
+                write_json(path, {**content, "run_id": run_id})
+            figures.send(client, run_id)
             path.unlink()
         except MlflowException as error:
             told = "MLflow does not take the figures of an earlier training (%s); to give them up, remove %s"
             log.warning(told, reason(error, uri), path)
 
 
-def _run(client: MlflowClient, run_id: str, experiment: str) -> str:
-    """Return the run, or a new one where it was never made or is gone."""
+def is_active(client: MlflowClient, run_id: str) -> bool:
+    """Return whether MLflow has the run, and not among the deleted ones."""
     try:
-        if run_id and client.get_run(run_id).info.lifecycle_stage == "active":
-            return run_id
+        return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    return str(client.create_run(experiment, run_name="train").info.run_id)
+        return False
 
 
 def _folder(workspace: Workspace) -> Path:

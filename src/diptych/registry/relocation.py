@@ -6,6 +6,7 @@ packages are not found, and new ones would be written to the old path. The addre
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -59,13 +60,13 @@ def follow_project(workspace: Workspace, store: Path) -> None:
 
 
 def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
-    # Where .diptych is a link, the rest of the project has nothing to do with the path that it leads to.
-    depth = 0 if workspace.local.is_symlink() else 1
     for old in _former(database, artifacts):
-        log.info("This project was at %s before: the registry's addresses follow it.", old.parents[1])
+        log.info("The registry's artifacts were in %s before: their addresses follow the project.", old)
         _fetch(database, old, artifacts)
+        # Where .diptych is or was a link, the rest of the project has nothing to do with the path that it leads to.
+        within = old.parts[-2:] == artifacts.parts[-2:] and not workspace.local.is_symlink()
         with database:
-            _rewrite(database, old.parents[depth], artifacts.parents[depth])
+            _rewrite(database, *((old.parents[1], artifacts.parents[1]) if within else (old, artifacts)))
     with database:
         for address in _defaults(database, workspace):
             command = "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?"
@@ -74,8 +75,9 @@ def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path)
 
 def _former(database: sqlite3.Connection, artifacts: Path) -> list[Path]:
     """Return this project's folders of artifacts under other paths, as its experiments have them."""
+    # Where .diptych is or was a link, the folder that it leads to may have any name.
     paths = _locations(database).values()
-    return sorted({path for path in paths if path.parts[-2:] == artifacts.parts[-2:] and path != artifacts})
+    return sorted({path for path in paths if path.name == artifacts.name and path != artifacts})
 
 
 def _defaults(database: sqlite3.Connection, workspace: Workspace) -> list[str]:
@@ -121,8 +123,12 @@ def _fetch(database: sqlite3.Connection, old: Path, new: Path) -> None:
                 if source.is_dir() and not target.exists():
                     with atomic_path(target) as temporary:
                         shutil.copytree(source, temporary, symlinks=True)
-            except PermissionError as error:
-                log.warning("%s is not fetched: %s.", source, error.strerror)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+                    raise
+                # copytree raises one of its own, around those of all files.
+                told = "%s cannot be fetched (%s). It belongs to this project: copy it to %s."
+                log.warning(told, source, error.strerror or error, target)
 
 
 def local_path(address: str | None) -> Path | None:

@@ -15,14 +15,13 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric
-from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.files import write_json
-from diptych.registry.address import artifact_folder, store_file, tracking_uri, without_secret
+from diptych.registry.address import artifact_folder, is_inside, place, store_file, tracking_uri, without_secret
 from diptych.registry.answering import UnreachableError, reason, require_answer
-from diptych.registry.figures import Figures, keep
+from diptych.registry.figures import Figures, is_active, keep
 from diptych.registry.provenance import provenance
 from diptych.registry.relocation import follow_project
 from diptych.workspace import Workspace
@@ -56,7 +55,7 @@ def connect(workspace: Workspace, params: Params) -> tuple[MlflowClient, str]:
         with FileLock(workspace.local / "mlflow.lock", timeout=PATIENCE_FOR_TABLES):
             require_answer(uri)
             store = store_file(uri)
-            if store is not None and store.exists() and store.is_relative_to(workspace.root.resolve()):
+            if store is not None and store.exists() and is_inside(workspace, store):
                 follow_project(workspace, store)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             return client, _experiment(client, workspace, params)
@@ -125,8 +124,8 @@ def metric_name(name: str) -> str:
 class TrackedRun:
     """A training's run in MLflow. What MLflow does, or fails to do, never stops the training.
 
-    Figures that cannot be sent wait for the next attempt. A training that was killed finds its run again, by a note in
-    the workspace, if neither parameters nor data have changed since.
+    Figures that cannot be sent wait for the next attempt. A training that was killed finds them, and its run, again by
+    a note in the workspace, if neither parameters nor data have changed since.
 
         with TrackedRun(workspace, params) as run:
             run.log_params(...)
@@ -140,9 +139,10 @@ class TrackedRun:
         self._note = workspace.local / "training-run.json"
         self._uri = tracking_uri(workspace, params)
         self._client: MlflowClient | None = None
-        self._run_id = ""
+        self._run_id = self._other_run_id = ""
         self._figures = Figures()
-        self._due = 0.0
+        self._due = self._note_due = 0.0
+        self._is_taken_up = self._is_noted = self._is_away = False
         self._warned = False
         self._finished = False
 
@@ -153,8 +153,12 @@ class TrackedRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """A training that failed is marked so; one that was interrupted stays open, to be resumed."""
-        if not self._finished and (kind is None or issubclass(kind, Exception)):
+        if self._finished:
+            return
+        if kind is None or issubclass(kind, Exception):
             self._end("FAILED" if kind else "FINISHED", {})
+        else:
+            self._write_note()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Nested values are flattened to `section.key`."""
@@ -182,61 +186,102 @@ class TrackedRun:
         self._note.unlink(missing_ok=True)
 
     def _flush_when_due(self) -> None:
-        if time.monotonic() >= self._due:
+        now = time.monotonic()
+        if now >= self._due:
             self._attempt()
+        elif self._is_away and now >= self._note_due:
+            self._write_note()
 
     def _attempt(self) -> bool:
-        """Sends all that waits; whether that succeeded."""
+        """Send all that waits; return whether that succeeded."""
         try:
             self._send()
+            if self._is_noted:
+                self._write_note()
         # Whatever goes wrong in there (network, database, server, disk) is no reason to lose a training.
         except Exception as error:
-            self._due = time.monotonic() + RETRY_AFTER
+            self._is_away, self._due = True, time.monotonic() + RETRY_AFTER
             self._warn(error)
+            self._write_note()
             return False
-        self._due = time.monotonic() + FLUSH_EVERY
+        self._is_away, self._due = False, time.monotonic() + FLUSH_EVERY
         return True
 
     def _send(self) -> None:
+        if not self._is_taken_up:
+            self._take_up()
         if self._client is None:
             client, experiment = connect(self._workspace, self._settings)
-            self._run_id = self._resume(client) or self._start(client, experiment)
+            self._close_other(client)
+            if not self._resume(client):
+                self._start(client, experiment)
             self._client = client
         else:
             require_answer(self._uri)
         self._figures.send(self._client, self._run_id)
 
-    def _start(self, client: MlflowClient, experiment: str) -> str:
-        run_id = str(client.create_run(experiment, tags=self._first_tags(), run_name="train").info.run_id)
-        write_json(self._note, {"run_id": run_id, "of": self._identity()})
-        return run_id
+    def _start(self, client: MlflowClient, experiment: str) -> None:
+        self._run_id = str(client.create_run(experiment, tags=self._first_tags(), run_name="train").info.run_id)
+        self._write_note()
 
     def _first_tags(self) -> dict[str, str]:
         """Return what is known before the training; the model that lies there is that of an earlier one."""
         tags = provenance(self._workspace)
         return {name: value for name, value in tags.items() if name not in ("weights_sha256", "model_sha256")}
 
-    def _resume(self, client: MlflowClient) -> str | None:
-        """The run of a killed training; one of other parameters or data is closed instead."""
+    def _take_up(self) -> None:
+        """Take up the run and the unsent figures of a training that was killed; those of another one are kept apart."""
+        identity, found = self._identity(), Figures()
+        self._is_taken_up = True
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
-            run_id, same = str(note["run_id"]), note["of"] == self._identity()
-        except (OSError, ValueError, KeyError):
-            return None
+            run_id, of = str(note["run_id"]), note["of"]
+            found = Figures.of(note["figures"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if of == identity:
+            self._run_id, self._is_noted = run_id, True
+            self._figures.params = found.params | self._figures.params
+            self._figures.metrics[:0] = found.metrics
+        elif found.params or found.metrics:
+            found.status = "KILLED"
+            keep(self._workspace, of[0], run_id, found)
+        else:
+            self._other_run_id = run_id
+
+    def _close_other(self, client: MlflowClient) -> None:
+        """Close the run of a killed training of other parameters or data."""
+        if self._other_run_id and is_active(client, self._other_run_id):
+            client.set_terminated(self._other_run_id, "KILLED")
+        self._other_run_id = ""
+
+    def _resume(self, client: MlflowClient) -> bool:
+        """Open the run of a killed training again; return whether there is one."""
+        if not self._run_id:
+            return False
+        if is_active(client, self._run_id):
+            client.update_run(self._run_id, status="RUNNING")
+            return True
+        log.warning("The MLflow run %s of an earlier training is gone.", self._run_id)
+        return False
+
+    def _write_note(self) -> None:
+        """Note the run, and what it lacks, for the case that this training is killed."""
+        if not self._is_taken_up:
+            return
+        unsent = Figures(self._figures.params, self._figures.metrics)
+        self._note_due = time.monotonic() + FLUSH_EVERY
         try:
-            if same:
-                client.update_run(run_id, status="RUNNING")
-                return run_id
-            client.set_terminated(run_id, "KILLED")
-        except MlflowException:
-            log.warning("The MLflow run %s of an earlier training is gone.", run_id)
-        return None
+            write_json(self._note, {"run_id": self._run_id, "of": self._identity(), "figures": unsent.to_json()})
+        except Exception as error:
+            self._warn(error)
+            return
+        self._is_noted = bool(unsent.params or unsent.metrics)
 
     def _identity(self) -> list[str]:
         tags = provenance(self._workspace)
         # The project may have moved meanwhile, and its own store with it.
-        place = without_secret(self._uri).replace(str(self._workspace.root.resolve()), ".")
-        return [place, tags["params_sha256"], tags["data_md5"]]
+        return [place(self._workspace, self._uri), tags["params_sha256"], tags["data_md5"]]
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
