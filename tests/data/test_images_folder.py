@@ -133,3 +133,15 @@ def test_links_may_lead_into_a_folder_that_is_named_and_nowhere_else(folder: Pat
 def test_names_are_found_without_a_look_into_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "iterdir", lambda path: pytest.fail("listed"))
     assert ImagesFolder(folder).find(["a.jpg"], "row 1")
+
+
+def test_an_absolute_name_means_no_file_of_a_folder_that_is_only_spelled_alike(tmp_path: Path) -> None:
+    for place in ("photos", "other/photos"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.jpg").write_bytes(b"")
+    (tmp_path / "other" / "below").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other" / "below")
+    files = ImagesFolder(tmp_path / "link" / ".." / "photos")
+    with pytest.raises(DiptychError, match="leads out of the images folder"):
+        files.find([str(tmp_path / "photos" / "a.jpg")], "row 1")
+    assert files.find([str(tmp_path / "other" / "photos" / "a.jpg")], "row 2").is_file()

@@ -102,7 +102,7 @@ def test_zeros_after_whole_json_are_no_early_end(tmp_path: Path) -> None:
 
 
 def test_a_text_that_ends_within_its_only_odd_character_may_be_in_another_encoding(tmp_path: Path) -> None:
-    with pytest.raises(DiptychError, match=r"ends within a character, at byte 7.*iconv -f WINDOWS-1252"):
+    with pytest.raises(DiptychError, match=r"ends within a character of UTF-8, at byte 7.*iconv -f WINDOWS-1252"):
         read_text(write(tmp_path, "one caf\u00e9".encode("latin-1")))
 
 

@@ -42,7 +42,10 @@ class ImagesFolder:
                 raise DiptychError(f"The folder of the images, {folder}, does not exist.")
         self.path = path
         self._roots = [folder.resolve() for folder in (path, links_within) if folder is not None]
-        self._bases = dict.fromkeys((os.path.normpath(path.absolute()), str(self._roots[0])))
+        # After a link `..` is another folder than it looks: then the spelling tells nothing.
+        spelled = os.path.normpath(path.absolute())
+        real = str(self._roots[0])
+        self._bases = dict.fromkeys((spelled, real) if os.path.realpath(spelled) == real else (real,))
         self.missing: list[str] = []
         self.respelled: dict[str, Path] = {}
         self._parents: dict[Path, Path] = {}
