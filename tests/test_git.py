@@ -142,7 +142,7 @@ def test_a_conflict_that_was_added_as_if_resolved_goes_by_what_git_still_has(pro
 
     advice = git.how_to_restore(project.root / "data.dvc")
 
-    assert advice.startswith("`git checkout HEAD -- data.dvc`")
+    assert advice.startswith(f"`git -C {project.root} checkout HEAD -- data.dvc`")
     run(*advice.split("`")[1].split(), cwd=project.root)
     git.refuse_conflict(project.root / "data.dvc")
 
@@ -161,4 +161,24 @@ def test_of_a_file_that_only_one_side_has_only_that_can_be_kept(project):
 
 
 def test_what_git_does_not_have_is_not_said_to_come_from_it(tmp_path):
-    assert "git checkout" not in git.how_to_restore(tmp_path / "data.dvc")
+    assert "checkout" not in git.how_to_restore(tmp_path / "data.dvc")
+
+
+def test_a_folder_that_is_gone_comes_back_by_the_command(project):
+    (project.root / "flows").mkdir()
+    (project.root / "flows" / "retrain.py").touch()
+    commit(project.root)
+    shutil.rmtree(project.root / "flows")
+
+    run(*git.how_to_restore(project.root / "flows" / "retrain.py").split("`")[1].split(), cwd=project.root.parent)
+
+    assert (project.root / "flows" / "retrain.py").is_file()
+
+
+def test_changes_in_a_project_below_the_top_of_its_repository_are_named_as_seen_from_it(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "new.py").touch()
+    run("git", "init", "--quiet", cwd=tmp_path)
+
+    assert git.changed_paths(folder) == ["new.py"]

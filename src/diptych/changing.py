@@ -67,7 +67,10 @@ def _recover_after(workspace: Workspace, error: BaseException) -> None:
     try:
         recover(workspace)
     except DiptychError as another:
-        raise DiptychError(f"{error}\n{another}") from error
+        if isinstance(error, DiptychError):
+            raise DiptychError(f"{error}\n{another}") from error
+        # An interrupt stays one.
+        error.add_note(str(another))
 
 
 def _read(path: Path) -> str | None:

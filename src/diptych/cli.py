@@ -172,7 +172,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if _is_disk_full(error):
         path = getattr(error, "filename", None) or Path.cwd()
         return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"error: {error.filename}: {error.strerror}. This user needs to read and write it; run again then.", 1
     name, text = type(error).__name__, " ".join(str(error).split())
     return f"unexpected error: {name}: {text}; run again with --debug for the traceback", 70

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -97,23 +98,21 @@ def import_(
     from diptych.processes import holding
 
     rules = _rules(deal, keep_split, onto_scenes)
+    if karpathy and split:
+        raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
+    if coco:
+        sources = _coco_sources(coco, images, split, instances, links_within)
+        import_all = partial(importing.import_coco, workspace.data, sources, rules)
+    elif karpathy:
+        folder = _only(images, "--images")
+        import_all = partial(importing.import_karpathy, workspace.data, karpathy, folder, rules, links_within)
+    elif table:
+        folder, only_split = _only(images, "--images"), _only(split, "--split") if split else None
+        import_all = partial(importing.import_table, workspace.data, table, folder, only_split, rules, links_within)
     with holding(workspace, "diptych data import"), changing(workspace):
         if onto_scenes != "replace":
             bring_own_dataset(workspace)
-        if coco:
-            summary = importing.import_coco(
-                workspace.data, _coco_sources(coco, images, split, instances, links_within), rules
-            )
-        elif karpathy:
-            if split:
-                raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
-            summary = importing.import_karpathy(
-                workspace.data, karpathy, _only(images, "--images"), rules, links_within
-            )
-        elif table:
-            only_split = _only(split, "--split") if split else None
-            folder = _only(images, "--images")
-            summary = importing.import_table(workspace.data, table, folder, only_split, rules, links_within)
+        summary = import_all()
         record_dataset(workspace)
     click.echo(_describe(summary))
 

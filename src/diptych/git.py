@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,28 +101,34 @@ def find_repository(folder: Path) -> Path | None:
 
 
 def changed_paths(folder: Path, *excluded: str) -> list[str]:
-    """Return the paths below `folder`, but for the `excluded`, that differ from HEAD.
+    """Return the paths relative to `folder`, but for the `excluded`, that differ from HEAD.
 
     Raises:
         GitError: git cannot tell.
     """
     options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
     answer = git(folder, "status", *options, "--", ".", *(f":(exclude){name}" for name in excluded))
-    return [entry[3:] for entry in answer.split("\0") if entry]
+    # Unlike most of git's commands this one names paths as seen from the top of the repository.
+    prefix = git(folder, "rev-parse", "--show-prefix")
+    return [entry[3:].removeprefix(prefix) for entry in answer.split("\0") if entry]
 
 
 def how_to_restore(path: Path) -> str:
     """Return the command that brings the committed `path` back, or one side of it amid a merge."""
-    folder, name = path.parent, path.name
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    name = path.absolute().relative_to(folder).as_posix()
+    here = f"git -C {shlex.quote(str(folder))}"
     entries = git_or_empty(folder, "ls-files", "--unmerged", "-z", "--", name).split("\0")
     stages = {entry.partition("\t")[0].split()[2] for entry in entries if entry}
     if stages:
         sides = [
-            f"`git checkout --{side} {name}`" for stage, side in (("2", "ours"), ("3", "theirs")) if stage in stages
+            f"`{here} checkout --{side} {shlex.quote(name)}`"
+            for stage, side in (("2", "ours"), ("3", "theirs"))
+            if stage in stages
         ]
-        return f"Keep one side by {' or '.join(sides)}, or edit it; then `git add {name}`."
+        return f"Keep one side by {' or '.join(sides)}, or edit it; then `{here} add {shlex.quote(name)}`."
     if git_or_empty(folder, "cat-file", "-t", f"HEAD:./{name}"):
-        return f"`git checkout HEAD -- {name}` brings back the committed one."
+        return f"`{here} checkout HEAD -- {shlex.quote(name)}` brings back the committed one."
     return "Bring back a copy of it; git has none here."
 
 

@@ -40,6 +40,8 @@ def problem_of(error: BaseException, url: str) -> Problem | None:
     import httpx
 
     for one in _chain(error):
+        if isinstance(one, httpx.HTTPError) and not _is_about(one, url):
+            return None
         if isinstance(one, httpx.HTTPStatusError):
             return _refusal(one.response, url)
         if isinstance(one, httpx.UnsupportedProtocol | httpx.InvalidURL):
@@ -51,6 +53,15 @@ def problem_of(error: BaseException, url: str) -> Problem | None:
                 f"is of another version ({_short(one)})", "Use a server of the version that requirements.lock names"
             )
     return NOT_PREFECT if isinstance(error, RuntimeError) and _UNREACHABLE in str(error) else None
+
+
+def _is_about(error: httpx.HTTPError, url: str) -> bool:
+    """Return whether the server at `url` was asked: libraries of a flow may ask others by the same client."""
+    try:
+        return not url or error.request.url.host in url
+    except RuntimeError:
+        # It was raised before there was a request.
+        return True
 
 
 def invalid_setting(error: Exception, known: Sequence[Setting]) -> str:

@@ -72,6 +72,8 @@ def coco_source(
     Raises:
         DiptychError: a file is not what COCO has or contradicts itself, or image files are missing.
     """
+    if split is not None:
+        _check_split(split, "--split")
     objects = read_instances(instances) if instances else {}
     coco = read_coco(annotations)
     refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
