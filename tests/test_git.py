@@ -180,5 +180,8 @@ def test_changes_in_a_project_below_the_top_of_its_repository_are_named_as_seen_
     folder.mkdir()
     (folder / "new.py").touch()
     run("git", "init", "--quiet", cwd=tmp_path)
+    assert git.changed_paths(folder) == ["."]
+
+    run("git", "add", "project/new.py", cwd=tmp_path)
 
     assert git.changed_paths(folder) == ["new.py"]

@@ -110,7 +110,7 @@ def changed_paths(folder: Path, *excluded: str) -> list[str]:
     answer = git(folder, "status", *options, "--", ".", *(f":(exclude){name}" for name in excluded))
     # Unlike most of git's commands this one names paths as seen from the top of the repository.
     prefix = git(folder, "rev-parse", "--show-prefix")
-    return [entry[3:].removeprefix(prefix) for entry in answer.split("\0") if entry]
+    return [entry[3:].removeprefix(prefix) or "." for entry in answer.split("\0") if entry]
 
 
 def how_to_restore(path: Path) -> str:
