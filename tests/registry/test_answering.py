@@ -2,9 +2,11 @@
 
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -70,3 +72,47 @@ def test_a_server_that_never_answers_costs_seconds(monkeypatch, scheme, words):
 def test_a_database_without_its_driver_names_the_package():
     with pytest.raises(DiptychError, match="needs the package pymysql"):
         require_answer("mysql+pymysql://me:secret@127.0.0.1/x")
+
+
+@contextmanager
+def server(status: int, body: str) -> Iterator[int]:
+    """The port of a server that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        try:
+            yield one.server_port
+        finally:
+            one.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, "Unauthorized", r"does not let this user in \(401\): set MLFLOW_TRACKING_USERNAME"),
+        (200, "<html>login</html>", r"does not answer as MLflow does \(200\).*correct MLFLOW_TRACKING_URI"),
+        (404, "not here", r"does not answer as MLflow does \(404\)"),
+        (200, "[]", r"does not answer as MLflow does"),
+        (502, "bad gateway", r"it answers 502|502 error"),
+    ],
+)
+def test_an_answer_of_another_kind_is_told_with_what_to_do(monkeypatch, status, body, words):
+    monkeypatch.setattr(answering, "PATIENCE", 5.0)
+    with server(status, body) as port, pytest.raises(DiptychError, match=words) as told:
+        require_answer(f"http://me:secret@127.0.0.1:{port}")
+    assert "secret" not in str(told.value)
+
+
+def test_the_answer_of_an_mlflow_without_the_experiment_is_one(monkeypatch):
+    monkeypatch.setattr(answering, "PATIENCE", 5.0)
+    with server(404, '{"error_code": "RESOURCE_DOES_NOT_EXIST"}') as port:
+        require_answer(f"http://127.0.0.1:{port}")

@@ -357,3 +357,13 @@ def test_a_version_is_told_in_a_line_and_as_json(registered):
 
     assert version.describe() == "diptych version 1 (challenger): registered"
     assert json.loads(json.dumps(version.to_json()))["uri"] == "models:/diptych/1"
+
+
+def test_a_path_may_hold_what_stands_for_something_in_an_address(trained, tmp_path):
+    named = Workspace(trained.root.rename(tmp_path / "50% %41 a#b ü me@home"))
+    register(named, Params())
+
+    model = RegisteredModel.of(named, Params())
+    (tmp_path / "package").mkdir()
+    model.download(model.find("1"), tmp_path / "package")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [named.root.name, "package"]

@@ -12,12 +12,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from sqlalchemy.exc import ProgrammingError
 from versions import make_version, package_of
 
 from diptych import cli
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
+from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, explained, model_folder
 from diptych.workspace import Workspace
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
@@ -180,18 +181,20 @@ def failing_downloads(monkeypatch, error: Exception) -> None:
     monkeypatch.setattr(LocalArtifactRepository, "_download_file", fail)
 
 
-def test_a_package_that_cannot_be_fetched_is_an_error_with_the_reason(four, tmp_path, monkeypatch):
+def test_a_package_that_cannot_be_fetched_is_an_error_with_the_reason(model, tmp_path, monkeypatch):
+    version = make_version(model, tmp_path)
     failing_downloads(monkeypatch, OSError("the network is down"))
 
     with pytest.raises(DiptychError, match=r"version 1: its package cannot be fetched \(the network is down\)"):
-        four.download(four.find("1"), tmp_path)
+        model.download(version, tmp_path)
 
 
-def test_a_full_disk_says_nothing_of_the_package(four, tmp_path, monkeypatch):
+def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch):
+    version = make_version(model, tmp_path)
     failing_downloads(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
 
     with pytest.raises(MlflowException) as raised:
-        four.download(four.find("1"), tmp_path)
+        model.download(version, tmp_path)
     assert cli._explain(raised.value)[0].startswith("error: the disk is full")
 
 
@@ -256,7 +259,7 @@ def test_an_mlflow_that_does_not_answer_is_told_quickly(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     started = time.monotonic()
 
-    with pytest.raises(DiptychError, match=r"MLflow at http://127\.0\.0\.1:9 says") as raised:
+    with pytest.raises(DiptychError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer") as raised:
         RegisteredModel.of(Workspace(tmp_path), Params())
 
     assert "secret" not in str(raised.value)
@@ -270,3 +273,15 @@ def test_the_name_of_params_yaml_is_the_default_one(model, tmp_path):
     assert RegisteredModel.of(workspace, params).name == "cats"
     assert RegisteredModel.of(workspace, params, "dogs").name == "dogs"
     assert Path(RegisteredModel.of(workspace, params).uri.removeprefix("sqlite:///")).is_file()
+
+
+def test_a_database_that_refuses_is_not_called_damaged():
+    refused = ProgrammingError("CREATE TABLE a", {}, Exception("permission denied for schema public"))
+    with (
+        pytest.raises(
+            DiptychError, match=r"postgresql://host/x refuses \(permission denied.*what its user may do"
+        ) as told,
+        explained("postgresql://me:secret@host/x"),
+    ):
+        raise refused
+    assert "damaged" not in str(told.value)

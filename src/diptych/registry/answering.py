@@ -9,9 +9,13 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError
 from diptych.registry.address import store_file, without_secret
+
+if TYPE_CHECKING:
+    from requests import Response
 
 PATIENCE = 5.0
 """Seconds in which a database or a server has to answer."""
@@ -112,6 +116,26 @@ def _ask_server(uri: str) -> None:
         raise _away(uri, _innermost(error)) from error
     if answer.status_code >= 500:
         raise _away(uri, f"it answers {answer.status_code} {answer.reason}")
+    _check_answer(uri, answer)
+
+
+def _check_answer(uri: str, answer: Response) -> None:
+    """Refuse an answer that MLflow gives to nobody whom it lets in."""
+    where = without_secret(uri)
+    if answer.status_code in (401, 403):
+        raise DiptychError(
+            f"MLflow at {where} does not let this user in ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+        )
+    try:
+        known = isinstance(answer.json(), dict)
+    except ValueError:
+        known = False
+    if not known:
+        raise DiptychError(
+            f"{where} does not answer as MLflow does ({answer.status_code}), but with something else, such as the "
+            f"login page of a proxy: {_OTHER_ADDRESS}."
+        )
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -210,7 +210,8 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(ENTRY),
-                artifacts={"model": str(workspace.model)},
+                # Of a path MLflow would decode what it takes for an address: 50%25 is a name like any other.
+                artifacts={"model": workspace.model.resolve().as_uri()},
                 code_paths=[str(code)],
                 signature=signature(),
                 input_example=input_example(),

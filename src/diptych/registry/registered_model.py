@@ -269,4 +269,11 @@ def explained(uri: str, mend: str = "") -> Iterator[None]:
             raise
         raise unanswered(str(store_file(uri) or without_secret(uri)), error.orig) from error
     except DatabaseError as error:
-        raise damaged(str(store_file(uri) or without_secret(uri)), error.orig) from error
+        store = store_file(uri)
+        if store is not None:
+            raise damaged(str(store), error.orig) from error
+        said = reason(error.orig or error, uri)
+        raise DiptychError(
+            f"MLflow's database {without_secret(uri)} refuses ({said}): see to its tables, and to what its user may do"
+            f"{mend or '.'}"
+        ) from error
