@@ -83,7 +83,15 @@ def keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """This Python's programs are found, and what `diptych` sets in its environment ends with `monkeypatch`."""
     for name in (HOLDER, "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
-    set_too = ("PATH", "PYTHONUTF8", "PREFECT_HOME", "PREFECT_API_URL", "NO_PROXY", "no_proxy", "TORCHINDUCTOR_CACHE_DIR")
+    set_too = (
+        "PATH",
+        "PYTHONUTF8",
+        "PREFECT_HOME",
+        "PREFECT_API_URL",
+        "NO_PROXY",
+        "no_proxy",
+        "TORCHINDUCTOR_CACHE_DIR",
+    )
     for name in (*set_too, *environment.DEFAULTS):
         # Set and then deleted, so that monkeypatch knows the value to bring back, even if that is none.
         before = os.environ.get(name)
