@@ -70,6 +70,16 @@ def test_a_home_that_is_given_stays_even_if_nobody_may_write_to_it(
     assert os.environ["HOME"] == "/nonexistent"
 
 
+@pytest.mark.usefixtures("nobody")
+def test_the_home_of_another_user_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    prepare(tmp_path)
+
+    assert Path.home() == tmp_path / ".diptych" / "home"
+
+
 def test_a_python_that_strips_docstrings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").touch()
     command = [sys.executable, "-OO", "-m", "diptych", "data", "status"]

@@ -93,14 +93,19 @@ def prepare(root: Path) -> None:
 
 
 def _name_user(root: Path) -> None:
-    """Give a user whom the machine does not know, as in containers, a name and a home: DVC and git ask for both."""
+    """Give a user whom the machine does not know, as in containers, a name and a home: DVC and git ask for both.
+
+    The home of another user, which is left over where only the user was changed, is no home: DVC and git fail in it.
+    """
     try:
         getpass.getuser()
     except (OSError, KeyError):
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
     try:
-        Path.home()
-    except RuntimeError:
+        is_home = not Path.home().exists() or os.access(Path.home(), os.X_OK)
+    except (RuntimeError, OSError):
+        is_home = False
+    if not is_home:
         os.environ["HOME"] = str(root / ".diptych" / "home")
 
 
