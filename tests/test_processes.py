@@ -16,6 +16,7 @@ from diptych.errors import DiptychError
 from diptych.processes import (
     HOLDER,
     die_with_parent,
+    forget_other_places,
     holding,
     is_alive,
     is_first_process,
@@ -248,6 +249,19 @@ def test_a_place_among_several_comes_from_a_launcher_and_not_from_a_cluster(monk
 
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert (is_first_process(), process_count()) == (False, 8)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_place_in_another_job_is_forgotten(monkeypatch, launched):
+    names = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_SIZE"]
+    for name in [*names, *(["LOCAL_RANK"] if launched else [])]:
+        monkeypatch.setenv(name, "2")
+    if not launched:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    forget_other_places()
+
+    assert [name in os.environ for name in names] == [launched] * len(names)
 
 
 def test_a_child_does_not_inherit_a_place_among_several(tmp_path, monkeypatch):

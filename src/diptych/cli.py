@@ -81,9 +81,10 @@ def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_j
 def stage(name: str) -> None:
     """Run one stage by itself; `dvc repro` calls this."""
     workspace = enter()
-    from diptych.processes import die_with_dvc, holding, is_first_process, launch
+    from diptych.processes import die_with_dvc, forget_other_places, holding, is_first_process, launch
 
     die_with_dvc()
+    forget_other_places()
     params = _params(workspace)
     if name == "train" and params.train.launch:
         launch(params.train.launch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,11 @@ DYING = 10.0
 _LAUNCHED = "DIPTYCH_LAUNCHED"
 """Environment variable of what `launch` has started: a launcher that passes on no ranks would start itself forever."""
 
-_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables by which a launcher gives a process its place among several."""
+_PLACE = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
+    r"|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_(LOCAL_)?(RANK|SIZE)|MPI_LOCAL(RANKID|NRANKS)"
+)
+"""Environment variables that give a process its place among several, by a launcher, MPI or a cluster."""
 
 _TEMPORARY = "diptych-"
 _PR_SET_PDEATHSIG = 1
@@ -74,6 +78,13 @@ def has_place() -> bool:
     Clusters set RANK and WORLD_SIZE for a node of theirs; LOCAL_RANK comes from a launcher alone.
     """
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
+
+
+def forget_other_places() -> None:
+    """Remove the place of another job from the environment: accelerate would wait for the others of that job."""
+    if not has_place():
+        for name in filter(_PLACE.fullmatch, list(os.environ)):
+            del os.environ[name]
 
 
 def is_first_process() -> bool:
@@ -186,7 +197,7 @@ def stream(
         DiptychError: the program is not there.
     """
     inherited = os.environ if environment is None else environment
-    alone = {name: value for name, value in inherited.items() if name not in _PLACE}
+    alone = {name: value for name, value in inherited.items() if not _PLACE.fullmatch(name)}
     try:
         child = subprocess.Popen(
             command, cwd=folder, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
