@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import tempfile
 import traceback
 from contextlib import chdir, nullcontext
 from pathlib import Path
@@ -171,7 +172,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, DiptychError):
         return f"error: {error}", 1
     if _is_disk_full(error):
-        path = getattr(error, "filename", None) or Path.cwd()
+        # Libraries may keep the reason alone, and what they write first goes to the folder of temporary files.
+        path = getattr(error, "filename", None) or f"that of {Path.cwd()}, or of {tempfile.gettempdir()}"
         return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
     if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"error: {error.filename}: {error.strerror}. This user needs to read and write it; run again then.", 1

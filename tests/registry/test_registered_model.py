@@ -285,3 +285,8 @@ def test_a_database_that_refuses_is_not_called_damaged():
     ):
         raise refused
     assert "damaged" not in str(told.value)
+
+
+def test_a_full_disk_behind_an_error_of_mlflow_is_for_the_command_line_to_explain():
+    with pytest.raises(MlflowException, match="No space left"), explained("sqlite:////srv/mlflow.db"):
+        raise MlflowException("failures occurred:\n##### File a #####\n[Errno 28] No space left on device")

@@ -260,6 +260,9 @@ def explained(uri: str, mend: str = "") -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        if "No space left on device" in str(error):
+            # That says nothing of MLflow; the command line knows how to say it.
+            raise
         raise DiptychError(f"MLflow at {without_secret(uri)} says: {reason(error, uri)}{mend}") from error
     except UnreachableError as error:
         raise UnreachableError(f"{error}{mend.removeprefix('.')}") from error
