@@ -19,7 +19,7 @@ from diptych.workspace import Workspace
 
 @contextmanager
 def changing(workspace: Workspace) -> Iterator[None]:
-    """Undoes what the block does to data/ and data.dvc, unless it ends without an exception; the caller holds the
+    """Undo what the block does to data/ and data.dvc, unless it ends without an exception; the caller holds the
     workspace.
 
     Raises:
@@ -40,13 +40,13 @@ def changing(workspace: Workspace) -> Iterator[None]:
 
 
 def begin(workspace: Workspace) -> None:
-    """Writes the journal; DVC's cache has what is in data/."""
+    """Write the journal; DVC's cache has what is in data/."""
     recorded = {name: _read(workspace.root / name) for name in ("data.dvc", "dvc.lock")}
     write_json(workspace.journal, {**recorded, "present": workspace.data.exists()})
 
 
 def recover(workspace: Workspace) -> bool:
-    """Goes back to the version before, if a change was ended short of its end; returns whether it was so.
+    """Go back to the version before, if a change was ended short of its end; return whether it was so.
 
     Raises:
         DiptychError: DVC's cache does not have that version any more, or DVC does not work here.
@@ -63,7 +63,7 @@ def recover(workspace: Workspace) -> bool:
 
 
 def _recover_after(workspace: Workspace, error: BaseException) -> None:
-    """Recovers; where that fails too, both reasons are told."""
+    """Recover; where that fails too, both reasons are told."""
     try:
         recover(workspace)
     except DiptychError as another:

@@ -136,7 +136,7 @@ def uses_dvc(workspace: Workspace) -> bool:
 
 
 def keep_dataset(workspace: Workspace) -> None:
-    """Sees to it that DVC's cache has what is in data/ now, so that a change of it can be undone.
+    """Make sure that DVC's cache has what is in data/ now, so that a change of it can be undone.
 
     Raises:
         DiptychError: DVC does not work here, data/ has changes that no version holds, or is a link.

@@ -49,7 +49,7 @@ _RARE_THRESHOLDS = (50_000, 20, 50)
 
 
 def enter() -> Workspace:
-    """The project that the current folder lies in, with the environment prepared for it.
+    """Return the project that the current folder lies in, with the environment prepared for it.
 
     Raises:
         DiptychError: it lies in none.
@@ -60,7 +60,7 @@ def enter() -> Workspace:
 
 
 def prepare(root: Path) -> None:
-    """Sets what is not set yet, for this process and its children; `root` is the project's folder.
+    """Set what is not set yet, for this process and its children; `root` is the project's folder.
 
     The folder of this Python goes first on PATH, so that DVC's stages find this very `diptych` even where the virtual
     environment is not activated.

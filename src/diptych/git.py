@@ -19,7 +19,7 @@ _CONVERTED = re.compile(
 )
 _CONFLICT = re.compile(rb"^<<<<<<< ", re.MULTILINE)
 OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-"""Where a hook of git runs this, they name the repository of the hook; here the folder does."""
+"""Variables that a hook of git sets: they would name the hook's repository in place of the folder."""
 
 
 _ADVICE = (
@@ -159,7 +159,7 @@ def converted_files(folder: Path) -> dict[str, str]:
 
 
 def without_secrets(text: str) -> str:
-    """`text` without users, passwords and signatures of the addresses in it."""
+    """Return `text` without users, passwords and signatures of the addresses in it."""
     return re.sub(r"(://)[^/\s]*@", r"\1", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
 
 

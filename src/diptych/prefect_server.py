@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 """Seconds that a server may take to answer when a command begins."""
 _ATTEMPTS_TO_CONNECT = 4
-"""What Prefect's client makes of one."""
+"""Attempts to connect that Prefect's client makes for one request."""
 _STARTS = 3
 """Starts of a server of the run's own, each at another port, before it is given up."""
-_ENOUGH = 2**23
+_TEST_BYTES = 2**23
 """Bytes that a server of the run's own writes at once."""
 
 
@@ -186,7 +186,7 @@ def _check_home(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as file:
-            file.write(bytes(_ENOUGH))
+            file.write(bytes(_TEST_BYTES))
     except OSError as error:
         raise DiptychError(
             f"Prefect cannot write to its folder {home}: {error.strerror}. Free some space there, or make it writable, "

@@ -23,7 +23,7 @@ class Setting(NamedTuple):
     """One setting, and where it stands."""
 
     name: str
-    """As of an environment variable: PREFECT_API_URL, wherever it stands."""
+    """Name in the form of an environment variable, such as PREFECT_API_URL, wherever it stands."""
     value: str
     where: str
     """For people, such as "the file /home/ann/project/.env"."""
@@ -58,13 +58,13 @@ def server_setting(root: Path) -> Setting | None:
 
 def keep_home_in(root: Path) -> None:
     """Where no server is named, have Prefect keep what it stores in the project at `root`."""
-    if not os.environ.get(SERVER, "x"):
+    if os.environ.get(SERVER) == "":
         # As an empty text it would be taken for the address of a server.
         del os.environ[SERVER]
     try:
         named = server_setting(root)
     except DiptychError:
-        # For those to say that use Prefect.
+        # `prefect_server.load` reports it.
         return
     if named is None:
         os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))

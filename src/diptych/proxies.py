@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-_NEVER = ("localhost", "127.0.0.1", "127.0.1.1", "127.0.0.0/8", "0.0.0.0", "::1")
+_THIS_MACHINE = ("localhost", "127.0.0.1", "127.0.1.1", "127.0.0.0/8", "0.0.0.0", "::1")
 """Names of every machine for itself; Debian's own is 127.0.1.1, and servers say that they listen at 0.0.0.0."""
 _ALSO_THIS_MACHINE = re.compile(r"://(?:[^/\s@]*@)?(127(?:\.\d{1,3}){3}|\[::1\])(?=[:/]|$)")
 _PORTS = {"http": 80, "https": 443}
@@ -85,7 +85,7 @@ def _names_of_this_machine() -> list[str]:
 
     host = socket.gethostname()
     # Nobody is asked for the full name: behind a proxy there is often no DNS, and the answer takes long.
-    names = [*_NEVER, host, host.partition(".")[0]]
+    names = [*_THIS_MACHINE, host, host.partition(".")[0]]
     for addresses in psutil.net_if_addrs().values():
         names += [one.address.partition("%")[0] for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)]
     for value in os.environ.values():
@@ -101,7 +101,7 @@ def _extend(names: list[str]) -> None:
     for variable, value in values.items():
         present = _entries(value)
         missing = [name for name in names if name not in present]
-        # Alone it says that no proxy is ever used; urllib does not know it beside others.
+        # `*` alone turns all proxies off; urllib does not know it within a list.
         if missing and present != ["*"]:
             os.environ[variable] = ",".join([*present, *missing])
 

@@ -21,8 +21,8 @@ PATIENCE = 5.0
 """Seconds in which a database or a server has to answer."""
 _CONNECT_TIMEOUT = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mssql": "timeout"}
 """What the drivers call the seconds that connecting may take."""
-_QUESTION = "/api/2.0/mlflow/experiments/get-by-name"
-"""A server answers it from its database; of its health it would tell without one."""
+_PROBE_ENDPOINT = "/api/2.0/mlflow/experiments/get-by-name"
+"""An endpoint that a server answers from its database; /health answers without one."""
 _OTHER_ADDRESS = "correct MLFLOW_TRACKING_URI or register.tracking_uri in params.yaml"
 
 
@@ -97,7 +97,7 @@ def _ask_database(uri: str, timeout: dict[str, int]) -> None:
             f"MLflow's database {without_secret(uri)} needs the package {error.name}, which is not installed."
         ) from error
     except SQLAlchemyError as error:
-        raise _away(uri, getattr(error, "orig", None) or error) from error
+        raise _unreachable(uri, getattr(error, "orig", None) or error) from error
 
 
 def _ask_server(uri: str) -> None:
@@ -109,13 +109,13 @@ def _ask_server(uri: str) -> None:
     try:
         credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
         answer = http_request(  # type: ignore[no-untyped-call]
-            credentials, _QUESTION, "GET", max_retries=0, timeout=PATIENCE, params=parameters
+            credentials, _PROBE_ENDPOINT, "GET", max_retries=0, timeout=PATIENCE, params=parameters
         )
     except MlflowException as error:
         # MLflow's and requests' words wrap each other; the innermost tell: "[Errno 111] Connection refused".
-        raise _away(uri, _innermost(error)) from error
+        raise _unreachable(uri, _innermost(error)) from error
     if answer.status_code >= 500:
-        raise _away(uri, f"it answers {answer.status_code} {answer.reason}")
+        raise _unreachable(uri, f"it answers {answer.status_code} {answer.reason}")
     _check_answer(uri, answer)
 
 
@@ -143,7 +143,7 @@ def _innermost(error: BaseException) -> BaseException:
     return error if within is None else _innermost(within)
 
 
-def _away(uri: str, said: BaseException | str) -> UnreachableError:
+def _unreachable(uri: str, said: BaseException | str) -> UnreachableError:
     told = said if isinstance(said, str) else reason(said, uri)
     return UnreachableError(
         f"MLflow at {without_secret(uri)} does not answer: {told.rstrip('.')}. Start it, or {_OTHER_ADDRESS}."

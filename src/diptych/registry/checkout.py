@@ -63,7 +63,7 @@ def _check_out(workspace: Workspace, commit: str, root: Path) -> Workspace:
 
 
 def _undo_conversion(root: Path) -> None:
-    """Gives every file the very bytes of the commit, of which the tags are hashes: settings of git may have converted
+    """Give every file the very bytes of the commit, of which the tags are hashes: settings of git may have converted
     line endings.
     """
     for name in converted_files(root):

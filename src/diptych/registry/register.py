@@ -75,7 +75,7 @@ def check_registry(workspace: Workspace, params: Params) -> str:
 
 
 def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] | None = None) -> RegisteredVersion:
-    """Makes artifacts/model a model version with the alias `challenger`, unless it is one already.
+    """Make artifacts/model a model version with the alias `challenger`, unless it is one already.
 
     A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
     whole version or none. What it was made of is recorded in git first.

@@ -29,7 +29,7 @@ from diptych.workspace import Workspace
 FLUSH_EVERY = 5.0
 """Seconds in which figures are gathered before they are sent: a call costs more than what it carries."""
 RETRY_AFTER = 60.0
-"""Seconds of peace that a training has from an MLflow that does not answer."""
+"""Seconds between two attempts to reach an MLflow that does not answer."""
 PATIENCE_FOR_TABLES = 180.0
 """Seconds that another process may take to make the tables of a fresh store."""
 
