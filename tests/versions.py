@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from diptych.config import Params
 from diptych.registry.history import SETTLED, Event, record
@@ -30,6 +31,8 @@ def open_copy(workspace: Workspace, store: Path, name: str = "diptych") -> Regis
     """The registered model of `store`, in a copy of it."""
     workspace.local.mkdir(parents=True, exist_ok=True)
     shutil.copy(store, workspace.local / "mlflow.db")
+    # What this process has written of the runs to the original's folder, it would go on writing there.
+    _artifact_repos_cache.clear()
     return RegisteredModel.of(workspace, Params(), name)
 
 

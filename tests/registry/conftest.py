@@ -46,10 +46,11 @@ def model(mlflow_store: Path, tmp_path: Path) -> RegisteredModel:
 
 @pytest.fixture(scope="session")
 def _four(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("four")
+    root, elsewhere = tmp_path_factory.mktemp("four"), tmp_path_factory.mktemp("packages")
     model = open_registry(Workspace(root), mlflow_store)
     for _ in range(4):
-        make_version(model, root)
+        # Not in the project: what lies there follows a project that is copied.
+        make_version(model, elsewhere)
     return root / ".diptych" / "mlflow.db"
 
 
