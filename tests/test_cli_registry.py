@@ -13,10 +13,12 @@ from tiny import write_prepared
 from versions import crown, make_version, open_copy, open_registry, package_of, write_accepted
 
 from diptych.cli import main
+from diptych.config import Params
 from diptych.registry import gate, measuring
 from diptych.registry.history import history
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel
+from diptych.registry.tracking import connect
 from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
 from diptych.workspace import Workspace
 
@@ -45,6 +47,8 @@ def _template(mlflow_store: Path, tmp_path_factory) -> Path:
 def inside(_template, tmp_path, monkeypatch) -> Workspace:
     """In a project with three versions."""
     workspace = Workspace(shutil.copytree(_template, tmp_path / "project"))
+    # The addresses in its store follow the copy, which is told once.
+    connect(workspace, Params())
     monkeypatch.chdir(workspace.root)
     return workspace
 
@@ -349,7 +353,7 @@ def test_an_mlflow_that_does_not_answer_is_an_error_without_its_password(inside,
 
     assert diptych(*command) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: MLflow at http://127.0.0.1:9 says: ")
+    assert error.startswith("error: MLflow at http://127.0.0.1:9 does not answer: ")
     assert "secret" not in error
 
 
@@ -360,7 +364,7 @@ def test_an_mlflow_that_does_not_answer_costs_seconds(inside, capsys, monkeypatc
     assert diptych("champion") == 1
     assert time.monotonic() - started < 30
     *_, last = (error := capsys.readouterr().err).splitlines()
-    assert last.startswith("error: MLflow at http://127.0.0.1:9 says: ")
+    assert last.startswith("error: MLflow at http://127.0.0.1:9 does not answer: ")
     assert "secret" not in error
 
 

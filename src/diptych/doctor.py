@@ -14,7 +14,7 @@ from diptych import dvc
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
 from diptych.git import GitError, converted_files, find_repository, git, head, how_to_restore, without_secrets
-from diptych.packages import LOCK, other_than_locked
+from diptych.packages import LOCK, foreign_code, other_than_locked
 from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -281,6 +281,9 @@ def _disk(workspace: Workspace, params: Params) -> Finding:
 
 
 def _packages(workspace: Workspace, params: Params) -> Finding:
+    if running := foreign_code(workspace.root):
+        found = f"the code in {running} runs, and not that of this project"
+        return Finding("", "warning", found, "`rm -r .venv`, then `make setup`.")
     path = workspace.root / LOCK
     if not path.is_file():
         return Finding("", "warning", f"{LOCK} is not there to compare with", how_to_restore(path))

@@ -1,4 +1,4 @@
-"""Which packages are installed, beside those that a lock names."""
+"""Which packages are installed beside those that a lock names, and whose code of diptych runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import diptych
+
 LOCK = "requirements.lock"
+
+
+def foreign_code(root: Path) -> Path | None:
+    """Return the folder of the package that runs, if it is other code than that of the project; None if it is the same.
+
+    The virtual environment of a project that was copied runs the code of the original.
+    """
+    running, own = Path(diptych.__file__).parent, root / "src" / "diptych"
+    if not own.is_dir() or running.samefile(own):
+        return None
+    names = {path.relative_to(folder) for folder in (running, own) for path in folder.rglob("*.py")}
+    return None if all(_content(running / name) == _content(own / name) for name in names) else running
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def other_than_locked(lock: Path) -> list[str]:

@@ -22,6 +22,7 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.git import GitError, changed_paths, converted_files, git, git_or_empty, head, without_secrets
+from diptych.packages import foreign_code
 from diptych.registry.provenance import UNKNOWN, provenance
 from diptych.workspace import Workspace
 
@@ -81,6 +82,8 @@ def recorded_provenance(workspace: Workspace) -> dict[str, str]:
     run = record_run(workspace)
     if run.reproducible and (stages := _behind(workspace)):
         run = run._replace(reproducible=False, why=f"made by other code, data or parameters: {_listed(stages)} changed")
+    if run.reproducible and (running := foreign_code(workspace.root)):
+        run = run._replace(reproducible=False, why=f"made by the code in {running}, which is not the project's")
     tags = provenance(workspace) | {"git_sha": run.sha}
     if run.sha != UNKNOWN:
         tags["git_dirty"] = str(not run.reproducible).lower()

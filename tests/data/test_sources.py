@@ -243,7 +243,7 @@ def test_links_may_lead_into_the_folder_that_is_given(folder: Path) -> None:
 
 
 def test_a_table_of_another_kind_or_encoding_is_refused(folder: Path) -> None:
-    with pytest.raises(DiptychError, match=r"a \.csv \(commas\) or a \.tsv"):
+    with pytest.raises(DiptychError, match=r"a \.csv or a \.tsv"):
         table_source(table(folder, "", "t.xlsx"), folder)
     path = folder.parent / "latin.csv"
     path.write_bytes("file,caption\na.jpg,é\n".encode("latin-1"))

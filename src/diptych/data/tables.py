@@ -62,7 +62,7 @@ def read_table(table: Path) -> list[TableRow]:
     """
     suffix = table.suffix.lower()
     if suffix not in (".csv", ".tsv"):
-        raise DiptychError(f"{table}: a table is a .csv (commas) or a .tsv (tabs).")
+        raise DiptychError(f"{table}: a table is a .csv or a .tsv; a spreadsheet program saves one as CSV UTF-8.")
     text = read_text(table)
     if "\0" in text:
         line = _line_breaks(text[: text.index("\0")]) + 1
@@ -169,7 +169,7 @@ def _columns(table: Path, header: _Line) -> _Columns:
         found = ", ".join(name.strip() for name in header.cells) or "nothing"
         raise DiptychError(
             f"{table}, line {header.number}: no column {' and '.join(absent)}; the header has {found}."
-            f"{_other_kind(table, header)}"
+            f"{_other_kind(table, header) or ' Give the columns these names.'}"
         )
     for name in ("file", "split"):
         if names.count(name) > 1:

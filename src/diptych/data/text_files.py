@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _has_characters(content: bytes, encoding: str) -> bool:
 def _conversion(path: Path) -> str:
     return (
         " If it is in Latin-1 or Windows-1252, convert it: "
-        f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}`."
+        f"`iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(f'utf8-{path.name}')}`."
     )
 
 
