@@ -261,3 +261,29 @@ def test_a_server_that_fails_for_a_moment_costs_no_second_run(trained, monkeypat
     run.finish({})
 
     assert len(runs(trained)) == 1
+
+
+def test_the_tags_of_a_run_that_was_begun_stay_those_of_its_beginning(trained, broken, monkeypatch):
+    broken["broken"] = False
+    kept = []
+    monkeypatch.setattr(tracking, "keep", lambda workspace, uri, run_id, figures: kept.append((run_id, figures.tags)))
+    with TrackedRun(trained, Params()) as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        broken["broken"] = True
+        run.log_metrics({"loss": 1.0}, 2)
+        run.finish({"weights_sha256": "abc"})
+
+    ((run_id, tags),) = kept
+    assert (run_id != "", tags) == (True, {"weights_sha256": "abc"})
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_and_the_training_goes_on(trained, broken, monkeypatch, caplog):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking, "keep", fail)
+    with TrackedRun(trained, Params()) as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        run.finish({"weights_sha256": "abc"})
+
+    assert "cannot be kept" in caplog.text

@@ -179,11 +179,20 @@ class TrackedRun:
         self._finished = True
         self._figures.tags, self._figures.status = dict(tags), status
         if not self._attempt():
-            # Where no run was made yet, its first tags are the training's as well.
-            self._figures.tags = self._first_tags() | self._figures.tags
-            keep(self._workspace, self._uri, self._run_id, self._figures)
-            log.warning("The figures of this training are kept: the next run, or `diptych register`, sends them.")
+            self._keep()
         self._note.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        """Keep what MLflow lacks; nor is a full disk a reason to lose a training."""
+        if not self._run_id:
+            # A run that is made later has these from its beginning.
+            self._figures.tags = self._first_tags() | self._figures.tags
+        try:
+            keep(self._workspace, self._uri, self._run_id, self._figures)
+        except OSError as error:
+            log.warning("The figures of this training cannot be kept (%s): `diptych register` makes a run.", error)
+            return
+        log.warning("The figures of this training are kept: the next run, or `diptych register`, sends them.")
 
     def _flush_when_due(self) -> None:
         now = time.monotonic()
