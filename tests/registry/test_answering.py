@@ -116,3 +116,11 @@ def test_the_answer_of_an_mlflow_without_the_experiment_is_one(monkeypatch):
     monkeypatch.setattr(answering, "PATIENCE", 5.0)
     with server(404, '{"error_code": "RESOURCE_DOES_NOT_EXIST"}') as port:
         require_answer(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("uri", ["postgresql+nodriver://me:secret@h/db", "postgresql://me:secret@h:port/db"])
+def test_what_is_no_address_of_a_database_is_not_taken_for_one_that_is_away(uri):
+    with pytest.raises(DiptychError, match=r"is no address of a database .*MLFLOW_TRACKING_URI") as told:
+        require_answer(uri)
+    assert not isinstance(told.value, UnreachableError)
+    assert "secret" not in str(told.value)

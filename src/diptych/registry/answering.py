@@ -86,7 +86,7 @@ def _ask_file(store: Path) -> None:
 
 def _ask_database(uri: str, timeout: dict[str, int]) -> None:
     from sqlalchemy import create_engine, text
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
     from sqlalchemy.pool import NullPool
 
     try:
@@ -96,6 +96,9 @@ def _ask_database(uri: str, timeout: dict[str, int]) -> None:
         raise DiptychError(
             f"MLflow's database {without_secret(uri)} needs the package {error.name}, which is not installed."
         ) from error
+    except (ArgumentError, ValueError) as error:
+        # No later attempt would find another answer.
+        raise DiptychError(f"{without_secret(uri)} is no address of a database ({error}): {_OTHER_ADDRESS}.") from error
     except SQLAlchemyError as error:
         raise _unreachable(uri, getattr(error, "orig", None) or error) from error
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from diptych.files import atomic_path
 from diptych.processes import HOLDER
-from diptych.registry.answering import PATIENCE, unanswered
+from diptych.registry.answering import PATIENCE, damaged, unanswered
 from diptych.workspace import Workspace
 
 _ADDRESSES = (
@@ -46,6 +46,7 @@ def follow_project(workspace: Workspace, store: Path) -> None:
 
     Raises:
         UnreachableError: another program has the store locked.
+        DiptychError: the store is damaged.
     """
     artifacts = workspace.local.resolve() / "mlartifacts"
     try:
@@ -57,6 +58,8 @@ def follow_project(workspace: Workspace, store: Path) -> None:
                     _follow(database, workspace, artifacts)
     except sqlite3.OperationalError as error:
         raise unanswered(str(store), error) from error
+    except sqlite3.DatabaseError as error:
+        raise damaged(str(store), error) from error
 
 
 def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
