@@ -30,6 +30,7 @@ lint: setup ## Check types, style and that the locked packages fit together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(UV) pip check --quiet
 
 audit: setup ## Ask PyPI for known vulnerabilities of what requirements.lock names; needs a network

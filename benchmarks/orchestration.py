@@ -24,14 +24,14 @@ from statistics import median
 
 from tqdm import tqdm
 
-from diptych.dvc import STAGES
-from diptych.environment import prepare
+from diptych.project.dvc import STAGES
+from diptych.project.environment import prepare
 
 ROOT = Path(__file__).parents[1]
 EMPTY = """
 import sys
 from pathlib import Path
-from diptych.environment import prepare
+from diptych.project.environment import prepare
 prepare(Path.cwd())
 from prefect import flow
 

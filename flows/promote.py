@@ -6,9 +6,9 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from diptych.config import load_params
-from diptych.environment import enter
-from diptych.processes import holding
+from diptych.project.environment import enter
+from diptych.project.params import read_params
+from diptych.project.processes import holding
 
 
 @flow(name="promote", description=__doc__, validate_parameters=True, persist_result=False)
@@ -30,11 +30,11 @@ def promote(
         DiptychError: there is no such version, a forced promotion has no reason, or a run holds the workspace.
     """
     workspace = enter()
-    from diptych.pages import show_decision
+    from diptych.orchestration.pages import show_decision
     from diptych.registry.lifecycle import consider, copy_to
     from diptych.registry.registered_model import RegisteredModel
 
-    params = load_params(workspace.params)
+    params = read_params(workspace)
     model = RegisteredModel.of(workspace, params)
     with holding(workspace, "the promote flow"):
         candidate = model.find(version)

@@ -19,14 +19,14 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from diptych import dvc
-from diptych.config import load_params
 from diptych.data.pretrained import locate_towers
-from diptych.environment import enter
-from diptych.git import GitError, head
-from diptych.presets import use_preset
-from diptych.processes import holding
-from diptych.workspace import Workspace
+from diptych.project import dvc
+from diptych.project.environment import enter
+from diptych.project.git import GitError, head
+from diptych.project.params import read_params
+from diptych.project.presets import use_preset
+from diptych.project.processes import holding
+from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.inbox.ledger import Taken
@@ -66,7 +66,7 @@ def retrain(
         if preset:
             use_preset(workspace, preset)
         # Wrong parameters end it here.
-        load_params(workspace.params)
+        read_params(workspace)
         warn_of_unknown_commit(workspace)
         dvc.mend(workspace)
         taken = look_into_inbox(workspace, inbox)
@@ -100,7 +100,7 @@ def run_stages(
     """The stages that have to run, if there is a reason; returns why, or why not, and what became of each."""
     from diptych.registry.register import check_registry
 
-    params = load_params(workspace.params)
+    params = read_params(workspace)
     if not changed and not force:
         get_run_logger().info("nothing has changed: no stage has to run")
         return ["Nothing has changed."], dict.fromkeys(dvc.STAGES, "reused")
@@ -119,7 +119,7 @@ def run_stages(
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
 def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[Taken]:
     """New pairs that were dropped become part of the dataset version, if they pass validation."""
-    params = load_params(workspace.params)
+    params = read_params(workspace)
     if not (inbox or params.retrain.inbox or workspace.journal.exists()):
         return []
     from diptych.inbox.taking import take_drops
@@ -135,9 +135,9 @@ def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[Taken]:
 def look_for_reasons(workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any]) -> tuple[list[str], str]:
     """Why this run trains, or why not; how far new pairs are from those of the champion."""
     from diptych.inbox.need import need_to_train
-    from diptych.pages import show_drift
+    from diptych.orchestration.pages import show_drift
 
-    need = need_to_train(workspace, load_params(workspace.params), taken, changed)
+    need = need_to_train(workspace, read_params(workspace), taken, changed)
     if need.drift is not None:
         show_drift(need.drift)
     for sentence in need.reasons or [need.why_not]:
@@ -174,7 +174,7 @@ def reproduce(workspace: Workspace, name: str, force: bool) -> str:
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(workspace: Workspace) -> None:
     """What the stages found, as artifacts of the run."""
-    from diptych.pages import show_results
+    from diptych.orchestration.pages import show_results
 
     show_results(workspace)
 
@@ -185,7 +185,7 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
     from diptych.registry.address import tracking_uri
     from diptych.registry.register import register
 
-    params = load_params(workspace.params)
+    params = read_params(workspace)
     version = register(workspace, params, {"prefect_flow_run_id": str(flow_run.id)})
     get_run_logger().info(version.describe())
     metrics = json.loads((workspace.reports / "metrics.json").read_text(encoding="utf-8"))
@@ -195,21 +195,21 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
 @task(name="share", task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
 def share(workspace: Workspace) -> None:
     """Data and results go to the DVC remote, the commits of runs to the git remote, where there are such."""
-    from diptych.recording import publish_run
+    from diptych.project.recording import publish_run
 
-    for problem in publish_run(workspace, load_params(workspace.params), get_run_logger().info):
+    for problem in publish_run(workspace, read_params(workspace), get_run_logger().info):
         get_run_logger().warning(problem)
 
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, persist_result=False)
 def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
     """The gate's word on the version, and its promotion, if that is wanted; the champion afterwards."""
-    from diptych.pages import show_decision
+    from diptych.orchestration.pages import show_decision
     from diptych.registry.lifecycle import consider, needs_decision
     from diptych.registry.promotion import mend
     from diptych.registry.registered_model import RegisteredModel
 
-    params = load_params(workspace.params)
+    params = read_params(workspace)
     model = RegisteredModel.of(workspace, params)
     mend(model)
     outcome, why = "not asked", ""
@@ -230,7 +230,7 @@ def tell_history(workspace: Workspace) -> None:
     from diptych.registry.registered_model import RegisteredModel
 
     if ledger.has_untold(workspace):
-        model = RegisteredModel.of(workspace, load_params(workspace.params))
+        model = RegisteredModel.of(workspace, read_params(workspace))
         if model.exists():
             ledger.tell_history(workspace, model)
 
@@ -238,7 +238,7 @@ def tell_history(workspace: Workspace) -> None:
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)
 def summarize(happened: dict[str, Any]) -> None:
     """What this run did and why, with the ways to what it made."""
-    from diptych.pages import mlflow_links, run_lines, show_summary
+    from diptych.orchestration.pages import mlflow_links, run_lines, show_summary
 
     links = mlflow_links(happened["tracking_uri"], happened["version"]) if "version" in happened else {}
     show_summary(run_lines(happened), links)

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from diptych.config import load_params
-from diptych.environment import enter
+from diptych.project.environment import enter
+from diptych.project.params import read_params
 
 
 @flow(name="rollback", description=__doc__, validate_parameters=True, persist_result=False)
@@ -25,11 +25,11 @@ def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
         DiptychError: there is no earlier champion, or its package is gone or damaged.
     """
     workspace = enter()
-    from diptych.pages import show_summary
+    from diptych.orchestration.pages import show_summary
     from diptych.registry.promotion import roll_back
     from diptych.registry.registered_model import RegisteredModel
 
-    model = RegisteredModel.of(workspace, load_params(workspace.params))
+    model = RegisteredModel.of(workspace, read_params(workspace))
     moved = roll_back(model, to, why=reason)
     said = f"{model.name}: version {moved.after} is the champion in place of version {moved.before}: {reason}"
     get_run_logger().info(said)

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from sharing import made_once
 
-from diptych import environment
 from diptych.config import Params
-from diptych.processes import HOLDER
-from diptych.workspace import Workspace
+from diptych.project import environment
+from diptych.project.processes import HOLDER
+from diptych.project.workspace import Workspace
 
 CHAIN = """
 stages:

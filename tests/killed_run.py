@@ -67,11 +67,11 @@ def _import() -> Callable[..., dict[str, Any]]:
 
     import diptych.inbox.need
     import diptych.inbox.taking
-    import diptych.pages
+    import diptych.orchestration.pages
     import diptych.registry.gate
     import diptych.registry.register  # noqa: F401
-    from diptych.cli import _load_flow
-    from diptych.workspace import Workspace
+    from diptych.cli.main import _load_flow
+    from diptych.project.workspace import Workspace
 
     flow: Callable[..., dict[str, Any]] = _load_flow(Workspace(ROOT))
     return flow
@@ -127,7 +127,7 @@ def _kill_at(path: str, name: str, when: Callable[..., bool] = lambda *arguments
 MOMENTS = {
     "the version": _kill_at("mlflow:MlflowClient", "create_model_version"),
     "the alias challenger": _kill_at("mlflow:MlflowClient", "set_registered_model_alias"),
-    "sending to the DVC remote": _kill_at("diptych.dvc", "push"),
+    "sending to the DVC remote": _kill_at("diptych.project.dvc", "push"),
     "the promotion": _kill_at("diptych.registry.lifecycle", "promote"),
     # The event has been written down.
     "the alias champion": _kill_at(

@@ -11,10 +11,10 @@ import pandas as pd
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from diptych.config import Params
+from diptych.project.provenance import model_digests
+from diptych.project.workspace import Workspace
 from diptych.registry.history import SETTLED, Event, record
-from diptych.registry.provenance import model_digests
 from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version, model_folder
-from diptych.workspace import Workspace
 
 HOLDS = {"expectations": [{"table": "images", "expectation": "unique", "column": "image_id", "success": True}]}
 """A validation report."""

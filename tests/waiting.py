@@ -2,7 +2,7 @@
 
 import time
 
-from diptych.processes import is_alive
+from diptych.project.processes import is_alive
 
 
 def dies(pid: int, seconds: float = 10) -> bool:

@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from diptych import dvc
-from diptych.config import load_params
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
-from diptych.processes import HOLDER
+from diptych.project import dvc
+from diptych.project.params import read_params
+from diptych.project.processes import HOLDER
+from diptych.project.provenance import model_digests
 from diptych.registry.claim import PREFIX as CLAIMS
 from diptych.registry.history import history
-from diptych.registry.provenance import model_digests
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel
 
 from .project import SCENES
@@ -47,7 +47,7 @@ class Checks:
 
     def after(self, summary: dict[str, Any]) -> list[str]:
         """After a run that told `summary`."""
-        model = RegisteredModel.of(self._workspace, load_params(self._workspace.params))
+        model = RegisteredModel.of(self._workspace, read_params(self._workspace))
         found = [
             *self._versions(model),
             *self._aliases(model, summary),
@@ -62,13 +62,13 @@ class Checks:
 
     def is_judged(self) -> bool:
         """Whether the gate has said its word on the challenger, and what is left to do is to promote it."""
-        model = RegisteredModel.of(self._workspace, load_params(self._workspace.params))
+        model = RegisteredModel.of(self._workspace, read_params(self._workspace))
         return "gate" in model.find(CHALLENGER).tags
 
     def everything(self) -> list[str]:
         """At the end: every version again, and what the remotes have."""
         self._whole.clear()
-        model = RegisteredModel.of(self._workspace, load_params(self._workspace.params))
+        model = RegisteredModel.of(self._workspace, read_params(self._workspace))
         found = list(self._versions(model))
         missing = subprocess.run(
             ["dvc", "status", "--cloud", "--json"],
@@ -134,7 +134,7 @@ class Checks:
 
     def _tracking(self, model: RegisteredModel) -> Iterator[str]:
         """No run is shown as at work."""
-        experiment = model.client.get_experiment_by_name(load_params(self._workspace.params).register_.experiment)
+        experiment = model.client.get_experiment_by_name(read_params(self._workspace).register_.experiment)
         for run in model.client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
             yield f"MLflow's run {run.info.run_id} is shown as running"
 

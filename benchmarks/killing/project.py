@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 
 from . import ROOT
 

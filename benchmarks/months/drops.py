@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
-from diptych.data.scenes import write_scenes
+from diptych.data.scenes.drawing import write_scenes
 from diptych.data.shards import list_members, read_member
 
 Kind = Literal["normal", "corrupt", "damaged table", "identical", "drifted", "wrong captions"]

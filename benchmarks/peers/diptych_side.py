@@ -21,10 +21,10 @@ from diptych.config import Params, Train, load_params
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.model.device import choose_precision, keep_freed_memory
 from diptych.model.dual_encoder import build_model
+from diptych.project.workspace import Workspace
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import REPORT_EVERY, Report, Trainer
-from diptych.workspace import Workspace
 from peers.clock import EpochClock, now
 from peers.task import Result, Task, answer
 

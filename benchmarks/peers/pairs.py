@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diptych.config import load_params
 from diptych.data.prepared import Prepared, PreparedSplit
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 from peers.task import Task
 from peers.towers import IMAGE_TOWER
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diptych import environment
+from diptych.project import environment
 from peers.task import Precision, Result, Task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,6 @@
 """`python -m diptych` is `diptych`."""
 
-from diptych.cli import main
+from diptych.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diptych.errors import DiptychError
-from diptych.git import refuse_conflict
 
 Role = Literal["train", "val", "test"]
 
@@ -464,10 +463,9 @@ def load_params(path: Path) -> Params:
     """Reads params.yaml.
 
     Raises:
-        DiptychError: the file is missing, amid a merge or not YAML, or a key is unknown, repeated, of the wrong type or
+        DiptychError: the file is missing or not YAML, or a key is unknown, repeated, of the wrong type or
             out of range; the message names each such key.
     """
-    refuse_conflict(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from diptych.data import importing
 from diptych.data.captions import read_dataset, write_dataset
 from diptych.data.growth import Rules
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_karpathy, import_table
-from diptych.data.scenes import write_scenes
+from diptych.data.scenes.drawing import write_scenes
 from diptych.data.shards import list_members, read_member
 from diptych.errors import DiptychError
 

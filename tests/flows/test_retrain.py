@@ -10,17 +10,17 @@ from prefect.client.orchestration import get_client
 from prefect_server import prefect_server
 from tiny_model import write_reports, write_tiny_model
 
-from diptych import dvc, recording
-from diptych.cli import _load_flow
+from diptych.cli.main import _load_flow
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
 from diptych.inbox.ledger import Taken, note
-from diptych.processes import holding
+from diptych.project import dvc, recording
+from diptych.project.processes import holding
+from diptych.project.workspace import Workspace
 from diptych.registry.history import history
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import connect
-from diptych.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 

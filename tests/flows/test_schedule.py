@@ -29,9 +29,9 @@ from services import PATIENCE, Service, becomes_true
 from tiny_model import write_reports, write_tiny_model
 from waiting import dies
 
-from diptych import automations, schedules
-from diptych.deployment import RETRAIN, Choices, deploy
-from diptych.workspace import Workspace
+from diptych.orchestration import automations, schedules
+from diptych.orchestration.deployment import RETRAIN, Choices, deploy
+from diptych.project.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))

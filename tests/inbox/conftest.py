@@ -16,13 +16,13 @@ from dropping import make_photo
 from fake_project import IGNORED, PARAMS, commit, run
 from sharing import made_once
 
-from diptych import changing
 from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 from diptych.errors import DiptychError
 from diptych.inbox import taking
-from diptych.registry.provenance import folder_sha256
-from diptych.workspace import Workspace
+from diptych.project import changing
+from diptych.project.provenance import folder_sha256
+from diptych.project.workspace import Workspace
 
 CHAIN = {
     "stages": {

@@ -3,8 +3,8 @@
 import pytest
 
 from diptych.config import Params
+from diptych.drift.distance import Distance, Drift
 from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
-from diptych.inbox.drift import Distance, Drift
 from diptych.inbox.ledger import Taken
 
 DRIFTED = Drift(10, 20, (Distance("brightness", 0.5, 0.1, 0.2, 100.0, 30.0),))

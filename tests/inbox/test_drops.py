@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.errors import DiptychError
-from diptych.inbox.drops import open_inbox, unsafe_names
-from diptych.workspace import Workspace
+from diptych.inbox.drops import unsafe_names
+from diptych.inbox.opening import open_inbox
+from diptych.project.workspace import Workspace
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
 from diptych.inbox.ledger import Taken, has_untold, note, pending, tell_history
+from diptych.project.workspace import Workspace
 from diptych.registry import history
-from diptych.workspace import Workspace
 
 FIRST, SECOND = Drop("a", "1" * 64, "a"), Drop("b", "2" * 64, "b")
 

@@ -12,8 +12,8 @@ from versions import crown, make_version, open_registry, package_of
 from diptych.config import Params
 from diptych.inbox import need
 from diptych.inbox.need import need_to_train
+from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import RegisteredModel
-from diptych.workspace import Workspace
 
 
 @pytest.fixture
@@ -28,8 +28,9 @@ def model(workspace: Workspace, mlflow_store: Path, tmp_path: Path, monkeypatch)
     make_version(model, tmp_path)
     crown(model, "1")
     monkeypatch.setattr(need, "profile_of_run", lambda client, run_id: SimpleNamespace(images=10))
-    monkeypatch.setattr(need, "new_images", lambda workspace, params, reference: [1])
-    monkeypatch.setattr(need, "gone_images", lambda workspace, params, reference: 0)
+    monkeypatch.setattr(need, "read_accepted", lambda *paths: None)
+    monkeypatch.setattr(need, "new_images", lambda accepted, params, reference: [1])
+    monkeypatch.setattr(need, "gone_images", lambda accepted, params, reference: 0)
     return model
 
 
@@ -52,10 +53,10 @@ def test_a_champion_whose_package_is_gone_is_a_reason(workspace, model):
 
 def test_images_that_were_taken_out_are_a_reason_however_few(workspace, model, monkeypatch):
     params = Params.model_validate({"retrain": {"new_share": 0.5}})
-    monkeypatch.setattr(need, "new_images", lambda workspace, params, reference: [])
+    monkeypatch.setattr(need, "new_images", lambda accepted, params, reference: [])
     assert need_to_train(workspace, params, [], {}).reasons == []
 
-    monkeypatch.setattr(need, "gone_images", lambda workspace, params, reference: 3)
+    monkeypatch.setattr(need, "gone_images", lambda accepted, params, reference: 3)
 
     assert need_to_train(workspace, params, [], {}).reasons == [
         "3 images that the champion learned from are in train no more."

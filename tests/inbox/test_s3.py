@@ -14,9 +14,9 @@ from moto.server import ThreadedMotoServer
 
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.inbox.drops import open_inbox
+from diptych.inbox.opening import open_inbox
 from diptych.inbox.taking import take_drops
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 
 ADDRESS = "s3://bucket/new/pairs"
 CSV = b"file,caption\n"

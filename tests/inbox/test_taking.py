@@ -10,14 +10,15 @@ import shutil
 import pytest
 from dropping import photos, write_drop
 
-from diptych import dvc
-from diptych.changing import recover
 from diptych.config import Params
 from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
-from diptych.inbox import drops, taking
+from diptych.inbox import taking
+from diptych.inbox.opening import open_inbox
 from diptych.inbox.taking import take_drops
+from diptych.project import dvc
+from diptych.project.changing import recover
 
 pytestmark = pytest.mark.usefixtures("instant")
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
@@ -192,7 +193,7 @@ def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_
     assert taken.name == "a"
     assert "drop b is being changed; the next run looks at it again" in said
     assert len(ledger(stocked)) == 1
-    assert "leads out of the inbox" in drops.open_inbox(stocked, "inbox").drops()[1].problem
+    assert "leads out of the inbox" in open_inbox(stocked, "inbox").drops()[1].problem
 
 
 def test_a_refused_drop_leaves_those_after_it_alone(stocked):

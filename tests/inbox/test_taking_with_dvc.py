@@ -15,15 +15,15 @@ import yaml
 from click.testing import CliRunner
 from dropping import photos, write_drop
 
-from diptych import dvc
-from diptych.changing import recover
-from diptych.cli import cli
+from diptych.cli.main import cli
 from diptych.config import Params
 from diptych.data.captions import read_dataset
-from diptych.data.scenes import write_scenes
+from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
 from diptych.inbox import taking
 from diptych.inbox.taking import take_drops
+from diptych.project import dvc
+from diptych.project.changing import recover
 
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
 
@@ -145,9 +145,10 @@ from pathlib import Path
 from diptych.config import Params
 from diptych.data import importing
 from diptych.inbox import taking
-from diptych.workspace import Workspace
-from diptych import dvc, files
-import diptych.dvc
+from diptych.project.workspace import Workspace
+from diptych import files
+from diptych.project import dvc
+import diptych.project.dvc
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 def before(module, name):

@@ -11,17 +11,20 @@ from pipeline_clone import Clone
 
 TAKE = """
 import json
-from diptych.config import load_params
-from diptych.environment import enter
-from diptych.inbox.drift import compare
-from diptych.inbox.profile import make_profile, new_images
+from diptych.data.accepted import read_accepted
+from diptych.project.params import read_params
+from diptych.project.environment import enter
+from diptych.drift.distance import compare
+from diptych.drift.profile import make_profile, new_images
 from diptych.inbox.taking import take_drops
 workspace = enter()
-params = load_params(workspace.params)
-reference = make_profile(workspace, params, model=workspace.model)
+params = read_params(workspace)
+paths = workspace.data, workspace.manifest, workspace.captions
+reference = make_profile(read_accepted(*paths), params, model=workspace.model)
 taken = take_drops(workspace, params, "inbox", lambda line: None)
-new = new_images(workspace, params, reference)
-drift = compare(reference, make_profile(workspace, params, new, workspace.model), params)
+accepted = read_accepted(*paths)
+new = new_images(accepted, params, reference)
+drift = compare(reference, make_profile(accepted, params, new, workspace.model), params)
 print(json.dumps({"taken": [one.to_json() for one in taken], "new": new, "drift": drift.to_json()}))
 """
 

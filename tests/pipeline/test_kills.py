@@ -17,15 +17,15 @@ from prefect.settings import PREFECT_API_URL
 from prefect_server import prefect_server
 from tiny_model import write_reports, write_tiny_model
 
-from diptych import dvc
 from diptych.config import Params
 from diptych.data.captions import read_dataset
-from diptych.git import git
+from diptych.project import dvc
+from diptych.project.git import git
+from diptych.project.provenance import model_digests
+from diptych.project.workspace import Workspace
 from diptych.registry.claim import PREFIX as CLAIMS
 from diptych.registry.history import history
-from diptych.registry.provenance import model_digests
 from diptych.registry.registered_model import RegisteredModel
-from diptych.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pipeline_clone import Clone
 
-from diptych import dvc
+from diptych.project import dvc
 
 COMPARED = ["data", "params", "dvc.lock", "package", "weights", "metrics"]
 

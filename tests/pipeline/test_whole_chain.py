@@ -15,8 +15,8 @@ from pipeline_clone import Clone
 from waiting import dies
 
 from diptych.model.package import weights_sha256
-from diptych.processes import holding
-from diptych.workspace import Workspace
+from diptych.project.processes import holding
+from diptych.project.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 STAGES = ["validate", "preprocess", "baselines", "train", "controls", "evaluate"]

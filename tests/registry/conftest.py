@@ -8,9 +8,9 @@ from tiny_model import write_reports, write_tiny_model
 from versions import make_version, open_copy, open_registry
 
 from diptych.config import Params
+from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import connect
-from diptych.workspace import Workspace
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import pytest
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.registry.address import artifact_folder, store_file, tracking_uri, without_secret
-from diptych.workspace import Workspace
 
 
 def named(uri: str) -> Params:

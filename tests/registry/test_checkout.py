@@ -5,9 +5,9 @@ import shutil
 import pytest
 from dvc.config import Config
 
-from diptych.git import git
+from diptych.project.git import git
+from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
-from diptych.workspace import Workspace
 
 
 @pytest.mark.parametrize("name", ["jürgen", "Mein Projekt", "50% off", "a#b", "a?b=c", "o'r", "a,b", "日本"])

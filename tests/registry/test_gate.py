@@ -15,13 +15,13 @@ from versions import HOLDS, crown, make_version, package_of, register_package, w
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.registry import gate
 from diptych.registry.gate import answer_time, decide, keep
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import model_folder
 from diptych.retrieval.comparison import compare
 from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
-from diptych.workspace import Workspace
 
 IMAGES = 40
 MODEL = """

@@ -9,6 +9,7 @@ from versions import crown, make_version, write_accepted
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
 from diptych.registry.gate import Check, Decision
 from diptych.registry.history import Event, history, record
@@ -17,7 +18,6 @@ from diptych.registry.measuring import Measured, gallery
 from diptych.registry.promotion import mend, promote
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
-from diptych.workspace import Workspace
 
 IMAGES = 40
 PARAMS = Params.model_validate({"threads": 1, "device": "cpu"})

@@ -20,13 +20,13 @@ from diptych.data.tokenization import learn_tokenizer, save_tokenizer, vocabular
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import build_model
 from diptych.model.package import Preprocessing, load_model, save_model
+from diptych.project.workspace import Workspace
 from diptych.registry import measuring
 from diptych.registry.measuring import gallery, measure
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.reranking import Weights
 from diptych.validation.scan import scan_images
-from diptych.workspace import Workspace
 
 PARAMS = Params.model_validate({"threads": 1, "device": "cpu", "preprocess": {"image_size": 32, "max_tokens": 16}})
 IMAGES = {"train": 3, "test": 14}

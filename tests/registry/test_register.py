@@ -21,11 +21,11 @@ from tiny_model import write_tiny_model
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.registry.gate import answer_time
 from diptych.registry.register import flat_metrics, register
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import TrackedRun, connect
-from diptych.workspace import Workspace
 
 LOAD = """
 import io, os, sys, mlflow, pandas as pd

@@ -15,11 +15,11 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from sqlalchemy.exc import ProgrammingError
 from versions import make_version, package_of
 
-from diptych import cli
+from diptych.cli import main as cli
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, explained, model_folder
-from diptych.workspace import Workspace
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
 

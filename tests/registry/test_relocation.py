@@ -9,8 +9,8 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from diptych.config import Params
+from diptych.project.workspace import Workspace
 from diptych.registry.tracking import connect
-from diptych.workspace import Workspace
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ import pytest
 from fake_project import commit, keep_environment, run
 from tiny_model import write_reports, write_tiny_model
 
-from diptych import cli, dvc
+from diptych.cli import main as cli
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project import dvc
+from diptych.project.workspace import Workspace
 from diptych.registry.register import register
 from diptych.registry.reproduction import Reproduction, reproduce
 from diptych.registry.tracking import connect
-from diptych.workspace import Workspace
 
 STAGE = fake_project.STAGE.replace('"trained"', 'os.environ.get("TRAINED", "trained")') + (
     '\nwith open("paths.txt", "a") as log: log.write(os.environ.get("PYTHONPATH", "") + "\\n")\n'
@@ -306,7 +307,7 @@ def test_what_a_kill_leaves_is_removed_by_the_next(registered):
 import os, signal, sys
 from diptych.config import Params
 from diptych.registry.reproduction import reproduce
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 reproduce(Workspace(), Params(), "1", on_line=lambda line: os.kill(os.getpid(), signal.SIGKILL))
 """
     subprocess.run([sys.executable, "-c", code], cwd=registered.root, check=False)

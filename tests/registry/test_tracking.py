@@ -9,10 +9,10 @@ from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.registry import tracking
 from diptych.registry.answering import UnreachableError
 from diptych.registry.tracking import TrackedRun, connect, flatten, metric_name
-from diptych.workspace import Workspace
 
 
 def runs(workspace: Workspace) -> list:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_model import write_reports, write_tiny_model
 
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from pipeline_clone import clone_project
 from services import Service, becomes_true, environment
 
 from diptych.config import Params
+from diptych.project.workspace import Workspace
 from diptych.registry.register import register
-from diptych.workspace import Workspace
 
 POOLS = Path(__file__).parents[2] / "docker" / "pools"
 PASSWORD = "a password: with %, @ and /"

@@ -24,13 +24,13 @@ from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.package import load_model, save_model
 from diptych.model.querybank import QueryBank
+from diptych.project.workspace import Workspace
 from diptych.retrieval.baselines import load_ranks, save_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings, retrieval_metrics
 from diptych.retrieval.reranking import Weights
 from diptych.stages.evaluate import run
-from diptych.workspace import Workspace
 
 OUTPUTS = (
     "metrics.json",

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from diptych.config import Params, Splits
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.stages import preprocess, validate
-from diptych.workspace import Workspace
 
 SPLITS = {"test": "val"}
 PARAMS = Params.model_validate(

@@ -20,11 +20,11 @@ from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.package import load_model, weights_sha256
+from diptych.project.workspace import Workspace
 from diptych.registry.tracking import connect
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
 from diptych.stages import train
-from diptych.workspace import Workspace
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 from diptych.stages import validate
-from diptych.workspace import Workspace
 
 Make = Callable[..., Path]
 PARAMS = Params.model_validate({"threads": 1, "data": {"splits": {"test": "val"}}})

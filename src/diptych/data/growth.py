@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych.data.captions import Dataset, Record
-from diptych.data.scenes import holds_scenes
+from diptych.data.scenes.drawing import holds_scenes
 from diptych.data.shards import ShardWriter
 from diptych.data.sources import Source, SourceCaption, SourceImage
 from diptych.errors import DiptychError, some

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset, write_dataset
 from diptych.data.growth import DEFAULT_RULES, Growth, Rules
-from diptych.data.scenes import holds_scenes
+from diptych.data.scenes.drawing import holds_scenes
 from diptych.data.shards import ShardWriter, list_members
 from diptych.data.sources import Source, coco_source, karpathy_source, table_source
 from diptych.errors import DiptychError

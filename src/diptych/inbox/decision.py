@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diptych.config import Params
-from diptych.inbox.drift import Drift
+from diptych.drift.distance import Drift
 from diptych.inbox.ledger import Taken
 
 _MADE = ("data", "artifacts/", "reports/")

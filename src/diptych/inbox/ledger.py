@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.files import write_json
 from diptych.inbox.drops import Drop
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.registry.history import Action

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diptych.config import Params
+from diptych.data.accepted import Accepted, read_accepted
+from diptych.drift.distance import Drift, compare
+from diptych.drift.profile import Profile, gone_images, make_profile, new_images
 from diptych.errors import DiptychError
 from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
-from diptych.inbox.drift import Drift, compare
 from diptych.inbox.ledger import Taken
-from diptych.inbox.profile import Profile, gone_images, make_profile, new_images, profile_of_run
+from diptych.project.workspace import Workspace
+from diptych.registry.data_profile import profile_of_run
 from diptych.registry.registered_model import RegisteredModel, Version, explained, model_folder
-from diptych.workspace import Workspace
 
 
 class Need(NamedTuple):
@@ -51,12 +53,13 @@ def _compare_with_champion(
     changed = changed_beyond_data(status)
     if champion is None or reference is None or not reference.images:
         return Need(reasons_to_train(taken, None, changed, None, params))
-    new = new_images(workspace, params, reference)
+    accepted = read_accepted(workspace.data, workspace.manifest, workspace.captions)
+    new = new_images(accepted, params, reference)
     growth = len(new) / reference.images
-    drift = _drift(workspace, params, model, champion, reference, new) if new else None
+    drift = _drift(accepted, params, model, champion, reference, new) if new else None
     reasons = reasons_to_train(taken, drift, changed, growth, params)
     # Somebody took them out, by `diptych data revert` say, so that no model learns from them.
-    if gone := gone_images(workspace, params, reference):
+    if gone := gone_images(accepted, params, reference):
         reasons.append(f"{gone:,} images that the champion learned from are in train no more.")
     if not reasons and not params.retrain.new_share:
         reasons = ["The dataset has changed."]
@@ -64,8 +67,8 @@ def _compare_with_champion(
 
 
 def _drift(
-    workspace: Workspace, params: Params, model: RegisteredModel, champion: Version, reference: Profile, new: list[int]
+    accepted: Accepted, params: Params, model: RegisteredModel, champion: Version, reference: Profile, new: list[int]
 ) -> Drift:
     with tempfile.TemporaryDirectory() as folder:
         package = model.download(champion, Path(folder))
-        return compare(reference, make_profile(workspace, params, new, model_folder(package)), params)
+        return compare(reference, make_profile(accepted, params, new, model_folder(package)), params)

@@ -11,16 +11,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from diptych import dvc
-from diptych.changing import begin, recover
 from diptych.config import Params
 from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset
 from diptych.data.growth import Rules
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError
-from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox, open_inbox
+from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox
 from diptych.inbox.ledger import Taken, note, pending
-from diptych.workspace import Workspace
+from diptych.inbox.opening import open_inbox
+from diptych.project import dvc
+from diptych.project.changing import begin, recover
+from diptych.project.workspace import Workspace
 
 RULES = Rules(keep_split=True, onto_scenes="add")
 """Nobody is there to be asked: what is known stays in its split, and scenes are added to."""

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 
 _SECRET = re.compile(r"([?&][^=&]*(?:passw|pwd|secret|token|odbc_connect)[^=&]*=)[^&]*", re.IGNORECASE)
 """A parameter of an address that holds a secret."""

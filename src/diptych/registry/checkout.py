@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from diptych.errors import DiptychError
 from diptych.files import remove
-from diptych.git import GitError, converted_files, git, git_bytes, git_or_empty
-from diptych.workspace import Workspace
+from diptych.project.git import GitError, converted_files, git, git_bytes, git_or_empty
+from diptych.project.workspace import Workspace
 
 _KEPT = "kept"
 """A file in the folder of a checkout that the user wants to look at."""

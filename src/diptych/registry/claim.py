@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from diptych.errors import DiptychError
-from diptych.processes import is_alive
+from diptych.project.processes import is_alive
 from diptych.registry.registered_model import RegisteredModel
 
 PREFIX = "diptych.claim."

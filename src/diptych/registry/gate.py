@@ -19,19 +19,19 @@ from typing import Any, NamedTuple
 
 import diptych
 from diptych.config import Gate, Params
-from diptych.dvc import dataset_version
 from diptych.errors import DiptychError
 from diptych.files import sources_sha256
+from diptych.project.dvc import dataset_version
+from diptych.project.provenance import UNKNOWN
+from diptych.project.workspace import Workspace
 from diptych.registry.answering import reason
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
 from diptych.registry.probe import ANSWER
-from diptych.registry.provenance import UNKNOWN
 from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
 from diptych.retrieval.comparison import Comparison, compare
 from diptych.retrieval.metrics import Metrics, chance_metrics
 from diptych.retrieval.slices import Part
 from diptych.retrieval.uncertainty import bootstrap, interval
-from diptych.workspace import Workspace
 
 PATIENCE = 600
 """Seconds for a package to load and answer."""

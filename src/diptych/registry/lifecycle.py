@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Params
+from diptych.project.workspace import Workspace
 from diptych.registry.history import history, standing
 from diptych.registry.promotion import promote, reject, require_reason
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
-from diptych.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.registry.gate import Decision

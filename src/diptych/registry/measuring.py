@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diptych.config import Params
+from diptych.data.accepted import read_table
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.workers import worker_count
@@ -23,13 +24,13 @@ from diptych.errors import DiptychError
 from diptych.files import file_sha256
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import LoadedModel, load_model
+from diptych.project.workspace import Workspace
 from diptych.retrieval.attributes import attributes
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.metrics import Metrics, Ranks
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import Part, parts
-from diptych.workspace import Workspace
 
 TOKENIZER = "tokenizer.json"
 
@@ -127,7 +128,7 @@ def _own(workspace: Workspace, params: Params) -> Prepared:
 
 def _accepted(workspace: Workspace, params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Images and captions of the test split, as validation wrote them down."""
-    images, captions = _read(workspace.manifest), _read(workspace.captions)
+    images, captions = read_table(workspace.manifest), read_table(workspace.captions)
     images = images[images["split"] == params.data.splits.test]
     return images, captions[captions["image_id"].isin(images["image_id"])]
 
@@ -137,10 +138,3 @@ def _reads_as(own: Path, other: Path) -> bool:
         return file_sha256(own) == file_sha256(other)
     except OSError as error:
         raise DiptychError(f"There is nothing to measure a model on: {error}. Run `dvc repro preprocess`.") from None
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro validate`.") from None

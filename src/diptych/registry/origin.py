@@ -6,10 +6,10 @@ import re
 from typing import NamedTuple
 
 from diptych.errors import DiptychError
-from diptych.git import git_or_empty
-from diptych.recording import BRANCH
+from diptych.project.git import git_or_empty
+from diptych.project.recording import BRANCH
+from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import Version
-from diptych.workspace import Workspace
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THREADS = re.compile(r"[1-9][0-9]{0,3}")

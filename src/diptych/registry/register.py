@@ -20,14 +20,15 @@ from mlflow.exceptions import MlflowException
 from diptych.config import Params
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
-from diptych.recording import recorded_provenance
+from diptych.project.provenance import provenance
+from diptych.project.recording import recorded_provenance
+from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri
 from diptych.registry.answering import UnreachableError
-from diptych.registry.figures import send_kept, send_metrics, send_params
-from diptych.registry.provenance import provenance
+from diptych.registry.data_profile import log_profile
 from diptych.registry.registered_model import CHALLENGER, explained
 from diptych.registry.tracking import addressed, connect, flatten, metric_name
-from diptych.workspace import Workspace
+from diptych.registry.unsent import send_kept, send_metrics, send_params
 
 KEPT = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
 
@@ -144,7 +145,7 @@ def _create(
     tags = recorded_provenance(workspace) | {"threads": str(worker_count(params.threads))}
     run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
     _complete_run(client, run_id, workspace, metrics, {**tags, **run_tags})
-    _keep_profile(client, run_id, workspace, params)
+    log_profile(client, run_id, workspace, params)
     source, model_id = _log_package(run_id, workspace)
     name = params.register_.model_name
     try:
@@ -185,16 +186,6 @@ def _complete_run(
         client.log_artifact(run_id, str(workspace.root / "dvc.lock"))
     for name, value in sorted(tags.items()):
         client.set_tag(run_id, name, value)
-
-
-def _keep_profile(client: MlflowClient, run_id: str, workspace: Workspace, params: Params) -> None:
-    """What the data was like that the model learned from, for the drift check."""
-    from diptych.inbox.profile import ARTIFACT, make_profile
-
-    try:
-        client.log_dict(run_id, make_profile(workspace, params, model=workspace.model).to_json(), ARTIFACT)
-    except DiptychError as error:
-        log.warning("Drift from the data of this model cannot be told later: %s", error)
 
 
 def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:

@@ -15,12 +15,12 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.provenance import model_digests
+from diptych.project.workspace import Workspace
 from diptych.registry.address import store_file, tracking_uri, without_secret
 from diptych.registry.answering import UnreachableError, damaged, reason, unanswered
-from diptych.registry.provenance import model_digests
 from diptych.registry.relocation import local_path
 from diptych.registry.tracking import addressed, connect
-from diptych.workspace import Workspace
 
 CHALLENGER = "challenger"
 """The alias of the version that was registered last."""

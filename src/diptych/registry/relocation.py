@@ -19,9 +19,9 @@ from urllib.parse import unquote
 from filelock import FileLock, Timeout
 
 from diptych.files import atomic_path
-from diptych.processes import HOLDER
+from diptych.project.processes import HOLDER
+from diptych.project.workspace import Workspace
 from diptych.registry.answering import PATIENCE, damaged, unanswered
-from diptych.workspace import Workspace
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),

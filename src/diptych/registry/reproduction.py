@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from diptych import dvc
 from diptych.config import Params
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
-from diptych.packages import LOCK, other_than_locked
-from diptych.processes import HOLDER
+from diptych.project import dvc
+from diptych.project.packages import LOCK, other_than_locked
+from diptych.project.processes import HOLDER
+from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
 from diptych.registry.origin import Origin, origin_of, require_commit
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
@@ -32,7 +33,6 @@ from diptych.registry.verdict import (
     compare_metrics,
     compare_weights,
 )
-from diptych.workspace import Workspace
 
 _UNSET = (HOLDER, "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 """Environment variables that would have the stages work for another project, or report elsewhere."""

@@ -19,12 +19,12 @@ from mlflow.entities import LifecycleStage, Metric
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.files import write_json
+from diptych.project.provenance import provenance
+from diptych.project.workspace import Workspace
 from diptych.registry.address import artifact_folder, is_inside, place, store_file, tracking_uri, without_secret
 from diptych.registry.answering import UnreachableError, reason, require_answer
-from diptych.registry.figures import Figures, is_active, keep
-from diptych.registry.provenance import provenance
 from diptych.registry.relocation import follow_project
-from diptych.workspace import Workspace
+from diptych.registry.unsent import Figures, is_active, keep
 
 FLUSH_EVERY = 5.0
 """Seconds in which figures are gathered before they are sent: a call costs more than what it carries."""

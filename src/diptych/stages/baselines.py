@@ -20,11 +20,11 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.pooling import masked_mean
 from diptych.progress import progress
+from diptych.project.workspace import Workspace
 from diptych.retrieval.baselines import BASELINES, Pooled, save_ranks
 from diptych.retrieval.embedding import inference
 from diptych.retrieval.metrics import Ranks, metrics_from_ranks, ranks_from_embeddings
 from diptych.training.features import FeatureCache
-from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.fusion import make_fusion
 from diptych.model.package import load_model
+from diptych.project.workspace import Workspace
 from diptych.retrieval.baselines import save_ranks
 from diptych.retrieval.embedding import Embedded, embed_means, embed_split
 from diptych.retrieval.metrics import Ranks, metrics_from_ranks
@@ -22,7 +23,6 @@ from diptych.retrieval.reranking import Weights, choose_weights, match_logits, r
 from diptych.training.control import train_control
 from diptych.training.features import FeatureCache
 from diptych.training.inputs import TrainingInputs
-from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -13,21 +13,21 @@ from diptych.data.prepared import Prepared
 from diptych.files import atomic_path, file_sha256, sources_sha256, write_json
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.model.package import load_model, weights_sha256
+from diptych.project.workspace import Workspace
+from diptych.report.highlights import highlighter
+from diptych.report.html import Findings, Setting, read_history, write_report
+from diptych.report.table import table
 from diptych.retrieval.attributes import attributes
 from diptych.retrieval.baselines import load_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
-from diptych.retrieval.highlights import highlighter
 from diptych.retrieval.judgements import add_extended
 from diptych.retrieval.ladder import in_words, is_better_than_chance, rungs, to_json, verdicts
 from diptych.retrieval.metrics import chance_metrics, metrics_from_ranks
-from diptych.retrieval.report import Findings, Setting, read_history, write_report
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.similarities import Similarities
 from diptych.retrieval.slices import find_failures
-from diptych.retrieval.table import table
 from diptych.retrieval.uncertainty import judge
-from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

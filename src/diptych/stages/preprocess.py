@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from diptych.config import Params
+from diptych.data.accepted import read_table
 from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
 from diptych.data.workers import worker_count
-from diptych.errors import DiptychError
 from diptych.files import atomic_path
-from diptych.workspace import Workspace
+from diptych.project.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def run(workspace: Workspace, params: Params) -> None:
         DiptychError: validate has not run, the pretrained tokenizer is missing, or an image cannot be prepared.
     """
     begin = time.monotonic()
-    manifest, captions = _read(workspace.manifest), _read(workspace.captions)
+    manifest, captions = read_table(workspace.manifest), read_table(workspace.captions)
     with atomic_path(workspace.tokenizer) as folder:
         if params.model.text_tower.pretrained is None:
             _learn_tokenizer(folder, manifest, captions, params)
@@ -58,10 +58,3 @@ def _learn_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFram
     train = manifest.loc[manifest["split"] == params.data.splits.train, "image_id"]
     texts = captions.loc[captions["image_id"].isin(train), "caption"].tolist()
     save_tokenizer(learn_tokenizer(texts, params.preprocess.vocabulary_size), folder, params.preprocess.max_tokens)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro validate`.") from None

@@ -18,14 +18,15 @@ from diptych.files import atomic_path, file_sha256, sources_sha256
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
-from diptych.processes import is_first_process, process_count
+from diptych.progress import is_first_process
+from diptych.project.workspace import Workspace
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_querybank, embed_split
 from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
+from diptych.training.launching import process_count
 from diptych.training.loop import Trainer
-from diptych.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from diptych.data.captions import Dataset, Record, read_dataset
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, write_json
+from diptych.project.workspace import Workspace
 from diptych.validation.audit import Audit, audit
 from diptych.validation.inspection import Inspection
 from diptych.validation.scan import scan_images
 from diptych.validation.suites import counted
-from diptych.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 

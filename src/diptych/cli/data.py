@@ -1,0 +1,216 @@
+"""`diptych data`: the commands that fill data/, the dataset version."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import click
+
+from diptych.project.environment import enter
+
+if TYPE_CHECKING:
+    from diptych.data.growth import OntoScenes, Rules
+    from diptych.data.importing import CocoSource, ImportSummary
+
+T = TypeVar("T")
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_SIZE = click.IntRange(min=1)
+
+
+@click.group()
+def data() -> None:
+    """Bring images and captions into data/, the dataset version."""
+
+
+@data.command()
+@click.option("--train", default=3000, show_default=True, type=_SIZE, help="Pictures in train.")
+@click.option("--val", default=500, show_default=True, type=_SIZE, help="Pictures in val.")
+@click.option("--test", default=500, show_default=True, type=_SIZE, help="Pictures in test.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Another seed, other pictures.")
+@click.option("--size", default=96, show_default=True, type=click.IntRange(min=32), help="Pixels a side.")
+@click.option("--replace", is_flag=True, help="Replace a dataset other than scenes.")
+def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool) -> None:
+    """Draw the embedded synthetic dataset."""
+    workspace = enter()
+    from diptych.data.scenes.drawing import write_scenes
+    from diptych.project.changing import changing
+    from diptych.project.dvc import bring_own_dataset, dataset_version, record_dataset
+    from diptych.project.processes import holding
+
+    with holding(workspace, "diptych data scenes"), changing(workspace):
+        if not replace:
+            bring_own_dataset(workspace)
+        before = dataset_version(workspace) if workspace.data.exists() else None
+        write_scenes(workspace.data, train=train, val=val, test=test, seed=seed, size=size, replace=replace)
+        record_dataset(workspace)
+        same = before is not None and dataset_version(workspace) == before
+    click.echo("data/ had exactly these scenes already." if same else f"{train + val + test:,} scenes are in data/.")
+
+
+@data.command("import")
+@click.option("--coco", multiple=True, type=_FILE, help="COCO captions JSON; may be repeated.")
+@click.option("--karpathy", type=_FILE, help="Karpathy split JSON, such as dataset_coco.json.")
+@click.option(
+    "--table", type=_FILE, help="CSV or TSV with the columns file, caption (or several) and, optionally, split."
+)
+@click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder; one, or one a --coco.")
+@click.option(
+    "--instances", multiple=True, type=_FILE, help="COCO instances JSON: what is in the images; one, or one a --coco."
+)
+@click.option("--split", multiple=True, help="Split of all of a file's images; one, or one a --coco.")
+@click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
+@click.option("--links-within", type=_FOLDER, help="Folder that links among the images may lead into.")
+@click.option("--keep-split", is_flag=True, help="Leave images that are there in another split where they are.")
+@click.option(
+    "--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or begin a dataset that is missing."
+)
+@click.option("--add", "onto_scenes", flag_value="add", help="Add to the generated scenes.")
+def import_(
+    coco: tuple[Path, ...],
+    karpathy: Path | None,
+    table: Path | None,
+    images: tuple[Path, ...],
+    instances: tuple[Path, ...],
+    split: tuple[str, ...],
+    deal: str | None,
+    links_within: Path | None,
+    keep_split: bool,
+    onto_scenes: str | None,
+) -> None:
+    """Add captioned images to data/; what is there already is not stored twice.
+
+    Give --coco, --karpathy or --table. Several --coco take their --images, --instances and --split in the same order.
+    """
+    if sum(map(bool, (coco, karpathy, table))) != 1:
+        raise click.UsageError("Give one of --coco, --karpathy and --table.")
+    if instances and not coco:
+        raise click.UsageError("--instances belong to --coco.")
+    workspace = enter()
+    from diptych.data import importing
+    from diptych.project.changing import changing
+    from diptych.project.dvc import bring_own_dataset, record_dataset
+    from diptych.project.processes import holding
+
+    rules = _rules(deal, keep_split, onto_scenes)
+    if karpathy and split:
+        raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
+    if coco:
+        sources = _coco_sources(coco, images, split, instances, links_within)
+        import_all = partial(importing.import_coco, workspace.data, sources, rules)
+    elif karpathy:
+        folder = _only(images, "--images")
+        import_all = partial(importing.import_karpathy, workspace.data, karpathy, folder, rules, links_within)
+    elif table:
+        folder, only_split = _only(images, "--images"), _only(split, "--split") if split else None
+        import_all = partial(importing.import_table, workspace.data, table, folder, only_split, rules, links_within)
+    with holding(workspace, "diptych data import"), changing(workspace):
+        if onto_scenes != "replace":
+            bring_own_dataset(workspace)
+        summary = import_all()
+        record_dataset(workspace)
+    click.echo(_describe(summary))
+
+
+@data.command()
+@click.argument("version", required=False)
+@click.option("--to", "commit", metavar="COMMIT", help="The dataset that this commit of git records.")
+@click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
+def revert(version: str | None, commit: str | None, as_json: bool) -> None:
+    """Go back to the dataset that VERSION of the model was trained on, or that a commit records.
+
+    VERSION is a number or an alias (champion, challenger, previous-champion). Results and the registry stay as they
+    are; the next run trains on the dataset that is there then.
+    """
+    if (version is None) == (commit is None):
+        raise click.UsageError("Give a VERSION or --to COMMIT.")
+    workspace = enter()
+    from diptych.project.changing import recover
+    from diptych.project.params import read_params
+    from diptych.project.processes import holding
+    from diptych.registry import reverting
+
+    trained = None
+    if version is not None:
+        trained, commit = reverting.commit_of(workspace, read_params(workspace), version)
+    assert commit is not None
+    with holding(workspace, "diptych data revert"):
+        recover(workspace)
+        reverted = reverting.revert_dataset(workspace, commit)
+    if as_json:
+        click.echo(json.dumps(reverted._asdict(), indent=2))
+        return
+    whose = f"which {trained.title} was trained on" if trained else f"which commit {reverted.commit[:10]} records"
+    before = "as before" if reverted.before == reverted.after else f"no longer {(reverted.before or 'missing')[:12]}"
+    click.echo(f"data/ is version {reverted.after[:12]}, {whose} ({before}). Train on it with `diptych run`.")
+
+
+@data.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(as_json: bool) -> None:
+    """Show counts per split, shards, bytes and the version."""
+    workspace = enter()
+    from diptych.project.dataset_status import dataset_status
+
+    found = dataset_status(workspace.data)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.render()))
+
+
+def _coco_sources(
+    coco: tuple[Path, ...],
+    images: tuple[Path, ...],
+    split: tuple[str, ...],
+    instances: tuple[Path, ...],
+    links_within: Path | None,
+) -> list[CocoSource]:
+    from diptych.data.importing import CocoSource
+
+    none = [None] * len(coco)
+    folders = _one_each(images, len(coco), "--images")
+    splits = _one_each(split, len(coco), "--split") if split else none
+    objects = _one_each(instances, len(coco), "--instances") if instances else none
+    return [CocoSource(*source, links_within) for source in zip(coco, folders, splits, objects, strict=True)]
+
+
+def _one_each(values: tuple[T, ...], count: int, option: str) -> list[T]:
+    """One value for all, or one for each."""
+    if len(values) == 1:
+        return list(values) * count
+    if len(values) != count:
+        raise click.UsageError(f"Give {option} once, or once for each of the {count} --coco, in their order.")
+    return list(values)
+
+
+def _only(values: tuple[T, ...], option: str) -> T:
+    if len(values) != 1:
+        raise click.UsageError(f"Give {option} once.")
+    return values[0]
+
+
+def _rules(deal: str | None, keep_split: bool, onto_scenes: str | None) -> Rules:
+    from diptych.data.growth import DEFAULT_RULES, Rules
+
+    return Rules(_shares(deal), keep_split, cast("OntoScenes", onto_scenes or DEFAULT_RULES.onto_scenes))
+
+
+def _shares(deal: str | None) -> tuple[int, int, int] | None:
+    """Parts of train, val and test."""
+    if deal is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})/(\d{1,6})", deal)
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter("three whole numbers are needed, the first above 0: 80/10/10", param_hint="--deal")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def _describe(summary: ImportSummary) -> str:
+    added = f"{summary.images_added:,} images and {summary.captions_added:,} captions added"
+    known = f"{summary.images_known:,} images and {summary.captions_known:,} captions were there already"
+    size = f"{summary.bytes / 1e6:,.1f} MB in {summary.shards} new shard(s)"
+    told = f"; of {summary.objects_told:,} images it is known now what is in them" if summary.objects_told else ""
+    return f"{added} ({size}), {known}{told}; {summary.seconds:.1f} s. Train on data/ with `diptych run`."

@@ -1,0 +1,86 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from diptych.project.workspace import Workspace
+from diptych.registry.address import without_secret
+
+
+def render(summary: dict[str, Any], workspace: Workspace) -> str:
+    """Lines for people: what ran, the metrics, the model version, and how to look at them."""
+    ran = [name for name, how in summary["stages"].items() if how == "ran"]
+    reused = [name for name, how in summary["stages"].items() if how == "reused"]
+    lines = [
+        "",
+        f"data       {summary['data']}",
+        *(f"inbox      {line}" for line in summary["inbox"]),
+        *(f"why        {line}" for line in summary["why"]),
+        f"ran        {', '.join(ran) or 'nothing'}",
+        f"reused     {', '.join(reused) or 'nothing'}",
+        *(
+            _model(summary, workspace)
+            if "version" in summary
+            else ["next       `diptych run --force` trains all the same"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _model(summary: dict[str, Any], workspace: Workspace) -> list[str]:
+    version = summary["version"]
+    state = "new" if version["created"] else "known already"
+    return [
+        *_metrics(summary["metrics"]),
+        f"version    {version['name']} {version['version']} (challenger), {state}",
+        f"champion   {_champion(summary['decision'])}",
+        f"report     {_open_command()} {_short(workspace.reports / 'report.html')}",
+        f"MLflow     {_mlflow_command(summary['tracking_uri'])}",
+    ]
+
+
+def _champion(decision: dict[str, Any]) -> str:
+    """Which version it is, and what became of the new one; what to do next."""
+    number = decision["champion"]
+    champion = f"version {number}" if number else "none yet"
+    said = {
+        "promoted": f"{champion}, promoted: {decision['why']}",
+        "rejected": f"{champion}; the new one does not become it: {decision['why']}",
+        "accepted": f"{champion}; the new one may become it: `diptych promote`",
+    }
+    if decision["outcome"] in said:
+        return said[decision["outcome"]]
+    return champion if number else f"{champion}: `diptych promote`"
+
+
+def _metrics(metrics: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, label in (("towers", "towers"), ("normalized", "normalized"), ("reranked", "re-ranked")):
+        if name in metrics:
+            both = (f"{way} {metrics[name][way]['recall@1']:.1f}" for way in ("i2t", "t2i"))
+            rows.append(f"{label:<11}RSUM {metrics[name]['rsum']:.1f}, recall@1 {', '.join(both)}")
+    return rows
+
+
+def _open_command() -> str:
+    return "open" if sys.platform == "darwin" else "xdg-open"
+
+
+def _mlflow_command(uri: str) -> str:
+    """How to see the runs; a server has its own page."""
+    if uri.startswith(("http://", "https://")):
+        return without_secret(uri)
+    program = Path(sys.executable).with_name("mlflow")
+    return f"{shlex.quote(_short(program))} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _short(path: Path) -> str:
+    """As seen from the current folder, where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

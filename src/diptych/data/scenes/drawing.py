@@ -1,0 +1,72 @@
+"""The embedded dataset: generated scenes in COCO captions format, the same bytes on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, read_dataset, write_dataset
+from diptych.data.scenes.captions import captions
+from diptych.data.scenes.graph import Scene, Split, make_scene
+from diptych.data.scenes.pictures import draw
+from diptych.data.shards import ShardWriter
+from diptych.errors import DiptychError
+from diptych.files import atomic_path
+from diptych.progress import progress
+
+GENERATOR = "scenes"
+"""`info.generator` of a captions file that holds nothing but scenes."""
+
+
+def write_scenes(
+    folder: Path,
+    *,
+    train: int = 3000,
+    val: int = 500,
+    test: int = 500,
+    seed: int = 0,
+    size: int = 96,
+    replace: bool = False,
+) -> Dataset:
+    """Makes `folder` the dataset of so many scenes a split, drawn with `size` pixels a side.
+
+    Raises:
+        DiptychError: the folder holds a dataset other than scenes, and `replace` does not say that it may go.
+    """
+    if (folder / CAPTIONS_FILE).exists() and not replace and not holds_scenes(read_dataset(folder)):
+        raise DiptychError(
+            f"{folder} holds a dataset of its own, which the scenes would replace. Run with --replace if it may go."
+        )
+    dataset = Dataset(info={"description": "diptych scenes", "generator": GENERATOR, "seed": seed, "version": "1"})
+    scenes = _scenes(seed, {"train": train, "val": val, "test": test})
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        with ShardWriter(temporary) as shards:
+            for split, scene in progress(scenes, "drawing scenes", unit="images", total=train + val + test):
+                _add(dataset, shards, split, scene, size)
+        write_dataset(temporary, dataset)
+    return dataset
+
+
+def holds_scenes(dataset: Dataset) -> bool:
+    """Whether the dataset is generated, so that nothing is lost with it."""
+    return dataset.info.get("generator") == GENERATOR
+
+
+def _scenes(seed: int, counts: dict[Split, int]) -> Iterator[tuple[Split, Scene]]:
+    for split, count in counts.items():
+        for index in range(count):
+            yield split, make_scene(seed, split, index)
+
+
+def _add(dataset: Dataset, shards: ShardWriter, split: Split, scene: Scene, size: int) -> None:
+    image_id = len(dataset.images) + 1
+    name = f"{image_id:012d}.jpg"
+    content = draw(scene, size)
+    shards.add(name, content)
+    record: Record = {"id": image_id, "file_name": name, "split": split, "width": size, "height": size}
+    record |= {"sha256": hashlib.sha256(content).hexdigest(), "source": f"{GENERATOR}/{split}/{scene.entropy[2]}"}
+    dataset.images.append(record | {"scene": scene.to_json()})
+    for caption in captions(scene):
+        dataset.annotations.append({"id": len(dataset.annotations) + 1, "image_id": image_id, "caption": caption})

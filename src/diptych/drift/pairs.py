@@ -1,0 +1,96 @@
+"""What a profile is computed from: pictures at one small size, whatever the model is fed with, and pairs as a model
+embeds them. Both read the dataset's shards, so that two profiles are comparable across changes of `preprocess`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from diptych.data.images import open_image, to_pixels
+from diptych.data.shards import Member, read_member
+from diptych.data.workers import in_processes, worker_count
+
+SIDE = 32
+"""Pixels of the pictures that are measured: contrast depends on it."""
+PICTURES = ("brightness", "contrast", "saturation")
+_BATCH = 64
+_MAX_PIXELS = 2**62
+"""Validation has seen to it already."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images of one task."""
+
+    data: Path
+    members: list[Member]
+
+
+def picture_statistics(data: Path, images: pd.DataFrame, threads: int | None) -> NDArray[np.float64]:
+    """Brightness (mean luma), contrast (its standard deviation) and mean saturation, each of 255, of the images of
+    manifest rows: (n, 3).
+    """
+    members = _members(images)
+    batches = [_Batch(data, members[at : at + _BATCH]) for at in range(0, len(members), _BATCH)]
+    # Starting processes takes longer than a few batches.
+    workers = worker_count(threads) if len(batches) > 4 else 1
+    measured = [row for rows in in_processes(_measure, batches, workers) for row in rows]
+    return np.array(measured, np.float64).reshape(-1, len(PICTURES))
+
+
+def embed_pairs(data: Path, images: pd.DataFrame, captions: list[str], model: Path, device: str) -> NDArray[np.float16]:
+    """What the model in the folder `model` says of each image of manifest rows and its caption: (n, 2 d), both
+    embeddings of length one side by side.
+
+    Raises:
+        DiptychError: the folder holds no whole model.
+    """
+    import torch
+
+    from diptych.model.package import load_model
+
+    loaded = load_model(model, device)
+    settings, members = loaded.preprocessing, _members(images)
+    found = []
+    for at in range(0, len(members), _BATCH):
+        pictures = [_open(data, member) for member in members[at : at + _BATCH]]
+        pixels = np.stack([to_pixels(one, settings.image_size, settings.resize) for one in pictures])
+        text = loaded.tokenizer(
+            captions[at : at + _BATCH],
+            truncation=True,
+            max_length=settings.max_tokens,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            return_token_type_ids=False,
+        ).to(device)
+        with torch.inference_mode():
+            image = loaded.model.encode_images(torch.from_numpy(pixels).to(device)).pooled
+            texts = loaded.model.encode_texts(text["input_ids"], text["attention_mask"].bool()).pooled
+        found.append(torch.cat([image, texts], dim=1).to("cpu", torch.float16).numpy())
+    return np.concatenate(found)
+
+
+def _measure(batch: _Batch) -> list[tuple[float, float, float]]:
+    """In a worker."""
+    rows = []
+    for member in batch.members:
+        picture = Image.fromarray(to_pixels(_open(batch.data, member), SIDE, "stretch"))
+        luma, saturation = (np.asarray(picture.convert(mode), np.float64) for mode in ("L", "HSV"))
+        rows.append((float(luma.mean()), float(luma.std()), float(saturation[..., 1].mean())))
+    return rows
+
+
+def _open(data: Path, member: Member) -> Image.Image:
+    return open_image(read_member(data, member), _MAX_PIXELS)
+
+
+def _members(images: pd.DataFrame) -> list[Member]:
+    columns = (images[name] for name in ("shard", "file_name", "offset", "bytes"))
+    return [Member(shard, name, int(at), int(size)) for shard, name, at, size in zip(*columns, strict=True)]

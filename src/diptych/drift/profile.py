@@ -1,0 +1,223 @@
+"""What a set of pairs is like: distributions of simple statistics, its words, and how a model embeds a sample of it.
+
+That of the data that a model learned from is kept with the model's run, to compare incoming pairs with. Of embeddings
+it is a sample that is kept, not a mean and a covariance: two samples can be told apart by any difference, and 500 pairs
+take less than a covariance of their 2 d dimensions. It is a sample of val, which the model's weights have not seen
+either: a model that knows its training pairs by heart embeds them otherwise than new ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from diptych.config import Params, Role, Splits
+from diptych.data.accepted import Accepted
+from diptych.drift.pairs import PICTURES, embed_pairs, picture_statistics
+from diptych.drift.quantiles import Sketch
+
+FORMAT = 1
+SAMPLE = 2000
+"""Pictures that are opened: their distances are then known to a few hundredths."""
+EMBEDDED = 500
+VOCABULARY = 50_000
+"""The most frequent words that are kept."""
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A sample of pairs as the model of these weights embeds them, float16 (n, 2 d)."""
+
+    weights_sha256: str
+    pairs: NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """A set of pairs.
+
+    Attributes:
+        images, captions: how many.
+        statistics: by name, of each image or caption.
+        words: how often each of the most frequent occurs; `word_count` is the number of all words.
+        unknown_words: the share of words that the captions of no other image have: what to expect of new pairs of the
+            same kind (as Good estimates it, Biometrika 40, 1953, but with images left out one at a time, not words).
+        contents: the first 32 bits of each image's SHA-256, sorted, by which known images are told from new ones.
+        embedded: None where no model was given.
+    """
+
+    images: int
+    captions: int
+    statistics: dict[str, Sketch]
+    words: dict[str, int]
+    word_count: int
+    unknown_words: float
+    contents: NDArray[np.uint32]
+    embedded: Embedded | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        embedded = self.embedded and {
+            "weights_sha256": self.embedded.weights_sha256,
+            "dimensions": self.embedded.pairs.shape[1],
+            "pairs": _to_text(self.embedded.pairs.astype("<f2")),
+        }
+        return {
+            "format": FORMAT,
+            "images": self.images,
+            "captions": self.captions,
+            "statistics": {name: sketch.to_json() for name, sketch in self.statistics.items()},
+            "words": self.words,
+            "word_count": self.word_count,
+            "unknown_words": self.unknown_words,
+            "contents": _to_text(self.contents.astype("<u4")),
+            "embedded": embedded,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> Profile:
+        """What `to_json` made.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}, not {FORMAT}")
+            kept = content["embedded"]
+            return cls(
+                images=int(content["images"]),
+                captions=int(content["captions"]),
+                statistics={name: Sketch.from_json(one) for name, one in content["statistics"].items()},
+                words={str(word): int(count) for word, count in content["words"].items()},
+                word_count=int(content["word_count"]),
+                unknown_words=float(content["unknown_words"]),
+                contents=_from_text(content["contents"], "<u4").astype(np.uint32),
+                embedded=kept
+                and Embedded(
+                    kept["weights_sha256"], _from_text(kept["pairs"], "<f2").reshape(-1, int(kept["dimensions"]))
+                ),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no profile: {error!r}") from None
+
+
+def make_profile(
+    accepted: Accepted, params: Params, images: Collection[int] | None = None, model: Path | None = None
+) -> Profile:
+    """The profile of accepted images by their ids and of their captions, embedded by the model in that folder.
+
+    Without ids it is that of the train split, embedded in its place that which plays val.
+
+    Raises:
+        DiptychError: a shard is missing, or the folder holds no whole model.
+    """
+    manifest, captions = accepted.images, accepted.captions
+    splits = params.data.splits
+    if images is None:
+        chosen, to_embed = (_playing(manifest, splits, role) for role in ("train", "val"))
+    else:
+        chosen = to_embed = manifest[manifest["image_id"].isin(list(images))]
+    texts = captions[captions["image_id"].isin(chosen["image_id"])]
+    words = [_words(text) for text in texts["caption"]]
+    counts, total, unknown = _vocabulary(texts["image_id"].tolist(), words)
+    return Profile(
+        images=len(chosen),
+        captions=len(texts),
+        statistics=_statistics(accepted.data, params, chosen, [len(one) for one in words]),
+        words=counts,
+        word_count=total,
+        unknown_words=unknown,
+        contents=np.sort(_contents(chosen)),
+        embedded=_embed(accepted.data, params, to_embed, captions, model) if model and len(to_embed) else None,
+    )
+
+
+def new_images(accepted: Accepted, params: Params, reference: Profile) -> list[int]:
+    """Ids of the accepted train images that are not among those of `reference`."""
+    train = _playing(accepted.images, params.data.splits, "train")
+    return [int(one) for one in train["image_id"][~np.isin(_contents(train), reference.contents)]]
+
+
+def gone_images(accepted: Accepted, params: Params, reference: Profile) -> int:
+    """How many images of `reference` are not among the accepted train images any more."""
+    train = _playing(accepted.images, params.data.splits, "train")
+    return int((~np.isin(reference.contents, _contents(train))).sum())
+
+
+def _statistics(data: Path, params: Params, images: pd.DataFrame, lengths: list[int]) -> dict[str, Sketch]:
+    pictures = picture_statistics(data, _sample(images, SAMPLE), params.threads)
+    return {
+        **{name: Sketch.of(pictures[:, column]) for column, name in enumerate(PICTURES)},
+        "width": Sketch.of(images["width"]),
+        "height": Sketch.of(images["height"]),
+        # The captions of an image are alike, so there are as many independent ones as images.
+        "words a caption": Sketch.of(lengths, len(images)),
+    }
+
+
+def _embed(data: Path, params: Params, images: pd.DataFrame, captions: pd.DataFrame, model: Path) -> Embedded:
+    from diptych.model.device import choose_device
+    from diptych.model.package import weights_sha256
+
+    sample = _sample(images, EMBEDDED)
+    first = captions.groupby("image_id")["caption"].first()
+    texts = first.loc[sample["image_id"]].tolist()
+    pairs = embed_pairs(data, sample, texts, model, str(choose_device(params.device)))
+    return Embedded(weights_sha256(model), pairs)
+
+
+def _sample(images: pd.DataFrame, size: int) -> pd.DataFrame:
+    """At most `size`, drawn by content: the same images give the same sample."""
+    return images.sort_values("sha256", kind="stable").head(size)
+
+
+def _words(caption: str) -> list[str]:
+    return _WORD.findall(caption.lower())
+
+
+def _vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[str, int], int, float]:
+    """The most frequent words with their counts, the number of all, and the share that one image alone has."""
+    counts: Counter[str] = Counter()
+    only: dict[str, int | None] = {}
+    for image, words in zip(image_ids, captions, strict=True):
+        counts.update(words)
+        for word in words:
+            if only.setdefault(word, image) != image:
+                only[word] = None
+    total = counts.total()
+    # Words that are equally frequent come by the alphabet.
+    kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:VOCABULARY])
+    known = sum(count for word, count in kept.items() if only[word] is None)
+    return kept, total, 1 - known / total if total else 0.0
+
+
+def _playing(manifest: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:
+    """The images of the split that plays `role`, or those of train that are, or are not, held out for it."""
+    images = manifest[manifest["split"] == (getattr(splits, role) or splits.train)]
+    if splits.val is None and role in ("train", "val"):
+        held_out = images["sha256"].map(splits.is_held_out).astype(bool)
+        images = images[held_out == (role == "val")]
+    return images
+
+
+def _contents(images: pd.DataFrame) -> NDArray[np.uint32]:
+    return np.array([int(sha256[:8], 16) for sha256 in images["sha256"]], np.uint32)
+
+
+def _to_text(values: NDArray[Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode("ascii")
+
+
+def _from_text(text: str, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype)

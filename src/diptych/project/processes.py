@@ -1,0 +1,199 @@
+"""Child processes: their output line by line, and none of them outliving its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
+from diptych.training.launching import LAUNCHED, without_rank
+
+HOLDER = "DIPTYCH_HOLDER"
+"""Environment variable of all that works beneath a run that holds a workspace: the run's process id, and the folder."""
+
+DYING = 10.0
+"""Seconds that what was killed is given to end."""
+
+_TEMPORARY = "diptych-"
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends, however that ends; Linux only, elsewhere nothing happens.
+
+    Raises:
+        SystemExit: the run that this process works for has ended already.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    holder = os.environ.get(HOLDER, "").partition(":")[0]
+    if os.getppid() != parent or (holder and not is_alive(int(holder))):
+        raise SystemExit(1)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, on Linux; one that has ended and that nobody has waited for, as is the rule in containers
+    whose first process reaps no orphans, does not.
+    """
+    try:
+        # After the name, which stands in parentheses and may hold anything.
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] != "Z"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def die_with_dvc() -> None:
+    """`die_with_parent` beneath DVC and beneath a launcher; a stage started by hand may well outlive its shell."""
+    if "DVC_STAGE" in os.environ or LAUNCHED in os.environ:
+        die_with_parent()
+
+
+@contextmanager
+def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
+    """Holds the workspace while the block runs, unless the run that started this process holds it already.
+
+    What a killed run has left running in the workspace (Prefect's own server; where the kernel does not help, a stage)
+    is ended first, and its temporary files are removed.
+
+    Raises:
+        DiptychError: another run holds the workspace; the message says which.
+    """
+    if HOLDER in os.environ:
+        yield
+        return
+    with workspace.held(purpose):
+        _end_leftovers(workspace.root)
+        os.environ[HOLDER] = f"{os.getpid()}:{workspace.root}"
+        try:
+            with _temporary_files(workspace):
+                yield
+        finally:
+            del os.environ[HOLDER]
+
+
+@contextmanager
+def _temporary_files(workspace: Workspace) -> Iterator[None]:
+    """What this process and its children put into temporary files while the block runs is in one folder.
+
+    A kill leaves it, with packages of models in it, to the next holder, who finds it by a link. It is not in the
+    workspace itself, because the path of a socket may have 107 bytes at most.
+    """
+    link = workspace.local / "temporary"
+    # Named after the project: a copy of it has a link to the same folder, which a run of the original may be using.
+    prefix = f"{_TEMPORARY}{hashlib.sha256(os.fsencode(workspace.root)).hexdigest()[:8]}-"
+    _remove_temporary(link, prefix)
+    before = os.environ.get("TMPDIR"), tempfile.tempdir
+    folder = tempfile.mkdtemp(prefix=prefix)
+    link.symlink_to(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        if before[0] is not None:
+            os.environ["TMPDIR"] = before[0]
+        tempfile.tempdir = before[1]
+        _remove_temporary(link, prefix)
+
+
+def _remove_temporary(link: Path, prefix: str) -> None:
+    """Remove the link, and what it leads to, if that is what `_temporary_files` makes for this project."""
+    if link.is_symlink():
+        folder = link.readlink()
+        if folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(prefix):
+            shutil.rmtree(folder, ignore_errors=True)
+        link.unlink()
+
+
+def stream(
+    command: Sequence[str],
+    folder: Path,
+    on_line: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Runs `command` in `folder`, hands each line of its stdout and stderr to `on_line`, and returns its exit code.
+
+    It has this process's environment, or `environment` in its place; but for a place among several processes, which
+    is another job's.
+
+    Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or
+    an interrupt, ends the child before it goes on upwards.
+
+    Raises:
+        DiptychError: the program is not there.
+    """
+    inherited = os.environ if environment is None else environment
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=without_rank(inherited),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+        )
+    except FileNotFoundError:
+        raise DiptychError(f"{command[0]} is not installed or not on PATH.") from None
+    try:
+        assert child.stdout is not None
+        for line in _lines(child.stdout.fileno()):
+            on_line(line)
+        return child.wait()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    finally:
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def _lines(descriptor: int) -> Iterator[str]:
+    """Non-empty lines of text, each as soon as its end arrives."""
+    rest = b""
+    while chunk := os.read(descriptor, 65536):
+        *complete, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        yield from _texts(complete)
+    yield from _texts([rest])
+
+
+def _texts(lines: Sequence[bytes]) -> Iterator[str]:
+    for line in lines:
+        text = line.decode("utf-8", errors="replace").rstrip()
+        if text:
+            yield text
+
+
+def _end_leftovers(root: Path) -> None:
+    """Kills what worked beneath an earlier holder of `root`, and sees it end; the caller holds it now, so that one is
+    gone.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    killed = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(HOLDER, "").partition(":")[2] == str(root):
+                process.kill()
+                killed.append(process.pid)
+        except psutil.Error:
+            # It has ended in the meantime, or belongs to somebody else.
+            continue
+    last = time.monotonic() + DYING
+    while any(is_alive(pid) for pid in killed) and time.monotonic() < last:
+        time.sleep(0.01)

@@ -1,0 +1,75 @@
+"""Going back to an earlier dataset version, where something came in that should not have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import yaml
+
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.project import dvc
+from diptych.project.changing import changing
+from diptych.project.git import GitError, git, git_bytes
+from diptych.project.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.registry.registered_model import Version
+
+
+class Reverted(NamedTuple):
+    """The dataset versions before and after, and the commit that records the latter."""
+
+    before: str | None
+    after: str
+    commit: str
+
+
+def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
+    """Makes the dataset that `commit` records that of the project again; commits, results and the inbox stay as they
+    are. The caller holds the workspace.
+
+    Raises:
+        DiptychError: there is no such commit, it records no dataset, data/ has changes that no version holds, or
+            neither DVC's cache nor a remote has that version. The dataset is then as it was.
+    """
+    try:
+        sha = git(workspace.root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
+    except GitError:
+        raise DiptychError(f"git knows no commit {commit!r} here; `git fetch` brings those of others.") from None
+    try:
+        recorded = git_bytes(workspace.root, "cat-file", "blob", f"{sha}:./data.dvc").decode("utf-8", errors="replace")
+    except GitError:
+        raise DiptychError(f"Commit {sha[:10]} records no dataset: it has no data.dvc.") from None
+    if not _names_dataset(recorded):
+        raise DiptychError(f"Commit {sha[:10]} records no dataset: its data.dvc is damaged.")
+    if workspace.data.exists():
+        dvc.bring_dataset(workspace)
+    before = dvc.dataset_version(workspace)
+    with changing(workspace):
+        dvc.switch_dataset(workspace, recorded)
+    return Reverted(before, dvc.dataset_version(workspace) or "", sha)
+
+
+def _names_dataset(recorded: str) -> bool:
+    """Whether this is what `dvc add data` writes; merging may have left its marks in what was committed."""
+    try:
+        (output,) = yaml.safe_load(recorded)["outs"]
+        return output["path"] == "data" and isinstance(output["md5"], str)
+    except (yaml.YAMLError, LookupError, TypeError, ValueError):
+        return False
+
+
+def commit_of(workspace: Workspace, params: Params, which: str) -> tuple[Version, str]:
+    """The version of the registered model that `which` (a number or an alias) means, and the commit that has its data.
+
+    Raises:
+        DiptychError: there is no such version, or its commit is not in this repository.
+    """
+    from diptych.registry.origin import origin_of, require_commit
+    from diptych.registry.registered_model import RegisteredModel
+
+    version = RegisteredModel.of(workspace, params).find(which)
+    origin = origin_of(version)
+    require_commit(workspace, version, origin.git_sha)
+    return version, origin.git_sha

@@ -1,0 +1,126 @@
+"""What MLflow is told of a training: sent when it answers, and kept in the project until then."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Metric, Param
+from mlflow.exceptions import MlflowException
+
+from diptych.files import write_json
+from diptych.project.workspace import Workspace
+from diptych.registry.address import place
+from diptych.registry.answering import reason
+
+_METRICS_A_CALL, _PARAMS_A_CALL = 500, 100
+_LONGEST_PARAM = 6000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Figures:
+    """Parameters, metrics, and at the end tags and a status, as far as MLflow does not have them."""
+
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    status: str = ""
+    """FINISHED, FAILED or KILLED; empty while the training goes on."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Return the figures that `to_json` has written.
+
+        Raises:
+            ValueError, TypeError, KeyError: it has not.
+        """
+        metrics = [Metric(key, float(value), when, step) for key, value, when, step in content["metrics"]]
+        return cls(content["params"], metrics, content["tags"], content["status"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; JSON has no NaN, so that numbers are texts."""
+        return {**vars(self), "metrics": [[one.key, repr(one.value), one.timestamp, one.step] for one in self.metrics]}
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        """Send all of it to the run; what has arrived is removed here."""
+        send_params(client, run_id, self.params)
+        self.params = {}
+        send_metrics(client, run_id, self.metrics)
+        for name, value in self.tags.items():
+            client.set_tag(run_id, name, value)
+        if self.status:
+            client.set_terminated(run_id, self.status)
+
+
+def send_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+    """Send parameters, cut to the length and in calls of the size that MLflow takes."""
+    params = [Param(key, text[:_LONGEST_PARAM]) for key, text in values.items()]
+    for start in range(0, len(params), _PARAMS_A_CALL):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
+
+
+def send_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    """Send metrics in calls of a size that MLflow takes; what is sent is removed from `metrics`."""
+    while metrics:
+        client.log_batch(run_id, metrics=metrics[:_METRICS_A_CALL])
+        del metrics[:_METRICS_A_CALL]
+
+
+def keep(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:
+    """Keep the figures of a training that has ended, for `send_kept`.
+
+    Args:
+        uri: the MLflow that they are for.
+        run_id: the training's run there; empty where none could be made.
+    """
+    content = {"uri": place(workspace, uri), "run_id": run_id, **figures.to_json()}
+    write_json(_folder(workspace) / f"{time.time_ns()}.json", content)
+
+
+def send_kept(workspace: Workspace, uri: str, client: MlflowClient, experiment: str) -> None:
+    """Send what earlier trainings could not to the MLflow at `uri`, each to its run or to a new one.
+
+    What MLflow does not take stays for the next time, and keeps nothing else from being done.
+    """
+    for path in sorted(_folder(workspace).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            figures, meant, run_id = Figures.of(content), content["uri"], content["run_id"]
+        except (ValueError, TypeError, KeyError) as error:
+            log.warning("%s is damaged (%r), so MLflow lacks the figures of a training.", path, error)
+            path.unlink()
+            continue
+        if meant != place(workspace, uri):
+            continue
+        try:
+            if not (run_id and is_active(client, run_id)):
+                run_id = str(client.create_run(experiment, run_name="train").info.run_id)
+                # Whoever is killed, or refused, while sending must not make another one the next time.
+                write_json(path, {**content, "run_id": run_id})
+            figures.send(client, run_id)
+            path.unlink()
+        except MlflowException as error:
+            told = "MLflow does not take the figures of an earlier training (%s); to give them up, remove %s"
+            log.warning(told, reason(error, uri), path)
+
+
+def is_active(client: MlflowClient, run_id: str) -> bool:
+    """Return whether MLflow has the run, and not among the deleted ones."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def _folder(workspace: Workspace) -> Path:
+    return workspace.local / "unsent"

@@ -1,0 +1,96 @@
+"""A preset goes into force, and edits are never lost."""
+
+import subprocess
+
+import pytest
+
+from diptych.errors import DiptychError
+from diptych.project.presets import use_preset
+from diptych.project.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.presets.mkdir()
+    (workspace.presets / "small.yaml").write_text("seed: 1\n")
+    (workspace.presets / "large.yaml").write_text("seed: 2\n")
+    return workspace
+
+
+def commit(workspace) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "x"]):
+        subprocess.run([*git, *arguments], cwd=workspace.root, check=True)
+
+
+def test_a_preset_becomes_params_yaml(workspace):
+    use_preset(workspace, "small")
+
+    assert workspace.params.read_text() == "seed: 1\n"
+
+
+def test_one_preset_replaces_another(workspace):
+    use_preset(workspace, "small")
+    use_preset(workspace, "large")
+
+    assert workspace.params.read_text() == "seed: 2\n"
+
+
+def test_a_preset_that_is_in_force_stays(workspace):
+    use_preset(workspace, "small")
+    before = workspace.params.stat()
+
+    use_preset(workspace, "small")
+
+    assert workspace.params.stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("name", ["medium", "../small", ""])
+def test_an_unknown_preset_is_answered_with_those_there_are(workspace, name):
+    with pytest.raises(DiptychError, match=r"presets/ has large, small"):
+        use_preset(workspace, name)
+
+
+def test_edits_that_nothing_else_holds_are_not_overwritten(workspace):
+    workspace.params.write_text("seed: 3\n")
+
+    with pytest.raises(DiptychError, match="has edits that would be lost"):
+        use_preset(workspace, "small")
+
+    assert workspace.params.read_text() == "seed: 3\n"
+
+
+def test_edits_that_git_holds_give_way(workspace):
+    workspace.params.write_text("seed: 3\n")
+    commit(workspace)
+
+    use_preset(workspace, "small")
+
+    assert workspace.params.read_text() == "seed: 1\n"
+
+
+def test_edits_after_the_commit_are_not_overwritten(workspace):
+    workspace.params.write_text("seed: 3\n")
+    commit(workspace)
+    workspace.params.write_text("seed: 4\n")
+
+    with pytest.raises(DiptychError, match="has edits that would be lost"):
+        use_preset(workspace, "small")
+
+
+def test_without_git_edits_are_not_overwritten(workspace, monkeypatch):
+    monkeypatch.setenv("PATH", str(workspace.root))
+    workspace.params.write_text("seed: 3\n")
+
+    with pytest.raises(DiptychError, match="has edits that would be lost"):
+        use_preset(workspace, "small")
+
+
+def test_what_git_is_told_not_to_list_is_not_overwritten(workspace):
+    commit(workspace)
+    subprocess.run(["git", "config", "status.showUntrackedFiles", "no"], cwd=workspace.root, check=True)
+    workspace.params.write_text("seed: 3\n")
+
+    with pytest.raises(DiptychError, match="has edits that would be lost"):
+        use_preset(workspace, "small")

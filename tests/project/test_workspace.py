@@ -1,0 +1,75 @@
+"""Where a project begins, and who is at work in it."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace, find_workspace
+
+
+def test_a_project_is_found_from_the_folders_below_it(tmp_path):
+    (tmp_path / "dvc.yaml").touch()
+    below = tmp_path / "data" / "deep"
+    below.mkdir(parents=True)
+
+    assert find_workspace(below) == Workspace(tmp_path.resolve())
+
+
+def test_a_folder_outside_of_a_project_is_named(tmp_path):
+    with pytest.raises(DiptychError, match=f"{tmp_path} is not in a diptych project"):
+        find_workspace(tmp_path)
+
+
+def test_all_that_may_be_deleted_lies_in_one_folder_and_all_else_beside_it(tmp_path):
+    workspace = Workspace(tmp_path)
+    places = [workspace.data, workspace.manifest, workspace.captions, workspace.prepared, workspace.tokenizer]
+    places += [workspace.model, workspace.reports, workspace.params, workspace.presets]
+
+    assert all(place.is_relative_to(tmp_path) and not place.is_relative_to(workspace.local) for place in places)
+
+
+def test_a_hold_ends_with_an_exception(tmp_path):
+    workspace = Workspace(tmp_path)
+    with pytest.raises(RuntimeError), workspace.held("first"):
+        raise RuntimeError
+
+    with workspace.held("second"):
+        assert (workspace.local / "holder.json").exists()
+
+    assert not (workspace.local / "holder.json").exists()
+
+
+def test_a_holder_that_has_left_no_note_yet_is_called_so(tmp_path):
+    workspace = Workspace(tmp_path)
+    with workspace.held("first"):
+        (workspace.local / "holder.json").unlink()
+
+        with pytest.raises(DiptychError, match="another process that has just started"), workspace.held("second"):
+            pass
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.EROFS, "mount it writable"), (errno.EACCES, "chown -R")])
+def test_a_project_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch, number, advice):
+    def refuse(path: Path, **options: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with (
+        pytest.raises(DiptychError, match=f"diptych cannot be written: {os.strerror(number)}.*{advice}"),
+        Workspace(tmp_path).held("diptych run"),
+    ):
+        pass
+
+
+def test_a_full_disk_is_left_to_whoever_tells_of_full_disks(tmp_path, monkeypatch):
+    def refuse(path: Path, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), Workspace(tmp_path).held("diptych run"):
+        pass

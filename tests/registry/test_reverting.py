@@ -1,0 +1,165 @@
+"""Back to an earlier dataset version, by a version of the model or by a commit."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from fake_project import commit, run
+from versions import make_version, open_registry
+
+from diptych.cli.main import main
+from diptych.config import Params
+from diptych.errors import DiptychError
+from diptych.project import dvc
+from diptych.project.changing import recover
+from diptych.project.recording import record_run
+from diptych.project.workspace import Workspace
+from diptych.registry.reverting import commit_of, revert_dataset
+
+HASHES = ("dvc_lock_sha256", "params_sha256", "weights_sha256", "model_sha256")
+
+
+def head(workspace: Workspace) -> str:
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=workspace.root, text=True).strip()
+
+
+def captions(workspace: Workspace) -> dict:
+    return json.loads((workspace.data / "captions.json").read_text())
+
+
+@pytest.fixture
+def grown(project: Workspace) -> Workspace:
+    """A project whose dataset has become another one since HEAD."""
+    (project.data / "captions.json").write_text('{"info": {"seed": 7}, "images": [], "annotations": []}')
+    dvc.record_dataset(project)
+    return project
+
+
+def test_data_is_what_the_commit_records_and_git_stays_as_it_is(grown):
+    later, before = dvc.dataset_version(grown), head(grown)
+
+    reverted = revert_dataset(grown, "HEAD")
+
+    assert captions(grown)["info"] == {}
+    assert (reverted.before, reverted.after) == (later, dvc.dataset_version(grown))
+    assert reverted.commit == before == head(grown)
+    assert not dvc.status(grown, "data.dvc")
+
+
+def test_the_way_back_is_the_same(grown):
+    run_commit = record_run(grown).sha
+    revert_dataset(grown, "HEAD")
+
+    revert_dataset(grown, run_commit)
+
+    assert captions(grown)["info"] == {"seed": 7}
+
+
+def test_a_version_that_the_cache_lacks_comes_from_the_remote(grown, tmp_path):
+    run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"), cwd=grown.root)
+    recorded = (grown.root / "data.dvc").read_text()
+    revert_dataset(grown, "HEAD")
+    dvc.push(grown, print)
+    dvc.switch_dataset(grown, recorded)
+    dvc.push(grown, print)
+    shutil.rmtree(grown.root / ".dvc" / "cache")
+    shutil.rmtree(grown.data)
+
+    revert_dataset(grown, "HEAD")
+
+    assert captions(grown)["info"] == {}
+
+
+def test_a_version_that_nobody_has_leaves_all_as_it_was(grown):
+    recorded = (grown.root / "data.dvc").read_text()
+    (first,) = subprocess.check_output(["git", "show", "HEAD:data.dvc"], cwd=grown.root, text=True).split("md5: ")[1:2]
+    md5 = first.split()[0]
+    next((grown.root / ".dvc" / "cache").rglob(md5[2:])).unlink()
+
+    with pytest.raises(DiptychError, match="data/ stays as it is"):
+        revert_dataset(grown, "HEAD")
+
+    assert (grown.root / "data.dvc").read_text() == recorded
+    assert captions(grown)["info"] == {"seed": 7}
+
+
+def test_changes_that_no_version_holds_are_not_lost(grown):
+    (grown.data / "captions.json").write_text('{"info": {"seed": 8}, "images": [], "annotations": []}')
+
+    with pytest.raises(DiptychError, match="dvc add data"):
+        revert_dataset(grown, "HEAD")
+
+    assert captions(grown)["info"] == {"seed": 8}
+
+
+@pytest.mark.parametrize("unknown", ["nowhere", "--help", "HEAD~7"])
+def test_a_commit_that_is_not_there_is_said_so(grown, unknown):
+    with pytest.raises(DiptychError, match="knows no commit"):
+        revert_dataset(grown, unknown)
+
+
+def test_a_commit_without_a_dataset_is_said_so(grown):
+    recorded = (grown.root / "data.dvc").read_text()
+    (grown.root / "data.dvc").unlink()
+    commit(grown.root)
+    (grown.root / "data.dvc").write_text(recorded)
+
+    with pytest.raises(DiptychError, match="records no dataset"):
+        revert_dataset(grown, "HEAD")
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< ours\nouts:\n=======\n", "outs: none\n", "[]\n", "outs: []\n"])
+def test_a_commit_whose_data_dvc_is_damaged_leaves_all_as_it_was(grown, content):
+    recorded = (grown.root / "data.dvc").read_text()
+    (grown.root / "data.dvc").write_text(content)
+    commit(grown.root)
+    (grown.root / "data.dvc").write_text(recorded)
+
+    with pytest.raises(DiptychError, match=r"Commit .* records no dataset"):
+        revert_dataset(grown, "HEAD")
+
+    assert (grown.root / "data.dvc").read_text() == recorded
+    assert captions(grown)["info"] == {"seed": 7}
+
+
+def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_store):
+    model = open_registry(grown, mlflow_store)
+    version = make_version(model, grown.local, alias="champion")
+    sha = record_run(grown).sha
+    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": dvc.dataset_version(grown)})
+    model.tag(version, dict.fromkeys(HASHES, "0" * 64))
+
+    found, commit_sha = commit_of(grown, Params(), "champion")
+
+    assert (found.version, commit_sha) == ("1", sha)
+
+
+@pytest.mark.parametrize("arguments", [[], ["champion", "--to", "HEAD"]])
+def test_the_command_wants_one_of_both(grown, monkeypatch, arguments):
+    monkeypatch.chdir(grown.root)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "revert", *arguments])
+    assert ended.value.code == 2
+
+
+def test_the_command_says_what_data_is_now(grown, monkeypatch, capsys):
+    monkeypatch.chdir(grown.root)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "revert", "--to", "HEAD"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"data/ is version {dvc.dataset_version(grown)[:12]}, which commit {head(grown)[:10]} records" in said
+
+
+def test_a_taking_that_was_ended_does_not_undo_it_later(grown, monkeypatch):
+    monkeypatch.chdir(grown.root)
+    before = {"data.dvc": (grown.root / "data.dvc").read_text(), "dvc.lock": None}
+    grown.local.mkdir(exist_ok=True)
+    (grown.local / "taking.json").write_text(json.dumps(before))
+
+    with pytest.raises(SystemExit):
+        main(["data", "revert", "--to", "HEAD"])
+
+    assert not recover(grown)
+    assert captions(grown)["info"] == {}
