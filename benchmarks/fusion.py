@@ -82,7 +82,7 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     val, test = held_out.normalized(bank, scale), raw.normalized(bank, scale)
     return {
         "towers": rsum(raw, Weights()),
-        "normalized": rsum(test, Weights()),
+        "qb_norm": rsum(test, Weights()),
         "re-ranked": rsum(test, weights(val)),
         "shuffled": rsum(shuffled(test), weights(shuffled(val))),
         "weights": sum(parameter.numel() for parameter in model.fusion.parameters()),
@@ -114,7 +114,7 @@ def main() -> None:
             for seed in range(arguments.seeds)
         ]
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        figures = " | ".join(f"{middle[key]:.1f}" for key in ("towers", "normalized", "re-ranked", "shuffled"))
+        figures = " | ".join(f"{middle[key]:.1f}" for key in ("towers", "qb_norm", "re-ranked", "shuffled"))
         print(f"| {name} | {middle['weights']:,.0f} | {figures} |", flush=True)
 
 

@@ -181,7 +181,7 @@ def gradients_of(prepared: Prepared, batch: Batch, chunk_size: int, *, statistic
     """Of a step in chunks, averaged over the processes; and the batch norms' statistics."""
     model = undropped(make_model(prepared.settings["vocabulary_size"], fusion={"heads": 2, "dropout": 0.0}))
     synchronize_batch_norms(model)
-    step = TrainingStep(model, Objectives(matching=0.7), seed=0).train()
+    step = TrainingStep(model, Objectives(itm=0.7), seed=0).train()
     model.image_tower.set_learning(True, statistics_frozen=statistics_frozen)
     backward_in_chunks(step, batch, chunk_size, autocast=torch.enable_grad, backward=Tensor.backward)
     average_gradients(step.parameters())
@@ -232,7 +232,7 @@ def make_trainer(folder: Path, name: str) -> Trainer:
         undropped(model),
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(epochs=2, image_tower_frozen_epochs=1, text_tower_top_layers=1),
+        train_settings(epochs=2, image_tower={"frozen_epochs": 1}, text_tower={"top_layers": 1}),
         seed=0,
         evaluation_batch=8,
         checkpoints=Checkpoints(folder / f"checkpoints-{name}", {}),

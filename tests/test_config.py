@@ -58,6 +58,11 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
     [
         ("trian: {epochs: 1}", "trian: unknown key"),
         ("train: {epoch: 1}", "train.epoch: unknown key"),
+        (
+            "train: {image_tower_factor: 0.1}",
+            "train.image_tower_factor: renamed, write train.image_tower.lr_multiplier",
+        ),
+        ("train: {objectives: {matching: 1.0}}", "train.objectives.matching: renamed, write train.objectives.itm"),
         ("train: {epochs: many}", "train.epochs: input should be a valid integer (it is 'many')"),
         ("train: {epochs: '3'}", "train.epochs: input should be a valid integer (it is '3'); it is read as text"),
         ("train: {learning_rate: 5e-4}", "write it without quotes, and exponents as 1.0e-3"),
@@ -68,17 +73,17 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("train: 3", "train: input should be a valid dictionary"),
         ("preprocess: {resize: squash}", "preprocess.resize: "),
         ("model: {dim: 10, fusion: {heads: 4}}", "model: fusion.heads (4) must divide dim (10)"),
-        ("train: {image_tower_factor: 0.0, image_tower_frozen_epochs: 1}", "image_tower_factor 0 never ends it"),
-        ("train: {text_tower_factor: 0.0, text_tower_top_layers: 1}", "text_tower_top_layers says how much"),
+        ("train: {image_tower: {lr_multiplier: 0.0, frozen_epochs: 1}}", "lr_multiplier 0 never ends it"),
+        ("train: {text_tower: {lr_multiplier: 0.0, top_layers: 1}}", "train.text_tower: top_layers says how much"),
         (
-            "train: {image_tower_top_layers: 0}",
-            "train.image_tower_top_layers: input should be greater than or equal to 1",
+            "train: {image_tower: {top_layers: 0}}",
+            "train.image_tower.top_layers: input should be greater than or equal to 1",
         ),
         (
-            "train: {fusion_epochs: 2, objectives: {matching: 0.0}}",
-            "train: in fusion_epochs (2) the fusion learns, but objectives.matching 0 leaves it out",
+            "train: {fusion_epochs: 2, objectives: {itm: 0.0}}",
+            "train: in fusion_epochs (2) the fusion learns, but objectives.itm 0 leaves it out",
         ),
-        ("train: {epochs: 2, text_tower_frozen_epochs: 2}", "train: text_tower_frozen_epochs (2) must be less than"),
+        ("train: {epochs: 2, text_tower: {frozen_epochs: 2}}", "train: text_tower.frozen_epochs (2) must be less than"),
         ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),
         ("model: {text_tower: {pretrained: ./bert, config: {a: 1}}}", "either pretrained or config"),
         ("model: {text_tower: {pretrained: ./bert, revision: abc}}", "revision belongs to a hub id"),
@@ -88,15 +93,15 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ),
         ("train: {keep_features: always}", "train: keep_features is always, but no tower is frozen"),
         (
-            "train: {keep_features: always, image_tower_factor: 0.0, augmentation: {}}",
+            "train: {keep_features: always, image_tower: {lr_multiplier: 0.0}, augmentation: {}}",
             "train: keep_features is always, but a frozen image tower sees other views",
         ),
         (
-            "train: {keep_features: always, image_tower_frozen_epochs: 1, objectives: {simclr_image: 1.0}}",
+            "train: {keep_features: always, image_tower: {frozen_epochs: 1}, objectives: {simclr_image: 1.0}}",
             "leave out augmentation and objectives.simclr_image",
         ),
         (
-            "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}",
+            "train: {text_tower: {lr_multiplier: 0.0}, objectives: {simclr_text: 1.0}}",
             "train.objectives.simclr_text compares a caption under two dropouts",
         ),
         (
@@ -135,14 +140,15 @@ def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
 @pytest.mark.parametrize(
     "text",
     [
-        "train: {keep_features: always, image_tower_factor: 0.0}",
-        "train: {keep_features: always, text_tower_frozen_epochs: 1, augmentation: {}}",
-        "train: {image_tower_factor: 0.0, objectives: {simclr_image: 1.0}}",
-        "train: {text_tower_factor: 0.0, objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {channel_dropout: 0.1}}",
-        "train: {keep_features: always, image_tower_factor: 0.0, "
+        "train: {keep_features: always, image_tower: {lr_multiplier: 0.0}}",
+        "train: {keep_features: always, text_tower: {frozen_epochs: 1}, augmentation: {}}",
+        "train: {image_tower: {lr_multiplier: 0.0}, objectives: {simclr_image: 1.0}}",
+        "train: {text_tower: {lr_multiplier: 0.0}, objectives: {simclr_text: 1.0}}\n"
+        "model: {text_tower: {channel_dropout: 0.1}}",
+        "train: {keep_features: always, image_tower: {lr_multiplier: 0.0}, "
         "augmentation: {crop_scale: 1.0, jitter: 0.0, grayscale: 0.0, blur: 0.0}}",
         "train: {objectives: {simclr_text: 1.0}}\nmodel: {text_tower: {dropout: false, channel_dropout: 0.1}}",
-        "train: {image_tower_top_layers: 2, image_tower_frozen_epochs: 1}",
+        "train: {image_tower: {top_layers: 2, frozen_epochs: 1}}",
     ],
 )
 def test_what_can_be_done_is_not_refused(tmp_path, text):

@@ -125,9 +125,7 @@ def outcome(step: TrainingStep, batch: Batch, chunk_size: int | None) -> dict[st
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize(
-    "objectives", [{"matching": 0.0}, {"matching": 1.0, "simclr_text": 0.3}], ids=["towers", "all"]
-)
+@pytest.mark.parametrize("objectives", [{"itm": 0.0}, {"itm": 1.0, "simclr_text": 0.3}], ids=["towers", "all"])
 def test_losses_and_gradients_are_those_of_the_cpu(
     prepared: Prepared, objectives: dict[str, float], chunk_size: int | None
 ) -> None:
@@ -135,7 +133,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(
     twin = copy.deepcopy(step).to(GPU)
     expected = outcome(step, batch, chunk_size)
     assert_close(outcome(twin, batch.pinned().to(GPU), chunk_size), expected, tolerance=3e-5)
-    assert ("gradient model.fusion.score.weight" in expected) == (objectives["matching"] > 0)
+    assert ("gradient model.fusion.score.weight" in expected) == (objectives["itm"] > 0)
 
 
 def test_a_float32_training_follows_that_of_the_cpu(prepared: Prepared, tmp_path: Path) -> None:
@@ -159,8 +157,8 @@ def test_a_float32_training_follows_that_of_the_cpu(prepared: Prepared, tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-RELEASED = EAGER | {"epochs": 4, "image_tower_frozen_epochs": 1, "text_tower_top_layers": 1}
-ALONE = EAGER | {"epochs": 3, "fusion_epochs": 1, "image_tower_factor": 0.0}
+RELEASED = EAGER | {"epochs": 4, "image_tower": {"frozen_epochs": 1}, "text_tower": {"top_layers": 1}}
+ALONE = EAGER | {"epochs": 3, "fusion_epochs": 1, "image_tower": {"lr_multiplier": 0.0}}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +205,7 @@ def test_where_memory_runs_out_chunks_become_smaller_and_training_goes_on(
     monkeypatch.setattr("diptych.training.loop.matrix_product_rate", lambda device, precision: 1e12)
     prepared = open_prepared(write_prepared(tmp_path / "p", train=256))
     wide = {"image_tower": {"config": {"embedding_size": 64, "hidden_sizes": [64, 128], "depths": [2, 2]}}}
-    changes = {**EAGER, "epochs": 1, "batch_size": 256, "objectives": {"matching": 0.0}, "model": wide}
+    changes = {**EAGER, "epochs": 1, "batch_size": 256, "objectives": {"itm": 0.0}, "model": wide}
     taken, losses = {}, {}
     for chunk_size in (None, 16):
         torch.cuda.empty_cache()

@@ -34,7 +34,7 @@ def write_reports(folder: Path) -> None:
     towers = {"i2t": way, "t2i": way, "rsum": 120.0}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(
-        json.dumps({"towers": towers, "normalized": {**towers, "rsum": 125.0}, "reranked": {**towers, "rsum": 130.0}})
+        json.dumps({"towers": towers, "qb_norm": {**towers, "rsum": 125.0}, "reranked": {**towers, "rsum": 130.0}})
     )
     (folder / "baselines.json").write_text(json.dumps({"prior": {**towers, "rsum": 12.0}}))
     rungs = [{"name": "chance", "rsum": 10.0, "low": None, "high": None, "is_model": False}]

@@ -111,7 +111,7 @@ def settings_for(task: Task, train: Train) -> Train:
     }
     if not task.epochs:
         changes |= {
-            "objectives": {"contrastive": 1.0, "matching": 0.0},
+            "objectives": {"contrastive": 1.0, "itm": 0.0},
             "checkpoint_every": 1_000_000,
             "patience": None,
             "fusion_epochs": None,
@@ -183,7 +183,7 @@ def perform(task: Task) -> Result:
 
 def describe(task: Task, settings: Train) -> str:
     """What was run, for the reader of the figures."""
-    objectives = "contrastive and matching" if settings.objectives.matching else "contrastive alone"
+    objectives = "contrastive and matching" if settings.objectives.itm else "contrastive alone"
     return (
         f"diptych: Trainer, {settings.batch_size} images a step with up to {settings.captions_per_image} captions "
         f"each, padded to the longest, {task.precision}, {objectives}, AdamW {settings.learning_rate:g}, weight decay "

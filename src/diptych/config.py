@@ -31,6 +31,21 @@ Floor = Literal[
 ]
 
 
+_RENAMED = {
+    **{
+        f"train.{tower}_{old}": f"train.{tower}.{new}"
+        for tower in ("image_tower", "text_tower")
+        for old, new in {
+            "factor": "lr_multiplier",
+            "frozen_epochs": "frozen_epochs",
+            "top_layers": "top_layers",
+        }.items()
+    },
+    "train.objectives.matching": "train.objectives.itm",
+    "train.objectives.matching_share": "train.objectives.itm_share",
+}
+"""Keys of diptych 0.1, and their names since 0.2."""
+
 _PASSWORD = re.compile(r"https?://[^/\s]*@|://[^/\s@]*:[^/\s]*@")
 
 
@@ -203,10 +218,10 @@ class Objectives(Section):
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
     """InfoNCE between images and captions."""
-    matching: Annotated[float, Field(ge=0)] = 1.0
-    """Of the fusion, which nothing else trains: of its match and of its alignment."""
-    matching_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of a batch's images that match is trained on, whose pairs cost layers of attention each; alignment sees all."""
+    itm: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of image-text matching, which alone trains the fusion: its ITM logit and its token alignment."""
+    itm_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a batch's images whose pairs the ITM logit is trained on; token alignment is trained on all."""
     simclr_image: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between an image and a random view of it, which `train.views` describes."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
@@ -238,6 +253,38 @@ class Augmentation(Section):
         return self.crop_scale == 1 and not (self.jitter or self.grayscale or self.blur)
 
 
+class TowerTraining(Section):
+    """How the weights of a tower's backbone are trained."""
+
+    lr_multiplier: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Multiplier of the learning rate; 0 freezes the backbone."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the start in which the backbone stays frozen. After them the learning rate warms up and decays anew."""
+    top_layers: Positive | None = None
+    """Number of last layers (of a CNN: stages) that are trained while those below stay frozen; null: all."""
+
+    @model_validator(mode="after")
+    def _frozen_for_good_or_for_some_epochs(self) -> TowerTraining:
+        if self.top_layers and not self.lr_multiplier:
+            raise ValueError(
+                "top_layers says how much of the tower is trained, but lr_multiplier 0 trains nothing; set top_layers "
+                "to null, and frozen_epochs to 0"
+            )
+        if self.frozen_epochs and not self.lr_multiplier:
+            raise ValueError("frozen_epochs ends a freeze, but lr_multiplier 0 never ends it; set frozen_epochs to 0")
+        return self
+
+    @property
+    def is_frozen_at_first(self) -> bool:
+        """Whether the backbone is frozen in the first epoch."""
+        return not self.lr_multiplier or self.frozen_epochs > 0
+
+    @property
+    def has_frozen_layers(self) -> bool:
+        """Whether some layers of the backbone are frozen, in the first epoch or for good."""
+        return self.is_frozen_at_first or self.top_layers is not None
+
+
 class Train(Section):
     """The training loop."""
 
@@ -251,16 +298,8 @@ class Train(Section):
     """Captions an image brings to a batch at the most; which ones is drawn anew every epoch."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """The highest, of AdamW, for all that is not a tower's own."""
-    image_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
-    text_tower_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Of the learning rate, for the tower's own weights; 0 freezes it."""
-    image_tower_top_layers: Positive | None = None
-    text_tower_top_layers: Positive | None = None
-    """How many of the tower's last layers (of a CNN: stages) learn, while those below stay as they came; null: all."""
-    image_tower_frozen_epochs: Annotated[int, Field(ge=0)] = 0
-    text_tower_frozen_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs at the start in which the tower's own weights stay as they are. When they end, the learning rate rises and
-    falls anew."""
+    image_tower: TowerTraining = TowerTraining()
+    text_tower: TowerTraining = TowerTraining()
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of matrices and kernels; biases, norms and other vectors have none."""
     warmup: Share = 0.1
@@ -296,33 +335,20 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _released_towers_learn(self) -> Train:
-        for tower, factor, epochs, layers in (
-            ("image_tower", self.image_tower_factor, self.image_tower_frozen_epochs, self.image_tower_top_layers),
-            ("text_tower", self.text_tower_factor, self.text_tower_frozen_epochs, self.text_tower_top_layers),
-        ):
-            if layers and not factor:
+        for name, tower in (("image_tower", self.image_tower), ("text_tower", self.text_tower)):
+            if tower.frozen_epochs >= self.epochs:
                 raise ValueError(
-                    f"{tower}_top_layers says how much of the tower learns, but {tower}_factor 0: nothing; "
-                    f"set {tower}_top_layers to null, and {tower}_frozen_epochs to 0"
-                )
-            if epochs and not factor:
-                raise ValueError(
-                    f"{tower}_frozen_epochs ends a freeze, but {tower}_factor 0 never ends it; "
-                    f"set {tower}_frozen_epochs to 0"
-                )
-            if epochs >= self.epochs:
-                raise ValueError(
-                    f"{tower}_frozen_epochs ({epochs}) must be less than epochs ({self.epochs}); "
-                    f"{tower}_factor 0 freezes a tower for good"
+                    f"{name}.frozen_epochs ({tower.frozen_epochs}) must be less than epochs ({self.epochs}); "
+                    f"{name}.lr_multiplier 0 freezes a tower for good"
                 )
         return self
 
     @model_validator(mode="after")
     def _fusion_learns(self) -> Train:
-        if self.fusion_epochs and not self.objectives.matching:
+        if self.fusion_epochs and not self.objectives.itm:
             raise ValueError(
-                f"in fusion_epochs ({self.fusion_epochs}) the fusion learns, but objectives.matching 0 leaves it out; "
-                "set fusion_epochs to null, or objectives.matching to 1.0"
+                f"in fusion_epochs ({self.fusion_epochs}) the fusion learns, but objectives.itm 0 leaves it out; "
+                "set fusion_epochs to null, or objectives.itm to 1.0"
             )
         return self
 
@@ -333,8 +359,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> Train:
-        image_stays = not self.image_tower_factor or self.image_tower_frozen_epochs or self.image_tower_top_layers
-        text_stays = not self.text_tower_factor or self.text_tower_frozen_epochs or self.text_tower_top_layers
+        image_stays, text_stays = self.image_tower.has_frozen_layers, self.text_tower.has_frozen_layers
         if self.keep_features == "always" and not (image_stays or text_stays or self.fusion_epochs):
             raise ValueError(
                 "keep_features is always, but no tower is frozen: what learns has other features in each step"
@@ -450,7 +475,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _text_views_differ(self) -> Params:
         tower = self.model.text_tower
-        drops_out = tower.channel_dropout or (tower.dropout and self.train.text_tower_factor)
+        drops_out = tower.channel_dropout or (tower.dropout and self.train.text_tower.lr_multiplier)
         if self.train.objectives.simclr_text and not drops_out:
             raise ValueError(
                 "train.objectives.simclr_text compares a caption under two dropouts, but this text tower is frozen, or "
@@ -498,7 +523,7 @@ def _explain(problem: Any) -> str:
     """One line of a pydantic error in the words of someone who edits params.yaml."""
     key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
+        return f"{key}: renamed, write {_RENAMED[key]}" if key in _RENAMED else f"{key}: unknown key"
     message = problem["msg"].removeprefix("Value error, ")
     hint = ""
     if problem["type"] in ("float_type", "int_type") and _is_number(problem["input"]):

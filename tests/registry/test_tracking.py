@@ -53,7 +53,7 @@ def test_the_experiment_is_found_again(trained, client):
 def test_nested_parameters_become_dotted_names():
     values = {
         "seed": 0,
-        "train": {"epochs": 3, "objectives": {"matching": 1.0}},
+        "train": {"epochs": 3, "objectives": {"itm": 1.0}},
         "mean": [0.5],
         "config": {},
         "name": "x",
@@ -62,7 +62,7 @@ def test_nested_parameters_become_dotted_names():
     assert flatten(values) == {
         "seed": "0",
         "train.epochs": "3",
-        "train.objectives.matching": "1.0",
+        "train.objectives.itm": "1.0",
         "mean": "[0.5]",
         "config": "{}",
         "name": "x",

@@ -120,7 +120,7 @@ def test_without_a_training_history_the_page_says_so(render, history):
 )
 def test_what_each_stage_brings_is_said_as_it_is(render, gain, words):
     def change(evaluation, uncertainty):
-        uncertainty.gains["normalized"]["towers"] = uncertainty.gains["reranked"]["normalized"] = gain
+        uncertainty.gains["qb_norm"]["towers"] = uncertainty.gains["reranked"]["qb_norm"] = gain
 
     page = " ".join(render(change=change).split())
     assert f"queries in general, which {words}" in page

@@ -12,7 +12,7 @@ from diptych.retrieval.reranking import Weights
 
 CPU = torch.device("cpu")
 BOTH = Weights(match=1.0, alignment=0.5)
-STAGES = ("towers", "normalized", "reranked")
+STAGES = ("towers", "qb_norm", "reranked")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_towers_figures_are_those_of_the_embeddings(evaluate, embedded):
 
 def test_weight_zero_changes_no_figure(evaluate, embedded):
     figures = evaluate(embedded, weights=Weights()).metrics
-    assert figures["normalized"] == figures["reranked"]
+    assert figures["qb_norm"] == figures["reranked"]
 
 
 def test_normalized_items_rank_by_the_cosine_less_their_own_bias(evaluate, embedded, model, querybank):
@@ -50,7 +50,7 @@ def test_normalized_items_rank_by_the_cosine_less_their_own_bias(evaluate, embed
     ]
     t2i = [sum(score >= row[own[j]] for score in row) for j, row in enumerate(images)]
     ranks = evaluate(embedded).ranks
-    assert [way.tolist() for way in ranks["normalized"].ranks] == [i2t, t2i]
+    assert [way.tolist() for way in ranks["qb_norm"].ranks] == [i2t, t2i]
     assert [way.tolist() for way in ranks["towers"].ranks] != [i2t, t2i]
 
 

@@ -8,7 +8,7 @@ from diptych.retrieval.ladder import in_words, is_better_than_chance, rungs, ver
 from diptych.retrieval.uncertainty import Gain, Uncertainty
 
 RSUMS = {"prior": 10.0, "image_only": 80.0, "words_bm25": 120.0, "ridge": 200.0, "cca": 150.0, "mlp_heads": 190.0}
-MODEL = {"towers": 300.0, "normalized": 310.0, "shuffled_images": 308.0, "mlp_fusion": 311.0, "reranked": 320.0}
+MODEL = {"towers": 300.0, "qb_norm": 310.0, "shuffled_images": 308.0, "mlp_fusion": 311.0, "reranked": 320.0}
 
 
 def judged(gain: Gain) -> Uncertainty:
@@ -43,7 +43,7 @@ def test_the_answer_is_what_the_interval_says(gain: Gain, answer: str) -> None:
 def test_the_strongest_of_each_kind_is_the_one_to_beat() -> None:
     over = [verdict.over for verdict in verdicts(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
     assert over == [
-        *("words: predicted, BM25", "frozen towers: ridge regression", "the model: normalized"),
+        *("words: predicted, BM25", "frozen towers: ridge regression", "the model: query-bank normalization"),
         "control: an MLP in place of attention",
     ]
     others = metrics(image_only=130.0, mlp_heads=201.0, shuffled_images=312.0)
@@ -69,7 +69,7 @@ def test_the_claim_for_towers_is_theirs_and_not_that_of_what_comes_after() -> No
 
 
 def test_a_claim_without_anything_to_compare_with_is_left_out() -> None:
-    few = {name: {"rsum": 1.0} for name in ("towers", "normalized", "reranked")}
+    few = {name: {"rsum": 1.0} for name in ("towers", "qb_norm", "reranked")}
     assert [verdict.claim for verdict in verdicts(few, judged(Gain(1.0, 0.5, 2.0, 0.01)))] == ["The fusion helps"]
 
 

@@ -36,7 +36,9 @@ def one_thread() -> Iterator[None]:
 
 
 def params(keep_features: str = "auto", **changes: object) -> Params:
-    train = train_settings(keep_features=keep_features, image_tower_frozen_epochs=1, text_tower_frozen_epochs=1)
+    train = train_settings(
+        keep_features=keep_features, image_tower={"frozen_epochs": 1}, text_tower={"frozen_epochs": 1}
+    )
     return Params(**{"model": model_settings(), "train": train, "threads": 1, "device": "cpu", **changes})  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 
 def params(**changes: object) -> Params:
-    settings = train_settings(fusion_epochs=2, image_tower_frozen_epochs=1, text_tower_frozen_epochs=1)
+    settings = train_settings(fusion_epochs=2, image_tower={"frozen_epochs": 1}, text_tower={"frozen_epochs": 1})
     given = {"model": model_settings(), "train": settings, "evaluate": {"top_k": 4}, "threads": 1, "device": "cpu"}
     return Params(**given | changes)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_kept_features_are_found_where_only_top_layers_learned(
     write_prepared(made.prepared, train=24, val=8, test=8)
     (made.prepared / "tokenizer").rename(made.tokenizer)
     made.local.mkdir()
-    layers = {"image_tower_top_layers": 1, "text_tower_top_layers": 1}
+    layers = {"image_tower": {"top_layers": 1}, "text_tower": {"top_layers": 1}}
     settings = params(train=train_settings(fusion_epochs=1, **layers))
     train.run(made, settings)
     caplog.clear()
@@ -105,7 +105,7 @@ def test_an_mlp_is_no_control_to_an_mlp(trained: Workspace, tmp_path: Path) -> N
 def test_none_are_asked_for_or_the_fusion_does_not_learn(trained: Workspace) -> None:
     for changes in (
         {"baselines": {"controls": []}},
-        {"train": train_settings(objectives={"matching": 0.0})},
+        {"train": train_settings(objectives={"itm": 0.0})},
     ):
         controls.run(trained, params(**changes))
         assert found(trained) == {}

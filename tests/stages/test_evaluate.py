@@ -90,7 +90,7 @@ def params(**changes: object) -> Params:
 def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace) -> None:
     run(workspace, params())
     metrics = json.loads((workspace.reports / "metrics.json").read_text())
-    assert list(metrics) == ["towers", "normalized", "reranked"]
+    assert list(metrics) == ["towers", "qb_norm", "reranked"]
     for stage in metrics.values():
         assert list(stage) == ["i2t", "t2i", "rsum"]
         for way in ("i2t", "t2i"):
@@ -122,8 +122,8 @@ def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
         "cca": ["prior"],
         "mlp_fusion": ["prior", "cca"],
         "towers": ["prior", "cca", "mlp_fusion"],
-        "normalized": ["prior", "cca", "mlp_fusion", "towers"],
-        "reranked": ["prior", "cca", "mlp_fusion", "towers", "normalized"],
+        "qb_norm": ["prior", "cca", "mlp_fusion", "towers"],
+        "reranked": ["prior", "cca", "mlp_fusion", "towers", "qb_norm"],
     }
     gain = sure["gains"]["reranked"]["towers"]
     assert gain["rsum"] == metrics["reranked"]["rsum"] - metrics["towers"]["rsum"]
@@ -143,7 +143,7 @@ def test_the_plot_has_a_line_for_each_direction_and_stage(workspace: Workspace) 
     with (workspace.reports / "plots" / "recall_at_k.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["direction"], row["stage"]) for row in rows} == {
-        (direction, stage) for direction in ("i2t", "t2i") for stage in ("towers", "normalized", "reranked")
+        (direction, stage) for direction in ("i2t", "t2i") for stage in ("towers", "qb_norm", "reranked")
     }
     assert {int(row["k"]) for row in rows} == set(range(1, 51))
     assert all(0 <= float(row["recall"]) <= 100 for row in rows)

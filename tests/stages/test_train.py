@@ -81,7 +81,7 @@ def test_the_run_is_found_by_the_hash_of_its_weights(workspace: Workspace) -> No
 
 
 def test_without_matching_the_fusion_has_no_weight(workspace: Workspace) -> None:
-    train.run(workspace, params(train=train_settings(objectives={"matching": 0.0})))
+    train.run(workspace, params(train=train_settings(objectives={"itm": 0.0})))
     reranking = load_model(workspace.model).reranking
     assert reranking.match_weight == reranking.alignment_weight == 0.0
 

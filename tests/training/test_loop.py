@@ -167,7 +167,7 @@ def test_bf16_trains_with_float32_weights(prepared: Prepared, tmp_path: Path) ->
 
 
 def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_path: Path) -> None:
-    made = trainer(prepared, tmp_path, objectives={"matching": 0.0})
+    made = trainer(prepared, tmp_path, objectives={"itm": 0.0})
     before = made.model.fusion.score.weight.clone()
     assert made.run().history[-1]["matching"] == 0
     assert torch.equal(before, made.model.fusion.score.weight)
@@ -176,7 +176,9 @@ def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_pat
 ALONE = {"epochs": 3, "fusion_epochs": 2, "patience": None}
 
 
-@pytest.mark.parametrize("changes", [{}, {"image_tower_factor": 0.0, "augmentation": {}}], ids=["all", "frozen-views"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"image_tower": {"lr_multiplier": 0.0}, "augmentation": {}}], ids=["all", "frozen-views"]
+)
 def test_the_fusion_may_learn_alone_from_the_best_towers(
     prepared: Prepared, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +278,7 @@ def test_a_training_that_ends_between_its_files_resumes_to_the_bit(
 
 def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Path) -> None:
     """Else a training that goes on in the last phase would find room where the whole one did not."""
-    changes = {"epochs": 2, "fusion_epochs": 1, "image_tower_frozen_epochs": 1}
+    changes = {"epochs": 2, "fusion_epochs": 1, "image_tower": {"frozen_epochs": 1}}
     every = kept_in(tmp_path / "every")
     trainer(prepared, tmp_path / "1", features=every, **changes).run()
     small = kept_in(tmp_path / "small")
@@ -292,7 +294,7 @@ def test_a_finished_training_embeds_as_when_it_ended(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From kept features, though patience ended it before the epoch that would have released the tower."""
-    changes = {"epochs": 4, "image_tower_frozen_epochs": 3, "patience": 1}
+    changes = {"epochs": 4, "image_tower": {"frozen_epochs": 3}, "patience": 1}
     entered = []
     for _ in range(2):
         made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes)
@@ -303,7 +305,13 @@ def test_a_finished_training_embeds_as_when_it_ended(
 
 
 def test_a_fusion_that_learns_alone_learns_the_same_in_chunks(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"epochs": 1, "fusion_epochs": 1, "patience": None, "image_tower_factor": 0.0, "text_tower_factor": 0.0}
+    changes = {
+        "epochs": 1,
+        "fusion_epochs": 1,
+        "patience": None,
+        "image_tower": {"lr_multiplier": 0.0},
+        "text_tower": {"lr_multiplier": 0.0},
+    }
     whole, chunks = trainer(prepared, tmp_path / "1", **changes), trainer(prepared, tmp_path / "2", **changes)
     chunks.backward.chunk_size = 2
     for made in (whole, chunks):
@@ -313,7 +321,7 @@ def test_a_fusion_that_learns_alone_learns_the_same_in_chunks(prepared: Prepared
 
 
 def test_a_tower_is_released_after_its_frozen_epochs(prepared: Prepared, tmp_path: Path) -> None:
-    made = trainer(prepared, tmp_path, epochs=2, image_tower_frozen_epochs=1)
+    made = trainer(prepared, tmp_path, epochs=2, image_tower={"frozen_epochs": 1})
     first = next(made.model.image_tower.backbone.parameters())
     seen = [first.detach().clone()]
     validate = made._validate
@@ -329,7 +337,7 @@ def test_a_tower_is_released_after_its_frozen_epochs(prepared: Prepared, tmp_pat
 
 
 def test_a_training_with_a_release_resumes_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"epochs": 3, "text_tower_frozen_epochs": 1}
+    changes = {"epochs": 3, "text_tower": {"frozen_epochs": 1}}
     whole = trainer(prepared, tmp_path / "whole", **changes)
     expected = whole.run()
     broken = trainer(prepared, tmp_path / "broken", **changes)
@@ -350,8 +358,8 @@ def test_a_training_with_a_release_resumes_to_the_bit(prepared: Prepared, tmp_pa
     assert same_weights(resumed.model, whole.model)
 
 
-FROZEN = {"image_tower_factor": 0.0, "text_tower_frozen_epochs": 1}
-TOP_LAYERS = {"image_tower_top_layers": 1, "text_tower_top_layers": 1, "image_tower_frozen_epochs": 1}
+FROZEN = {"image_tower": {"lr_multiplier": 0.0}, "text_tower": {"frozen_epochs": 1}}
+TOP_LAYERS = {"image_tower": {"top_layers": 1, "frozen_epochs": 1}, "text_tower": {"top_layers": 1}}
 MIRRORS = {"crop_scale": 1.0, "flip": 0.5, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 MIRRORED = TOP_LAYERS | {"augmentation": MIRRORS}
 STAYS = {"frozen": FROZEN, "top-layers": TOP_LAYERS, "top-layers-mirrored": MIRRORED}
@@ -381,7 +389,7 @@ def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
     prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
 ) -> None:
     """Half precision is all that differs; a small rate, as Adam's first steps follow the signs of tiny gradients."""
-    changes = stays | {"objectives": {"matching": 0.0}, "learning_rate": 1e-4}
+    changes = stays | {"objectives": {"itm": 0.0}, "learning_rate": 1e-4}
     kept = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), keep_features="always", **changes)
     never = trainer(prepared, tmp_path / "2", features=kept_in(tmp_path / "none"), keep_features="never", **changes)
     losses = [[row["loss"] for row in made.run().history] for made in (kept, never)]
@@ -439,7 +447,7 @@ def test_a_fusion_alone_sees_what_its_towers_make_of_what_lay_below_them(
 
 
 def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
-    changes = TOP_LAYERS | {"image_tower_frozen_epochs": 0}
+    changes = TOP_LAYERS | {"image_tower": {"top_layers": 1}}
     made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes)
     before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
     made.run()
@@ -451,7 +459,7 @@ def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp
 
 
 def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"image_tower_top_layers": 1, "augmentation": MIRRORS}
+    changes = {"image_tower": {"top_layers": 1}, "augmentation": MIRRORS}
     both = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), **changes)
     both.run()
     images = sum(path.stat().st_size for path in (tmp_path / "kept").iterdir())
@@ -464,7 +472,7 @@ def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tm
 
 
 def test_of_images_that_vary_no_features_are_kept(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"image_tower_factor": 0.0, "epochs": 1, "augmentation": {"flip": 1.0}}
+    changes = {"image_tower": {"lr_multiplier": 0.0}, "epochs": 1, "augmentation": {"flip": 1.0}}
     trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes).run()
     assert not (tmp_path / "kept").exists()
 
@@ -604,7 +612,7 @@ def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **settings: compile_module(module, backend="eager", **settings)
     )
-    released = {"image_tower_frozen_epochs": 1, "image_tower_top_layers": 1, "text_tower_factor": 0.0}
+    released = {"image_tower": {"frozen_epochs": 1, "top_layers": 1}, "text_tower": {"lr_multiplier": 0.0}}
     made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), compile="always", epochs=2, **released)
     made.run()
     torch.compiler.reset()

@@ -29,7 +29,7 @@ def test_biases_and_norms_do_not_decay() -> None:
 
 
 def test_a_tower_has_its_own_learning_rate() -> None:
-    groups = groups_of(learning_rate=1e-3, image_tower_factor=0.1)
+    groups = groups_of(learning_rate=1e-3, image_tower={"lr_multiplier": 0.1})
     model = groups.pop("model")
     weight = next(model.image_tower.backbone.parameters())
     assert groups[id(weight)]["lr"] == pytest.approx(1e-4)
@@ -37,20 +37,20 @@ def test_a_tower_has_its_own_learning_rate() -> None:
 
 
 def test_a_factor_of_zero_freezes_the_tower_but_not_its_projection() -> None:
-    groups = groups_of(text_tower_factor=0.0)
+    groups = groups_of(text_tower={"lr_multiplier": 0.0})
     model = groups.pop("model")
     assert all(id(parameter) not in groups for parameter in model.text_tower.backbone.parameters())
     assert id(model.text_tower.projection[0].weight) in groups
 
 
 def test_a_fusion_without_objective_is_left_alone() -> None:
-    groups = groups_of(objectives={"matching": 0.0})
+    groups = groups_of(objectives={"itm": 0.0})
     model = groups.pop("model")
     assert all(id(parameter) not in groups for parameter in model.fusion.parameters())
 
 
 def test_below_its_top_layers_a_tower_stays() -> None:
-    groups = groups_of(text_tower_top_layers=1, image_tower_top_layers=1)
+    groups = groups_of(text_tower={"top_layers": 1}, image_tower={"top_layers": 1})
     model = groups.pop("model")
     for tower, top in ((model.text_tower, "encoder.layer.1."), (model.image_tower, "encoder.stages.1.")):
         for name, parameter in tower.backbone.named_parameters():
@@ -59,7 +59,7 @@ def test_below_its_top_layers_a_tower_stays() -> None:
 
 def test_more_top_layers_than_a_tower_has_are_an_error() -> None:
     with pytest.raises(DiptychError, match="3 top layers are to learn, but BertModel has only 2"):
-        groups_of(text_tower_top_layers=3)
+        groups_of(text_tower={"top_layers": 3})
 
 
 def rates_of(steps: list[int], warmup: float) -> list[float]:
@@ -81,7 +81,11 @@ def test_the_schedule_rises_then_falls_as_a_cosine_to_zero() -> None:
 
 def test_where_a_tower_is_released_the_schedule_begins_anew() -> None:
     assert phases(train_settings(epochs=5)) == [5]
-    assert phases(train_settings(epochs=5, image_tower_frozen_epochs=2)) == [2, 3]
-    assert phases(train_settings(epochs=5, image_tower_frozen_epochs=2, text_tower_frozen_epochs=1)) == [1, 1, 3]
-    assert phases(train_settings(epochs=5, image_tower_frozen_epochs=2, text_tower_frozen_epochs=2)) == [2, 3]
+    assert phases(train_settings(epochs=5, image_tower={"frozen_epochs": 2})) == [2, 3]
+    assert phases(train_settings(epochs=5, image_tower={"frozen_epochs": 2}, text_tower={"frozen_epochs": 1})) == [
+        1,
+        1,
+        3,
+    ]
+    assert phases(train_settings(epochs=5, image_tower={"frozen_epochs": 2}, text_tower={"frozen_epochs": 2})) == [2, 3]
     assert rates_of([20, 50], warmup=0.1) == rates_of([20], warmup=0.1)[:-1] + rates_of([50], warmup=0.1)

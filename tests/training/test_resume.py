@@ -62,12 +62,12 @@ def wait(child: int) -> int:
 def train(folder: Path, name: str) -> None:
     prepared = open_prepared(folder / "p")
     model = make_model(prepared.settings["vocabulary_size"])
-    objectives = {"matching": 1.0, "simclr_text": 0.1}
+    objectives = {"itm": 1.0, "simclr_text": 0.1}
     trainer = Trainer(
         model,
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(epochs=4, checkpoint_every=1, image_tower_frozen_epochs=2, objectives=objectives),
+        train_settings(epochs=4, checkpoint_every=1, image_tower={"frozen_epochs": 2}, objectives=objectives),
         seed=0,
         evaluation_batch=8,
         checkpoints=Checkpoints(folder / name, {}),

@@ -30,7 +30,7 @@ def make_step(direction: str, share: float) -> TrainingStep:
     settings = {"layers": 2, "heads": 2, "dropout": 0.0, "direction": direction}
     model = make_model(200, fusion=settings)
     model.image_pooling, model.text_pooling = (pooling.GeneralizedPooling() for _ in range(2))
-    step = TrainingStep(model, Objectives(matching=1.0, matching_share=share), seed=0).train()
+    step = TrainingStep(model, Objectives(itm=1.0, itm_share=share), seed=0).train()
     for module in step.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -59,7 +59,7 @@ def _champion(decision: dict[str, Any]) -> str:
 
 def _metrics(metrics: dict[str, Any]) -> list[str]:
     rows = []
-    for name, label in (("towers", "towers"), ("normalized", "normalized"), ("reranked", "re-ranked")):
+    for name, label in (("towers", "towers"), ("qb_norm", "qb_norm"), ("reranked", "re-ranked")):
         if name in metrics:
             both = (f"{way} {metrics[name][way]['recall@1']:.1f}" for way in ("i2t", "t2i"))
             rows.append(f"{label:<11}RSUM {metrics[name]['rsum']:.1f}, recall@1 {', '.join(both)}")

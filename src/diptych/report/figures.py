@@ -18,7 +18,12 @@ from diptych.retrieval.similarities import Similarities
 
 INCHES = (4.6, 3.0)
 DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
-STAGES = {"towers": "towers", "normalized": "normalized", "reranked": "re-ranked", "embeddings": "embeddings"}
+STAGES = {
+    "towers": "towers",
+    "qb_norm": "query-bank normalization",
+    "reranked": "re-ranked",
+    "embeddings": "embeddings",
+}
 
 
 class Theme(NamedTuple):

@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
     """A gallery's figures and what they come from."""
 
     ranks: dict[str, Ranks]
-    """By stage: "towers" by the cosine, "normalized" less the items' biases, and these "reranked" by the fusion; of a
+    """By stage: "towers" by the cosine, "qb_norm" less the items' biases, and these "reranked" by the fusion; of a
     foreign model "embeddings" alone, by the cosine.
     """
     metrics: dict[str, Metrics]
@@ -128,7 +128,7 @@ def _rank(
     seconds = time.perf_counter() - started
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
-        "normalized": Ranks(candidates.i2t.found, candidates.t2i.found),
+        "qb_norm": Ranks(candidates.i2t.found, candidates.t2i.found),
         "reranked": reranked_ranks(candidates, scale, weights),
     }
     i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)

@@ -18,7 +18,7 @@ RUNGS = {
     "linear_heads": "frozen towers: linear heads",
     "mlp_heads": "frozen towers: MLP heads",
     "towers": "the model: towers",
-    "normalized": "the model: normalized",
+    "qb_norm": "the model: query-bank normalization",
     "shuffled_images": "control: the fusion on other images",
     "mlp_fusion": "control: an MLP in place of attention",
     "reranked": "the model: re-ranked",
@@ -26,7 +26,7 @@ RUNGS = {
 SINGLE_MODALITY = ("prior", "image_only", "words_bm25", "words_text_tower")
 FROZEN = ("ridge", "cca", "linear_heads", "mlp_heads")
 CONTROLS = ("shuffled_images", "mlp_fusion")
-MODEL = ("towers", "normalized", "reranked")
+MODEL = ("towers", "qb_norm", "reranked")
 
 
 class Rung(NamedTuple):
@@ -66,7 +66,7 @@ def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[V
     claims = (
         ("Joint modelling beats single-modality methods", "reranked", SINGLE_MODALITY),
         ("Towers that learn beat frozen ones", "towers", FROZEN),
-        ("The fusion helps", "reranked", ("normalized",)),
+        ("The fusion helps", "reranked", ("qb_norm",)),
         ("The fusion beats its controls", "reranked", CONTROLS),
     )
     return [

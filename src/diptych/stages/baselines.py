@@ -56,8 +56,8 @@ def run(workspace: Workspace, params: Params) -> None:
             folder, limit = workspace.local / "cache" / "features", params.train.features_gib
             cache = FeatureCache(folder, limit_gib=limit, device=device, precision=precision)
         # Only what the training finds useful too is kept.
-        image_frozen = not params.train.image_tower_factor or params.train.image_tower_frozen_epochs > 0
-        text_frozen = not params.train.text_tower_factor or params.train.text_tower_frozen_epochs > 0
+        image_frozen = params.train.image_tower.is_frozen_at_first
+        text_frozen = params.train.text_tower.is_frozen_at_first
         caches = cache if image_frozen else None, cache if text_frozen else None
         towers = _Towers(model, *caches, params.evaluate.batch_size, device)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(workspace.tokenizer)

@@ -38,7 +38,7 @@ def run(workspace: Workspace, params: Params) -> None:
     set_threads(params.threads)
     ranks: dict[str, Ranks] = {}
     # A fusion that was not trained needs no control.
-    if params.baselines.controls and params.train.objectives.matching:
+    if params.baselines.controls and params.train.objectives.itm:
         ranks = _ranks(workspace, params)
     save_ranks(workspace.controls, ranks)
 

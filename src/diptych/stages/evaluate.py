@@ -78,7 +78,7 @@ def run(workspace: Workspace, params: Params) -> None:
     findings = Findings(evaluation, uncertainty, failures, ladder, judged, highlight)
     write_report(workspace.reports / "report.html", split, findings, setting, history, queries)
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
-    gain = uncertainty.gains["reranked"]["normalized"].rsum
+    gain = uncertainty.gains["reranked"]["qb_norm"].rsum
     cost = 1000 * evaluation.reranking_seconds / (len(split) + len(split.captions))
     log.info("Re-ranking: %.1f ms a query for %+.1f RSUM", cost, gain)
     if not is_better_than_chance(evaluation.metrics, uncertainty, chance):

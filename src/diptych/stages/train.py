@@ -117,7 +117,7 @@ def _save(
     embedded = embed_split(model, inputs.split, inputs=inputs, **batches, description="embed val")
     scale, weights = model.logit_scale.item(), Weights()
     querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
-    if params.train.objectives.matching:
+    if params.train.objectives.itm:
         normalized = embedded.normalized(querybank, scale)
         weights = choose_weights(match_logits(model, normalized, top_k, **computing, description="re-rank val"), scale)
     save_model(

@@ -76,7 +76,7 @@ class TrainingInputs:
 
     def _keep_images(self, cache: FeatureCache, tower: ImageTower, frozen: Frozen) -> None:
         self._images = self._mirrored = None
-        top_layers = self._settings.image_tower_top_layers
+        top_layers = self._settings.image_tower.top_layers
         varied = self._settings.images_vary and not frozen.encoders
         if varied or not _ends_at(tower, frozen.image, top_layers):
             return
@@ -90,7 +90,7 @@ class TrainingInputs:
 
     def _keep_texts(self, cache: FeatureCache, tower: TextTower, frozen: Frozen) -> None:
         self._texts = None
-        top_layers = self._settings.text_tower_top_layers
+        top_layers = self._settings.text_tower.top_layers
         if not _ends_at(tower, frozen.text, top_layers):
             return
         if frozen.encoders and _splits(tower, top_layers):

@@ -35,8 +35,8 @@ def frozen_in(settings: Train, epoch: int) -> Frozen:
     """In `epoch` (0, 1, …): towers with factor 0, or not released yet; at the end all but the fusion."""
     encoders = epoch >= settings.epochs
     return Frozen(
-        encoders or settings.image_tower_factor == 0 or epoch < settings.image_tower_frozen_epochs,
-        encoders or settings.text_tower_factor == 0 or epoch < settings.text_tower_frozen_epochs,
+        encoders or not settings.image_tower.lr_multiplier or epoch < settings.image_tower.frozen_epochs,
+        encoders or not settings.text_tower.lr_multiplier or epoch < settings.text_tower.frozen_epochs,
         encoders,
     )
 
@@ -46,13 +46,13 @@ def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
     model, frozen = step.model, frozen_in(settings, epoch)
     step.requires_grad_(not frozen.encoders)
     for tower, stays, factor, top_layers in (
-        (model.image_tower, frozen.image, settings.image_tower_factor, settings.image_tower_top_layers),
-        (model.text_tower, frozen.text, settings.text_tower_factor, settings.text_tower_top_layers),
+        (model.image_tower, frozen.image, settings.image_tower.lr_multiplier, settings.image_tower.top_layers),
+        (model.text_tower, frozen.text, settings.text_tower.lr_multiplier, settings.text_tower.top_layers),
     ):
         # The layers above learned from the statistics of those that stay.
         statistics_frozen = factor < FROZEN_STATISTICS_BELOW or top_layers is not None
         tower.set_learning(not stays, top_layers=top_layers, statistics_frozen=statistics_frozen)
-    with_others = settings.objectives.matching > 0 and settings.fusion_epochs is None
+    with_others = settings.objectives.itm > 0 and settings.fusion_epochs is None
     model.fusion.requires_grad_(frozen.encoders or with_others)
 
 
@@ -65,8 +65,8 @@ def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
     factors = {
         id(parameter): factor
         for backbone, factor in (
-            (step.model.image_tower.backbone, settings.image_tower_factor),
-            (step.model.text_tower.backbone, settings.text_tower_factor),
+            (step.model.image_tower.backbone, settings.image_tower.lr_multiplier),
+            (step.model.text_tower.backbone, settings.text_tower.lr_multiplier),
         )
         for parameter in backbone.parameters()
     }
@@ -90,7 +90,7 @@ def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
 
 def phases(settings: Train) -> list[int]:
     """The epochs of each phase of the training: a new one begins where a tower is released, and with the fusion's."""
-    released = {settings.image_tower_frozen_epochs, settings.text_tower_frozen_epochs}
+    released = {settings.image_tower.frozen_epochs, settings.text_tower.frozen_epochs}
     ends = sorted({*released, settings.epochs, settings.all_epochs} - {0})
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 

@@ -62,7 +62,7 @@ class TrainingStep(nn.Module):
     @property
     def fusion_learns(self) -> bool:
         """Whether the fusion does."""
-        return self.objectives.matching > 0 and self.model.fusion.score.weight.requires_grad
+        return self.objectives.itm > 0 and self.model.fusion.score.weight.requires_grad
 
     @property
     def views_texts(self) -> bool:
@@ -91,9 +91,9 @@ class TrainingStep(nn.Module):
         total = weights.contrastive * contrastive
         if self.fusion_learns:
             pairs = draw_pairs(self.model, images, texts, owner, self._uniforms(batch))
-            matching = matching_loss(self.model, pairs, weights.matching_share)
+            matching = matching_loss(self.model, pairs, weights.itm_share)
             alignment = alignment_loss(self.model, pairs)
-            total = total + weights.matching * (matching + alignment)
+            total = total + weights.itm * (matching + alignment)
         if self.image_view_head and image_view is not None:
             views = self.image_view_head(images.pooled), self.image_view_head(image_view)
             simclr_image = nt_xent_loss(*views, weights.simclr_temperature)
