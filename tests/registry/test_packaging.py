@@ -63,7 +63,7 @@ def test_requirements_are_pinned_and_installable_from_an_index(tmp_path):
         "numpy",
         "pillow",
         "pydantic",
-        "pyyaml",
+        "ruamel.yaml",
     } <= names
     assert not names & {"prefect", "dvc", "great-expectations", "accelerate", "pytest", "timm"}
 

@@ -21,7 +21,7 @@ REQUIRED = (
     "pandas",
     "pillow",
     "pydantic",
-    "pyyaml",
+    "ruamel.yaml",
     "safetensors",
     "tokenizers",
     "torch",
