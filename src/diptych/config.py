@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from diptych.errors import DiptychError
 
@@ -492,13 +493,14 @@ def load_params(path: Path) -> Params:
             out of range; the message names each such key.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        # DVC reads the file by the same parser. It refuses repeated keys.
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DiptychError(f"{path} is missing; copy one of presets/ there.") from None
     except OSError as error:
         raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
-    # PyYAML lets through what Python says of an impossible date, number, key or depth.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    # The parser lets errors of Python through: of an impossible date, number, key or depth.
+    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DiptychError(f"{path} is not valid YAML: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise DiptychError(f"{path} must hold keys and values, not {type(content).__name__}.")
@@ -527,7 +529,7 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     hint = ""
     if problem["type"] in ("float_type", "int_type") and _is_number(problem["input"]):
-        hint = "; it is read as text: write it without quotes, and exponents as 1.0e-3"
+        hint = "; it is read as text: write it without quotes"
     shown = "" if problem["type"] == "value_error" else f" (it is {problem['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}{hint}"
 
@@ -538,16 +540,3 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return isinstance(value, str)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses repeated keys, of which PyYAML keeps the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)

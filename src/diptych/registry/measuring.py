@@ -28,7 +28,8 @@ from diptych.project.workspace import Workspace
 from diptych.retrieval.attributes import attributes
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
-from diptych.retrieval.metrics import Metrics, Ranks
+from diptych.retrieval.metrics import Metrics
+from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import Part, parts
 

@@ -19,16 +19,8 @@ from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.retrieval.embedding import Embedded
-from diptych.retrieval.metrics import (
-    Metrics,
-    Ranks,
-    average_metrics,
-    folds,
-    metrics_from_ranks,
-    ranks_from_embeddings,
-    recall_at_k,
-    with_folds,
-)
+from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
+from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
 from diptych.retrieval.reranking import Weights, match_logits, reranked_ranks, top_candidates
 from diptych.retrieval.similarities import Similarities, similarities
 

@@ -16,10 +16,11 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.fusion import make_fusion
 from diptych.model.package import load_model
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import save_ranks
 from diptych.retrieval.embedding import Embedded, embed_means, embed_split
-from diptych.retrieval.metrics import Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.reranking import Weights, choose_weights, match_logits, reranked_ranks
+from diptych.retrieval.stored_ranks import save_ranks
 from diptych.training.control import train_control
 from diptych.training.features import FeatureCache
 from diptych.training.inputs import TrainingInputs
