@@ -79,7 +79,7 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     held_out = embed(trainer.val_inputs)
     bank = bank._replace(strength=choose_strength(held_out, bank, scale))
     raw = embed(Inputs(prepared.split("test")))
-    val, test = held_out.normalized(bank, scale), raw.normalized(bank, scale)
+    val, test = held_out.biased(bank, scale), raw.biased(bank, scale)
     return {
         "towers": rsum(raw, Weights()),
         "qb_norm": rsum(test, Weights()),

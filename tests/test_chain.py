@@ -1,33 +1,40 @@
 """dvc.yaml, prefect.yaml and the Makefile say what the code does."""
 
-import ast
 import itertools
 import subprocess
+from functools import cache
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 
 from diptych.project import dvc
-from diptych.registry import packaging
 
 ROOT = Path(__file__).parents[1]
 CHAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # What carries a stage's work without having a part in its outputs.
-PLUMBING = ("__init__.py", "errors.py", "files.py", "progress.py", "training/launching.py", "project/", "registry/")
+PLUMBING = tuple(
+    f"diptych.{name}" for name in ("errors", "files", "progress", "training.launching", "project", "registry")
+)
+
+
+@cache
+def import_graph() -> grimp.ImportGraph:
+    return grimp.build_graph("diptych")
 
 
 def modules_of(stage: str) -> set[str]:
-    """What the stage imports, as paths in the repository; tracking and plumbing are not followed."""
-    found: set[Path] = set()
-    waiting = [packaging.PACKAGE / "stages" / f"{stage}.py"]
+    """Return the modules that a stage imports, as paths in the repository; plumbing and tracking are not followed."""
+    seen: set[str] = set()
+    waiting = [f"diptych.stages.{stage}"]
     while waiting:
-        path = waiting.pop()
-        name = str(path.relative_to(packaging.PACKAGE))
-        if path not in found and not name.startswith(PLUMBING):
-            found.add(path)
-            waiting += [file for module in packaging._imports(path) for file in packaging._files(module)]
-    return {str(path.relative_to(ROOT)) for path in found if ast.parse(path.read_text()).body}
+        module = waiting.pop()
+        if module not in seen and module != "diptych" and not module.startswith(PLUMBING):
+            seen.add(module)
+            waiting += import_graph().find_modules_directly_imported_by(module)
+    paths = [ROOT / "src" / module.replace(".", "/") for module in seen]
+    return {str(path.with_suffix(".py").relative_to(ROOT)) for path in paths if path.with_suffix(".py").is_file()}
 
 
 @pytest.mark.parametrize("stage", dvc.STAGES)

@@ -88,7 +88,7 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("model: {text_tower: {pretrained: ./bert, revision: abc}}", "revision belongs to a hub id"),
         (
             "preprocess: {max_tokens: 48}\nmodel: {text_tower: {config: {max_position_embeddings: 16}}}",
-            "preprocess.max_tokens (48) is more than the places",
+            "preprocess.max_tokens (48) is more than the positions",
         ),
         ("train: {keep_features: always}", "train: keep_features is always, but no tower is frozen"),
         (

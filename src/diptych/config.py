@@ -1,7 +1,7 @@
-"""Every knob, typed: params.yaml read once into strict, frozen models.
+"""The settings in params.yaml as typed, strict, frozen models.
 
-An unknown key, a wrong type or an impossible combination is one error that names the key. What a knob does stands
-below it, where its name does not tell.
+An unknown key, a wrong type or an impossible combination is one error that names the key. The string below a field
+documents it, where its name does not.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PASSWORD = re.compile(r"https?://[^/\s]*@|://[^/\s@]*:[^/\s]*@")
 
 
 def _without_password(address: str) -> str:
-    """params.yaml is recorded with every run, in MLflow and in git."""
+    """Refuse a password: params.yaml is recorded with every run, in MLflow and in git."""
     if _PASSWORD.search(address):
         raise ValueError(
             "no user and password in an address here: git has credential helpers, MLflow the environment variables "
@@ -64,24 +64,24 @@ Address = Annotated[str, AfterValidator(_without_password)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: refuses what it does not know, converts nothing silently, never changes."""
+    """A section of params.yaml: unknown keys are errors, nothing is converted silently, and nothing changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Splits(Section):
-    """Which split of the dataset plays which role.
+    """Splits of the dataset for training, validation and test.
 
-    A dataset of train and val alone has `test: val` for the report, and either `val: null`, so that what training
-    chooses is chosen on images that are held out of train, or `val: val` too, where the figures need not be honest.
+    A dataset with train and val alone is reported on val by `test: val`. Then `val: null` makes training choose on
+    images that are held out of train. With `val: val` it chooses on the reported images, and the figures are too high.
     """
 
     train: str = "train"
     val: str | None = "val"
     test: str = "test"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Where val is null: the share of train that plays val. Which images these are is decided by the content of each,
-    so they stay so when the dataset grows."""
+    """Share of train that is used as val where val is null. The content of an image decides, so a held-out image stays
+    held out when the dataset grows."""
 
     @model_validator(mode="after")
     def _train_apart(self) -> Splits:
@@ -90,68 +90,68 @@ class Splits(Section):
         return self
 
     def names(self) -> list[str]:
-        """The splits of the dataset that play a role, each once."""
+        """Return the names of the splits in use, each once."""
         return list(dict.fromkeys(name for name in (self.train, self.val, self.test) if name is not None))
 
     def is_held_out(self, sha256: str) -> bool:
-        """Whether an image of train, by the SHA-256 of its file, plays val."""
+        """Return whether an image of train is used as val, by the SHA-256 of its file."""
         return self.val is None and int(sha256[:8], 16) < self.held_out * 2**32
 
 
 class Data(Section):
-    """What the dataset is read as."""
+    """Reading of the dataset."""
 
     splits: Splits = Splits()
 
 
 class Validate(Section):
-    """What a dataset must keep to; see docs/data.md."""
+    """Requirements on the dataset; see docs/data.md."""
 
     min_side: Positive = 32
-    """Pixels of the shorter side."""
+    """Smallest length of the shorter side, in pixels."""
     max_pixels: Positive = 100_000_000
-    """Width × height; anything larger is refused by its header, before it is decoded."""
+    """Largest width × height. A larger image is refused by its header, before it is decoded."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 5.0
-    """Longer side over shorter side."""
+    """Largest ratio of the longer to the shorter side."""
     max_caption_characters: Positive = 1_000
     max_quarantined_share: Share = 0.02
-    """Of images, and of captions: more bad rows than this stop the pipeline."""
+    """Largest share of images, and of captions, that may be bad; more stop the pipeline."""
     near_duplicate_distance: Annotated[int, Field(ge=0, le=63)] = 4
-    """Bits that two 64-bit perceptual hashes may differ in to be reported as near-duplicates."""
+    """Largest number of different bits between the 64-bit perceptual hashes of near-duplicates."""
 
 
 class Preprocess(Section):
-    """What the towers are fed with."""
+    """Inputs of the towers."""
 
     image_size: Annotated[int, Field(ge=32)] = 64
-    """Pixels of both sides."""
+    """Width and height of prepared images, in pixels."""
     resize: Literal["stretch", "crop"] = "stretch"
-    """stretch: both sides at once; crop: the shorter side, then the centre."""
+    """stretch: resize both sides; crop: resize the shorter side and cut out the centre."""
     max_tokens: Annotated[int, Field(ge=4, le=512)] = 32
-    """Of a caption, with its first and last token; longer ones are cut."""
+    """Largest number of tokens of a caption, with its first and last token; longer ones are cut."""
     vocabulary_size: Annotated[int, Field(ge=100)] = 2_000
-    """Of the WordPiece vocabulary learned from the train captions, when the text tower starts from scratch."""
+    """Size of the WordPiece vocabulary that is learned from the train captions for a text tower from scratch."""
 
 
 class Tower(Section):
-    """Where a tower comes from: a hub id with its revision, a local folder, or `config` from scratch."""
+    """A tower: pretrained from a hub id with its revision or from a local folder, or from scratch by `config`."""
 
     pretrained: str | None = None
     revision: str | None = None
-    """Commit of the hub repository, all 40 digits."""
+    """Commit of the hub repository, 40 digits."""
     config: dict[str, Any] = {}
     """Fields of the transformers configuration of a tower from scratch."""
     pooling: Pooling = "mean"
-    """How the vectors of the tokens become one; generalized: in a way that is learned (GPO)."""
+    """Pooling of the token vectors into one; generalized: learned weights of sorted values (GPO, Chen et al. 2021)."""
     channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the backbone's channels that are left out, of all tokens of an image or caption, at random, where the
-    projection learns from them."""
+    """Probability that a channel of the backbone's output is dropped, for all tokens of an image or caption, while the
+    projection is trained."""
     dropout: bool = True
-    """Whether the backbone, while it learns, drops out what its transformers configuration says."""
+    """The backbone uses the dropout of its transformers configuration while it is trained."""
 
     @property
     def is_folder(self) -> bool:
-        """Whether `pretrained` is a local folder; a hub id has neither a leading dot nor a leading slash."""
+        """True if `pretrained` is a local folder, which begins with a dot or a slash."""
         return self.pretrained is not None and self.pretrained.startswith((".", "/"))
 
     @model_validator(mode="after")
@@ -173,36 +173,37 @@ class ImageTower(Tower):
 
     mean: Annotated[list[Share], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    """Of a tower from scratch, in RGB of 0..1; a pretrained tower brings its own (preprocessor_config.json)."""
+    """Mean and standard deviation of pixels for a tower from scratch, RGB from 0 to 1. A pretrained tower brings its own
+    in preprocessor_config.json."""
 
 
 class TextTower(Tower):
     """A BERT-family encoder."""
 
     layers: Positive = 1
-    """How many of its last layers are mixed, by learned weights."""
+    """Number of last layers whose states are mixed by learned weights."""
 
 
 class Fusion(Section):
     """Cross-attention between text tokens and grid tokens."""
 
     direction: Literal["both", "text_to_image", "image_to_text"] = "both"
-    """Who looks at whom: the text at the image, the image at the text, or each at the other."""
+    """Direction of attention: text tokens attend to the image, grid tokens to the text, or both."""
     layers: Positive = 2
-    """Of cross-attention, one after the other."""
+    """Number of cross-attention layers."""
     heads: Positive = 4
-    """Of attention in each layer; they divide `dim`."""
+    """Attention heads in each layer; their number divides `dim`."""
     attention: bool = True
-    """False: the control, an MLP of as many weights that sees each side's mean and nothing of its parts."""
+    """False: an MLP with as many weights, which reads the mean token of each side, in place of attention."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Behind attention and feed-forward layers, and in the joint vector's MLP."""
+    """Dropout after attention and feed-forward layers, and in the MLP of the joint vector."""
 
 
 class Model(Section):
     """The dual encoder."""
 
     dim: Positive = 128
-    """Of the shared space, of the fusion and of the joint vector."""
+    """Dimension of the shared space, of the fusion and of the joint vector."""
     image_tower: ImageTower = ImageTower()
     text_tower: TextTower = TextTower()
     fusion: Fusion = Fusion()
@@ -224,11 +225,11 @@ class Objectives(Section):
     itm_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a batch's images whose pairs the ITM logit is trained on; token alignment is trained on all."""
     simclr_image: Annotated[float, Field(ge=0)] = 0.0
-    """NT-Xent between an image and a random view of it, which `train.views` describes."""
+    """NT-Xent between an image and a random view of it, made by `train.views`."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
-    """NT-Xent between a caption and itself under other dropout."""
+    """NT-Xent between a caption and itself under another dropout."""
     simclr_temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Of both NT-Xent losses; it is not learned."""
+    """Temperature of both NT-Xent losses; it is not learned."""
 
 
 class Augmentation(Section):
@@ -238,11 +239,11 @@ class Augmentation(Section):
     """
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
-    """Smallest share of its area that a random crop keeps; 1: no crop."""
+    """Smallest share of the area that a random crop keeps; 1: no crop."""
     flip: Share = 0.5
-    """Probability of the mirror image; captions that say left or right do not fit it."""
+    """Probability of the mirror image. Captions that say left or right do not fit mirrored images."""
     jitter: Share = 1.0
-    """Strength of the changes of brightness, contrast, saturation and hue, in random order; 0: none."""
+    """Strength of random changes of brightness, contrast, saturation and hue; 0: none."""
     grayscale: Share = 0.2
     """Probability of a view without colours."""
     blur: Share = 0.5
@@ -250,12 +251,12 @@ class Augmentation(Section):
 
     @property
     def only_mirrors(self) -> bool:
-        """Whether an image has but two views, itself and its mirror image."""
+        """True if the only views of an image are itself and its mirror image."""
         return self.crop_scale == 1 and not (self.jitter or self.grayscale or self.blur)
 
 
 class TowerTraining(Section):
-    """How the weights of a tower's backbone are trained."""
+    """Training of a tower's backbone."""
 
     lr_multiplier: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Multiplier of the learning rate; 0 freezes the backbone."""
@@ -277,12 +278,12 @@ class TowerTraining(Section):
 
     @property
     def is_frozen_at_first(self) -> bool:
-        """Whether the backbone is frozen in the first epoch."""
+        """True if the backbone is frozen in the first epoch."""
         return not self.lr_multiplier or self.frozen_epochs > 0
 
     @property
     def has_frozen_layers(self) -> bool:
-        """Whether some layers of the backbone are frozen, in the first epoch or for good."""
+        """True if layers of the backbone are frozen, in the first epoch or for good."""
         return self.is_frozen_at_first or self.top_layers is not None
 
 
@@ -291,47 +292,47 @@ class Train(Section):
 
     epochs: Positive = 10
     fusion_epochs: Positive | None = None
-    """Epochs after these in which the fusion learns, and it alone, to read the towers at their best; null: it learns
-    with them, and they by it."""
+    """Epochs after the others in which the fusion alone is trained, on the best towers; null: it is trained together
+    with the towers."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Distinct images a step, over all processes."""
+    """Number of distinct images in a step, over all processes."""
     captions_per_image: Positive = 5
-    """Captions an image brings to a batch at the most; which ones is drawn anew every epoch."""
+    """Largest number of captions of an image in a batch, drawn anew in every epoch."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """The highest, of AdamW, for all that is not a tower's own."""
+    """Peak learning rate of AdamW for all weights outside the backbones."""
     image_tower: TowerTraining = TowerTraining()
     text_tower: TowerTraining = TowerTraining()
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of matrices and kernels; biases, norms and other vectors have none."""
+    """Weight decay of matrices and kernels; biases, norms and other vectors have none."""
     warmup: Share = 0.1
-    """Share of the steps in which the learning rate rises: of all, or up to a tower's release, after it, and of those
-    of fusion_epochs."""
+    """Share of the steps in which the learning rate rises. The release of a tower and the fusion's own epochs each
+    begin a new schedule."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Of all gradients together."""
+    """Largest norm of all gradients together."""
     temperature: Annotated[float, Field(ge=0.01, le=1)] = 0.07
-    """Where the learnable temperature starts; it never falls below 0.01."""
+    """First value of the learned temperature, which never falls below 0.01."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Of matrix products and convolutions; auto: bf16 where the device has units for it, else no."""
+    """Precision of matrix products and convolutions; auto: bf16 where the device has units for it, else no."""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile of the towers; auto: on CUDA, in long trainings."""
     chunk_size: Positive | None = None
-    """Images that the towers encode at once, while gradient caching gives the gradients of the whole batch; null: a
-    process's whole share, or what fits where the memory of a GPU runs out."""
+    """Number of images that the towers encode at once; gradient caching gives the gradients of the whole batch. null: a
+    process's whole share, or less where the memory of a GPU runs out."""
     keep_features: Literal["auto", "always", "never"] = "auto"
-    """Compute the features of a frozen tower, or of the layers below those that learn, once and keep them across runs;
-    auto: where there are any and the input is not augmented, or only mirrored."""
+    """Compute the features of frozen layers once and store them across runs; auto: where layers are frozen
+    and images are not augmented, or only mirrored."""
     features_gib: Annotated[float, Field(gt=0)] = 50.0
-    """What .diptych/cache/features may hold."""
+    """Largest size of .diptych/cache/features, in GiB."""
     augmentation: Augmentation | None = None
-    """Of the training images; null: they are as prepared."""
+    """Augmentation of the training images; null: none."""
     views: Augmentation = Augmentation()
-    """For objectives.simclr_image."""
+    """Random views for objectives.simclr_image."""
     launch: list[Annotated[str, Field(min_length=1)]] = []
     """Command that starts the processes of the training, such as [torchrun, --standalone, --nproc-per-node=8]."""
     patience: Positive | None = None
-    """Epochs without better ranks on val after which training stops, but for fusion_epochs; null: never."""
+    """Epochs without better ranks on val after which the towers' training stops; null: never."""
     checkpoint_every: Positive = 100
-    """Steps between two checkpoints; there is one after each epoch anyway."""
+    """Steps between two checkpoints; each epoch ends with one as well."""
     objectives: Objectives = Objectives()
 
     @model_validator(mode="after")
@@ -355,7 +356,7 @@ class Train(Section):
 
     @property
     def all_epochs(self) -> int:
-        """With those of the fusion, which come last."""
+        """Number of all epochs; those of the fusion alone come last."""
         return self.epochs + (self.fusion_epochs or 0)
 
     @model_validator(mode="after")
@@ -363,7 +364,7 @@ class Train(Section):
         image_stays, text_stays = self.image_tower.has_frozen_layers, self.text_tower.has_frozen_layers
         if self.keep_features == "always" and not (image_stays or text_stays or self.fusion_epochs):
             raise ValueError(
-                "keep_features is always, but no tower is frozen: what learns has other features in each step"
+                "keep_features is always, but no tower is frozen: the features of trained layers differ in each step"
             )
         if self.keep_features == "always" and image_stays and self.images_vary:
             raise ValueError(
@@ -375,7 +376,7 @@ class Train(Section):
 
     @property
     def images_vary(self) -> bool:
-        """Whether the image tower sees more than the images as prepared and their mirror images."""
+        """True if the image tower reads more than the prepared images and their mirror images."""
         augments = self.augmentation is not None and not self.augmentation.only_mirrors
         return augments or self.objectives.simclr_image > 0
 
@@ -384,50 +385,51 @@ class Evaluate(Section):
     """Retrieval evaluation on the test split."""
 
     top_k: Positive = 32
-    """How many candidates a query has re-ranked by the fusion."""
+    """Number of candidates of a query that the fusion re-ranks."""
     batch_size: Positive = 128
     report_queries: Positive = 8
-    """Queries of each direction shown in the report."""
+    """Number of queries of each direction in the report."""
 
 
 class Register(Section):
-    """Where runs and versions are kept; the environment variable MLFLOW_TRACKING_URI goes first."""
+    """The MLflow with the runs and versions; the environment variable MLFLOW_TRACKING_URI comes first."""
 
     tracking_uri: Address | None = None
-    """null: the workspace's own store, .diptych/mlflow.db."""
+    """Address of MLflow; null: the project's own store, .diptych/mlflow.db."""
     experiment: Annotated[str, Field(min_length=1)] = "diptych"
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
 
 
 class Gate(Section):
-    """What a challenger has to show before it becomes champion; both are measured on the same test split."""
+    """Conditions for promotion; challenger and champion are measured on the same test split."""
 
     rsum_margin: Annotated[float, Field(ge=0)] = 10.0
-    """RSUM that it may be worse by: the lower end of the interval of its gain must not be below minus this."""
+    """Largest loss of RSUM: the lower end of the gain's confidence interval must not be below minus this."""
     slice_margin: Annotated[float, Field(ge=0, le=100)] = 10.0
-    """Recall@10 in percent that it may lose in a part of the queries; refused is a loss that is surely greater."""
+    """Largest loss of recall@10 on a slice of the queries, in percent. A loss is too large where its 95 % confidence
+    interval lies beyond this."""
     guarded: list[str] | None = None
-    """Names of the attributes by which the queries are parted for this; null: all that the report has."""
+    """Names of the attributes that define the slices; null: all that the report has."""
     better_than_chance: bool = True
-    """Whether even the lower end of the interval of its RSUM must be above that of chance."""
+    """The lower end of the RSUM's confidence interval must be above the RSUM of chance."""
     floors: dict[Floor, Annotated[float, Field(ge=0)]] = {}
-    """Figures that a champion must at least have."""
+    """Smallest figures of a champion."""
     latency_ms: Annotated[float, Field(gt=0)] = 2000.0
-    """For one pair, once it is loaded."""
+    """Longest time to score one pair, once the model is loaded."""
 
 
 class Retrain(Section):
-    """When a scheduled run has a reason to train."""
+    """Reasons for a scheduled run to train."""
 
     inbox: Annotated[str, Field(min_length=1)] | None = None
-    """A folder, or s3://bucket/prefix, into which new pairs are dropped; null: none is looked at."""
+    """Folder, or s3://bucket/prefix, into which new pairs are dropped; null: there is none."""
     new_share: Share = 0.0
-    """New images that are a reason to train, as a share of those that the champion was trained on; 0: any."""
+    """Number of new images that is a reason to train, as a share of the champion's; 0: any new image."""
     drift: Share = 0.2
-    """How far the distribution of incoming pairs may be from that of the champion's (the largest distance between
-    cumulative shares) before it is drift, which is a reason to train."""
+    """Largest Kolmogorov-Smirnov distance between incoming pairs and those of the champion; a larger one is drift,
+    which is a reason to train."""
     git_remote: Address | None = None
-    """Where the branch that records the runs is pushed to; null: it stays here."""
+    """Git remote to which the branch of recorded runs is pushed; null: it stays here."""
 
 
 Baseline = Literal["prior", "image_only", "words_bm25", "words_text_tower", "ridge", "cca", "linear_heads", "mlp_heads"]
@@ -435,23 +437,23 @@ Control = Literal["shuffled_images", "mlp_fusion"]
 
 
 class Baselines(Section):
-    """What the model is compared with on the same test split."""
+    """Models to compare with on the same test split."""
 
     methods: list[Baseline] = list(get_args(Baseline))
-    """Single modalities, and frozen towers joined in closed form or by learned heads; []: none."""
+    """Baselines: single modalities, and frozen towers joined in closed form or by learned heads; []: none."""
     controls: list[Control] = list(get_args(Control))
-    """Of the fusion: shown another image than the pair's, or an MLP of as many weights in its place; []: none."""
+    """Controls of the fusion: it reads another image than the pair's, or an MLP replaces it; []: none."""
 
 
 class Params(Section):
-    """All of params.yaml."""
+    """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of all that is drawn: first weights, batches, captions, views, dropout, negatives, the querybank."""
+    """Seed of all random draws: first weights, batches, captions, views, dropout, negatives and the query bank."""
     threads: Positive | None = None
-    """Processes and CPU threads to use; null: one a core. The bits of a CPU run depend on it."""
+    """Number of processes and CPU threads; null: one a core. The bits of a CPU run depend on it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one."""
+    """Device to compute on; auto: a GPU if there is one."""
     data: Data = Data()
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
     preprocess: Preprocess = Preprocess()
@@ -468,7 +470,7 @@ class Params(Section):
         places = self.model.text_tower.config.get("max_position_embeddings")
         if isinstance(places, int) and places < self.preprocess.max_tokens:
             raise ValueError(
-                f"preprocess.max_tokens ({self.preprocess.max_tokens}) is more than the places that the text tower has "
+                f"preprocess.max_tokens ({self.preprocess.max_tokens}) is more than the positions of the text tower "
                 f"(model.text_tower.config.max_position_embeddings: {places})"
             )
         return self
@@ -486,7 +488,7 @@ class Params(Section):
 
 
 def load_params(path: Path) -> Params:
-    """Reads params.yaml.
+    """Return the settings in a params.yaml.
 
     Raises:
         DiptychError: the file is missing or not YAML, or a key is unknown, repeated, of the wrong type or
@@ -515,14 +517,14 @@ def load_params(path: Path) -> Params:
 
 
 def _require_sections(path: Path, content: dict[str, Any]) -> None:
-    """DVC records the sections that a stage depends on, so all of them stand in the file, if only as `{}`."""
+    """Raise an error unless all sections are in the file: DVC records the sections that a stage depends on."""
     names = [info.alias or name for name, info in Params.model_fields.items()]
     if missing := [name for name in names if name not in content]:
         raise DiptychError(f"{path} lacks {', '.join(missing)}; every preset in presets/ has them.")
 
 
 def _explain(problem: Any) -> str:
-    """One line of a pydantic error in the words of someone who edits params.yaml."""
+    """Return a pydantic error as one line for somebody who edits params.yaml."""
     key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
     if problem["type"] == "extra_forbidden":
         return f"{key}: renamed, write {_RENAMED[key]}" if key in _RENAMED else f"{key}: unknown key"

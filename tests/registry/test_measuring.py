@@ -80,7 +80,13 @@ def directly(model: Path, prepared: Path):
     embedded = embed_split(loaded.model, split, batch_size=64, device=device)
     weights = Weights(RERANKING.match_weight, RERANKING.alignment_weight)
     top_k = PARAMS.evaluate.top_k
-    return evaluate_gallery(loaded.model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
+    return evaluate_gallery(
+        loaded.model,
+        embedded.biased(loaded.querybank, loaded.model.logit_scale.item()),
+        top_k=top_k,
+        weights=weights,
+        device=device,
+    )
 
 
 def test_a_model_of_todays_preprocessing_is_measured_on_what_is_prepared(workspace, tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from tiny_model import write_tiny_model
 
+from diptych import retriever
 from diptych.data.images import open_image, to_pixels
 from diptych.model.package import load_model
-from diptych.registry import packaged_model
 from diptych.registry.packaged_model import PackagedModel
 from diptych.registry.signature import input_example, signature
 
@@ -88,7 +88,7 @@ def test_pairs_are_scored_by_cosine_match_and_both(model, folder):
 def test_a_row_does_not_depend_on_its_neighbours(model, monkeypatch):
     rows = {"image": [None, picture("red"), picture("red"), None], "text": ["a red square", None, "two stars", "stars"]}
     together = predict(model, **rows)
-    monkeypatch.setattr(packaged_model, "BATCH", 1)
+    monkeypatch.setattr(model.retriever, "batch_size", 1)
     alone = predict(model, **rows)
 
     for a, b in zip(together.itertuples(), alone.itertuples(), strict=True):
@@ -126,7 +126,7 @@ def test_a_row_without_text_and_image_is_named(model):
 
 
 def test_bytes_that_are_no_image_are_named_by_their_row(model, monkeypatch):
-    monkeypatch.setattr(packaged_model, "BATCH", 1)
+    monkeypatch.setattr(model.retriever, "batch_size", 1)
 
     with pytest.raises(ValueError, match="row 1: "):
         predict(model, image=[picture("red"), b"text"])
@@ -146,6 +146,6 @@ def test_what_is_neither_text_nor_bytes_is_named_by_its_row(model, columns, said
 
 
 def test_an_image_of_too_many_pixels_is_named_by_its_row(model, monkeypatch):
-    monkeypatch.setattr(packaged_model, "MAX_PIXELS", 40 * 30 - 1)
+    monkeypatch.setattr(retriever, "MAX_PIXELS", 40 * 30 - 1)
     with pytest.raises(ValueError, match="row 0: 40×30 pixels, more than 1199"):
         predict(model, image=[picture("red")])

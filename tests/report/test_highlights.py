@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diptych.data.tokenization import learn_tokenizer, save_tokenizer
 from diptych.model.dual_encoder import DualEncoder
-from diptych.report.highlights import _words, effects, highlighter
+from diptych.report.highlights import Effects, _words, effects, highlighter
 from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.reranking import Weights
 
@@ -43,7 +43,7 @@ def embedded(model: DualEncoder) -> Embedded:
     model.train()
     tokens = torch.randn(9, 16, generator=random)
     text = torch.nn.functional.normalize(torch.randn(3, 16, generator=random), dim=1)
-    return Embedded(images.pooled, text, images.grid, tokens, torch.tensor([0, 5, 6, 9]), np.array([0, 0, 1]))
+    return Embedded(images.grid, tokens, torch.tensor([0, 5, 6, 9]), images.pooled, text, np.array([0, 0, 1]))
 
 
 @pytest.mark.parametrize("weights", [Weights(0.7, 0.0), Weights(0.0, 2.0), Weights(0.5, 1.5)])
@@ -62,11 +62,11 @@ def test_each_effect_is_what_the_pair_loses_by_itself(model: DualEncoder, embedd
     for token in range(5):
         less = score(grid, torch.cat([tokens[:token], tokens[token + 1 :]]))
         assert found.tokens[token].item() == pytest.approx(whole - less, abs=1e-4)
-    assert len(found.places) == len(grid)
+    assert len(found.grid) == len(grid)
     for place in range(len(grid)):
         covered = grid.clone()
         covered[place] = grid.mean(dim=0)
-        assert found.places[place].item() == pytest.approx(whole - score(covered, tokens), abs=1e-4)
+        assert found.grid[place].item() == pytest.approx(whole - score(covered, tokens), abs=1e-4)
     model.train()
 
 
@@ -74,8 +74,12 @@ def test_a_caption_of_one_token_loses_nothing(model: DualEncoder, embedded: Embe
     assert effects(model, embedded, 0, 1, Weights(1.0, 1.0), CPU).tokens.tolist() == [0.0]
 
 
+def retriever_of(model: Any, weights: Weights, tokenizer: Any = None) -> Any:
+    return SimpleNamespace(model=model, weights=weights, tokenizer=tokenizer, preprocessing=PREPROCESSING, device=CPU)
+
+
 def test_a_fusion_without_weight_highlights_nothing(model: DualEncoder, embedded: Embedded) -> None:
-    assert highlighter(model, embedded, Weights(), [], PreTrainedTokenizerFast, PREPROCESSING, CPU) is None  # type: ignore[arg-type]
+    assert highlighter(retriever_of(model, Weights()), embedded, []) is None
 
 
 def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +90,11 @@ def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.Mon
     by_word: dict[int | None, float] = {None: 9.0, 0: -1.0, 1: 2.0, 2: 0.5, 3: 4.0}
     tokens = torch.tensor([by_word.get(word, 0.0) / words.count(word) for word in words])
     places = torch.tensor([9.0, 1.0, -2.0, 0.0, 4.0])
-    found: Any = SimpleNamespace(tokens=tokens, places=places)
+    found = Effects(tokens, places)
     model: Any = SimpleNamespace(image_tower=SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace())))
     monkeypatch.setattr("diptych.report.highlights.effects", lambda *given: found)
-    highlight = highlighter(model, None, Weights(1.0), captions, tokenizer, PREPROCESSING, CPU)  # type: ignore[arg-type]
+    nothing: Any = None
+    highlight = highlighter(retriever_of(model, Weights(1.0), tokenizer), nothing, captions)
     assert highlight is not None
     shown = highlight(0, 0)
     assert "".join(text for text, _ in shown.words) == captions[0]
@@ -102,13 +107,14 @@ def test_pieces_of_a_word_count_together(tmp_path: Path, monkeypatch: pytest.Mon
 def test_register_tokens_are_no_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a class token and four registers before a square of four places."""
     places = torch.tensor([9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 0.0, 4.0])
-    found: Any = SimpleNamespace(tokens=torch.zeros(3), places=places)
+    found = Effects(torch.zeros(3), places)
     config = SimpleNamespace(patch_size=16)
     model: Any = SimpleNamespace(image_tower=SimpleNamespace(backbone=SimpleNamespace(config=config)))
     monkeypatch.setattr("diptych.report.highlights.effects", lambda *given: found)
+    nothing: Any = None
     save_tokenizer(learn_tokenizer(["a dog"], 30), tmp_path, 16)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    highlight = highlighter(model, None, Weights(1.0), ["a"], tokenizer, PREPROCESSING, CPU)  # type: ignore[arg-type]
+    highlight = highlighter(retriever_of(model, Weights(1.0), tokenizer), nothing, ["a"])
     assert highlight is not None
     assert highlight(0, 0).heat.tolist() == [[0.25, 0.5], [0.0, 1.0]]
 
@@ -127,4 +133,4 @@ def test_no_text_is_shown_twice_where_a_tokenizer_makes_several_words_of_a_chara
 def test_what_float32_makes_of_nothing_is_no_effect(model: DualEncoder, embedded: Embedded) -> None:
     alike = replace(embedded, grid=embedded.grid.mean(dim=1, keepdim=True).expand_as(embedded.grid).clone())
     found = effects(model, alike, 0, 0, Weights(0.0, 2.0), CPU)
-    assert found.places.tolist() == [0.0] * len(found.places)
+    assert found.grid.tolist() == [0.0] * len(found.grid)

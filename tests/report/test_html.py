@@ -31,7 +31,9 @@ HISTORY = (
 def render(tmp_path, model, split, querybank):
     def render(history=(), setting=SETTING, change=lambda *both: None):
         embedded = embed_split(model, split, batch_size=4, device=CPU)
-        evaluation = evaluate_gallery(model, embedded, querybank, top_k=4, weights=Weights(1.0, 0.5), device=CPU)
+        evaluation = evaluate_gallery(
+            model, embedded.biased(querybank, model.logit_scale.item()), top_k=4, weights=Weights(1.0, 0.5), device=CPU
+        )
         uncertainty = judge(evaluation.ranks, split.image_of_caption)
         change(evaluation, uncertainty)
         failures = find_failures(evaluation, split.image_of_caption, split.captions, {})

@@ -84,7 +84,7 @@ def test_a_part_is_the_gallery_of_its_images_and_captions(model, split):
 
 
 def test_a_part_keeps_the_biases_of_its_items(model, split, querybank):
-    embedded = embed_split(model, split, batch_size=4, device=CPU).normalized(querybank, 10.0)
+    embedded = embed_split(model, split, batch_size=4, device=CPU).biased(querybank, 10.0)
     captions = np.flatnonzero(split.image_of_caption == 1)
     part = embedded.part(slice(1, 2), captions, np.zeros(len(captions), int))
     image, text = embedded.ranking
@@ -93,7 +93,7 @@ def test_a_part_keeps_the_biases_of_its_items(model, split, querybank):
 
 
 def test_ranking_products_are_the_cosine_less_both_biases(model, split, querybank):
-    embedded = embed_split(model, split, batch_size=4, device=CPU).normalized(querybank, 10.0)
+    embedded = embed_split(model, split, batch_size=4, device=CPU).biased(querybank, 10.0)
     image, text = embedded.ranking
     expected = embedded.image @ embedded.text.T - embedded.image_bias[:, None] - embedded.text_bias
     close(image @ text.T, expected)

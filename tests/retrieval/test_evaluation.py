@@ -23,7 +23,9 @@ def embedded(model, make_split):
 @pytest.fixture
 def evaluate(model, querybank):
     def evaluate(embedded, top_k=4, weights=BOTH):
-        return evaluate_gallery(model, embedded, querybank, top_k=top_k, weights=weights, device=CPU)
+        return evaluate_gallery(
+            model, embedded.biased(querybank, model.logit_scale.item()), top_k=top_k, weights=weights, device=CPU
+        )
 
     return evaluate
 

@@ -103,9 +103,15 @@ def reranked(top_k: int) -> Evaluation:
     own = np.repeat(np.arange(6), 2)
     text = normalize(torch.randn(12, 16, generator=random), dim=1)
     tokens, offsets = torch.randn(36, 16, generator=random), torch.arange(0, 37, 3)
-    embedded = Embedded(images.pooled, text, images.grid, tokens, offsets, own)
+    embedded = Embedded(images.grid, tokens, offsets, images.pooled, text, own)
     weights = Weights(30.0, 10.0)
-    return evaluate_gallery(model, embedded, make_querybank(), top_k=top_k, weights=weights, device=torch.device("cpu"))
+    return evaluate_gallery(
+        model,
+        embedded.biased(make_querybank(), model.logit_scale.item()),
+        top_k=top_k,
+        weights=weights,
+        device=torch.device("cpu"),
+    )
 
 
 def test_deep_lists_go_on_behind_the_candidates_in_the_order_of_before() -> None:

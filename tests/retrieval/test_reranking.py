@@ -221,7 +221,7 @@ def gallery_with_a_hub(images=40):
     image = normalize(torch.randn(images, 16, generator=random), dim=1)
     text = normalize(image + 0.2 * torch.randn(images, 16, generator=random) + 1.2 * image[-1], dim=1)
     nothing = torch.zeros(images, 1, 1)
-    return Embedded(image, text, nothing, nothing[:, 0], torch.arange(images + 1), np.arange(images))
+    return Embedded(nothing, nothing[:, 0], torch.arange(images + 1), image, text, np.arange(images))
 
 
 def test_biases_as_strong_as_serves_the_ranking_are_chosen():
@@ -229,7 +229,7 @@ def test_biases_as_strong_as_serves_the_ranking_are_chosen():
     bank = QueryBank(embedded.image, embedded.text)
     raw, normalized = (
         metrics_from_ranks(*ranks_from_embeddings(*gallery.ranking, embedded.image_of_caption))["rsum"]
-        for gallery in (embedded, embedded.normalized(bank, 20.0))
+        for gallery in (embedded, embedded.biased(bank, 20.0))
     )
     assert normalized > raw + 50
     assert choose_strength(embedded, bank, 20.0) > 0
@@ -238,7 +238,7 @@ def test_biases_as_strong_as_serves_the_ranking_are_chosen():
 def test_biases_that_mislead_are_given_no_strength():
     embedded = replace(gallery_with_a_hub(), text=gallery_with_a_hub().image)
     misleading = QueryBank(embedded.image[:1], embedded.text[:1])
-    image, text = embedded.normalized(misleading, 0.1).ranking
+    image, text = embedded.biased(misleading, 0.1).ranking
     assert metrics_from_ranks(*ranks_from_embeddings(image, text, embedded.image_of_caption))["rsum"] < 600
     assert choose_strength(embedded, misleading, 0.1) == 0.0
 

@@ -189,7 +189,13 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
     bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(match=16.0, alignment=8.0)
 
     def expected(bank: QueryBank, weights: Weights) -> dict[str, Any]:
-        made = evaluate_gallery(loaded.model, embedded, bank, top_k=12, weights=weights, device=torch.device("cpu"))
+        made = evaluate_gallery(
+            loaded.model,
+            embedded.biased(bank, loaded.model.logit_scale.item()),
+            top_k=12,
+            weights=weights,
+            device=torch.device("cpu"),
+        )
         return made.metrics
 
     assert metrics == expected(bank, weights)

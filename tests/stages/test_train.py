@@ -141,7 +141,7 @@ def test_bank_strength_and_weights_are_those_of_train_and_val(
     (strength, (embedded, bank, _)), (weights, (candidates, _)) = chosen
     assert torch.allclose(embedded.image, val.image, atol=1e-5)
     assert loaded.reranking.bias_strength == strength == choose_strength(val, bank, scale)
-    again = match_logits(model, val.normalized(loaded.querybank, scale), 32, device=torch.device("cpu"))
+    again = match_logits(model, val.biased(loaded.querybank, scale), 32, device=torch.device("cpu"))
     torch.testing.assert_close(candidates.i2t.scores(scale, Weights()), again.i2t.scores(scale, Weights()))
     assert (loaded.reranking.match_weight, loaded.reranking.alignment_weight) == weights == choose_weights(again, scale)
 

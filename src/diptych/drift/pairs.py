@@ -15,6 +15,7 @@ from PIL import Image
 from diptych.data.images import open_image, to_pixels
 from diptych.data.shards import Member, read_member
 from diptych.data.workers import in_processes, worker_count
+from diptych.retriever import Retriever
 
 SIDE = 32
 """Pixels of the pictures that are measured: contrast depends on it."""
@@ -45,36 +46,15 @@ def picture_statistics(data: Path, images: pd.DataFrame, threads: int | None) ->
 
 
 def embed_pairs(data: Path, images: pd.DataFrame, captions: list[str], model: Path, device: str) -> NDArray[np.float16]:
-    """What the model in the folder `model` says of each image of manifest rows and its caption: (n, 2 d), both
-    embeddings of length one side by side.
+    """Return the embeddings of images and their captions by the model in the folder `model`, side by side: (n, 2 d).
 
     Raises:
         DiptychError: the folder holds no whole model.
     """
-    import torch
-
-    from diptych.model.package import load_model
-
-    loaded = load_model(model, device)
-    settings, members = loaded.preprocessing, _members(images)
-    found = []
-    for at in range(0, len(members), _BATCH):
-        pictures = [_open(data, member) for member in members[at : at + _BATCH]]
-        pixels = np.stack([to_pixels(one, settings.image_size, settings.resize) for one in pictures])
-        text = loaded.tokenizer(
-            captions[at : at + _BATCH],
-            truncation=True,
-            max_length=settings.max_tokens,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-            return_token_type_ids=False,
-        ).to(device)
-        with torch.inference_mode():
-            image = loaded.model.encode_images(torch.from_numpy(pixels).to(device)).pooled
-            texts = loaded.model.encode_texts(text["input_ids"], text["attention_mask"].bool()).pooled
-        found.append(torch.cat([image, texts], dim=1).to("cpu", torch.float16).numpy())
-    return np.concatenate(found)
+    retriever = Retriever.load(model, device)
+    image = retriever.encode_images([read_member(data, member) for member in _members(images)])
+    text = retriever.encode_texts(captions)
+    return np.concatenate([image.embedding, text.embedding], axis=1).astype(np.float16)
 
 
 def _measure(batch: _Batch) -> list[tuple[float, float, float]]:

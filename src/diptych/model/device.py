@@ -18,6 +18,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """As malloc.h numbers them."""
 
 
+def prepare(name: str, threads: int | None) -> torch.device:
+    """Set the CPU threads and memory use of torch, and return the device that params.yaml names.
+
+    Raises:
+        DiptychError: this machine has no such device.
+    """
+    keep_freed_memory()
+    set_threads(threads)
+    return choose_device(name)
+
+
 def choose_device(name: str) -> torch.device:
     """The device that params.yaml names, with its attention chosen; ``auto`` takes a GPU where there is one.
 

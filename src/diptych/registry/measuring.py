@@ -22,16 +22,14 @@ from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.files import file_sha256
-from diptych.model.device import choose_device, keep_freed_memory, set_threads
-from diptych.model.package import LoadedModel, load_model
+from diptych.model.device import prepare
+from diptych.model.package import Preprocessing
 from diptych.project.workspace import Workspace
 from diptych.retrieval.attributes import attributes
-from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.metrics import Metrics
 from diptych.retrieval.ranking import Ranks
-from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import Part, parts
+from diptych.retriever import Retriever
 
 TOKENIZER = "tokenizer.json"
 
@@ -83,23 +81,20 @@ def measure(model: Path, workspace: Workspace, params: Params, name: str) -> Mea
     Raises:
         DiptychError: the folder holds no whole model, or there is no dataset to measure it on.
     """
-    keep_freed_memory()
-    set_threads(params.threads)
-    device = choose_device(params.device)
-    loaded = load_model(model, str(device))
-    weights = Weights(loaded.reranking.match_weight, loaded.reranking.alignment_weight)
-    size, top_k = params.evaluate.batch_size, params.evaluate.top_k
-    with _test_split(loaded, model, workspace, params) as split:
-        embedded = embed_split(loaded.model, split, batch_size=size, device=device, description=f"embed for {name}")
-        found = evaluate_gallery(loaded.model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
-    return Measured(found.ranks["reranked"], found.metrics)
+    device = prepare(params.device, params.threads)
+    retriever = Retriever.load(model, str(device), params.evaluate.batch_size)
+    with _test_split(retriever.preprocessing, model, workspace, params) as split:
+        evaluation = retriever.evaluate(retriever.embed(split, f"embed for {name}"), params.evaluate.top_k)
+    return Measured(evaluation.ranks["reranked"], evaluation.metrics)
 
 
 @contextmanager
-def _test_split(loaded: LoadedModel, model: Path, workspace: Workspace, params: Params) -> Iterator[PreparedSplit]:
-    """As this model is to see it."""
+def _test_split(
+    preprocessing: Preprocessing, model: Path, workspace: Workspace, params: Params
+) -> Iterator[PreparedSplit]:
+    """Give the test split as the model in the folder `model` reads it."""
     own = _own(workspace, params)
-    wanted = loaded.preprocessing.model_dump()
+    wanted = preprocessing.model_dump()
     same = {name: own.settings[name] for name in wanted} == wanted
     if same and _reads_as(workspace.tokenizer / TOKENIZER, model / TOKENIZER):
         yield own.split("test")

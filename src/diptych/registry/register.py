@@ -192,11 +192,11 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
     """Address and id of the logged package."""
     import mlflow
 
-    from diptych.registry.packaging import ENTRY, copy_modules, requirements
+    from diptych.registry.packaging import ENTRY, copy_library, requirements
     from diptych.registry.signature import input_example, signature
 
     with tempfile.TemporaryDirectory() as folder:
-        code = copy_modules(Path(folder))
+        code = copy_library(Path(folder))
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",

@@ -1,9 +1,9 @@
-"""What the fusion looks at in a pair: the words and the places of the image without which it would score less.
+"""Contributions of words and image regions to the fusion's score of a pair.
 
-Each word is left out, and each place of the grid covered by the mean of the grid, one at a time, and what the weighted
-logits lose is what it brought (occlusion: Zeiler and Fergus, ECCV 2014, section 4.2). The attention weights would say
-where the fusion looks, but not whether that moved the score. What one word says of another, the text tower has mixed
-into both by then, and likewise of places.
+Each word is left out, and each grid position is covered by the mean of the grid, one at a time. The drop of the score
+is its contribution (occlusion: Zeiler and Fergus, ECCV 2014, section 4.2). Attention weights would show what the fusion
+attends to, but not whether that changed the score. The towers have mixed the context of words and positions into each
+token before, so a contribution includes some of that context.
 """
 
 from __future__ import annotations
@@ -19,74 +19,72 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.package import Preprocessing
-from diptych.retrieval.embedding import Embedded, inference
+from diptych.retrieval.embedding import TokenStates, inference
 from diptych.retrieval.reranking import Weights
+from diptych.retriever import Retriever
 
 NOISE = 1e-4
-"""Of a pair's logits: less is what float32 makes of nothing."""
+"""Share of a pair's score below which a drop is rounding of float32."""
 
 
 class Effects(NamedTuple):
-    """What the weighted logits of a pair lose without each part of it."""
+    """Drops of a pair's weighted scores without each of its parts."""
 
     tokens: Tensor
-    """(T,) float32."""
-    places: Tensor
-    """(G,) float32, of the grid tokens."""
+    """(T,) float32, drop without each text token."""
+    grid: Tensor
+    """(G,) float32, drop with each grid token covered."""
 
 
 class Highlighted(NamedTuple):
-    """A pair as the fusion sees it; strengths lie between 0, for what brought nothing, and 1 for the most."""
+    """Contributions of the parts of a pair to its score, from 0 (none) to 1 (the largest)."""
 
     words: list[tuple[str, float]]
-    """The caption in pieces, each with its strength."""
+    """Pieces of the caption with their contributions."""
     heat: NDArray[np.float64]
-    """(H, W), the strength of each place of the image."""
+    """(H, W), contribution of each position of the image."""
 
 
 Highlight = Callable[[int, int], Highlighted]
-"""Takes an image and a caption by their places in the split."""
+"""Function from the indices of an image and a caption to their highlights."""
 
 
-def highlighter(
-    model: DualEncoder,
-    embedded: Embedded,
-    weights: Weights,
-    captions: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    preprocessing: Preprocessing,
-    device: torch.device,
-) -> Highlight | None:
-    """For the pairs of `embedded`, whose texts are `captions` (M); None where the fusion has no weight."""
-    if not any(weights):
+def highlighter(retriever: Retriever, states: TokenStates, captions: list[str]) -> Highlight | None:
+    """Return a function that highlights the pairs of `states`; None where the fusion has no weight in re-ranking.
+
+    Args:
+        retriever: the trained model.
+        states: tokens of N images and M captions.
+        captions: texts of the captions (M).
+    """
+    if not any(retriever.weights):
         return None
+    settings, backbone = retriever.preprocessing, retriever.model.image_tower.backbone.config
 
     def highlight(image: int, caption: int) -> Highlighted:
-        found = effects(model, embedded, image, caption, weights, device)
-        places = found.places.numpy()
-        # Class and register tokens come before the places, which are a square.
-        side = preprocessing.image_size // getattr(model.image_tower.backbone.config, "patch_size", 1)
-        if side * side > len(places):  # of a feature map
-            side = math.isqrt(len(places))
-        heat = _strengths(places[len(places) - side * side :]).reshape(side, side)
-        return Highlighted(_words(captions[caption], found.tokens, tokenizer, preprocessing.max_tokens), heat)
+        tokens, grid = effects(retriever.model, states, image, caption, retriever.weights, retriever.device)
+        # Class and register tokens come before the grid, which is a square.
+        side = settings.image_size // getattr(backbone, "patch_size", 1)
+        if side * side > len(grid):  # a feature map, not patches
+            side = math.isqrt(len(grid))
+        heat = _strengths(grid.numpy()[len(grid) - side * side :]).reshape(side, side)
+        return Highlighted(_words(captions[caption], tokens, retriever.tokenizer, settings.max_tokens), heat)
 
     return highlight
 
 
 def effects(
-    model: DualEncoder, embedded: Embedded, image: int, caption: int, weights: Weights, device: torch.device
+    model: DualEncoder, states: TokenStates, image: int, caption: int, weights: Weights, device: torch.device
 ) -> Effects:
-    """Of a pair, each part alone left out or covered."""
-    tokens, mask = (given.to(device) for given in embedded.padded_tokens(torch.tensor([caption])))
-    grid = embedded.grid[image][None].to(device)
+    """Return by how much the weighted scores of a pair drop without each token and with each grid position covered."""
+    tokens, mask = (given.to(device) for given in states.padded_tokens(torch.tensor([caption])))
+    grid = states.grid[image][None].to(device)
     left_out = mask & ~torch.eye(mask.shape[1], dtype=torch.bool, device=device)
     # A caption of a single token keeps it: nothing is left to score.
     left_out = torch.where(left_out.any(dim=1, keepdim=True), left_out, mask)
     covered = grid.repeat(grid.shape[1], 1, 1)
-    places = torch.arange(len(covered), device=device)
-    covered[places, places] = grid.mean(dim=1)
+    positions = torch.arange(len(covered), device=device)
+    covered[positions, positions] = grid.mean(dim=1)
 
     def score(grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         pairs = max(len(grid), len(tokens))
@@ -108,7 +106,7 @@ def effects(
 def _words(
     caption: str, tokens: Tensor, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[tuple[str, float]]:
-    """The caption cut at its words, what lies between them and beyond the last token with strength zero."""
+    """Return the caption in pieces: its words with their contributions, and what lies between them with zero."""
     encoded = tokenizer(caption, truncation=True, max_length=max_tokens, return_offsets_mapping=True)
     spans: list[tuple[int, int, float]] = []
     last = None
@@ -130,6 +128,6 @@ def _words(
 
 
 def _strengths(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What is positive, with the largest at one."""
+    """Return `values` without negative ones, divided by the largest."""
     positive = np.maximum(values.astype(np.float64), 0.0)
     return positive / max(positive.max(initial=0.0), 1e-12)

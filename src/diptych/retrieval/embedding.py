@@ -1,4 +1,4 @@
-"""A split as the towers see it: embeddings to rank by, and the tokens that the fusion re-ranks by."""
+"""Encoding a split with the towers: embeddings to rank by, and the tokens that the fusion re-ranks by."""
 
 from __future__ import annotations
 
@@ -22,29 +22,51 @@ from diptych.progress import progress
 
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUERIES = 10_000
-"""Of each kind in a querybank: a few MB, and more change little (docs/training.md)."""
+"""Number of images, and of captions, in a query bank: a few MB, and more change little."""
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """N images and M captions, all float32 on the CPU.
+class TokenStates:
+    """The tokens of N images and M captions that the fusion reads, float32 on the CPU.
+
+    Attributes:
+        grid: (N, G, d), grid tokens of the image tower.
+        tokens: (T, d), token states of the text tower, all captions one after the other, without padding.
+        offsets: int64 (M + 1,); the tokens of caption j are offsets[j]:offsets[j + 1].
+    """
+
+    grid: Tensor
+    tokens: Tensor
+    offsets: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of tokens of each caption, int64 (M,)."""
+        return self.offsets.diff()
+
+    def padded_tokens(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return token states (B, T, d) of `captions` (B,) int64, zero beyond their ends, and the mask (B, T) bool."""
+        lengths = self.lengths[captions]
+        steps = torch.arange(int(lengths.max()))
+        mask = steps < lengths[:, None]
+        positions = (self.offsets[captions][:, None] + steps).clamp_(max=len(self.tokens) - 1)
+        return self.tokens[positions].masked_fill_(~mask[:, :, None], 0.0), mask
+
+
+@dataclass(frozen=True)
+class Embedded(TokenStates):
+    """N images and M captions as the towers encode them, float32 on the CPU.
 
     Attributes:
         image: (N, d), of length one.
         text: (M, d), of length one.
-        grid: (N, G, d), the image tower's grid tokens.
-        tokens: (T, d), the text tower's token states of all captions one after the other, without padding.
-        offsets: int64 (M + 1,); the tokens of caption j are offsets[j]:offsets[j + 1].
         image_of_caption: numpy int64 (M,), index of each caption's image.
-        image_bias: (N,), what is taken off an image's cosines when it is ranked; None: nothing.
-        text_bias: (M,), off a caption's.
+        image_bias: (N,), query-bank bias that is subtracted from an image's cosines when it is ranked; None: nothing.
+        text_bias: (M,), likewise of each caption.
     """
 
     image: Tensor
     text: Tensor
-    grid: Tensor
-    tokens: Tensor
-    offsets: Tensor
     image_of_caption: np.ndarray
     image_bias: Tensor | None = None
     text_bias: Tensor | None = None
@@ -61,43 +83,66 @@ class Embedded:
         text = torch.cat([self.text, torch.ones(len(self.text), 1), -self.text_bias[:, None]], dim=1)
         return image, text
 
-    def normalized(self, querybank: QueryBank, logit_scale: float) -> Embedded:
-        """The same, ranked by what each item scores beyond its score on the bank's queries."""
+    def biased(self, query_bank: QueryBank, logit_scale: float) -> Embedded:
+        """Return the same gallery with the biases of query-bank normalization."""
         return replace(
             self,
-            image_bias=querybank.image_bias(self.image, logit_scale),
-            text_bias=querybank.text_bias(self.text, logit_scale),
+            image_bias=query_bank.image_bias(self.image, logit_scale),
+            text_bias=query_bank.text_bias(self.text, logit_scale),
         )
 
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each caption, int64 (M,)."""
-        return self.offsets.diff()
-
-    def padded_tokens(self, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """Token states (B, T, d) of `captions` (B,) int64, zero beyond their ends, and mask (B, T), True within."""
-        lengths = self.lengths[captions]
-        steps = torch.arange(int(lengths.max()))
-        mask = steps < lengths[:, None]
-        positions = (self.offsets[captions][:, None] + steps).clamp_(max=len(self.tokens) - 1)
-        return self.tokens[positions].masked_fill_(~mask[:, :, None], 0.0), mask
-
     def part(self, images: slice, captions: np.ndarray, image_of_caption: np.ndarray) -> Embedded:
-        """The gallery of some images and their `captions` (m,), whose images are `image_of_caption` (m,) within it."""
+        """Return the gallery of some images and their captions.
+
+        Args:
+            images: the images.
+            captions: (m,), indices of the captions.
+            image_of_caption: (m,), index of each caption's image within `images`.
+        """
         chosen = torch.from_numpy(captions)
         offsets = torch.cat([self.offsets.new_zeros(1), self.lengths[chosen].cumsum(0)])
         tokens = torch.cat([self.tokens[self.offsets[j] : self.offsets[j + 1]] for j in captions])
-        return replace(
-            self,
-            image=self.image[images],
-            text=self.text[chosen],
+        return Embedded(
             grid=self.grid[images],
             tokens=tokens,
             offsets=offsets,
+            image=self.image[images],
+            text=self.text[chosen],
             image_of_caption=image_of_caption,
             image_bias=None if self.image_bias is None else self.image_bias[images],
             text_bias=None if self.text_bias is None else self.text_bias[chosen],
         )
+
+
+class TextCollector:
+    """Collects text features that are computed in the order of their lengths, so that little padding is computed.
+
+    Attributes:
+        order: int64 (M,), the texts in the order in which their features are to be added.
+    """
+
+    def __init__(self, lengths: NDArray[np.int64]) -> None:
+        """Prepare for M texts with `lengths` (M,) tokens each."""
+        self.order: NDArray[np.int64] = np.argsort(lengths, kind="stable")
+        self._lengths = torch.from_numpy(lengths)
+        self._pooled: list[Tensor] = []
+        self._states: list[Tensor] = []
+
+    def add(self, features: TextFeatures) -> None:
+        """Add the features of the next texts of `order`."""
+        self._pooled.append(features.pooled.float().cpu())
+        self._states.append(features.tokens[features.mask].float().cpu())
+
+    def collect(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings (M, d), token states (T, d) and offsets (M + 1,), all in the order of the texts."""
+        offsets = torch.cat([self._lengths.new_zeros(1), self._lengths.cumsum(0)])
+        if not self._pooled:
+            return torch.zeros(0, dim), torch.zeros(0, dim), offsets
+        pooled, states = torch.cat(self._pooled), torch.cat(self._states)
+        tokens = torch.empty_like(states)
+        tokens[_positions(offsets[:-1][self.order], self._lengths[self.order])] = states
+        text = torch.empty_like(pooled).index_copy_(0, torch.from_numpy(self.order), pooled)
+        return text, tokens, offsets
 
 
 def embed_split(
@@ -108,36 +153,49 @@ def embed_split(
     batch_size: int,
     device: torch.device,
     precision: Precision = "no",
-    description: str = "Embedding",
+    description: str = "embed",
 ) -> Embedded:
-    """Runs both towers over a split, captions in the order of their lengths so that little padding is computed.
+    """Encode a split with both towers, without biases.
 
-    `inputs`, if given, are the split's with features of frozen towers. The model is on `device`; it works in evaluation
-    mode and is left in the mode in which it came.
+    The model is on `device`; it works in evaluation mode and is left in the mode that it was in.
+
+    Args:
+        model: the dual encoder.
+        split: N images and M captions.
+        inputs: the split's inputs with features of frozen towers, if there are any.
+        batch_size: images or captions encoded at once.
+        device: device of the model.
+        precision: precision of matrix products and convolutions.
+        description: label of the progress bar.
     """
     inputs = inputs or Inputs(split)
     bar = progress(None, description, unit="item", total=len(split) + len(split.captions))
+    images, texts = [], TextCollector(split.token_lengths)
     with bar, inference(model, device, precision):
-        image, grid = _embed_images(model, inputs, batch_size, device, bar)
-        text, tokens, offsets = _embed_texts(model, inputs, batch_size, device, bar)
-    return Embedded(image, text, grid, tokens, offsets, split.image_of_caption)
+        for features in _images(model, inputs, np.arange(len(split)), batch_size, device, bar):
+            images.append((features.pooled.float().cpu(), features.grid.float().cpu()))
+        for text_features in _texts(model, inputs, texts.order, batch_size, device, bar):
+            texts.add(text_features)
+    image, grid = (torch.cat(side) for side in zip(*images, strict=True))
+    text, tokens, offsets = texts.collect(image.shape[1])
+    return Embedded(grid, tokens, offsets, image, text, split.image_of_caption)
 
 
 class Means(NamedTuple):
-    """What the towers say of a split on average, float32: its N images and M captions."""
+    """Embeddings and mean tokens of the N images and M captions of a split, float32."""
 
     image: Tensor
-    """(N, d), of length one, as `Embedded`."""
+    """(N, d), of length one."""
     grid: Tensor
-    """(N, d), the mean of the grid tokens."""
+    """(N, d), means of the grid tokens."""
     text: Tensor
     """(M, d), of length one."""
     tokens: Tensor
-    """(M, d), the mean of the token states."""
+    """(M, d), means of the token states."""
 
 
 def embed_means(model: DualEncoder, inputs: Inputs, *, batch_size: int, device: torch.device) -> Means:
-    """Runs both towers over a split, as `embed_split`, and keeps no more than means, on `device`."""
+    """Encode a split like `embed_split`, and keep embeddings and mean tokens alone, on `device`."""
     split = inputs.split
     order = np.argsort(split.token_lengths, kind="stable")
     bar = progress(None, "embed means", unit="item", total=len(split) + len(order))
@@ -150,7 +208,7 @@ def embed_means(model: DualEncoder, inputs: Inputs, *, batch_size: int, device: 
             torch.stack([made.pooled, masked_mean(made.tokens, made.mask)])
             for made in _texts(model, inputs, order, batch_size, device, bar)
         ]
-    # Copies, which unlike what inference made can be learned from.
+    # Inference tensors cannot take part in training; their copies can.
     image, text = (torch.cat(both, dim=1).clone() for both in (images, texts))
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
     return Means(*image, *text[:, back])
@@ -164,11 +222,11 @@ def embed_querybank(
     batch_size: int,
     device: torch.device,
     precision: Precision = "no",
-    description: str = "Embedding",
+    description: str = "query bank",
 ) -> QueryBank:
-    """`QUERIES` images and as many captions of a split, drawn with `seed`; all, where there are fewer. float16 (n, d).
+    """Return a query bank of `QUERIES` images and as many captions of a split, drawn with `seed`, float16 (n, d).
 
-    The model works as in `embed_split`.
+    A smaller split is used as a whole. The model works as in `embed_split`.
     """
     draw = np.random.default_rng(seed)
     images, captions = (
@@ -186,7 +244,7 @@ def embed_querybank(
 
 @contextmanager
 def inference(model: torch.nn.Module, device: torch.device, precision: Precision) -> Iterator[None]:
-    """Evaluation mode without gradients, in `precision` by autocast; restores the model's mode at the end."""
+    """Set evaluation mode without gradients, in `precision` by autocast; restore the model's mode at the end."""
     training = model.training
     model.eval()
     dtype = AUTOCAST[precision]
@@ -197,37 +255,10 @@ def inference(model: torch.nn.Module, device: torch.device, precision: Precision
         model.train(training)
 
 
-def _embed_images(
-    model: DualEncoder, inputs: Inputs, batch_size: int, device: torch.device, bar: Any
-) -> tuple[Tensor, Tensor]:
-    pooled, grids = [], []
-    for features in _images(model, inputs, np.arange(len(inputs.split)), batch_size, device, bar):
-        pooled.append(features.pooled.float().cpu())
-        grids.append(features.grid.float().cpu())
-    return torch.cat(pooled), torch.cat(grids)
-
-
-def _embed_texts(
-    model: DualEncoder, inputs: Inputs, batch_size: int, device: torch.device, bar: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    split = inputs.split
-    lengths = torch.from_numpy(split.token_lengths)
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    order = np.argsort(split.token_lengths, kind="stable")
-    pooled, states = [], []
-    for features in _texts(model, inputs, order, batch_size, device, bar):
-        pooled.append(features.pooled.float().cpu())
-        states.append(features.tokens[features.mask].float().cpu())
-    text, by_length = torch.cat(pooled), torch.cat(states)
-    tokens = torch.empty_like(by_length)
-    tokens[_positions(offsets[:-1][order], lengths[order])] = by_length
-    return torch.empty_like(text).index_copy_(0, torch.from_numpy(order), text), tokens, offsets
-
-
 def _images(
     model: DualEncoder, inputs: Inputs, images: NDArray[np.int64], batch_size: int, device: torch.device, bar: Any
 ) -> Iterator[ImageFeatures]:
-    """Of `images`, batch by batch."""
+    """Yield the features of `images` batch by batch."""
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         yield model.encode_images(inputs.images(batch).to(device))
@@ -237,7 +268,7 @@ def _images(
 def _texts(
     model: DualEncoder, inputs: Inputs, captions: NDArray[np.int64], batch_size: int, device: torch.device, bar: Any
 ) -> Iterator[TextFeatures]:
-    """Of `captions`, batch by batch."""
+    """Yield the features of `captions` batch by batch."""
     for start in range(0, len(captions), batch_size):
         batch = captions[start : start + batch_size]
         texts, mask = (tensor.to(device) for tensor in inputs.texts(batch))
@@ -246,6 +277,6 @@ def _texts(
 
 
 def _positions(starts: Tensor, lengths: Tensor) -> Tensor:
-    """All positions of the ranges of `lengths` (M,) from `starts` (M,), one range after the other."""
+    """Return all positions in the ranges of `lengths` (M,) that begin at `starts` (M,), one range after the other."""
     first = lengths.cumsum(0) - lengths
     return (starts - first).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))

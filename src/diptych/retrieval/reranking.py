@@ -7,9 +7,10 @@ keeps the towers' order below them. The weights are chosen on val, and so is the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from diptych.model.device import Precision
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
-from diptych.retrieval.embedding import Embedded, inference
+from diptych.retrieval.embedding import Embedded, TokenStates, inference
 from diptych.retrieval.metrics import mean_log_rank
 from diptych.retrieval.ranking import BLOCK_SCORES, TIE, Outcomes, Ranks, products, ranks_from_embeddings
 
@@ -30,8 +31,8 @@ CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS = 512
 """Pairs that the fusion sees at once, and at least on a GPU."""
-GPU_PLACES = 200_000
-"""Places of the images' grids in the pairs that it sees at once there."""
+GPU_TOKENS = 200_000
+"""Grid tokens of the pairs that the fusion computes at once on a GPU."""
 IMAGES = 64
 """Images whose pairs are taken together, so that these pairs have few."""
 
@@ -140,7 +141,7 @@ def match_logits(
     t2i_pairs = t2i * captions + torch.arange(captions)[:, None]
     pairs, place = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
     with inference(model, device, precision):
-        logits = _fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, weights, description)
+        logits = fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, weights, description)
     i2t_match, i2t_alignment = [part[place[: i2t.numel()]].view_as(i2t) for part in logits]
     t2i_match, t2i_alignment = [part[place[i2t.numel() :]].view_as(t2i) for part in logits]
     own = torch.from_numpy(embedded.image_of_caption)
@@ -207,37 +208,58 @@ def _sort_keys(scores: Tensor) -> Tensor:
     return (ordered << 32) - torch.arange(scores.shape[1])
 
 
-def _fuse_pairs(
+def fuse_pairs(
     model: DualEncoder,
-    embedded: Embedded,
+    states: TokenStates,
     images: Tensor,
     captions: Tensor,
     device: torch.device,
     weights: Weights | None,
     description: str,
+    **progress_options: Any,
 ) -> Tensor:
-    """Logits float32 (2, P), match and alignment, of the pairs of `images` and `captions`, both int64 (P,)."""
-    match, align = (True, True) if weights is None else (bool(weights.match), bool(weights.alignment))
-    # Few images and like lengths at a time: an image's keys and values are computed once, and little padding.
-    by_length = embedded.lengths[captions].argsort(stable=True)
-    order = by_length[(images[by_length] // IMAGES).argsort(stable=True)]
-    logits = torch.zeros(2, len(order))
-    at_once = PAIRS if device.type == "cpu" else max(PAIRS, GPU_PLACES // embedded.grid.shape[1])
-    with progress(None, description, unit="pair", total=len(order)) as bar:
-        for start in range(0, len(order) if match or align else 0, at_once):
-            batch = order[start : start + at_once]
+    """Return the ITM logits and token-alignment scores of P pairs, float32 (2, P), on the CPU.
+
+    Args:
+        model: the dual encoder, on `device`; call this within `inference`.
+        states: tokens of the images and captions.
+        images: int64 (P,), index of each pair's image.
+        captions: int64 (P,), index of each pair's caption.
+        device: device of the model.
+        weights: a part without weight is not computed, and is zero; None: both are computed.
+        description: label of the progress bar.
+        progress_options: further options of `progress`.
+
+    Raises:
+        DiptychError: a logit is NaN or infinite.
+    """
+    itm, align = (True, True) if weights is None else (bool(weights.match), bool(weights.alignment))
+    logits = torch.zeros(2, len(images))
+    with progress(None, description, unit="pair", total=len(images), **progress_options) as bar:
+        for batch in _pair_batches(states, images, captions, device) if itm or align else ():
             (image, image_of_pair), (caption, caption_of_pair) = (
                 torch.unique(items[batch], return_inverse=True) for items in (images, captions)
             )
-            tokens, mask = embedded.padded_tokens(caption)
-            inputs = embedded.grid[image], tokens, mask, image_of_pair, caption_of_pair
+            inputs = states.grid[image], *states.padded_tokens(caption), image_of_pair, caption_of_pair
             given = [tensor.to(device) for tensor in inputs]
-            if match:
+            if itm:
                 logits[0, batch] = model.fusion(*given).score.float().cpu()
             if align and model.aligns:
                 logits[1, batch] = model.aligned(*given).float().cpu()
             bar.update(len(batch))
     if broken := int((~torch.isfinite(logits).all(dim=0)).sum()):
         # Nothing ranks ahead of NaN, so each of these would count as a hit.
-        raise DiptychError(f"the fusion's logit is NaN or infinite for {broken} of {len(order)} pairs.")
+        raise DiptychError(f"the fusion's logit is NaN or infinite for {broken} of {len(images)} pairs.")
     return logits
+
+
+def _pair_batches(states: TokenStates, images: Tensor, captions: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Yield positions of pairs, few images and captions of like lengths at a time.
+
+    An image's keys and values are then computed once, and little padding is.
+    """
+    by_length = states.lengths[captions].argsort(stable=True)
+    order = by_length[(images[by_length] // IMAGES).argsort(stable=True)]
+    at_once = PAIRS if device.type == "cpu" else max(PAIRS, GPU_TOKENS // states.grid.shape[1])
+    for start in range(0, len(order), at_once):
+        yield order[start : start + at_once]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from diptych.config import Params
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared, PreparedSplit
-from diptych.model.device import choose_device, choose_precision, keep_freed_memory, set_threads
+from diptych.model.device import choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.pooling import masked_mean
 from diptych.progress import progress
@@ -43,9 +43,7 @@ def run(workspace: Workspace, params: Params) -> None:
     Raises:
         DiptychError: the prepared data, a pretrained tower or the device is not there.
     """
-    keep_freed_memory()
-    set_threads(params.threads)
-    device = choose_device(params.device)
+    device = prepare(params.device, params.threads)
     precision = choose_precision("auto", device)
     prepared = Prepared(workspace.prepared, params.data.splits)
     ranks: dict[str, Ranks] = {}

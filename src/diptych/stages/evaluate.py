@@ -6,89 +6,101 @@ import csv
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import diptych
 from diptych.config import Params
-from diptych.data.prepared import Prepared
+from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.files import atomic_path, file_sha256, sources_sha256, write_json
-from diptych.model.device import choose_device, keep_freed_memory, set_threads
-from diptych.model.package import load_model, weights_sha256
+from diptych.model.device import prepare
+from diptych.model.package import weights_sha256
 from diptych.project.workspace import Workspace
 from diptych.report.highlights import highlighter
 from diptych.report.html import Findings, Setting, read_history, write_report
 from diptych.report.table import table
 from diptych.retrieval.attributes import attributes
-from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.evaluation import Evaluation, evaluate_gallery, recall_curves
-from diptych.retrieval.failures import find_failures
+from diptych.retrieval.evaluation import Evaluation, recall_curves
+from diptych.retrieval.failures import Failures, find_failures
 from diptych.retrieval.judgements import add_extended
-from diptych.retrieval.ladder import in_words, is_better_than_chance, rungs, to_json, verdicts
-from diptych.retrieval.metrics import chance_metrics, metrics_from_ranks
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.ladder import Rung, Verdict, in_words, is_better_than_chance, rungs, to_json, verdicts
+from diptych.retrieval.metrics import Metrics, chance_metrics, metrics_from_ranks
 from diptych.retrieval.similarities import Similarities
 from diptych.retrieval.stored_ranks import load_ranks
-from diptych.retrieval.uncertainty import judge
+from diptych.retrieval.uncertainty import Uncertainty, judge
+from diptych.retriever import Retriever
 
 log = logging.getLogger(__name__)
 
 
 def run(workspace: Workspace, params: Params) -> None:
-    """Measures retrieval on the test split: by the towers, normalized, and with the top k re-ranked by the fusion.
+    """Measure retrieval on the test split, compare it with the baselines and controls, and write the report.
+
+    The test split is ranked by the towers, with query-bank normalization, and with the top k re-ranked by the fusion.
 
     Raises:
-        DiptychError: the model, the prepared data or the device is not there.
+        DiptychError: the model, the prepared data or the device is missing.
     """
-    keep_freed_memory()
-    set_threads(params.threads)
-    device = choose_device(params.device)
-    loaded = load_model(workspace.model, str(device))
-    model = loaded.model
+    retriever = Retriever.load(workspace.model, str(prepare(params.device, params.threads)), params.evaluate.batch_size)
     split = Prepared(workspace.prepared, params.data.splits).split("test")
-    embedded = embed_split(model, split, batch_size=params.evaluate.batch_size, device=device, description="embed test")
-    top_k = params.evaluate.top_k
-    weights = Weights(loaded.reranking.match_weight, loaded.reranking.alignment_weight)
-    evaluation = evaluate_gallery(model, embedded, loaded.querybank, top_k=top_k, weights=weights, device=device)
+    embedded = retriever.embed(split, "embed test")
+    evaluation = retriever.evaluate(embedded, params.evaluate.top_k)
     add_extended(evaluation, split.image_ids, split.caption_ids)
-    setting = Setting(
-        split=params.data.splits.test,
-        made_of=_made_of(workspace),
-        top_k=top_k,
-        weights=weights,
-    )
+    chance = chance_metrics(split.image_of_caption, len(split))
+    comparison = _compare(workspace, evaluation, split, chance)
+    failures = find_failures(evaluation, split.image_of_caption, split.captions, *attributes(workspace.manifest, split))
+    _write_files(workspace.reports, evaluation, comparison, failures)
+    highlight = highlighter(retriever, embedded, split.captions)
+    findings = Findings(evaluation, comparison.uncertainty, failures, comparison.rungs, comparison.verdicts, highlight)
+    setting = Setting(params.data.splits.test, _made_of(workspace), params.evaluate.top_k, retriever.weights)
     history = read_history(workspace.reports / "training.csv")
+    write_report(workspace.reports / "report.html", split, findings, setting, history, params.evaluate.report_queries)
+    _log_summary(evaluation, comparison, chance, setting.split, queries=len(split) + len(split.captions))
+
+
+class _Comparison(NamedTuple):
+    """The model next to its baselines and controls."""
+
+    baselines: dict[str, Metrics]
+    uncertainty: Uncertainty
+    rungs: list[Rung]
+    verdicts: list[Verdict]
+
+
+def _compare(workspace: Workspace, evaluation: Evaluation, split: PreparedSplit, chance: Metrics) -> _Comparison:
     sizes = len(split), len(split.captions)
     compared = {**load_ranks(workspace.baselines, *sizes), **load_ranks(workspace.controls, *sizes)}
     uncertainty = judge({**compared, **evaluation.ranks}, split.image_of_caption)
     baselines = {name: metrics_from_ranks(*ranks) for name, ranks in compared.items()}
-    write_json(workspace.reports / "metrics.json", evaluation.metrics)
-    write_json(workspace.reports / "baselines.json", baselines)
-    write_json(workspace.reports / "uncertainty.json", uncertainty.to_json())
-    chance = chance_metrics(split.image_of_caption, len(split))
     every = {**baselines, **evaluation.metrics}
-    ladder, judged = (rungs(every, uncertainty, chance), verdicts(every, uncertainty)) if baselines else ([], [])
-    write_json(workspace.reports / "ladder.json", to_json(ladder, judged))
-    _write_curves(workspace.reports / "plots" / "recall_at_k.csv", evaluation)
-    _write_similarities(workspace.reports / "plots" / "similarities.csv", evaluation.similarities)
-    queries = params.evaluate.report_queries
-    looks = attributes(workspace.manifest, split)
-    failures = find_failures(evaluation, split.image_of_caption, split.captions, *looks)
-    write_json(workspace.reports / "failures.json", failures.to_json())
-    read_by = loaded.tokenizer, loaded.preprocessing
-    highlight = highlighter(model, embedded, weights, split.captions, *read_by, device)
-    findings = Findings(evaluation, uncertainty, failures, ladder, judged, highlight)
-    write_report(workspace.reports / "report.html", split, findings, setting, history, queries)
-    log.info("%s", table(evaluation, uncertainty, chance, setting.split))
+    if not baselines:
+        return _Comparison(baselines, uncertainty, [], [])
+    return _Comparison(baselines, uncertainty, rungs(every, uncertainty, chance), verdicts(every, uncertainty))
+
+
+def _write_files(reports: Path, evaluation: Evaluation, comparison: _Comparison, failures: Failures) -> None:
+    """Write the figures that DVC, MLflow and programs read."""
+    write_json(reports / "metrics.json", evaluation.metrics)
+    write_json(reports / "baselines.json", comparison.baselines)
+    write_json(reports / "uncertainty.json", comparison.uncertainty.to_json())
+    write_json(reports / "ladder.json", to_json(comparison.rungs, comparison.verdicts))
+    write_json(reports / "failures.json", failures.to_json())
+    _write_curves(reports / "plots" / "recall_at_k.csv", evaluation)
+    _write_similarities(reports / "plots" / "similarities.csv", evaluation.similarities)
+
+
+def _log_summary(evaluation: Evaluation, comparison: _Comparison, chance: Metrics, split: str, *, queries: int) -> None:
+    uncertainty = comparison.uncertainty
+    log.info("%s", table(evaluation, uncertainty, chance, split))
     gain = uncertainty.gains["reranked"]["qb_norm"].rsum
-    cost = 1000 * evaluation.reranking_seconds / (len(split) + len(split.captions))
-    log.info("Re-ranking: %.1f ms a query for %+.1f RSUM", cost, gain)
+    log.info("Re-ranking: %.1f ms a query for %+.1f RSUM", 1000 * evaluation.reranking_seconds / queries, gain)
     if not is_better_than_chance(evaluation.metrics, uncertainty, chance):
         log.warning("The model may be no better than chance: train it longer, or on more images.")
-    for line in in_words(judged):
+    for line in in_words(comparison.verdicts):
         log.info("%s", line)
 
 
 def _made_of(workspace: Workspace) -> dict[str, str]:
-    """SHA-256 of what the figures depend on, by name."""
+    """Return the SHA-256 of everything that the figures depend on, by name."""
     return {
         "Weights": weights_sha256(workspace.model),
         **{name: file_sha256(workspace.prepared / f"{name}.parquet") for name in ("images", "captions")},
@@ -100,25 +112,25 @@ def _write_curves(path: Path, evaluation: Evaluation) -> None:
     _write_table(
         path,
         ["direction", "stage", "k", "recall"],
-        ((way, stage, k, f"{recall:.4f}") for way, stage, k, recall in recall_curves(evaluation)),
+        ((direction, stage, k, f"{recall:.4f}") for direction, stage, k, recall in recall_curves(evaluation)),
     )
 
 
-def _write_similarities(path: Path, found: Similarities) -> None:
-    middles = (found.edges()[:-1] + found.edges()[1:]) / 2
+def _write_similarities(path: Path, counts: Similarities) -> None:
+    middles = (counts.edges()[:-1] + counts.edges()[1:]) / 2
     _write_table(
         path,
         ["cosine", "pairs", "percent"],
         (
             (f"{middle:.2f}", name, f"{share:.4f}")
-            for name, shares in zip(("matching", "other"), found.shares(), strict=True)
+            for name, shares in zip(("matching", "other"), counts.shares(), strict=True)
             for middle, share in zip(middles, shares, strict=True)
         ),
     )
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """For `dvc plots`."""
+    """Write a CSV file for `dvc plots`."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -118,8 +118,8 @@ def _save(
     scale, weights = model.logit_scale.item(), Weights()
     querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
     if params.train.objectives.itm:
-        normalized = embedded.normalized(querybank, scale)
-        weights = choose_weights(match_logits(model, normalized, top_k, **computing, description="re-rank val"), scale)
+        embedded = embedded.biased(querybank, scale)
+        weights = choose_weights(match_logits(model, embedded, top_k, **computing, description="re-rank val"), scale)
     save_model(
         workspace.model,
         model,

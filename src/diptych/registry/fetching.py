@@ -1,0 +1,47 @@
+"""Models at an address of MLflow, for `Retriever.load`."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from diptych.errors import DiptychError
+from diptych.project.params import read_params
+from diptych.project.workspace import find_workspace
+from diptych.registry.registered_model import RegisteredModel, model_folder
+
+_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
+
+
+@contextmanager
+def fetched_model(address: str) -> Iterator[Path]:
+    """Give the folder of a registered model; it is removed at the end.
+
+    Args:
+        address: models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        DiptychError: the address is none, there is no such version, or it cannot be fetched.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise DiptychError(f"{address} is no address of a model: write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    model = _registered_model(match["name"])
+    with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
+        yield model_folder(model.download(model.find(match["version"]), Path(folder)))
+
+
+def _registered_model(name: str) -> RegisteredModel:
+    try:
+        workspace = find_workspace()
+    except DiptychError as error:
+        if not (uri := os.environ.get("MLFLOW_TRACKING_URI")):
+            raise DiptychError(f"{error} Elsewhere, MLFLOW_TRACKING_URI names the MLflow with the model.") from None
+        return RegisteredModel(MlflowClient(tracking_uri=uri, registry_uri=uri), name, uri)
+    return RegisteredModel.of(workspace, read_params(workspace), name)

@@ -1,0 +1,209 @@
+"""A retriever encodes, scores and ranks as the model's parts do by hand."""
+
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import write_tiny_model
+
+from diptych import Encoded, Retriever
+from diptych.data.images import open_image, to_pixels
+from diptych.errors import DiptychError
+from diptych.model.package import LoadedModel, load_model
+from diptych.retriever import ImageInputError
+
+COLOURS = ["red", "blue", "green", "yellow", "grey", "black", "white"]
+TEXTS = [
+    "a red square left of a blue circle",
+    "a small green triangle",
+    "two yellow stars above a grey square",
+    "a circle",
+    "a blue star",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("retriever") / "model")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return load_model(folder)
+
+
+@pytest.fixture
+def retriever(folder: Path) -> Retriever:
+    return Retriever.load(folder, "cpu", batch_size=2)
+
+
+def photo(colour: str) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+IMAGES = [photo(colour) for colour in COLOURS]
+
+
+def test_the_class_is_imported_without_torch() -> None:
+    code = (
+        "import sys; from diptych import Retriever; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_images_are_encoded_one_by_one_as_in_a_batch(retriever: Retriever, loaded: LoadedModel) -> None:
+    encoded = retriever.encode_images(IMAGES, tokens=True)
+
+    for position, content in enumerate(IMAGES):
+        pixels = torch.from_numpy(to_pixels(open_image(content, 10_000), 32, "stretch").copy())[None]
+        with torch.inference_mode():
+            alone = loaded.model.encode_images(pixels)
+            bias = loaded.querybank.image_bias(alone.pooled, loaded.model.logit_scale.item())
+        np.testing.assert_allclose(encoded.embedding[position], alone.pooled[0], atol=1e-5)
+        assert encoded.bias[position] == pytest.approx(bias.item(), abs=1e-5)
+        assert encoded.tokens is not None
+        torch.testing.assert_close(encoded.tokens[position], alone.grid[0], atol=1e-4, rtol=1e-4)
+    assert encoded.embedding.dtype == encoded.bias.dtype == np.float32
+
+
+def test_texts_are_encoded_one_by_one_as_in_a_batch(retriever: Retriever, loaded: LoadedModel) -> None:
+    encoded = retriever.encode_texts(TEXTS, tokens=True)
+
+    assert encoded.tokens is not None
+    assert encoded.offsets is not None
+    for position, text in enumerate(TEXTS):
+        ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            alone = loaded.model.encode_texts(ids, torch.ones_like(ids).bool())
+        np.testing.assert_allclose(encoded.embedding[position], alone.pooled[0], atol=1e-5)
+        tokens = encoded.tokens[encoded.offsets[position] : encoded.offsets[position + 1]]
+        torch.testing.assert_close(tokens, alone.tokens[0], atol=1e-4, rtol=1e-4)
+
+
+def test_paths_pictures_and_bytes_are_the_same_image(retriever: Retriever, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(IMAGES[0])
+
+    encoded = retriever.encode_images(
+        [IMAGES[0], tmp_path / "red.png", str(tmp_path / "red.png"), Image.new("RGB", (40, 30), "red")]
+    )
+
+    for other in encoded.embedding[1:]:
+        np.testing.assert_allclose(encoded.embedding[0], other, atol=1e-6)
+
+
+def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
+    """Return the score of re-ranking, from the model's parts."""
+    model, scale = loaded.model, loaded.model.logit_scale.item()
+    ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+    pixels = torch.from_numpy(to_pixels(open_image(image, 10_000), 32, "stretch").copy())[None]
+    with torch.inference_mode():
+        seen, read = model.encode_images(pixels), model.encode_texts(ids, torch.ones_like(ids).bool())
+        fused = model.fuse(seen.grid, read.tokens, read.mask)
+        biases = loaded.querybank.image_bias(seen.pooled, scale) + loaded.querybank.text_bias(read.pooled, scale)
+        similarity = (seen.pooled * read.pooled).sum() - biases
+        weights = loaded.reranking
+        return float(
+            scale * similarity + weights.match_weight * fused.score + weights.alignment_weight * fused.alignment
+        )
+
+
+def test_a_pair_has_the_score_of_re_ranking(retriever: Retriever, loaded: LoadedModel) -> None:
+    scores = retriever.score(IMAGES[:5], TEXTS)
+
+    assert scores == pytest.approx(
+        [score_by_hand(loaded, *pair) for pair in zip(IMAGES, TEXTS, strict=False)], abs=1e-3
+    )
+    encoded = retriever.encode_images(IMAGES[:5], tokens=True), retriever.encode_texts(TEXTS, tokens=True)
+    assert retriever.score(*encoded) == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["texts", "images"])
+def test_items_are_ranked_by_the_score_of_their_pairs(
+    retriever: Retriever, loaded: LoadedModel, direction: str
+) -> None:
+    queries, gallery = (TEXTS, IMAGES) if direction == "texts" else (IMAGES, TEXTS)
+    by_hand = np.array([[score_by_hand(loaded, i, t) for t in TEXTS] for i in IMAGES])
+    by_hand = by_hand.T if direction == "texts" else by_hand
+
+    retriever.reranking = retriever.reranking.model_copy(update={"top_k": 10})
+
+    ranking = retriever.rank(queries, gallery, k=100)
+
+    np.testing.assert_allclose(ranking.score, -np.sort(-by_hand, axis=1), atol=1e-3)
+    np.testing.assert_allclose(np.take_along_axis(by_hand, ranking.items, axis=1), ranking.score, atol=1e-3)
+
+
+def test_without_re_ranking_items_are_ranked_by_cosine_minus_their_bias(retriever: Retriever) -> None:
+    text, image = retriever.encode_texts(TEXTS), retriever.encode_images(IMAGES)
+
+    ranking = retriever.rank(text, image, k=3, rerank=False)
+
+    expected = np.argsort(-(text.embedding @ image.embedding.T - image.bias), axis=1)[:, :3]
+    assert ranking.items.tolist() == expected.tolist()
+
+
+def test_only_the_first_candidates_are_re_ranked(retriever: Retriever) -> None:
+    retriever.reranking = retriever.reranking.model_copy(update={"top_k": 2})
+    without = retriever.rank(TEXTS, IMAGES, k=7, rerank=False)
+
+    ranking = retriever.rank(TEXTS, IMAGES, k=7)
+
+    assert np.sort(ranking.items[:, :2]).tolist() == np.sort(without.items[:, :2]).tolist()
+    assert ranking.items[:, 2:].tolist() == without.items[:, 2:].tolist()
+
+
+def test_nothing_ranks_nothing(retriever: Retriever) -> None:
+    nothing = retriever.encode_images([], tokens=True)
+
+    assert retriever.rank(TEXTS, nothing).items.shape == (5, 0)
+    assert len(retriever.encode_texts([])) == 0
+    assert len(retriever.score([], [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([IMAGES[0], Path("nowhere.png")], r"nowhere\.png: No such file or directory"),
+        ([IMAGES[0], IMAGES[1], b"text"], "image 2: not an image"),
+        ([b""], "image 0: empty file"),
+    ],
+)
+def test_a_bad_image_is_named(retriever: Retriever, images: list, message: str) -> None:
+    with pytest.raises(ImageInputError, match=message):
+        retriever.encode_images(images)
+
+
+def test_two_sides_of_one_kind_are_refused(retriever: Retriever) -> None:
+    with pytest.raises(DiptychError, match="one side has to be of each kind"):
+        retriever.rank(TEXTS, TEXTS)
+
+
+def test_sides_of_different_lengths_are_no_pairs(retriever: Retriever) -> None:
+    with pytest.raises(DiptychError, match="7 images and 5 texts are no pairs"):
+        retriever.score(IMAGES, TEXTS)
+
+
+def test_re_ranking_needs_tokens(retriever: Retriever) -> None:
+    without: Encoded = retriever.encode_images(IMAGES)
+
+    with pytest.raises(DiptychError, match="encode with tokens=True"):
+        retriever.rank(TEXTS, without)
+
+
+def test_a_retriever_moves_between_devices(retriever: Retriever) -> None:
+    assert retriever.to("cpu") is retriever
+    with pytest.raises(DiptychError, match="which this machine does not have"):
+        retriever.to("mps")
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match="does not hold a whole model"):
+        Retriever.load(tmp_path)
