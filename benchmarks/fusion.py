@@ -28,7 +28,7 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
-from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, candidate_logits, reranked_ranks
+from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
