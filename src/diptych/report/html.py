@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
@@ -30,7 +30,6 @@ from diptych.retrieval.failures import SHOWN, Failures
 from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
-from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import FEWEST, Slice
