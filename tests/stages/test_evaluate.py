@@ -186,7 +186,7 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
     loaded = load_model(workspace.model)
     split = Prepared(workspace.prepared, params().data.splits).split("test")
     embedded = embed_split(loaded.model, split, batch_size=64, device=torch.device("cpu"))
-    bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(match=16.0, alignment=8.0)
+    bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(itm=16.0, alignment=8.0)
 
     def expected(bank: QueryBank, weights: Weights) -> dict[str, Any]:
         made = evaluate_gallery(
@@ -201,9 +201,9 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
     assert metrics == expected(bank, weights)
     others = [
         (bank._replace(strength=0.0), weights),
-        (bank, weights._replace(match=0.0)),
+        (bank, weights._replace(itm=0.0)),
         (bank, weights._replace(alignment=0.0)),
-        (bank, Weights(weights.alignment, weights.match)),
+        (bank, Weights(weights.alignment, weights.itm)),
     ]
     assert [metrics != expected(*other) for other in others] == [True] * 4
 

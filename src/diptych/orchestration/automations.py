@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from diptych.errors import DiptychError
-from diptych.project.git import without_secrets
+from diptych.project.addresses import without_secrets
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

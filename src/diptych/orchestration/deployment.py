@@ -17,7 +17,8 @@ import yaml
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.orchestration import server as prefect_server
-from diptych.project.git import how_to_restore, without_secrets
+from diptych.project.addresses import without_secrets
+from diptych.project.git import how_to_restore
 from diptych.project.processes import stream
 from diptych.project.workspace import Workspace
 

@@ -10,8 +10,8 @@ from urllib.parse import quote
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from diptych.orchestration.automations import announce
+from diptych.project.addresses import without_secret
 from diptych.project.workspace import Workspace
-from diptych.registry.address import without_secret
 
 if TYPE_CHECKING:
     from diptych.drift.distance import Drift

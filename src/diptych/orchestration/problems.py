@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.project import proxies
-from diptych.project.git import without_secrets
+from diptych.project.addresses import without_secrets
 from diptych.project.prefect_settings import SERVER, Setting
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError
 from diptych.orchestration.problems import NOT_PREFECT, Problem, invalid_setting, problem_of
-from diptych.project.git import without_secrets
+from diptych.project.addresses import without_secrets
 from diptych.project.prefect_settings import SERVER, Setting, server_setting, settings
 from diptych.project.workspace import find_workspace
 

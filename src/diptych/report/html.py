@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
@@ -30,7 +30,6 @@ from diptych.retrieval.failures import SHOWN, Failures
 from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
-from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import FEWEST, Slice
@@ -245,7 +244,7 @@ def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple
 
 
 def _slice_cell(part: Slice | None) -> tuple[int, list[Figure], bool] | None:
-    return part and (part.queries, [Figure(*recall) for recall in part.recalls.values()], part.worse)
+    return (part.queries, [Figure(*recall) for recall in part.recalls.values()], part.worse) if part else None
 
 
 def _examples(split: CaptionedImages, findings: Findings, queries: int) -> dict[str, Any]:
