@@ -29,7 +29,7 @@ from diptych.project.processes import holding
 from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
-    from diptych.inbox.ledger import Taken
+    from diptych.inbox.ledger import DropResult
 
 Promotion = Literal["auto", "manual", "never"]
 PROGRESS_EVERY = 10.0
@@ -95,7 +95,7 @@ def warn_of_unknown_commit(workspace: Workspace) -> None:
 
 
 def run_stages(
-    workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any], force: bool
+    workspace: Workspace, taken: Sequence[DropResult], changed: dict[str, Any], force: bool
 ) -> tuple[list[str], dict[str, str]]:
     """The stages that have to run, if there is a reason; returns why, or why not, and what became of each."""
     from diptych.registry.register import check_registry
@@ -117,22 +117,24 @@ def run_stages(
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
-def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[Taken]:
+def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[DropResult]:
     """New pairs that were dropped become part of the dataset version, if they pass validation."""
     params = read_params(workspace)
     if not (inbox or params.retrain.inbox or workspace.journal.exists()):
         return []
-    from diptych.inbox.taking import take_drops
+    from diptych.inbox.ingesting import ingest_drops
 
     say = get_run_logger().info
-    taken = take_drops(workspace, params, inbox, _throttled(say))
+    taken = ingest_drops(workspace, params, inbox, _throttled(say))
     for one in taken:
         say(one.describe())
     return taken
 
 
 @task(name="reasons", task_run_name="reasons", cache_policy=NO_CACHE, persist_result=False)
-def look_for_reasons(workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any]) -> tuple[list[str], str]:
+def look_for_reasons(
+    workspace: Workspace, taken: Sequence[DropResult], changed: dict[str, Any]
+) -> tuple[list[str], str]:
     """Why this run trains, or why not; how far new pairs are from those of the champion."""
     from diptych.inbox.need import need_to_train
     from diptych.orchestration.pages import show_drift
@@ -140,9 +142,9 @@ def look_for_reasons(workspace: Workspace, taken: Sequence[Taken], changed: dict
     need = need_to_train(workspace, read_params(workspace), taken, changed)
     if need.drift is not None:
         show_drift(need.drift)
-    for sentence in need.reasons or [need.why_not]:
+    for sentence in need.reasons or [need.explanation]:
         get_run_logger().info(sentence)
-    return need.reasons, need.why_not
+    return need.reasons, need.explanation
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
@@ -205,20 +207,20 @@ def share(workspace: Workspace) -> None:
 def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
     """The gate's word on the version, and its promotion, if that is wanted; the champion afterwards."""
     from diptych.orchestration.pages import show_decision
-    from diptych.registry.lifecycle import consider, needs_decision
-    from diptych.registry.promotion import mend
+    from diptych.registry.lifecycle import gate_and_promote, needs_decision
+    from diptych.registry.promotion import repair
     from diptych.registry.registered_model import RegisteredModel
 
     params = read_params(workspace)
     model = RegisteredModel.of(workspace, params)
-    mend(model)
+    repair(model)
     outcome, why = "not asked", ""
     version = model.find(number) if promotion != "never" else None
     if version and needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
-        considered = consider(model, version, workspace, params, promotion=promotion)
+        considered = gate_and_promote(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         show_decision(considered)
-        outcome, why = considered.outcome, considered.why
+        outcome, why = considered.outcome, considered.reason
     champion = model.champion()
     return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
 
@@ -229,10 +231,10 @@ def tell_history(workspace: Workspace) -> None:
     from diptych.inbox import ledger
     from diptych.registry.registered_model import RegisteredModel
 
-    if ledger.has_untold(workspace):
+    if ledger.has_unreported(workspace):
         model = RegisteredModel.of(workspace, read_params(workspace))
         if model.exists():
-            ledger.tell_history(workspace, model)
+            ledger.report_to_history(workspace, model)
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)

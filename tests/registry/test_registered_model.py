@@ -19,7 +19,8 @@ from diptych.cli import main as cli
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, explained, model_folder
+from diptych.registry.errors import mlflow_errors_explained
+from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
 
@@ -281,12 +282,12 @@ def test_a_database_that_refuses_is_not_called_damaged():
         pytest.raises(
             DiptychError, match=r"postgresql://host/x refuses \(permission denied.*what its user may do"
         ) as told,
-        explained("postgresql://me:secret@host/x"),
+        mlflow_errors_explained("postgresql://me:secret@host/x"),
     ):
         raise refused
     assert "damaged" not in str(told.value)
 
 
 def test_a_full_disk_behind_an_error_of_mlflow_is_for_the_command_line_to_explain():
-    with pytest.raises(MlflowException, match="No space left"), explained("sqlite:////srv/mlflow.db"):
+    with pytest.raises(MlflowException, match="No space left"), mlflow_errors_explained("sqlite:////srv/mlflow.db"):
         raise MlflowException("failures occurred:\n##### File a #####\n[Errno 28] No space left on device")

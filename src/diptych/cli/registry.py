@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diptych.config import Params
     from diptych.project.workspace import Workspace
     from diptych.registry.history import Event
-    from diptych.registry.promotion import Moved
+    from diptych.registry.promotion import ChampionChange
     from diptych.registry.registered_model import RegisteredModel
     from diptych.retrieval.comparison import Comparison
 
@@ -43,8 +43,8 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
     workspace, params = _enter()
     from diptych.project.processes import holding
     from diptych.registry.history import history as history_of
-    from diptych.registry.history import rolled_back_from
-    from diptych.registry.lifecycle import consider, copy_to
+    from diptych.registry.history import last_rollback_from
+    from diptych.registry.lifecycle import copy_to, gate_and_promote
     from diptych.registry.registered_model import RegisteredModel
 
     model = RegisteredModel.of(workspace, params, name)
@@ -53,9 +53,9 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
     with holding(workspace, "diptych promote"):
         if target:
             model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, target))
-        if against := rolled_back_from(history_of(model), candidate.version):
+        if against := last_rollback_from(history_of(model), candidate.version):
             click.echo(f"note: {candidate.title} was rolled back by {against.who}: {against.why}", err=True)
-        considered = consider(model, candidate, workspace, params, why=reason, force=force)
+        considered = gate_and_promote(model, candidate, workspace, params, why=reason, force=force)
     if as_json:
         click.echo(json.dumps(considered.to_json(), indent=2))
     else:
@@ -159,7 +159,7 @@ def _model(workspace: Workspace, params: Params, name: str | None) -> Registered
     return RegisteredModel.of(workspace, params, name)
 
 
-def _moved(model: RegisteredModel, moved: Moved) -> str:
+def _moved(model: RegisteredModel, moved: ChampionChange) -> str:
     before = f" in place of version {moved.before}" if moved.before else ""
     return f"{model.name} version {moved.after} is the champion{before}."
 

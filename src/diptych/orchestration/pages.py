@@ -15,7 +15,7 @@ from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.drift.distance import Drift
-    from diptych.registry.lifecycle import Considered
+    from diptych.registry.lifecycle import GateResult
 
 
 def show_results(workspace: Workspace) -> None:
@@ -34,7 +34,7 @@ def show_results(workspace: Workspace) -> None:
     create_link_artifact((workspace.reports / "report.html").resolve().as_uri(), link_text="Report", key="report")
 
 
-def show_decision(considered: Considered) -> None:
+def show_decision(considered: GateResult) -> None:
     """The gate's decision as an artifact, and its outcome as an event."""
     decision, version = considered.decision, considered.version
     if decision is None:
