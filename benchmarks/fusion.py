@@ -28,7 +28,7 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
-from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits, reranked_ranks
+from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -70,11 +70,11 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
         return embed_split(model, inputs.split, inputs=inputs, batch_size=batch_size, device=device)
 
     def rsum(embedded: Embedded, weights: Weights) -> float:
-        candidates = match_logits(model, embedded, params.evaluate.top_k, device=device)
+        candidates = candidate_logits(model, embedded, params.evaluate.top_k, device=device)
         return metrics_from_ranks(*reranked_ranks(candidates, scale, weights))["rsum"]
 
     def weights(embedded: Embedded) -> Weights:
-        return choose_weights(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
+        return choose_weights(candidate_logits(model, embedded, params.evaluate.top_k, device=device), scale)
 
     held_out = embed(trainer.val_inputs)
     bank = bank._replace(strength=choose_strength(held_out, bank, scale))

@@ -40,7 +40,7 @@ from diptych.data.prepared import FORMAT, Prepared
 from diptych.model.device import choose_device, keep_freed_memory
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, _images, _texts, embed_split, inference
-from diptych.retrieval.reranking import match_logits
+from diptych.retrieval.reranking import candidate_logits
 from diptych.training.batches import Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.loop import Report, Trainer
@@ -258,7 +258,7 @@ class Bench:
         for _ in range(2):
             pairs.clear()
             with timed(self.device) as took:
-                match_logits(model, embedded, self.params.evaluate.top_k, device=self.device, precision="bf16")
+                candidate_logits(model, embedded, self.params.evaluate.top_k, device=self.device, precision="bf16")
             seconds += took
         hook.remove()
         return sum(pairs) / min(seconds), min(seconds)

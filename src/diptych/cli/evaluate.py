@@ -54,9 +54,9 @@ def evaluate(
     from diptych.report.table import table
     from diptych.retrieval.evaluation import evaluate_embeddings
     from diptych.retrieval.external import ForeignGallery
+    from diptych.retrieval.failures import find_failures
     from diptych.retrieval.judgements import add_extended
     from diptych.retrieval.metrics import chance_metrics
-    from diptych.retrieval.slices import find_failures
     from diptych.retrieval.uncertainty import judge
 
     set_threads(None)

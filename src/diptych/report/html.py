@@ -26,11 +26,12 @@ from diptych.report.figures import (
 from diptych.report.gallery import Shown, caption_gallery, image_gallery, picture
 from diptych.report.highlights import Highlight
 from diptych.retrieval.evaluation import Evaluation, recall_curves
+from diptych.retrieval.failures import SHOWN, Failures
 from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.reranking import Weights
-from diptych.retrieval.slices import FEWEST, SHOWN, Failures, Slice
+from diptych.retrieval.slices import FEWEST, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
 LABELS = dict(
@@ -199,7 +200,8 @@ def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, 
         "fewest": FEWEST,
         "failures": failures,
         "hub_images": [
-            (picture(split, image), int(images.often[image])) for image in (images.most(SHOWN) if pictures else [])
+            (picture(split, image), int(images.occurrences[image]))
+            for image in (images.most(SHOWN) if pictures else [])
         ],
         "missed_images": [
             (picture(split, image), rank) for image, rank in (failures.missed["i2t"] if pictures else [])
@@ -208,7 +210,9 @@ def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, 
             (split.captions[caption], picture(split, int(split.image_of_caption[caption])) if pictures else None, rank)
             for caption, rank in failures.missed["t2i"]
         ],
-        "hub_captions": [(split.captions[caption], int(captions.often[caption])) for caption in captions.most(SHOWN)],
+        "hub_captions": [
+            (split.captions[caption], int(captions.occurrences[caption])) for caption in captions.most(SHOWN)
+        ],
         "confusions": [
             (picture(split, one.image), picture(split, one.other), one.captions, one.near_duplicates)
             for one in (failures.confusions if pictures else [])
