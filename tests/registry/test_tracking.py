@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry import tracking
+from diptych.registry import connection, tracking
 from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError
 from diptych.registry.tracking import TrackedRun, flatten, metric_name
@@ -183,7 +183,8 @@ def test_a_training_costs_one_attempt_while_mlflow_does_not_answer(trained, monk
         asked.append(uri)
         raise UnreachableError("no")
 
-    monkeypatch.setattr(tracking, "require_answer", refuse)
+    for module in (tracking, connection):
+        monkeypatch.setattr(module, "require_answer", refuse)
     with TrackedRun(trained, Params()) as run:
         for step in range(50):
             run.log_metrics({"loss": 1.0}, step)
@@ -211,7 +212,8 @@ def away(monkeypatch):
         if state["away"]:
             raise UnreachableError("no answer.")
 
-    monkeypatch.setattr(tracking, "require_answer", refuse)
+    for module in (tracking, connection):
+        monkeypatch.setattr(module, "require_answer", refuse)
     monkeypatch.setattr(tracking, "FLUSH_EVERY", 0)
     return state
 

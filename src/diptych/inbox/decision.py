@@ -44,6 +44,7 @@ def reasons_to_train(
             compare them with.
         changed_stages: stages whose code or parameters have changed, from `changed_beyond_data`.
         growth: None where it is not known what the champion learned from.
+        params: parameters with `retrain.new_share`.
     """
     reasons = []
     if growth is None:

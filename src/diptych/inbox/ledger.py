@@ -1,5 +1,6 @@
-"""Ledger of the drops that were handled. It only saves work: without it every drop is read again, and nothing is stored
-twice.
+"""Ledger of the drops that were handled.
+
+It only saves work: without it every drop is read again, and nothing is stored twice.
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ def need_to_train(
 
     A champion that cannot be read is a reason: an unneeded training costs less than waiting for a person to look.
 
-    Args:
-        results: outcomes of the drops of this run.
-        status: differences from the last results, from `dvc.status`; not empty.
+    `results` are the outcomes of the drops of this run, and `status` is what `dvc.status` returned, not empty.
     """
     try:
         return _compare_with_champion(workspace, params, results, status)

@@ -33,7 +33,7 @@ class Decision:
 
     @property
     def accepted(self) -> bool:
-        """Whether the version passes every check."""
+        """True if the version passes every check."""
         return all(check.passed for check in self.checks)
 
     @property

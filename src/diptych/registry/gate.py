@@ -37,8 +37,7 @@ def decide(
 ) -> Decision:
     """Measure `version` and the champion, and judge by `params.gate`; the registry stays as it is.
 
-    Args:
-        unfetched: refuse the version where a package cannot be fetched, and raise no error.
+    With `unfetched`, a package that cannot be fetched is a failed check, and no error.
 
     Raises:
         DiptychError: MLflow does not answer, a package cannot be fetched, or the project has no test split to measure

@@ -55,7 +55,7 @@ class Event:
 
     @property
     def moves(self) -> bool:
-        """Whether the event changes the version in use."""
+        """True if the event changes the version in use."""
         return self.action in ("promoted", "rolled back", "found", "broken off")
 
     def to_json(self) -> dict[str, Any]:

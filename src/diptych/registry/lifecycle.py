@@ -39,7 +39,7 @@ class GateResult(NamedTuple):
 
     @property
     def refused(self) -> bool:
-        """Whether the gate rejected the version."""
+        """True if the gate rejected the version."""
         return self.outcome == "rejected"
 
     def to_json(self) -> dict[str, Any]:
@@ -76,10 +76,8 @@ def gate_and_promote(
 ) -> GateResult:
     """Ask the gate about `version`, store its decision, and promote if `promotion` says so.
 
-    Args:
-        promotion: "auto" moves the alias, "manual" leaves that to a person.
-        why: the reason of a person, if there is one.
-        force: promote even what the gate refuses.
+    `promotion` "auto" moves the alias, "manual" leaves that to a person. `why` is the reason of a person, if there is
+    one. With `force` even a version that the gate rejects is promoted.
 
     Raises:
         DiptychError: as `decide` and `promote`.

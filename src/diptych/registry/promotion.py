@@ -33,9 +33,7 @@ def promote(
 ) -> ChampionChange:
     """Make `version` the champion.
 
-    Args:
-        decision: the decision of the gate; where it refuses, only `forced` promotes.
-        why: the reason; a forced promotion needs one.
+    Where the `decision` of the gate is to reject it, only `forced` promotes; a forced promotion needs a reason, `why`.
 
     Raises:
         DiptychError: the gate refuses, a forced promotion has no reason, or another version has become champion since

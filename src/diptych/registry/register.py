@@ -82,8 +82,7 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
     A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
     whole version or none. What it was made of is recorded in git first.
 
-    Args:
-        run_tags: further tags of the MLflow run, which the version does not get.
+    The MLflow run also gets `run_tags`, which the version does not get.
 
     Raises:
         DiptychError: there is no trained model or no metrics yet, or MLflow does not answer.

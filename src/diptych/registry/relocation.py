@@ -67,7 +67,7 @@ def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path)
     for old in _former(database, artifacts):
         log.info("The registry's artifacts were in %s before: their addresses follow the project.", old)
         _fetch(database, old, artifacts)
-        # Where .diptych is or was a link, its target says nothing about the path of the project.
+        # The target of a link .diptych says nothing about the path of the project.
         within = old.parts[-2:] == artifacts.parts[-2:] and not workspace.local.is_symlink()
         with database:
             _rewrite(database, *((old.parents[1], artifacts.parents[1]) if within else (old, artifacts)))
@@ -79,7 +79,7 @@ def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path)
 
 def _former(database: sqlite3.Connection, artifacts: Path) -> list[Path]:
     """Return the other paths of this project's artifacts that its experiments hold."""
-    # Where .diptych is or was a link, its target may have any name.
+    # The target of a link .diptych may have any name.
     paths = _locations(database).values()
     return sorted({path for path in paths if path.name == artifacts.name and path != artifacts})
 

@@ -46,7 +46,7 @@ class Reproduction:
     version: str
     git_sha: str
     from_cache: bool
-    """Whether nothing was trained, and the stored files were compared."""
+    """True if nothing was trained, and the stored files were compared."""
     findings: list[Finding]
     packages: list[str]
     """Installed packages that differ from the commit's lock."""
@@ -57,7 +57,7 @@ class Reproduction:
 
     @property
     def identical(self) -> bool:
-        """Whether everything equals what was registered, to the bit."""
+        """True if everything equals what was registered, to the bit."""
         return all(finding.identical for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,22 +79,14 @@ def reproduce(
 
     Where the data or the parameters of its commit differ from its tags, the findings say so, and nothing is trained.
 
-    Args:
-        workspace: the project, which stays as it is.
-        params: parameters with the address of the registry.
-        which: the version.
-        from_cache: train nothing; compare what git, DVC and MLflow have stored with the tags.
-        keep: leave the folder in which it was rebuilt.
-        on_line: receives the output of DVC and the stages, line by line.
+    With `from_cache` nothing is trained, and what git, DVC and MLflow have stored is compared with the tags. With
+    `keep` the folder in which it was rebuilt stays. Lines of DVC and the stages go to `on_line`. The project itself
+    stays as it is.
 
     Raises:
         DiptychError: there is no such version, it cannot be rebuilt, or a stage fails.
     """
-    if os.pathsep in str(workspace.root):
-        # The stages import the commit's code by PYTHONPATH, and would import the present code instead.
-        raise DiptychError(
-            f"The project's path, {workspace.root}, holds {os.pathsep!r}: move the project, then run again."
-        )
+    _require_importable(workspace)
     name, _, number = which.rpartition("/")
     model = RegisteredModel.of(workspace, params, name or None)
     version = model.find(number)
@@ -103,8 +95,9 @@ def reproduce(
     with checked_out(workspace, origin.git_sha, f"{version.name}-{version.version}", keep=keep) as project:
         findings = _compare_sources(project, origin, on_line)
         if all(finding.identical for finding in findings):
-            compare_results = _compare_stored if from_cache else _run_stages_and_compare
-            findings += compare_results(project, model, version, origin, on_line)
+            if not from_cache:
+                _run_stages(project, origin, on_line)
+            findings += _compare_results(project, model, version, origin, fetch=from_cache)
         else:
             findings += [Finding(what, None) for what in ("dvc.lock", "package", "weights", "metrics")]
         lock = project.root / LOCK
@@ -120,6 +113,14 @@ def reproduce(
         )
 
 
+def _require_importable(workspace: Workspace) -> None:
+    # The stages import the commit's code by PYTHONPATH, and would import the present code instead.
+    if os.pathsep in str(workspace.root):
+        raise DiptychError(
+            f"The project's path, {workspace.root}, holds {os.pathsep!r}: move the project, then run again."
+        )
+
+
 def _compare_sources(project: Workspace, origin: Origin, on_line: Callable[[str], None]) -> list[Finding]:
     """Compare the data and the parameters of the commit with the tags, and fetch the data where both are identical."""
     recorded = dvc.dataset_version(project) or NOTHING
@@ -131,29 +132,23 @@ def _compare_sources(project: Workspace, origin: Origin, on_line: Callable[[str]
     return [data, params]
 
 
-def _run_stages_and_compare(
-    project: Workspace, model: RegisteredModel, version: Version, origin: Origin, on_line: Callable[[str], None]
-) -> list[Finding]:
+def _run_stages(project: Workspace, origin: Origin, on_line: Callable[[str], None]) -> None:
     with _limited_to_cores(origin.threads if _leaves_threads_open(project) else None):
         dvc.repeat(project, _environment(project), on_line)
-    return [_compare_lock(project, origin), *_compare_model(project, model, version, origin)]
 
 
-def _compare_stored(
-    project: Workspace, model: RegisteredModel, version: Version, origin: Origin, on_line: Callable[[str], None]
+def _compare_results(
+    project: Workspace, model: RegisteredModel, version: Version, origin: Origin, *, fetch: bool
 ) -> list[Finding]:
-    """Fetch the outputs that the commit's dvc.lock names from the cache or the remote, and compare them."""
-    lock = _compare_lock(project, origin)
-    if lock.found == NOTHING:
-        return [lock, *(Finding(what, None) for what in ("outputs", "package", "weights", "metrics"))]
-    missing = dvc.bring_outputs(project)
-    detail = f"neither the cache nor a remote has {', '.join(missing)}" if missing else ""
-    outputs = Finding("outputs", not missing, detail=detail)
-    return [lock, outputs, *_compare_model(project, model, version, origin)]
-
-
-def _compare_lock(project: Workspace, origin: Origin) -> Finding:
-    return compare_file("dvc.lock", origin.dvc_lock_sha256, project.root / "dvc.lock")
+    """Compare dvc.lock and the outputs; with `fetch`, fetch the outputs from the cache or the remote first."""
+    findings = [compare_file("dvc.lock", origin.dvc_lock_sha256, project.root / "dvc.lock")]
+    if fetch and findings[0].found == NOTHING:
+        return findings + [Finding(what, None) for what in ("outputs", "package", "weights", "metrics")]
+    if fetch:
+        missing = dvc.bring_outputs(project)
+        detail = f"neither the cache nor a remote has {', '.join(missing)}" if missing else ""
+        findings.append(Finding("outputs", not missing, detail=detail))
+    return findings + _compare_model(project, model, version, origin)
 
 
 def _compare_model(project: Workspace, model: RegisteredModel, version: Version, origin: Origin) -> list[Finding]:

@@ -80,9 +80,7 @@ def send_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> No
 def store_unsent(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:
     """Store the figures of a training that has ended, for `send_unsent`.
 
-    Args:
-        uri: address of the MLflow that they belong to.
-        run_id: id of the training's run there; empty where none could be made.
+    They belong to the run `run_id` of the MLflow at `uri`; the id is empty where no run could be made.
     """
     content = {"uri": location_key(workspace, uri), "run_id": run_id, **figures.to_json()}
     write_json(_folder(workspace) / f"{time.time_ns()}.json", content)
