@@ -78,7 +78,7 @@ def part_gains(
     """Return the recall@10 of the parts before and after, by the same resamples; the arguments are `compare`'s."""
     if not parts:
         return []
-    # By image, the queries of each part, its hits before and its hits after: (N, 3 · parts).
+    # The columns of each part are its queries, its hits before and its hits after: (N, 3 · parts).
     columns = [
         (*part_counts(part, before, image_of_caption, [K]).T, part_counts(part, after, image_of_caption, [K])[:, 1])
         for part in parts

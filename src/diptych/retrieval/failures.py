@@ -55,11 +55,11 @@ class Failures(NamedTuple):
 
     slices: list[Slice]
     hubs: dict[str, Hubs]
-    """By direction: captions that images retrieve (i2t), and images that captions retrieve (t2i)."""
+    """Hubs by direction: captions that images retrieve (i2t), and images that captions retrieve (t2i)."""
     confusions: list[Confusion]
     """Most frequent confusions."""
     missed: dict[str, list[tuple[int, int]]]
-    """By direction, the queries whose best right item has the worst rank, each with that rank."""
+    """Queries by direction whose best right item has the worst rank, each with that rank."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of reports/failures.json, which names images and captions by their index in the split."""

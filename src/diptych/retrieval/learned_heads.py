@@ -66,7 +66,7 @@ class _Heads(nn.Module):
     def __init__(self, train: Pooled, layers: Layers) -> None:
         super().__init__()
         self._means = [side.mean(dim=0) for side in (train.image, train.text)]
-        # With unit variance, the features fit the usual initial weights.
+        # The usual initial weights expect features of unit variance.
         self._deviations = [
             (side - mean).square().mean().sqrt().clamp(min=1e-12)
             for side, mean in zip((train.image, train.text), self._means, strict=True)

@@ -111,26 +111,11 @@ def ranks_from_embeddings(
     _check(image, text, owner)
     right_score = _right_scores(image, text, owner)
     captions_of = _captions_by_image(owner, right_score, len(image))
-    best_caption = captions_of[:, 0]
-    # Wrong scores from `lowest` to `highest` tie with the right one: "before" counts them, "above" does not.
     tie = TIE * image.norm(dim=1).max() * text.norm(dim=1).max()
-    lowest, highest = right_score - tie, right_score + tie
-    # By caption: the wrong captions before it as its image ranks them, and the wrong images as it ranks them itself.
-    captions_before, images_before, images_above = torch.zeros(3, len(text), dtype=torch.int64, device=image.device)
-    # By image: the wrong captions above its best right one.
-    captions_above = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    for block, scores in _wrong_scores(image, text, owner):
-        # The best caption of each image in the block, then the second best, and so on.
-        for captions in captions_of[block].T:
-            exists = captions >= 0
-            rows, captions = scores if exists.all() else scores[exists], captions[exists]
-            captions_before[captions] = _count(rows >= lowest[captions, None], dim=1)
-        captions_above[block] = _count(scores > highest[best_caption[block], None], dim=1)
-        images_before += _count(scores >= lowest, dim=0)
-        images_above += _count(scores > highest, dim=0)
-    best_before = captions_before[best_caption]
-    i2t = 1 + best_before, best_before != captions_above, torch.bincount(owner), owner, captions_before
-    t2i = 1 + images_before, images_before != images_above
+    wrong = _count_wrong(image, text, owner, captions_of, right_score - tie, right_score + tie)
+    best_before = wrong.captions_before[captions_of[:, 0]]
+    i2t = 1 + best_before, best_before != wrong.captions_above, torch.bincount(owner), owner, wrong.captions_before
+    t2i = 1 + wrong.images_before, wrong.images_before != wrong.images_above
     return Ranks(
         Outcomes.many_right(*(values.cpu().numpy() for values in i2t)),
         Outcomes.one_right(*(values.cpu().numpy() for values in t2i)),
@@ -144,6 +129,40 @@ def products(queries: Tensor, items: Tensor) -> Tensor:
     """
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ items.T
+
+
+class _WrongCounts(NamedTuple):
+    """Numbers of wrong items that rank before a right one, int64; "above" leaves out those that tie with it."""
+
+    captions_before: Tensor
+    """(M,), before each caption, as its own image ranks the captions."""
+    captions_above: Tensor
+    """(N,), above the best caption of each image."""
+    images_before: Tensor
+    """(M,), before the image of each caption."""
+    images_above: Tensor
+    """(M,), above the image of each caption."""
+
+
+def _count_wrong(
+    image: Tensor, text: Tensor, owner: Tensor, captions_of: Tensor, lowest: Tensor, highest: Tensor
+) -> _WrongCounts:
+    """Count wrong items block by block; scores from `lowest` to `highest` (M,) tie with the right score of a caption.
+
+    `captions_of` is the result of `_captions_by_image`.
+    """
+    captions_before, images_before, images_above = torch.zeros(3, len(text), dtype=torch.int64, device=image.device)
+    captions_above = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+    for block, scores in _wrong_scores(image, text, owner):
+        # The best caption of each image of the block, then the second best, and so on.
+        for captions in captions_of[block].T:
+            exists = captions >= 0
+            rows, captions = scores if exists.all() else scores[exists], captions[exists]
+            captions_before[captions] = _count(rows >= lowest[captions, None], dim=1)
+        captions_above[block] = _count(scores > highest[captions_of[block, 0], None], dim=1)
+        images_before += _count(scores >= lowest, dim=0)
+        images_above += _count(scores > highest, dim=0)
+    return _WrongCounts(captions_before, captions_above, images_before, images_above)
 
 
 def _wrong_scores(image: Tensor, text: Tensor, owner: Tensor) -> Iterator[tuple[slice, Tensor]]:
