@@ -20,10 +20,9 @@ from diptych.config import Params
 from diptych.data.captions import read_dataset
 from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
-from diptych.inbox import ingesting
 from diptych.inbox.ingesting import ingest_drops
 from diptych.project import dvc
-from diptych.project.changing import recover
+from diptych.project.changing import begin, recover
 
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
 
@@ -129,7 +128,7 @@ def test_a_stage_that_breaks_is_no_fault_of_the_drop(stocked, unchanged, monkeyp
 
 
 def test_a_version_that_is_in_no_cache_is_named(stocked):
-    ingesting.begin(stocked)
+    begin(stocked)
     shutil.rmtree(stocked.root / ".dvc" / "cache")
     write_scenes(stocked.data, train=1, val=1, test=1, size=32, replace=True)
 
