@@ -25,7 +25,8 @@ from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import DualEncoder
 from diptych.registry.packaged_model import PackagedModel
 from diptych.retrieval.embedding import Embedded, embed_means, embed_querybank, embed_split
-from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import ranks_from_embeddings
 from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints

@@ -16,11 +16,12 @@ from diptych.cli.main import main
 from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
+from diptych.registry.connection import connect
 from diptych.registry.history import history
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel
-from diptych.registry.tracking import connect
-from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, Ranks
 
 IMAGES = 40
 VERSION = ["name", "version", "aliases", "tags", "metrics"]
@@ -39,7 +40,7 @@ def _template(mlflow_store: Path, tmp_path_factory) -> Path:
     model = open_registry(workspace, mlflow_store)
     for _ in range(3):
         make_version(model, workspace.root.parent)
-    model.point(CHALLENGER, "3")
+    model.set_alias(CHALLENGER, "3")
     return workspace.root
 
 
@@ -67,7 +68,7 @@ def misses(inside, monkeypatch) -> dict[str, int]:
         own = gallery(workspace, params).image_of_caption
         missed = few.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < missed, 30, 1) for of in (np.arange(IMAGES), own))
-        both = Ranks(*(Found.one_right(one, np.zeros(len(one), bool)) for one in ranks))
+        both = Ranks(*(Outcomes.one_right(one, np.zeros(len(one), bool)) for one in ranks))
         return Measured(both, {"reranked": metrics_from_ranks(*both)})
 
     monkeypatch.setattr(gate, "measure", measure)

@@ -11,7 +11,8 @@ from diptych.errors import DiptychError
 from diptych.model.querybank import QueryBank
 from diptych.retrieval import reranking
 from diptych.retrieval.embedding import Embedded, embed_split
-from diptych.retrieval.metrics import Found, metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, ranks_from_embeddings
 from diptych.retrieval.reranking import (
     Candidates,
     Shortlist,
@@ -168,7 +169,7 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
 def shortlist(cosine, logit, right, tower_ranks):
     index = torch.arange(len(cosine[0])).repeat(len(cosine), 1)
     cosine, match, right = (torch.tensor(values) for values in (cosine, logit, right))
-    found = Found.one_right(np.array(tower_ranks), np.zeros(len(right), bool))
+    found = Outcomes.one_right(np.array(tower_ranks), np.zeros(len(right), bool))
     return Shortlist(index, cosine, match, torch.zeros_like(match), right, right.sum(dim=1).clamp(min=1).numpy(), found)
 
 

@@ -25,11 +25,12 @@ from diptych.errors import DiptychError
 from diptych.model.package import load_model, save_model
 from diptych.model.querybank import QueryBank
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import load_ranks, save_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
-from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings, retrieval_metrics
+from diptych.retrieval.metrics import metrics_from_ranks, retrieval_metrics
+from diptych.retrieval.ranking import ranks_from_embeddings
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.stored_ranks import load_ranks, save_ranks
 from diptych.stages.evaluate import run
 
 OUTPUTS = (

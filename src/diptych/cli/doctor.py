@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project import dvc
-from diptych.project.git import GitError, converted_files, find_repository, git, head, how_to_restore, without_secrets
+from diptych.project.addresses import without_secret, without_secrets
+from diptych.project.git import GitError, converted_files, find_repository, git, head, how_to_restore
 from diptych.project.packages import LOCK, foreign_code, other_than_locked
 from diptych.project.params import read_params
 from diptych.project.workspace import Workspace
@@ -176,7 +177,7 @@ def _towers(workspace: Workspace, params: Params) -> Finding:
 
 
 def _mlflow(workspace: Workspace, params: Params) -> Finding:
-    from diptych.registry.address import store_file, tracking_uri, without_secret
+    from diptych.registry.address import store_file, tracking_uri
 
     uri = tracking_uri(workspace, params)
     store = store_file(uri)
@@ -185,10 +186,10 @@ def _mlflow(workspace: Workspace, params: Params) -> Finding:
     from mlflow import MlflowClient
 
     from diptych.registry.answering import require_answer
-    from diptych.registry.registered_model import explained
-    from diptych.registry.tracking import find_experiment
+    from diptych.registry.connection import find_experiment
+    from diptych.registry.errors import mlflow_errors_explained
 
-    with explained(uri):
+    with mlflow_errors_explained(uri):
         require_answer(uri)
         find_experiment(MlflowClient(tracking_uri=uri), params.register_.experiment, uri)
     return Finding("", "ok", without_secret(uri))

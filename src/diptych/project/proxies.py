@@ -12,6 +12,8 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from diptych.project.addresses import without_secret
+
 _THIS_MACHINE = ("localhost", "127.0.0.1", "127.0.1.1", "127.0.0.0/8", "0.0.0.0", "::1")
 """Names of every machine for itself; Debian's own is 127.0.1.1, and servers say that they listen at 0.0.0.0."""
 _ALSO_THIS_MACHINE = re.compile(r"://(?:[^/\s@]*@)?(127(?:\.\d{1,3}){3}|\[::1\])(?=[:/]|$)")
@@ -39,7 +41,7 @@ def set_proxies() -> dict[str, str]:
     for name, value in sorted(os.environ.items()):
         if value and name.lower().endswith("_proxy") and name.lower() != "no_proxy":
             found = {other: address for other, address in found.items() if other.lower() != name.lower()}
-            found[name] = _without_password(value)
+            found[name] = without_secret(value)
     return found
 
 
@@ -119,9 +121,3 @@ def _httpx_starts() -> bool:
     except Exception:  # of an unknown scheme, a missing package for SOCKS, or a text that is no address
         return False
     return True
-
-
-def _without_password(proxy: str) -> str:
-    """A proxy may be given without a scheme, and a password may hold any sign."""
-    scheme, separator, rest = proxy.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]

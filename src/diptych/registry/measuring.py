@@ -26,7 +26,8 @@ from diptych.model.device import prepare
 from diptych.model.package import Preprocessing
 from diptych.project.workspace import Workspace
 from diptych.retrieval.attributes import attributes
-from diptych.retrieval.metrics import Metrics, Ranks
+from diptych.retrieval.metrics import Metrics
+from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.slices import Part, parts
 from diptych.retriever import Retriever
 

@@ -16,16 +16,8 @@ from torch.nn.functional import normalize
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Embedded
-from diptych.retrieval.metrics import (
-    Metrics,
-    Ranks,
-    average_metrics,
-    folds,
-    metrics_from_ranks,
-    ranks_from_embeddings,
-    recall_at_k,
-    with_folds,
-)
+from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
+from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
 from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks, top_candidates
 from diptych.retrieval.similarities import Similarities, similarities
 

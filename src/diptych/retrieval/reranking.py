@@ -23,7 +23,8 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, TokenStates, inference
-from diptych.retrieval.metrics import BLOCK_SCORES, TIE, Found, Ranks, mean_log_rank, products, ranks_from_embeddings
+from diptych.retrieval.metrics import mean_log_rank
+from diptych.retrieval.ranking import BLOCK_SCORES, TIE, Outcomes, Ranks, products, ranks_from_embeddings
 
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Values to choose each weight from."""
@@ -67,7 +68,7 @@ class Shortlist:
     alignment: Tensor
     relevant: Tensor
     relevant_items: NDArray[np.int64]
-    found: Found
+    found: Outcomes
     bound: float = 1.0
 
     def scores(self, logit_scale: float, weights: Weights) -> Tensor:
@@ -88,7 +89,7 @@ class Shortlist:
         ahead = torch.count_nonzero(~self.relevant & (scores >= self._best(scores) - tie), dim=1).numpy()
         return np.where(self._beyond, self.found.rank, 1 + ahead)
 
-    def reranked(self, logit_scale: float, weights: Weights) -> Found:
+    def reranked(self, logit_scale: float, weights: Weights) -> Outcomes:
         """Return the ranks after re-ranking; relevant items beyond the candidates are not among the first R."""
         scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
         above = torch.count_nonzero(~self.relevant & (scores > self._best(scores) + tie), dim=1).numpy()
@@ -96,7 +97,7 @@ class Shortlist:
         query, position = torch.nonzero(self.relevant & ~torch.from_numpy(self._beyond)[:, None], as_tuple=True)
         ahead = ~self.relevant[query] & (scores[query] >= scores[query, position][:, None] - tie)
         tied = np.where(self._beyond, self.found.tied, rank != 1 + above)
-        return Found.many_right(rank, tied, self.relevant_items, query.numpy(), ahead.sum(dim=1).numpy())
+        return Outcomes.many_right(rank, tied, self.relevant_items, query.numpy(), ahead.sum(dim=1).numpy())
 
     def _tie(self, logit_scale: float, weights: Weights) -> Tensor:
         looked = abs(weights.itm) * self.itm.abs().max() + abs(weights.alignment) * self.alignment.abs().max()

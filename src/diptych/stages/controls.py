@@ -14,10 +14,11 @@ from diptych.model.device import choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.fusion import make_fusion
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import save_ranks
 from diptych.retrieval.embedding import Embedded, embed_means
-from diptych.retrieval.metrics import Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.reranking import Weights, candidate_logits, choose_weights, reranked_ranks
+from diptych.retrieval.stored_ranks import save_ranks
 from diptych.retriever import Retriever
 from diptych.training.control import train_control
 from diptych.training.features import FeatureCache
