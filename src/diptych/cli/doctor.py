@@ -186,10 +186,10 @@ def _mlflow(workspace: Workspace, params: Params) -> Finding:
     from mlflow import MlflowClient
 
     from diptych.registry.answering import require_answer
-    from diptych.registry.registered_model import explained
-    from diptych.registry.tracking import find_experiment
+    from diptych.registry.connection import find_experiment
+    from diptych.registry.errors import mlflow_errors_explained
 
-    with explained(uri):
+    with mlflow_errors_explained(uri):
         require_answer(uri)
         find_experiment(MlflowClient(tracking_uri=uri), params.register_.experiment, uri)
     return Finding("", "ok", without_secret(uri))
