@@ -10,13 +10,14 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from diptych.data.pretrained import locate_towers
+from diptych.inbox import ingesting, ledger
 from diptych.orchestration import pages
 from diptych.project import dvc
 from diptych.project.environment import enter
@@ -24,10 +25,9 @@ from diptych.project.git import GitError, head
 from diptych.project.params import read_params
 from diptych.project.presets import use_preset
 from diptych.project.processes import holding
+from diptych.project.recording import publish_run
 from diptych.project.workspace import Workspace
-
-if TYPE_CHECKING:
-    from diptych.inbox.ledger import DropResult
+from diptych.registry.address import tracking_uri
 
 Promotion = Literal["auto", "manual", "never"]
 
@@ -89,7 +89,7 @@ def warn_of_unknown_commit(workspace: Workspace) -> None:
 
 
 def run_stages(
-    workspace: Workspace, drops: Sequence[DropResult], changed: dict[str, Any], force: bool
+    workspace: Workspace, drops: Sequence[ledger.DropResult], changed: dict[str, Any], force: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Run the stages that have to run, if there is a reason.
 
@@ -115,13 +115,11 @@ def run_stages(
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
-def ingest_drops(workspace: Workspace, inbox: str | None) -> list[DropResult]:
+def ingest_drops(workspace: Workspace, inbox: str | None) -> list[ledger.DropResult]:
     """Add new pairs from the inbox to the dataset version, if they pass validation."""
     params = read_params(workspace)
     if not (inbox or params.retrain.inbox or workspace.journal.exists()):
         return []
-    from diptych.inbox import ingesting
-
     log = get_run_logger().info
     drops = ingesting.ingest_drops(workspace, params, inbox, pages.throttled(log))
     for drop in drops:
@@ -130,7 +128,9 @@ def ingest_drops(workspace: Workspace, inbox: str | None) -> list[DropResult]:
 
 
 @task(name="reasons", task_run_name="reasons", cache_policy=NO_CACHE, persist_result=False)
-def find_reasons(workspace: Workspace, drops: Sequence[DropResult], changed: dict[str, Any]) -> tuple[list[str], str]:
+def find_reasons(
+    workspace: Workspace, drops: Sequence[ledger.DropResult], changed: dict[str, Any]
+) -> tuple[list[str], str]:
     """Return why this run trains, or why not; publish how far new pairs are from those of the champion."""
     from diptych.inbox.need import need_to_train
 
@@ -179,7 +179,6 @@ def publish(workspace: Workspace) -> None:
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
 def register_model(workspace: Workspace) -> dict[str, Any]:
     """Register the trained model as a version with the alias challenger."""
-    from diptych.registry.address import tracking_uri
     from diptych.registry.register import register
 
     params = read_params(workspace)
@@ -192,8 +191,6 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
 @task(name="share", task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
 def share(workspace: Workspace) -> None:
     """Send data and results to the DVC remote, and the commits of runs to the git remote, where there are remotes."""
-    from diptych.project.recording import publish_run
-
     for problem in publish_run(workspace, read_params(workspace), get_run_logger().info):
         get_run_logger().warning(problem)
 
@@ -222,7 +219,6 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
 @task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)
 def record_drops(workspace: Workspace) -> None:
     """Record refused drops in the model's history, also those of runs that train nothing."""
-    from diptych.inbox import ledger
     from diptych.registry.registered_model import RegisteredModel
 
     if ledger.has_unreported(workspace):
