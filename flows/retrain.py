@@ -21,8 +21,10 @@ from prefect.runtime import flow_run
 
 from diptych.data.pretrained import locate_towers
 from diptych.project import dvc
+from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
+from diptych.project.leftovers import repair
 from diptych.project.params import read_params
 from diptych.project.presets import use_preset
 from diptych.project.processes import holding
@@ -68,7 +70,7 @@ def retrain(
         # Wrong parameters end it here.
         read_params(workspace)
         warn_of_unknown_commit(workspace)
-        dvc.mend(workspace)
+        repair(workspace)
         taken = look_into_inbox(workspace, inbox)
         data, changed = bring_data(workspace)
         why, stages = run_stages(workspace, taken, changed, force)
@@ -157,8 +159,8 @@ def bring_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
         import diptych.registry.register  # noqa: F401
 
         changed, how = asked.result(), "present"
-    if not workspace.data.exists() or "data.dvc" in changed or dvc.dataset_version(workspace) is None:
-        how = dvc.bring_dataset(workspace)
+    if not workspace.data.exists() or "data.dvc" in changed or dataset_version(workspace) is None:
+        how = fetch_dataset(workspace)
         changed = dvc.status(workspace)
     get_run_logger().info("data/ is %s", how)
     return how, changed
@@ -214,7 +216,7 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     mend(model)
     outcome, why = "not asked", ""
     version = model.find(number) if promotion != "never" else None
-    if version and needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
+    if version and needs_decision(model, version, dataset_version(workspace) or "", promotion):
         considered = consider(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         show_decision(considered)

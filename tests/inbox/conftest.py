@@ -137,10 +137,10 @@ class InstantDvc:
         """Whether data/ is what data.dvc records."""
         return {} if self._version(workspace) == folder_sha256(workspace.data) else {"data.dvc": "modified"}
 
-    def mend(self, workspace: Workspace) -> None:
+    def repair(self, workspace: Workspace) -> None:
         """Nothing is left behind."""
 
-    def bring_dataset(self, workspace: Workspace) -> str:
+    def fetch_dataset(self, workspace: Workspace) -> str:
         """From the copy."""
         if not workspace.data.exists():
             shutil.copytree(self._store / self._version(workspace) / "data", workspace.data)
@@ -181,6 +181,8 @@ def instant(stocked: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store.record_dataset(stocked)
     store.reproduce(stocked, "validate", force=False, on_line=print)
     store.runs = 0
-    for module in (taking, changing):
-        monkeypatch.setattr(module, "dvc", store)
+    monkeypatch.setattr(taking, "dvc", store)
+    for module, names in ((taking, ("fetch_dataset", "record_dataset")), (changing, ("go_back", "repair"))):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(store, name))
     return store

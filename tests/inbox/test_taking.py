@@ -17,8 +17,8 @@ from diptych.errors import DiptychError
 from diptych.inbox import taking
 from diptych.inbox.opening import open_inbox
 from diptych.inbox.taking import take_drops
-from diptych.project import dvc
 from diptych.project.changing import recover
+from diptych.project.dataset import dataset_version
 
 pytestmark = pytest.mark.usefixtures("instant")
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
@@ -80,13 +80,13 @@ def test_drops_are_taken_in_the_order_of_their_names_and_once(stocked):
 def test_without_the_ledger_a_drop_is_found_known(stocked):
     write_drop(stocked.root / "inbox" / "a", photos(10))
     take(stocked)
-    version = dvc.dataset_version(stocked)
+    version = dataset_version(stocked)
     (stocked.local / "inbox.json").unlink()
 
     (taken,) = take(stocked)
 
     assert (taken.outcome, taken.images) == ("known", 0)
-    assert dvc.dataset_version(stocked) == version
+    assert dataset_version(stocked) == version
     assert taking.dvc.status(stocked) == {}
 
 

@@ -21,6 +21,7 @@ from diptych.inbox.ledger import Taken, note, pending
 from diptych.inbox.opening import open_inbox
 from diptych.project import dvc
 from diptych.project.changing import begin, recover
+from diptych.project.dataset import fetch_dataset, record_dataset
 from diptych.project.workspace import Workspace
 
 RULES = Rules(keep_split=True, onto_scenes="add")
@@ -56,7 +57,7 @@ def take_drops(workspace: Workspace, params: Params, inbox: str | None, on_line:
     if len(strays) > _EXAMPLES:
         on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
     if waiting:
-        dvc.bring_dataset(workspace)
+        fetch_dataset(workspace)
         # What is wrong with the dataset before must not be put down to a drop.
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
     taken = [_take(workspace, params, opened, drop, on_line) for drop in waiting]
@@ -98,7 +99,7 @@ def _add(workspace: Workspace, params: Params, drop: Drop, folder: Path, on_line
     summary = _import(workspace, drop, folder)
     if not (summary.images_added or summary.captions_added or summary.objects_told):
         return Taken(drop.name, "known")
-    dvc.record_dataset(workspace)
+    record_dataset(workspace)
     _validate(workspace, on_line)
     quarantined = _judge(workspace, params, before, read_dataset(workspace.data))
     return Taken(drop.name, "taken", "", summary.images_added, summary.captions_added, quarantined)

@@ -19,6 +19,7 @@ from diptych.config import Params
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.project import dvc
+from diptych.project.dataset import dataset_version, fetch_dataset, folder_md5
 from diptych.project.packages import LOCK, other_than_locked
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
@@ -104,8 +105,8 @@ def reproduce(
     with checked_out(workspace, origin.git_sha, f"{version.name}-{version.version}", keep=keep) as project:
         findings = _sources(project, origin)
         if all(finding.identical for finding in findings):
-            on_line(f"data/ is {dvc.bring_dataset(project)}")
-            findings[0] = compare("data", origin.data_md5, dvc.folder_md5(project.data), "DVC's cache is damaged")
+            on_line(f"data/ is {fetch_dataset(project)}")
+            findings[0] = compare("data", origin.data_md5, folder_md5(project.data), "DVC's cache is damaged")
         if all(finding.identical for finding in findings):
             compared = _compare_kept if from_cache else _make_again
             findings += compared(project, model, version, origin, on_line)
@@ -120,7 +121,7 @@ def reproduce(
 
 def _sources(project: Workspace, origin: Origin) -> list[Finding]:
     """Whether the commit has the data and the parameters of the tags."""
-    there = dvc.dataset_version(project) or NOTHING
+    there = dataset_version(project) or NOTHING
     return [
         compare("data", origin.data_md5, there, "the commit's data.dvc records another version"),
         compare_file("params", origin.params_sha256, project.params),
@@ -143,7 +144,7 @@ def _compare_kept(
     lock = _compare_lock(project, origin)
     if lock.found == NOTHING:
         return [lock, *(Finding(what, None) for what in ("outputs", "package", "weights", "metrics"))]
-    missing = dvc.bring_outputs(project)
+    missing = dvc.fetch_outputs(project)
     detail = f"neither the cache nor a remote has {', '.join(missing)}" if missing else ""
     outputs = Finding("outputs", not missing, detail=detail)
     return [lock, outputs, *_compare_model(project, model, version, origin)]
