@@ -1,15 +1,15 @@
-"""Time, memory and figures of diptych's retrieval metrics beside those of other packages, on the same embeddings.
+"""Comparison of retrieval metrics: time, memory and figures of diptych and of other packages on the same embeddings.
 
     make benchmarks
     .venv/bin/python benchmarks/evaluation.py [--images 5000] [--dim 512] [--rounds 3]
 
-The embeddings are random, those of captions near to their images', with the image and caption ids of COCO's 5K test,
-which the package eccv-caption brings along. Every package runs in a process of its own; time and memory are those of
-the metrics alone, imports and loading left out. Each gives the figures that it has:
+The embeddings are random; those of captions are near to those of their images. The image and caption ids are those of
+COCO's 5K test, which the package eccv-caption includes. Every package runs in a separate process. Time and memory are
+those of the metrics, without imports and loading. Each package gives the figures that it has:
 
 * product: the one matrix product that both directions need, the floor of time.
-* clip-benchmark: recalls of both ways. eccv-caption: those of 5K and of the five folds, from full rankings.
-* ranx and torchmetrics: hit rates and R-precision from the first 50 items of each query and its right ones.
+* clip-benchmark: recalls of both directions. eccv-caption: recalls on 5K and on the five folds, from full rankings.
+* ranx and torchmetrics: hit rates and R-precision from the first 50 items of each query and its relevant items.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ image_of = json.loads((folder / "original_caption_to_image.json").read_text())
 captions = numpy.load(folder / "coco_test_ids.npy").tolist()
 print(json.dumps([[caption, image_of[str(caption)][0]] for caption in captions]))
 """
-"""Prints the ids of COCO's test captions, each with its image's."""
+"""Program that prints the ids of COCO's test captions, each with the id of its image."""
 
 
 def make(folder: Path, images: int, dim: int, noise: float) -> None:
-    """Writes embeddings of the first `images` of COCO's test, in its order."""
+    """Write embeddings of the first `images` of COCO's test, in its order."""
     pairs = np.array(json.loads(subprocess.check_output([PEERS_PYTHON, "-c", IDS])))
     ids = list(dict.fromkeys(pairs[:, 1].tolist()))[:images]
-    place = {image_id: place for place, image_id in enumerate(ids)}
+    index = {image_id: position for position, image_id in enumerate(ids)}
     pairs = pairs[np.isin(pairs[:, 1], ids)]
-    own = np.array([place[image_id] for image_id in pairs[:, 1]])
+    image_of_caption = np.array([index[image_id] for image_id in pairs[:, 1]])
     random = np.random.default_rng(0)
     image = random.normal(size=(len(ids), dim))
-    text = image[own] + noise * random.normal(size=(len(own), dim))
+    text = image[image_of_caption] + noise * random.normal(size=(len(pairs), dim))
     for name, rows in (("image", image), ("text", text)):
         np.save(folder / f"{name}.npy", (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
-    np.save(folder / "own.npy", own)
+    np.save(folder / "image_of_caption.npy", image_of_caption)
     np.save(folder / "image_ids.npy", np.array(ids))
     np.save(folder / "caption_ids.npy", pairs[:, 0])
 
 
 def perform(name: str, folder: Path) -> dict[str, Any]:
-    """One measurement."""
+    """Measure one package in a separate process."""
     python = sys.executable if name in ("product", "diptych") else PEERS_PYTHON
     done = subprocess.run(
         [python, "-m", "peers.rankers", name, str(folder)],
@@ -73,17 +73,18 @@ def perform(name: str, folder: Path) -> dict[str, Any]:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--noise", type=float, default=7.0, help="of captions' embeddings, beside their images' of 1")
-    parser.add_argument("--rounds", type=int, default=3, help="of each; the median counts (default: 3)")
+    parser.add_argument("--noise", type=float, default=7.0, help="scale of the noise in captions' embeddings (7)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each package (default: 3)")
     parser.add_argument("--packages", nargs="+", choices=NAMES, default=list(NAMES))
     return parser.parse_args()
 
 
 def main() -> None:
+    """Measure each package and print the table."""
     options = parse_options()
     if not PEERS_PYTHON.exists():
         raise SystemExit(f"{PEERS_PYTHON} is missing: run `make benchmarks`.")
@@ -92,8 +93,8 @@ def main() -> None:
         make(folder, options.images, options.dim, options.noise)
         rounds = [{name: perform(name, folder) for name in options.packages} for _ in range(options.rounds)]
     results = {name: [of_round[name] for of_round in rounds] for name in options.packages}
-    seconds = {name: statistics.median(one["seconds"] for one in of_name) for name, of_name in results.items()}
-    memory = {name: statistics.median(one["megabytes"] for one in of_name) for name, of_name in results.items()}
+    seconds = {name: statistics.median(result["seconds"] for result in of_name) for name, of_name in results.items()}
+    memory = {name: statistics.median(result["megabytes"] for result in of_name) for name, of_name in results.items()}
     print(f"{'':22}" + "".join(f"{name:>16}" for name in results))
     print(f"{'seconds':22}" + "".join(f"{seconds[name]:16.2f}" for name in results))
     print(f"{'MB above embeddings':22}" + "".join(f"{memory[name]:16.0f}" for name in results))

@@ -1,13 +1,13 @@
-"""What the fusion adds to the towers, and whether it is the look at the image that does it.
+"""Effect of the fusion: what it adds to the towers, and whether its attention to the image is the cause.
 
     python benchmarks/fusion.py WORKSPACE [--preset presets/flickr8k-cpu.yaml] [--seeds 3]
 
-WORKSPACE is a project in which `preprocess` has run with this preset. For each seed two models are trained, one with
-cross-attention and one with the control, an MLP of as many weights that sees the means of both sides alone. Each is
-measured on the test split by its towers alone, normalized by a querybank, re-ranked, and re-ranked with the images
-shuffled among the pairs: a fusion that helps because it looks at the image cannot help there. The weights of the
-fusion's logits are chosen on val, for the shuffled images too. Prints the table of docs/training.md: medians over the
-seeds.
+WORKSPACE is a project in which `preprocess` has run with this preset. For each seed two models are trained: one with
+cross-attention, and as a control one with an MLP of as many weights that sees only the means of both sides. Each is
+measured on the test split by its towers alone, with qb_norm (query-bank normalization), re-ranked, and re-ranked with
+the images shuffled among the pairs. A fusion that helps because it attends to the image cannot help there. The weights
+of the fusion's logits are chosen on val, for the shuffled images too. Prints the table of docs/training.md: medians
+over the seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diptych.model.device import choose_device, choose_precision, keep_freed_mem
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
-from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits, reranked_ranks
+from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Trainer
@@ -37,7 +37,7 @@ FUSIONS = {"cross-attention": True, "MLP of as many weights": False}
 
 
 def train(params: Params, prepared: Prepared, device: torch.device, cache: Path) -> tuple[DualEncoder, Trainer]:
-    """A model by `params`, as the train stage makes it."""
+    """Train a model by `params`, as the train stage does; return it and its trainer."""
     torch.manual_seed(params.seed)
     settings = prepared.settings
     model = build_model(params.model, settings["image_size"], settings["vocabulary_size"], params.train.temperature)
@@ -51,7 +51,7 @@ def train(params: Params, prepared: Prepared, device: torch.device, cache: Path)
             seed=params.seed,
             evaluation_batch=params.evaluate.batch_size,
             checkpoints=Checkpoints(Path(checkpoints), {}),
-            report=lambda values, step: None,
+            report=lambda *_: None,
             device=device,
             features=FeatureCache(cache, limit_gib=params.train.features_gib, device=device, precision=precision),
         )
@@ -60,7 +60,7 @@ def train(params: Params, prepared: Prepared, device: torch.device, cache: Path)
 
 
 def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]:
-    """RSUM on test: of the towers, normalized, re-ranked, and re-ranked with shuffled images."""
+    """Return RSUM on test: of the towers, with qb_norm, re-ranked, and re-ranked with shuffled images."""
     device = choose_device(params.device)
     model, trainer = train(params, prepared, device, cache)
     scale, batch_size = model.logit_scale.item(), params.evaluate.batch_size
@@ -70,11 +70,11 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
         return embed_split(model, inputs.split, inputs=inputs, batch_size=batch_size, device=device)
 
     def rsum(embedded: Embedded, weights: Weights) -> float:
-        candidates = match_logits(model, embedded, params.evaluate.top_k, device=device)
+        candidates = candidate_logits(model, embedded, params.evaluate.top_k, device=device)
         return metrics_from_ranks(*reranked_ranks(candidates, scale, weights))["rsum"]
 
     def weights(embedded: Embedded) -> Weights:
-        return choose_weights(match_logits(model, embedded, params.evaluate.top_k, device=device), scale)
+        return choose_weights(candidate_logits(model, embedded, params.evaluate.top_k, device=device), scale)
 
     held_out = embed(trainer.val_inputs)
     bank = bank._replace(strength=choose_strength(held_out, bank, scale))
@@ -90,11 +90,12 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
 
 
 def shuffled(embedded: Embedded) -> Embedded:
-    """Every image with the grid of another one; the towers' ranking stays as it is."""
+    """Give every image the grid of another image; the towers' ranking stays the same."""
     return replace(embedded, grid=embedded.grid.roll(1, dims=0))
 
 
 def main() -> None:
+    """Train and measure the models, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--preset", type=Path, default=Path("presets/flickr8k-cpu.yaml"))
@@ -105,7 +106,7 @@ def main() -> None:
     keep_freed_memory()
     set_threads(params.threads)
     prepared = Prepared(Path("artifacts/prepared"), params.data.splits)
-    print("| fusion | weights | towers | normalized | re-ranked | with shuffled images |\n|---|---|---|---|---|---|")
+    print("| fusion | weights | towers | qb_norm | re-ranked | with shuffled images |\n|---|---|---|---|---|---|")
     for name, attention in FUSIONS.items():
         fusion = params.model.fusion.model_copy(update={"attention": attention})
         model = params.model.model_copy(update={"fusion": fusion})

@@ -1,16 +1,16 @@
-"""What a GPU makes of the reference preset: training by precision, compilation, parts; embedding, re-ranking, loading.
+"""Speed of the reference preset on a GPU: training by precision, compilation and parts; embedding, re-ranking, loading.
 
     python benchmarks/gpu.py [--preset presets/coco-resnet50-bert.yaml] [--seconds 150] [--profile] [--quick]
 
-Needs neither data nor weights: the preset's towers are made from their architectures' default configurations
-(ResNet-50, BERT-base) with random weights, images are noise, and captions random tokens of realistic lengths, in the
-format that `preprocess` writes. It trains with the project's own Trainer, sets torch up as the train stage does, and
-leaves out what follows an epoch: validation, and checkpoints, of which one is timed by itself. An epoch warms up and
-does not count; the figures are medians over those that do. After --seconds no further row of the table is begun.
+It needs neither data nor weights: the preset's towers are built from their architectures' default configurations
+(ResNet-50, BERT-base) with random weights. Images are noise, and captions are random tokens of realistic lengths, in
+the format that `preprocess` writes. It trains with the project's Trainer, and sets torch up as the train stage does. It
+leaves out what follows an epoch: validation and checkpoints; one checkpoint is timed separately. The first epoch warms
+up; the figures are medians over the others. After --seconds no further row of the table is started.
 
---profile prints the operations that take most of the GPU's time over a few steps, the share of time in which it had
-nothing to do, and the lines at which the host waited for it. Without a GPU, or with --quick, everything is tiny: to try
-the script itself.
+--profile prints the operations that take most of the GPU's time over a few steps, the share of time in which the GPU
+was idle, and the lines at which the host waited for it. Without a GPU, or with --quick, all sizes are tiny, to try the
+script itself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from diptych.config import Model, Params, Splits, Train, load_params
@@ -40,27 +41,27 @@ from diptych.data.prepared import FORMAT, Prepared
 from diptych.model.device import choose_device, keep_freed_memory
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import Embedded, _images, _texts, embed_split, inference
-from diptych.retrieval.reranking import match_logits
+from diptych.retrieval.reranking import candidate_logits
 from diptych.training.batches import Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.loop import Report, Trainer
 from diptych.training.step import Losses
 
 CAPTIONS = 5
-"""An image."""
+"""Captions of an image."""
 LENGTHS = (8, 20)
 """Tokens of a caption, special ones included: COCO's are 13 on average."""
 SHARD = 1024
 EPOCHS = 3
-"""That count."""
+"""Measured epochs, after one that warms up."""
 WARM_STEPS, PROFILED_STEPS = 4, 5
 
 
 class Sizes(NamedTuple):
-    """How much of everything."""
+    """Sizes of the data."""
 
     images: int
-    """To train on: whole batches, since another size is compiled anew."""
+    """Images of the train split: whole batches, since each size of a batch is compiled separately."""
     val: int
     side: int
     vocabulary: int
@@ -71,7 +72,7 @@ TINY = Sizes(images=4 * 8, val=16, side=32, vocabulary=500)
 
 
 class Row(NamedTuple):
-    """One training: its name, and what it changes in the preset's `train`."""
+    """One training: its name, and its changes of the preset's `train`."""
 
     name: str
     changes: dict[str, Any]
@@ -92,22 +93,22 @@ ROWS = [
 
 
 class NoCheckpoints(Checkpoints):
-    """Two GB an epoch would measure the disk."""
+    """Checkpoints that write no files: two GB an epoch would measure the disk."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Write nothing."""
 
     def save_best(self, weights: dict[str, torch.Tensor]) -> None:
-        """Not even a copy: the model goes on with what it has."""
+        """Keep a reference, not a copy: the model continues with the same weights."""
         self._weights = weights
 
     def load_best(self) -> dict[str, torch.Tensor]:
-        """What the model has."""
+        """Return the weights of the model."""
         return self._weights
 
 
 class BareTrainer(Trainer):
-    """The Trainer without what follows an epoch; `on_step`, if given, is told each step before it is made."""
+    """Trainer without what follows an epoch; it calls `on_step`, if set, with the number of each step before it."""
 
     on_step: Callable[[int], None] | None = None
 
@@ -121,7 +122,7 @@ class BareTrainer(Trainer):
 
 
 def write_prepared(folder: Path, sizes: Sizes, max_tokens: int) -> Prepared:
-    """Noise as `preprocess` would leave it; reading it is as much work as reading photographs."""
+    """Write noise in the format of `preprocess`; reading it is as much work as reading photographs."""
     random = np.random.default_rng(0)
     count = sizes.images + sizes.val
     (folder / "images").mkdir(parents=True)
@@ -147,7 +148,7 @@ def write_prepared(folder: Path, sizes: Sizes, max_tokens: int) -> Prepared:
 
 
 def from_scratch(model: Model, tiny: bool) -> Model:
-    """The preset's model with towers of their architectures' default configurations."""
+    """Return the preset's model with towers of their architectures' default configurations."""
     image, text = model.image_tower, model.text_tower
     image_config = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]} if tiny else {}
     sizes = ("hidden_size", 32), ("num_hidden_layers", 4), ("num_attention_heads", 2), ("intermediate_size", 64)
@@ -163,10 +164,10 @@ def from_scratch(model: Model, tiny: bool) -> Model:
 
 
 class Bench:
-    """The data, and models and trainings upon it.
+    """The data, and measurements of models on it.
 
     Args:
-        folder: for the data and the checkpoint that is timed.
+        folder: the folder of the data and of the checkpoint that is timed.
     """
 
     def __init__(self, params: Params, sizes: Sizes, device: torch.device, folder: Path) -> None:
@@ -181,20 +182,20 @@ class Bench:
         self.prepared = write_prepared(folder / "prepared", sizes, params.preprocess.max_tokens)
 
     def settings(self, changes: dict[str, Any]) -> Train:
-        """The preset's with those of a row; no patience, and no fusion's own epochs."""
+        """Return the preset's settings with the changes of a row, without patience and without epochs of the fusion."""
         always = {"epochs": 1 + EPOCHS, "batch_size": self.batch_size, "patience": None, "fusion_epochs": None}
         preset = self.params.train.model_dump()
         preset["image_tower"]["frozen_epochs"] = 0
         return Train.model_validate(preset | always | LEARNING | changes)
 
     def model(self) -> DualEncoder:
-        """With random weights, always the same."""
+        """Build the model with random weights, always the same."""
         torch.manual_seed(self.params.seed)
         return build_model(self.model_settings, self.sizes.side, self.sizes.vocabulary, self.params.train.temperature)
 
-    def trainer(self, changes: dict[str, Any], report: Report = lambda values, step: None) -> BareTrainer:
-        """Of a new model."""
-        # accelerate refuses another precision than its first.
+    def trainer(self, changes: dict[str, Any], report: Report = lambda *_: None) -> BareTrainer:
+        """Return a trainer of a new model."""
+        # accelerate refuses a second precision in the same process.
         AcceleratorState._reset_state(reset_partial_state=True)
         return BareTrainer(
             self.model(),
@@ -209,12 +210,14 @@ class Bench:
         )
 
     def speed(self, row: Row) -> dict[str, float]:
-        """Medians over the epochs that count, what the epoch that warmed up took beyond one of these, and the steps'
-        mean milliseconds.
+        """Return the medians over the measured epochs.
+
+        Also "warming_up", the seconds that the first epoch took longer than a median one, and "step_ms", the mean
+        milliseconds of a step.
         """
         epochs: list[dict[str, float]] = []
 
-        def report(values: dict[str, float], step: int) -> None:
+        def report(values: dict[str, float], _: int) -> None:
             if "images_per_second" in values:
                 epochs.append(values)
 
@@ -229,80 +232,80 @@ class Bench:
         }
 
     def embedding(self, model: DualEncoder) -> tuple[float, float]:
-        """Images and captions a second, of the train split in bf16."""
+        """Return images and captions embedded per second, of the train split in bf16."""
         inputs = Inputs(self.prepared.split("train"))
         lengths = inputs.split.token_lengths
-        bar: Any = argparse.Namespace(update=lambda items: None)
+        bar: Any = argparse.Namespace(update=lambda _: None)
         speeds = []
         with inference(model, self.device, "bf16"):
             for embed, items in ((_images, np.arange(len(inputs.split))), (_texts, np.argsort(lengths))):
                 seconds = []
                 for _ in range(1 + EPOCHS):
-                    with timed(self.device) as took:
-                        for made in embed(model, inputs, items, self.evaluation_batch, self.device, bar):
-                            made.pooled.float().cpu()
-                    seconds += took
+                    with timed(self.device) as elapsed:
+                        for encoded in embed(model, inputs, items, self.evaluation_batch, self.device, bar):
+                            encoded.pooled.float().cpu()
+                    seconds += elapsed
                 speeds.append(len(items) / statistics.median(seconds[1:]))
         return speeds[0], speeds[1]
 
     def embedded(self, model: DualEncoder) -> Embedded:
-        """The val split."""
+        """Return the embedded val split."""
         split, batch = self.prepared.split("val"), self.evaluation_batch
         return embed_split(model, split, batch_size=batch, device=self.device, precision="bf16")
 
     def reranking(self, model: DualEncoder) -> tuple[float, float]:
-        """Pairs a second that the fusion judges, and the seconds of the whole, the search for candidates included."""
+        """Return pairs scored by the fusion per second, and the seconds in all, with the search for candidates."""
         embedded, pairs = self.embedded(model), []
-        hook = model.fusion.register_forward_hook(lambda fusion, given, fused: pairs.append(len(fused.score)))
+        hook = model.fusion.register_forward_hook(lambda _fusion, _arguments, fused: pairs.append(len(fused.score)))
         seconds = []
         for _ in range(2):
             pairs.clear()
-            with timed(self.device) as took:
-                match_logits(model, embedded, self.params.evaluate.top_k, device=self.device, precision="bf16")
-            seconds += took
+            with timed(self.device) as elapsed:
+                candidate_logits(model, embedded, self.params.evaluate.top_k, device=self.device, precision="bf16")
+            seconds += elapsed
         hook.remove()
         return sum(pairs) / min(seconds), min(seconds)
 
     def loading(self) -> float:
-        """Images a second of batches in memory from which the device copies, when nothing is computed with them."""
+        """Return images loaded per second: batches are copied to the device, and nothing is computed with them."""
         split, train = self.prepared.split("train"), self.params.train
         plan = BatchPlan(split, batch_size=self.batch_size, captions_per_image=train.captions_per_image, seed=0)
         speeds = []
         for epoch in range(1 + EPOCHS):
-            with timed(self.device) as took:
+            with timed(self.device) as elapsed:
                 for batch in prefetched(plan.epoch(epoch), self.device):
                     batch.images.to(self.device, non_blocking=True)
-            speeds.append(len(split) / took[0])
+            speeds.append(len(split) / elapsed[0])
         return statistics.median(speeds[1:])
 
     def checkpoint(self) -> tuple[float, float]:
-        """Seconds that a checkpoint takes, and its GB."""
-        made = self.trainer({})
-        made.checkpoints = Checkpoints(self.folder / "checkpoint", {})
-        with timed(self.device) as took:
-            made._save()
-        return took[0], sum(path.stat().st_size for path in (self.folder / "checkpoint").rglob("*.pt")) / 1e9
+        """Return the seconds that a checkpoint takes, and its GB."""
+        trainer = self.trainer({})
+        trainer.checkpoints = Checkpoints(self.folder / "checkpoint", {})
+        with timed(self.device) as elapsed:
+            trainer._save()
+        return elapsed[0], sum(path.stat().st_size for path in (self.folder / "checkpoint").rglob("*.pt")) / 1e9
 
 
 @contextmanager
 def timed(device: torch.device) -> Iterator[list[float]]:
-    """Appends the seconds that the block takes, with all that the device has to do for it."""
-    took: list[float] = []
+    """Yield a list, and append the seconds that the block and its work on the device take."""
+    elapsed: list[float] = []
     wait(device)
     started = time.perf_counter()
-    yield took
+    yield elapsed
     wait(device)
-    took.append(time.perf_counter() - started)
+    elapsed.append(time.perf_counter() - started)
 
 
 def wait(device: torch.device) -> None:
-    """For the device to have done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def print_speeds(bench: Bench, rows: list[Row], deadline: float) -> None:
-    """The table of trainings, a line as soon as it is known."""
+    """Print the table of trainings, each line as soon as it is measured."""
     head = f"{'training':36} {'images/s':>9} {'captions/s':>10} {'step ms':>8} {'waiting':>8} {'MFU':>6} {'GiB':>6}"
     print(f"\n{head} {'warm-up s':>10}")
     for row in rows:
@@ -310,21 +313,21 @@ def print_speeds(bench: Bench, rows: list[Row], deadline: float) -> None:
             print(f"{row.name:36} left out: no time")
             continue
         try:
-            found = bench.speed(row)
-        except Exception as error:  # the other rows are worth having
+            speed = bench.speed(row)
+        except Exception as error:  # the other rows are still measured
             print(f"{row.name:36} {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
         print(
-            f"{row.name:36} {found['images_per_second']:9.0f} {found['captions_per_second']:10.0f} "
-            f"{found['step_ms']:8.1f} {found['waiting_share']:8.1%} {found['model_flops_utilization']:6.1%} "
-            f"{found['peak_memory_gib']:6.1f} {found['warming_up']:10.1f}",
+            f"{row.name:36} {speed['images_per_second']:9.0f} {speed['captions_per_second']:10.0f} "
+            f"{speed['step_ms']:8.1f} {speed['waiting_share']:8.1%} {speed['model_flops_utilization']:6.1%} "
+            f"{speed['peak_memory_gib']:6.1f} {speed['warming_up']:10.1f}",
             flush=True,
         )
         torch.compiler.reset()
 
 
 def print_others(bench: Bench) -> None:
-    """Embedding, re-ranking, loading, a checkpoint."""
+    """Print the speeds of embedding, re-ranking, loading and a checkpoint."""
     model = bench.model().to(bench.device)
     images, captions = bench.embedding(model)
     print(
@@ -338,11 +341,11 @@ def print_others(bench: Bench) -> None:
 
 
 def print_profile(bench: Bench, changes: dict[str, Any]) -> None:
-    """What the GPU spends a few steps on, and what for it has to wait."""
-    made = bench.trainer(changes | {"epochs": 1})
+    """Print the operations that a few steps spend the GPU's time on, and those that the host waits for."""
+    trainer = bench.trainer(changes | {"epochs": 1})
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
-    watch, first = profile(activities=activities), min(WARM_STEPS, made.plan.steps - 2)
-    last = min(first + PROFILED_STEPS, made.plan.steps - 1)
+    watch, first = profile(activities=activities), min(WARM_STEPS, trainer.plan.steps - 2)
+    last = min(first + PROFILED_STEPS, trainer.plan.steps - 1)
     times: list[float] = []
 
     def on_step(step: int) -> None:
@@ -354,8 +357,8 @@ def print_profile(bench: Bench, changes: dict[str, Any]) -> None:
             if step == last:
                 watch.stop()
 
-    made.on_step = on_step
-    made.run()
+    trainer.on_step = on_step
+    trainer.run()
     steps, seconds = last - first, times[1] - times[0]
     events = watch.key_averages()
     order = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
@@ -363,7 +366,7 @@ def print_profile(bench: Bench, changes: dict[str, Any]) -> None:
     print(events.table(sort_by=order, row_limit=25, max_name_column_width=70))
     busy = busy_seconds(watch)
     if busy:
-        print(f"the GPU had nothing to do for {1 - busy / seconds:.1%} of the time")
+        print(f"the GPU was idle for {1 - busy / seconds:.1%} of the time")
     for event in events:
         if event.key in ("cudaLaunchKernel", "cuLaunchKernelEx", "cudaLaunchKernelExC", "cudaMemcpyAsync") or (
             "Synchronize" in event.key or event.key in ("aten::item", "aten::nonzero", "aten::_unique2")
@@ -376,11 +379,11 @@ def print_profile(bench: Bench, changes: dict[str, Any]) -> None:
 
 
 def busy_seconds(watch: profile) -> float:
-    """Of the profile, in which some kernel ran or some copy went on."""
+    """Return the seconds of the profile in which a kernel ran or a copy went on."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in watch.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type == DeviceType.CUDA
     )
     busy, until = 0.0, float("-inf")
     for start, end in spans:
@@ -390,28 +393,28 @@ def busy_seconds(watch: profile) -> float:
 
 
 def waits(bench: Bench, changes: dict[str, Any]) -> Counter[str]:
-    """Lines of Python at which one step of a training has the host wait."""
-    made, where = bench.trainer(changes | {"epochs": 1}), Counter[str]()
+    """Count the lines of Python at which the host waits for the GPU in one step of a training."""
+    trainer, lines = bench.trainer(changes | {"epochs": 1}), Counter[str]()
 
     def on_step(step: int) -> None:
         torch.cuda.set_sync_debug_mode("warn" if step == 3 else "default")
 
-    made.on_step = on_step
-    with warnings.catch_warnings(record=True) as seen:
+    trainer.on_step = on_step
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made.run()
+        trainer.run()
     torch.cuda.set_sync_debug_mode("default")
-    for warning in seen:
+    for warning in caught:
         if "synchronizing" in str(warning.message):
             path = Path(warning.filename)
-            where["/".join(path.parts[-3:]) + f":{warning.lineno}"] += 1
+            lines["/".join(path.parts[-3:]) + f":{warning.lineno}"] += 1
         else:
-            where[f"(warning) {str(warning.message)[:150]}"] += 1
-    return where
+            lines[f"(warning) {str(warning.message)[:150]}"] += 1
+    return lines
 
 
 def set_up(device: torch.device) -> None:
-    """As the train stage does."""
+    """Set torch up as the train stage does."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -420,10 +423,11 @@ def set_up(device: torch.device) -> None:
 
 
 def main() -> None:
+    """Measure and print the speeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", type=Path, default=Path("presets/coco-resnet50-bert.yaml"))
-    parser.add_argument("--rows", type=int, nargs="*", help=f"of the table, 0 to {len(ROWS) - 1} (default: all)")
-    parser.add_argument("--seconds", type=float, default=150.0, help="after which no row is begun (default: 150)")
+    parser.add_argument("--rows", type=int, nargs="*", help=f"rows of the table, 0 to {len(ROWS) - 1} (default: all)")
+    parser.add_argument("--seconds", type=float, default=150.0, help="no row is started after these (default: 150)")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""How many images a second the loader gives when nothing is computed with them: what it could feed a GPU with.
+"""Speed of the loader in images per second when nothing is computed with them: the most that a GPU could get.
 
     python benchmarks/loading.py WORKSPACE [--preset presets/coco-resnet50-bert.yaml] [--epochs 3]
 
 WORKSPACE is a project in which `preprocess` has run with the preset's image size. The batches are those of training,
-pixels and token ids, through the same thread that reads ahead; each is touched, as a copy to a device would. The figure
-to compare with is that of training itself, at the end of each epoch's progress bar.
+pixels and token ids, from the same prefetching thread; each is copied once, as to a device. Compare with the speed of
+training, at the end of each epoch's progress bar.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diptych.training.batches import BatchPlan, prefetched
 
 
 def images_per_second(plan: BatchPlan, epoch: int) -> float:
-    """Over one epoch."""
+    """Return the speed over one epoch."""
     images, started = 0, time.perf_counter()
     for batch in prefetched(plan.epoch(epoch), torch.device("cpu")):
         images += len(batch.images.clone())
@@ -31,6 +31,7 @@ def images_per_second(plan: BatchPlan, epoch: int) -> float:
 
 
 def main() -> None:
+    """Measure and print the speed of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--preset", type=Path, default=Path("presets/coco-resnet50-bert.yaml"))

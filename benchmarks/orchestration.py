@@ -1,11 +1,11 @@
-"""What the orchestration costs: `diptych run` beside an empty flow, and beside the stages run by hand.
+"""Cost of the orchestration: `diptych run` compared with an empty flow, and with the stages run by hand.
 
     python benchmarks/orchestration.py [--idle 5] [--full 1] [--preset NAME] [--json]
 
-In a temporary clone of this repository as it is committed, in which the chain has run once, it times in turn, `--idle`
-times, `diptych run` with nothing to do and an empty flow that has Prefect start the same server of its own; and,
-`--full` times, `diptych run --force` and `diptych stage …` of each stage with `diptych register`. Prints medians of
-seconds. Wants an otherwise idle machine, on which it takes a quarter of an hour with params.yaml, and four minutes with
+It works in a temporary clone of the last commit of this repository, in which the chain has run once. `--idle` times, it
+times `diptych run` with nothing to do and an empty flow for which Prefect starts the same ephemeral server. `--full`
+times, it times `diptych run --force` and each `diptych stage …` with `diptych register`. It prints medians of seconds.
+The machine should be idle otherwise: then it takes a quarter of an hour with params.yaml, and four minutes with
 `--preset tiny`.
 """
 
@@ -42,7 +42,7 @@ def nothing():
 nothing()
 """
 FEW_SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
-"""What presets/tiny.yaml is for."""
+"""Arguments for the dataset that presets/tiny.yaml is made for."""
 
 
 class Project:
@@ -56,39 +56,39 @@ class Project:
         self.diptych("run", *(("--preset", preset) if preset else ()))
 
     def diptych(self, *arguments: str) -> None:
-        """A command; its errors end the measurement."""
+        """Run a command of diptych; an error ends the measurement."""
         self.python("-m", "diptych", *arguments)
 
     def python(self, *arguments: str) -> None:
-        """As `diptych`."""
+        """Run Python; an error ends the measurement."""
         done = subprocess.run([sys.executable, *arguments], cwd=self.root, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{' '.join(arguments)[:200]}: exit code {done.returncode}\n{done.stderr[-4000:]}")
 
     def by_hand(self) -> None:
-        """What a run does, without Prefect and DVC."""
+        """Run what a run does, without Prefect and DVC."""
         for stage in STAGES:
             self.diptych("stage", stage)
         self.diptych("register")
 
 
-def in_turn(times: int, **ways: Callable[[], object]) -> dict[str, float]:
-    """Median of the seconds that each way takes."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(times), desc=" and ".join(ways)):
-        for name, way in ways.items():
+def in_turn(times: int, **actions: Callable[[], object]) -> dict[str, float]:
+    """Return the median of the seconds that each action takes; the actions take turns."""
+    durations: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in tqdm(range(times), desc=" and ".join(actions)):
+        for name, act in actions.items():
             began = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - began)
-    return {name: median(seconds) for name, seconds in taken.items()}
+            act()
+            durations[name].append(time.perf_counter() - began)
+    return {name: median(seconds) for name, seconds in durations.items()}
 
 
 def main() -> None:
-    """The command."""
+    """Measure and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--idle", type=int, default=5, help="runs with nothing to do (5)")
     parser.add_argument("--full", type=int, default=1, help="runs of everything (1)")
-    parser.add_argument("--preset", help="in place of params.yaml")
+    parser.add_argument("--preset", help="name of a preset, in place of params.yaml")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -98,9 +98,9 @@ def main() -> None:
         project = Project(root, options.preset)
         idle = in_turn(options.idle, empty=lambda: project.python("-c", EMPTY), run=lambda: project.diptych("run"))
         full = in_turn(options.full, stages=project.by_hand, run=lambda: project.diptych("run", "--force"))
-    found = {"idle": idle, "full": full}
+    medians = {"idle": idle, "full": full}
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(medians, indent=2))
         return
     more = idle["run"] - idle["empty"]
     print(f"nothing to do: {idle['run']:.1f} s, of which an empty flow {idle['empty']:.1f} s: {more:+.1f} s")

@@ -1,10 +1,11 @@
-"""How fast preprocess decodes and resizes, beside bare loops that do nothing else.
+"""Speed of preprocess in decoding and resizing, compared with bare loops that do nothing else.
 
     python benchmarks/preparing.py DATA [--images 4000] [--size 224] [--processes 2] [--rounds 3]
 
-DATA is a dataset folder (captions.json and shards). Both sides read the same images: the bare side as so many
-processes, each with its share of the list, that call open_image and to_pixels and throw the pixels away; the other
-is `prepare_images` with an empty cache. Rounds alternate, the best of each counts. Ends with 1 below 80 %.
+DATA is a dataset folder (captions.json and shards). Both sides read the same images. The bare side is the given number
+of processes, each with its share of the list: they call open_image and to_pixels, and discard the pixels. The other
+side is `prepare_images` with an empty cache. Rounds alternate, and the best of each side counts. The exit code is 1
+below 80 %.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import multiprocessing
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -27,11 +29,13 @@ MAX_PIXELS = 100_000_000
 
 
 def bare_loop(data: Path, members: list[Member], size: int) -> None:
+    """Decode and resize images, and discard the pixels."""
     for member in members:
         to_pixels(open_image(read_member(data, member), MAX_PIXELS), size, "stretch")
 
 
 def time_bare(data: Path, members: list[Member], size: int, processes: int) -> float:
+    """Return the seconds that bare loops in `processes` take."""
     shares = [members[part::processes] for part in range(processes)]
     workers = [multiprocessing.Process(target=bare_loop, args=(data, share, size)) for share in shares]
     begin = time.perf_counter()
@@ -43,6 +47,7 @@ def time_bare(data: Path, members: list[Member], size: int, processes: int) -> f
 
 
 def time_preparing(data: Path, manifest: pd.DataFrame, size: int, processes: int, folder: Path) -> float:
+    """Return the seconds that `prepare_images` takes; it writes into a temporary folder in `folder`."""
     settings = Preprocess(image_size=size)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         begin = time.perf_counter()
@@ -53,9 +58,10 @@ def time_preparing(data: Path, manifest: pd.DataFrame, size: int, processes: int
 
 
 def make_manifest(data: Path, count: int) -> tuple[pd.DataFrame, list[Member]]:
-    """The first `count` sound images, as validate would list them; `sha256` only has to tell them apart."""
+    """Return the first `count` valid images, as validate would list them; `sha256` only has to differ."""
     split = {record["file_name"]: record.get("split", "") for record in read_dataset(data).images}
-    rows, members = [], []
+    rows: list[dict[str, Any]] = []
+    members: list[Member] = []
     for member in list_members(data)[:count]:
         try:
             info, _ = inspect_image(read_member(data, member), MAX_PIXELS)
@@ -80,13 +86,16 @@ def make_manifest(data: Path, count: int) -> tuple[pd.DataFrame, list[Member]]:
 
 
 def main() -> None:
+    """Measure both sides and print their speeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where pixels are written")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()), help="folder that pixels are written to"
+    )
     options = parser.parse_args()
     manifest, members = make_manifest(options.data, options.images)
     bare, prepared = [], []

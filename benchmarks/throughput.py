@@ -1,17 +1,17 @@
-"""Training pairs (a caption with its image) a second: diptych beside open_clip and transformers.
+"""Training pairs (a caption with its image) per second: diptych compared with open_clip and transformers.
 
     make benchmarks
     .venv/bin/python benchmarks/throughput.py WORKSPACE [--settings none image both] [--steps 10] [--rounds 3]
 
-WORKSPACE holds prepared images and captions, and both towers' weights. All systems train the same towers on the same
-pixels and token ids; each measurement is a process of its own, rounds alternate between the systems, warm-up steps do
-not count, medians do.
+WORKSPACE has prepared images and captions, and the weights of both towers. All systems train the same towers on the
+same pixels and token ids. Each measurement is a separate process, and rounds alternate between the systems. Warm-up
+steps do not count; the figures are medians.
   none   all towers learn
-  image  the image tower is frozen; diptych from its second epoch on, when it has the tower's features
+  image  the image tower is frozen; diptych is measured from its second epoch on, when it has the tower's features
   both   both towers are frozen, only projections and temperature learn; diptych from its second epoch on
-The peers take part as they recommend (open_clip: 77 tokens; transformers' example: 128) and, in a second row, with
-captions padded only to the batch's longest, as diptych has them. Ratios are diptych over peer. Part of them is that
-diptych encodes an image once for all its captions (params.yaml: train.captions_per_image), a peer once a pair.
+The peers run as they recommend (open_clip: 77 tokens; transformers' example: 128) and, in a second row, with captions
+padded only to the batch's longest, as in diptych. Ratios are diptych over peer. One reason for them is that diptych
+encodes an image once for all its captions (params.yaml: train.captions_per_image), and a peer once for each pair.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TITLES: dict[Frozen, str] = {
 
 @dataclass
 class Row:
-    """One system in one setting, with what its rounds gave."""
+    """One system in one setting, with the results of its rounds."""
 
     side: Side
     task: Task
@@ -43,17 +43,17 @@ class Row:
 
     @property
     def speeds(self) -> list[float]:
-        """Pairs a second of each round."""
+        """Pairs per second in each round."""
         return [result["pairs_per_second"] for result in self.results]
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """Median speed of the rounds."""
         return statistics.median(self.speeds)
 
 
 def make_rows(options: argparse.Namespace, frozen: Frozen, scratch: str) -> list[Row]:
-    """The systems in the setting `frozen`; each peer a second time with short captions."""
+    """Return a row for each system in the setting `frozen`; each peer has a second row with short captions."""
     rows = []
     for side in chosen(options):
         task = replace(make_task(side, options, scratch), frozen=frozen)
@@ -65,7 +65,7 @@ def make_rows(options: argparse.Namespace, frozen: Frozen, scratch: str) -> list
 
 
 def measure(rows: list[Row], rounds: int, workspace: Path) -> None:
-    """Takes turns, so that what slows the machine down slows all of them down."""
+    """Measure all rows in turn, so that a slow phase of the machine slows all of them down."""
     for round_ in range(rounds):
         for row in rows:
             row.results.append(perform(row.side, row.task, workspace))
@@ -76,7 +76,7 @@ def measure(rows: list[Row], rounds: int, workspace: Path) -> None:
 
 
 def print_rows(frozen: Frozen, rows: list[Row]) -> None:
-    """A line a system, and its settings below."""
+    """Print a line for each system, and its settings below."""
     ours = next((row.median for row in rows if not row.side.is_peer), None)
     print(f"\n{TITLES[frozen]}")
     for row in rows:
@@ -89,16 +89,17 @@ def print_rows(frozen: Frozen, rows: list[Row]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser)
     parser.add_argument("--settings", nargs="+", choices=list(TITLES), default=list(TITLES), help="default: all three")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each system and setting (default: 3)")
-    parser.add_argument("--record", type=Path, help="a file that gets a JSON line a measurement")
+    parser.add_argument("--record", type=Path, help="a file to append a JSON line to for each measurement")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Measure and print each setting."""
     options = parse_options()
     with tempfile.TemporaryDirectory() as scratch:
         for frozen in options.settings:
@@ -110,7 +111,7 @@ def main() -> None:
 
 
 def record(path: Path, rows: list[Row]) -> None:
-    """Appends every measurement to `path`."""
+    """Append every measurement to `path`."""
     with path.open("a", encoding="utf-8") as file:
         for row in rows:
             for result in row.results:

@@ -1,14 +1,14 @@
-"""Val RSUM over the time of training: diptych beside open_clip and transformers.
+"""Val RSUM over the time of training: diptych compared with open_clip and transformers.
 
     make benchmarks
     .venv/bin/python benchmarks/time_to_recall.py WORKSPACE [--setting none] [--epochs 1] [--pairs 6000]
 
-WORKSPACE holds prepared images and captions, and both towers' weights. Every system fine-tunes the same towers on the
-same data with its recommended settings, or with the best of the learning rates given for it, and is evaluated after
-each epoch by the same metrics, the towers alone; evaluation and saving do not count as time of training. The last lines
-say when each system reached the best RSUM of the best peer, and how much sooner diptych did.
-An epoch of diptych shows every image once with all captions that params.yaml asks for, one of a peer every pair, or as
-many as --pairs says: with their schedules fitted to less than an epoch of everything, peers need not take hours.
+WORKSPACE has prepared images and captions, and the weights of both towers. Every system fine-tunes the same towers on
+the same data with its recommended settings, or with the best of the learning rates given for it. It is evaluated after
+each epoch by the same metrics, the towers alone. Evaluation and saving do not count as time of training. The last lines
+give the time at which each system reached the best RSUM of the best peer, and how much sooner diptych did.
+An epoch of diptych shows every image once with all captions that params.yaml asks for. An epoch of a peer shows every
+pair, or the number of --pairs: with schedules for less than an epoch of all pairs, peers need not take hours.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Run:
         return max(epoch["rsum"] for epoch in self.result["epochs"])
 
     def seconds_to(self, rsum: float) -> float | None:
-        """When an epoch ended that reached `rsum`, in seconds of training."""
+        """Return the seconds of training until the first epoch with at least `rsum`; None where there is none."""
         return next((epoch["seconds"] for epoch in self.result["epochs"] if epoch["rsum"] >= rsum), None)
 
 
 def train(side: Side, options: argparse.Namespace, scratch: str) -> list[Run]:
-    """A run for each learning rate given for `side`; without one, the recommended."""
+    """Train `side` once for each learning rate given for it; without one, with the recommended rate."""
     task = replace(make_task(side, options, scratch), frozen=options.setting)
     precision = faster_precision(side, task, options.workspace, options.precision)
     epochs = options.epochs if side.is_peer else options.diptych_epochs or load_params(Path(task.params)).train.epochs
@@ -67,14 +67,14 @@ def _rates(side: Side, options: argparse.Namespace) -> list[float]:
 
 
 def print_run(run: Run) -> None:
-    """Its settings and an epoch a line."""
+    """Print the settings of a run, and a line for each epoch."""
     print(f"\n{run.result['settings']}")
     for number, epoch in enumerate(run.result["epochs"], start=1):
         print(f"  epoch {number:3}  {epoch['seconds']:9.1f} s  val RSUM {epoch['rsum']:6.2f}")
 
 
 def print_verdict(best: list[Run]) -> None:
-    """When each system's best run reached what the best peer reached at last."""
+    """Print the time at which each system's best run reached the best RSUM of the best peer."""
     peers = [run for run in best if run.side.is_peer]
     if not peers:
         return
@@ -90,7 +90,7 @@ def print_verdict(best: list[Run]) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser)
     parser.add_argument(
@@ -103,7 +103,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--pairs", type=int, default=0, help="pairs in an epoch of the peers, the same in each (default: all of train)"
     )
-    parser.add_argument("--diptych-epochs", type=int, default=0, help="of diptych's (default: as in params)")
+    parser.add_argument("--diptych-epochs", type=int, default=0, help="epochs of diptych (default: as in params)")
     parser.add_argument(
         "--budget", type=float, default=0.0, help="seconds of training after which no epoch begins (default: no limit)"
     )
@@ -114,6 +114,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Train all systems and print their runs."""
     options = parse_options()
     best = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,17 +1,17 @@
-"""A year of a project's life, on real services: twelve drops, a run by schedule each, and what must have come of them.
+"""A year of a project's life, on real services: twelve drops, a scheduled run for each, and checks of the outcome.
 
     python benchmarks/year.py [--folder FOLDER] [--months 12] [--skip-reproduce] [--json summary.json]
 
-In FOLDER (default: a temporary one) it makes a clone of this repository as it is committed, with a small dataset and
-small towers; starts PostgreSQL, S3, MLflow, Prefect and a worker by the scripts of docker/; and deploys. Each month a
-drop comes into the inbox, and Prefect's scheduler makes a run that takes it, trains, registers, asks the gate and
-promotes. Some drops are bad: pictures that are cut off, a table that is, one that came before, one of another kind, and
-one whose captions belong to other pictures. The model of that one is rejected, and a person goes back to the dataset
-before it (`diptych data revert champion`); another month a person rolls back. In the end every version is made again
+In FOLDER (default: a temporary one) it makes a clone of the last commit of this repository, with a small dataset and
+small towers. It starts PostgreSQL, S3, MLflow, Prefect and a worker by the scripts of docker/, and deploys. Each month
+a drop comes into the inbox, and Prefect's scheduler makes a run that ingests it, trains, registers, asks the gate and
+promotes. Some drops are bad: truncated pictures, a truncated table, a repetition of an earlier drop, pictures of
+another kind, and captions of other pictures. The model of the last is rejected, and a person returns to the dataset
+before it (`diptych data revert champion`); in another month a person rolls back. At the end every version is reproduced
 (`diptych reproduce`), one of them in a second clone that has only git and the DVC remote.
 
-Prints a table of the months, the history, where the time went, and what must be so; ends with 1 if anything is not.
-Needs PostgreSQL's initdb and postgres on PATH; two idle cores take half an hour.
+It prints a table of the months, the history, the time by part, and the checks. The exit code is 1 if a check fails. It
+needs PostgreSQL's initdb and postgres on PATH; two idle cores take half an hour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,25 +42,25 @@ from diptych.registry.registered_model import RegisteredModel
 
 MODEL = "year"
 PROCESSES = 2
-"""Reproductions at once; each computes on one core."""
+"""Reproductions at the same time; each computes on one core."""
 
 
 def play(running: Stack, model: RegisteredModel, months: Sequence[Month]) -> list[Played]:
-    """Month after month, with what a person does in between."""
+    """Play the months in turn, with the actions of a person after each."""
     retraining = Retraining(running.project, f"{running.prefect.url}/api")
     year: list[Played] = []
     for month in months:
-        one = play_month(running.project, retraining, model, month)
-        year.append(replace(one, done=act(running.project, month)))
+        played = play_month(running.project, retraining, model, month)
+        year.append(replace(played, done=act(running.project, month)))
         say(row(year[-1]))
-        for check in of_month(one, year[-2] if len(year) > 1 else None):
+        for check in of_month(played, year[-2] if len(year) > 1 else None):
             if not check.holds:
-                say(f"NOT SO: {check.claim} ({check.found})\n" + "\n".join(one.run.logs[-40:]))
+                say(f"NOT SO: {check.claim} ({check.found})\n" + "\n".join(played.run.logs[-40:]))
     return year
 
 
 def play_month(project: Project, retraining: Retraining, model: RegisteredModel, month: Month) -> Played:
-    """A drop, and the run that it is taken by."""
+    """Write a drop, and wait for the run that ingests it."""
     began, data, known = time.monotonic(), project.dataset_version(), numbers(model)
     say(f"month {month.number}: {month.kind}")
     drop(project.root / "inbox", month)
@@ -83,7 +83,7 @@ def play_month(project: Project, retraining: Retraining, model: RegisteredModel,
 
 
 def act(project: Project, month: Month) -> str:
-    """What a person does after the month's run; returns what was said."""
+    """Do what a person does after the month's run; return the output of the command."""
     if month.afterwards == "revert":
         return project.diptych("data", "revert", "champion").strip()
     if month.afterwards == "rollback":
@@ -92,11 +92,12 @@ def act(project: Project, month: Month) -> str:
 
 
 def numbers(model: RegisteredModel) -> list[str]:
+    """Return the numbers of the versions; none before the first version."""
     return model.numbers() if model.exists() else []
 
 
 def package_problem(model: RegisteredModel, number: str) -> str:
-    """Why a version's package cannot be used; empty where it can."""
+    """Return why a version's package cannot be used; empty where it can."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             model.download(model.find(number), Path(scratch))
@@ -106,14 +107,14 @@ def package_problem(model: RegisteredModel, number: str) -> str:
 
 
 def reproduce(project: Project, number: str) -> Check:
-    """A version made again from its tags alone."""
+    """Reproduce a version from its tags alone."""
     began = time.monotonic()
-    claim = f"version {number} is made again in {project.root.name}, to the bit"
-    said = project.run("diptych", "reproduce", number, "--json", fails=True)
-    if not said.startswith("{"):
-        return Check(claim, False, said[-1000:])
-    verdict = json.loads(said)
-    same = [one["what"] for one in verdict["findings"] if one["identical"]]
+    claim = f"version {number} is reproduced in {project.root.name}, to the bit"
+    output = project.run("diptych", "reproduce", number, "--json", fails=True)
+    if not output.startswith("{"):
+        return Check(claim, False, output[-1000:])
+    verdict = json.loads(output)
+    same = [finding["what"] for finding in verdict["findings"] if finding["identical"]]
     holds = verdict["identical"] and "weights" in same
     found = f"{time.monotonic() - began:.0f} s; identical: {', '.join(same)}"
     say(f"{'ok' if holds else 'NOT SO'}: {claim} ({found})")
@@ -121,7 +122,7 @@ def reproduce(project: Project, number: str) -> Check:
 
 
 def reproduce_all(running: Stack, model: RegisteredModel) -> list[Check]:
-    """Every version in the project, and the champion where there is nothing but git and the DVC remote."""
+    """Reproduce every version in the project, and the champion in a clone that has only git and the DVC remote."""
     champion = model.champion()
     colleague = clone(
         running.project.root.parent / "origin.git",
@@ -134,42 +135,43 @@ def reproduce_all(running: Stack, model: RegisteredModel) -> list[Check]:
         return list(pool.map(lambda task: reproduce(*task), tasks))
 
 
-def row(one: Played) -> str:
-    """Of the table."""
-    rsum = "" if one.rsum is None else f"{one.rsum:.1f}"
+def row(played: Played) -> str:
+    """Return the line of the table."""
+    rsum = "" if played.rsum is None else f"{played.rsum:.1f}"
     cells = (
-        f"{one.month.number:>5}",
-        f"{one.month.kind:<14}",
-        f"{one.drop['outcome']:<8}",
-        f"{'yes' if one.run.trained else 'no':<7}",
-        f"{one.version or '':>7}",
+        f"{played.month.number:>5}",
+        f"{played.month.kind:<14}",
+        f"{played.drop['outcome']:<8}",
+        f"{'yes' if played.run.trained else 'no':<7}",
+        f"{played.version or '':>7}",
         f"{rsum:>6}",
-        f"{one.gate:<9}",
-        f"{one.champion or '':>8}",
-        f"{one.run.seconds:>5.0f}",
-        f"{one.seconds:>5.0f}",
+        f"{played.gate:<9}",
+        f"{played.champion or '':>8}",
+        f"{played.run.seconds:>5.0f}",
+        f"{played.seconds:>5.0f}",
     )
-    return "  ".join(cells) + (f"  then {one.month.afterwards}" if one.month.afterwards else "")
+    return "  ".join(cells) + (f"  then {played.month.afterwards}" if played.month.afterwards else "")
 
 
 HEAD = "month  drop            outcome   trained  version    RSUM  gate       champion    run    all"
 
 
 def tasks_of(year: Sequence[Played]) -> dict[str, float]:
-    """Seconds of all runs, by the names of the tasks; the rest is Prefect's, and the start of processes."""
-    seconds: Counter[str] = Counter()
-    for one in year:
-        seconds.update({name.rpartition("-")[0] or name: value for name, value in one.run.tasks.items()})
-    seconds["between the tasks"] = sum(one.run.seconds - sum(one.run.tasks.values()) for one in year)
-    return dict(seconds.most_common())
+    """Return the seconds of all runs by the names of the tasks; the rest is Prefect, and the start of processes."""
+    seconds: dict[str, float] = defaultdict(float)
+    for played in year:
+        for name, value in played.run.tasks.items():
+            seconds[name.rpartition("-")[0] or name] += value
+        seconds["between the tasks"] += played.run.seconds - sum(played.run.tasks.values())
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 @contextmanager
 def chosen_folder(folder: Path | None) -> Iterator[Path]:
-    """One of the user's, which stays, or a temporary one."""
+    """Yield the user's folder, which is kept, or a temporary one."""
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="diptych-year-") as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory(prefix="diptych-year-") as temporary:
+            yield Path(temporary)
         return
     if folder.exists() and any(folder.iterdir()):
         raise SystemExit(f"{folder} is not empty; name a folder that is, or is not there yet.")
@@ -178,17 +180,19 @@ def chosen_folder(folder: Path | None) -> Iterator[Path]:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where everything lies, and stays (default: a temporary one)")
-    parser.add_argument("--months", type=int, choices=range(1, 13), default=12, metavar="N", help="of twelve")
-    parser.add_argument("--skip-reproduce", action="store_true", help="make no version again")
-    parser.add_argument("--json", type=Path, help="write the summary there")
+    parser.add_argument("--folder", type=Path, help="folder of all files, which is kept (default: a temporary one)")
+    parser.add_argument(
+        "--months", type=int, choices=range(1, 13), default=12, metavar="N", help="the number of months"
+    )
+    parser.add_argument("--skip-reproduce", action="store_true", help="reproduce no version")
+    parser.add_argument("--json", type=Path, help="file to write the summary to")
     return parser.parse_args()
 
 
 def live(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The year, and all that is found at its end."""
+    """Play the year and check it; return the summary."""
     marks = [time.monotonic()]
     with stack(folder) as running:
         marks.append(time.monotonic())
@@ -197,9 +201,10 @@ def live(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         marks.append(time.monotonic())
         events = json.loads(running.project.diptych("history", "--json"))
         versions = [model.find(number) for number in numbers(model)]
-        checks = [check for at, one in enumerate(year) for check in of_month(one, year[at - 1] if at else None)]
+        pairs = zip(year, [None, *year], strict=False)
+        checks = [check for played, before in pairs for check in of_month(played, before)]
         checks += of_year(year, events, running)
-        checks += of_versions(versions, [package_problem(model, one.version) for one in versions], running)
+        checks += of_versions(versions, [package_problem(model, version.version) for version in versions], running)
         if not options.skip_reproduce:
             checks += reproduce_all(running, model)
         marks.append(time.monotonic())
@@ -207,9 +212,9 @@ def live(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     names = ("services and project", "months", "versions")
     spent = {name: end - begin for name, begin, end in zip(names, marks, marks[1:], strict=False)}
     return {
-        "months": [one.to_json() for one in year],
+        "months": [played.to_json() for played in year],
         "history": events,
-        "versions": [one.to_json() for one in versions],
+        "versions": [version.to_json() for version in versions],
         "checks": [check._asdict() for check in checks],
         "seconds": spent,
         "tasks": tasks_of(year),
@@ -218,7 +223,7 @@ def live(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """For people."""
+    """Print the summary for people."""
     print("\n".join(summary["shown"]))
     print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items()))
     print("of the runs: " + ", ".join(f"{name} {value:.0f}" for name, value in summary["tasks"].items()) + "\n")
@@ -228,8 +233,9 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Play the year and print the summary."""
     options = parse_options()
-    # The servers are processes of their own, which end with the blocks that began them.
+    # SIGTERM becomes an exit, so that the servers are stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with chosen_folder(options.folder) as folder:
         summary = live(options, folder)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a command as a client of the servers: where authentication is on, with its password.
+# Run a command as a client of the servers: where authentication is on, with the password.
 #
 #   as-client.sh prefect deploy --all
 #

@@ -1,8 +1,8 @@
 # shellcheck shell=sh
-# Read by the other scripts: whether the servers ask for a password is for one variable to say, DIPTYCH_AUTHENTICATION.
+# The other scripts read this file. One variable decides whether the servers ask for a password: DIPTYCH_AUTHENTICATION.
 #
-# on (the default): DIPTYCH_PASSWORD is that of the user admin; without one nothing starts.
-# off: whoever reaches the servers may use them. DIPTYCH_PASSWORD is empty from here on.
+# on (the default): DIPTYCH_PASSWORD is the password of the user admin; without one nothing starts.
+# off: everybody who reaches the servers may use them. DIPTYCH_PASSWORD is empty from here on.
 case "${DIPTYCH_AUTHENTICATION:-on}" in
 on) : "${DIPTYCH_PASSWORD:?is empty. Set it, or DIPTYCH_AUTHENTICATION=off}" ;;
 off) DIPTYCH_PASSWORD= ;;

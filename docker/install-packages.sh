@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the image needs of requirements.lock, in the versions and with the hashes that stand there.
+# Install the packages of requirements.lock that the image needs, with the versions and hashes of the lock.
 #
 # VIRTUAL_ENV: the environment to install into.
 # TORCH_BACKEND: the device that torch is built for, as uv knows it; empty: the builds of the lock.
@@ -12,6 +12,6 @@ if [ -n "${TORCH_BACKEND:-}" ]; then
     awk '/^[a-z]/ { built = /^torch(vision)?==/; if (built) print $1 } !built' requirements.lock >"$constraints"
     export UV_TORCH_BACKEND="$TORCH_BACKEND"
 fi
-# setuptools builds the project itself, from the lock too.
+# setuptools, which builds the project itself, is from the lock too.
 exec uv pip install --compile-bytecode --requirements pyproject.toml --extra stack setuptools \
     --constraint "$constraints"

@@ -1,12 +1,12 @@
 #!/bin/sh
-# The MLflow server: runs and versions in PostgreSQL, artifacts in S3, which clients reach through it alone.
+# The MLflow server: runs and versions in PostgreSQL, artifacts in S3, which clients reach only through this server.
 #
 # PGHOST, PGPORT, PGUSER, PGPASSWORD: PostgreSQL, as libpq knows it; the databases are mlflow and mlflow_auth.
 # AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: S3; the bucket is mlflow.
 # MLFLOW_HOST, MLFLOW_PORT: where it listens; 127.0.0.1 and 5000.
-# MLFLOW_SERVER_ALLOWED_HOSTS: the names, each with its port, that it may be called by; those of this machine.
+# MLFLOW_SERVER_ALLOWED_HOSTS: the host names, each with its port, that it answers to; by default this machine's.
 # DIPTYCH_AUTHENTICATION, DIPTYCH_PASSWORD: see authentication.sh.
-# MLFLOW_FLASK_SERVER_SECRET_KEY: seals its forms, where authentication is on.
+# MLFLOW_FLASK_SERVER_SECRET_KEY: signs its forms, where authentication is on.
 set -eu
 here=$(dirname "$0")
 . "$here/authentication.sh"
@@ -15,7 +15,7 @@ here=$(dirname "$0")
 export MLFLOW_BACKEND_STORE_URI=postgresql:///mlflow
 export MLFLOW_ARTIFACTS_DESTINATION=s3://mlflow
 export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1
-# Its job runners are for the evaluation of language models: processes that would idle here.
+# MLflow's job runners are for the evaluation of language models; here these processes would be idle.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 
 if [ -n "$DIPTYCH_PASSWORD" ]; then

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The Prefect server: API, pages and scheduler, with everything in PostgreSQL but the leases of runs at work.
+# The Prefect server: API, pages and scheduler, with all data in PostgreSQL except the leases of active runs.
 #
 # PGHOST, PGPORT, PGUSER, PGPASSWORD: PostgreSQL, as libpq knows it; the database is prefect.
 # PREFECT_HOME: a folder that outlasts a restart, for the leases; ~/.prefect.
@@ -11,7 +11,7 @@ set -eu
 # The password is not in the address, so it is in no log: the driver takes it from PGPASSWORD.
 export PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg:///prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
-# Kept in memory, its default, a restart would let a second run in beside the one at work.
+# By default leases are in memory: after a restart a second run would start while the first one works.
 export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
 
 if [ -n "$DIPTYCH_PASSWORD" ]; then

@@ -1,6 +1,6 @@
-"""Makes the databases and buckets of the stack that are missing; what is there stays as it is.
+"""Creation of the missing databases and buckets of the stack; those that exist stay as they are.
 
-Where PostgreSQL and S3 are stands in the environment, by the names that their own clients read.
+The environment gives the addresses of PostgreSQL and S3, by the variables that their own clients read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ BUCKETS = ("mlflow", "dvc")
 
 
 def create_databases() -> None:
-    """Empty: the servers make their tables."""
+    """Create missing databases without tables: the servers create their own."""
     connection = psycopg2.connect(dbname="postgres")
-    # PostgreSQL makes no database within a transaction.
+    # PostgreSQL creates no database within a transaction.
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database")
@@ -28,7 +28,7 @@ def create_databases() -> None:
 
 
 def create_buckets() -> None:
-    """Private: S3's default."""
+    """Create missing buckets, which are private by S3's default."""
     client = boto3.client("s3")
     present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     for name in BUCKETS:

@@ -1,4 +1,4 @@
-"""The promote flow: `diptych promote` on a machine that has the project, for whoever may trigger deployments."""
+"""The promote flow: `diptych promote` on the project's machine, for everybody who may trigger deployments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from diptych.orchestration.pages import show_decision
 from diptych.project.environment import enter
 from diptych.project.params import read_params
 from diptych.project.processes import holding
@@ -15,7 +16,7 @@ from diptych.project.processes import holding
 def promote(
     version: str = "challenger", to: str | None = None, force: bool = False, reason: str = ""
 ) -> dict[str, Any]:
-    """Makes a version the champion, if it passes the gate.
+    """Make a version the champion, if it passes the gate.
 
     Args:
         version: a number or an alias.
@@ -24,13 +25,12 @@ def promote(
         reason: why; kept in the history.
 
     Returns:
-        The version, what became of it, and the decision with its evidence.
+        The version, the outcome, and the decision with its evidence.
 
     Raises:
         DiptychError: there is no such version, a forced promotion has no reason, or a run holds the workspace.
     """
     workspace = enter()
-    from diptych.orchestration.pages import show_decision
     from diptych.registry.lifecycle import consider, copy_to
     from diptych.registry.registered_model import RegisteredModel
 

@@ -1,16 +1,13 @@
 """The retrain flow: inbox, data, validate, preprocess, baselines, train, controls, evaluate, register, share, gate.
 
-`diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. It decides when things run and
-shows what they did. What depends on what, and what is already computed, is DVC's to say; what a stage does stands in
-the package.
+`diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. The flow decides when things run
+and shows what they did. DVC knows what depends on what, and what is already computed. A stage's work is in the package.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +17,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from diptych.data.pretrained import locate_towers
-from diptych.project import dvc
+from diptych.orchestration import pages
+from diptych.project import dvc, leftovers
 from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
-from diptych.project.leftovers import repair
 from diptych.project.params import read_params
 from diptych.project.presets import use_preset
 from diptych.project.processes import holding
@@ -34,9 +31,6 @@ if TYPE_CHECKING:
     from diptych.inbox.ledger import Taken
 
 Promotion = Literal["auto", "manual", "never"]
-PROGRESS_EVERY = 10.0
-"""Seconds between two states of a progress bar in the log."""
-_BAR = re.compile(r"\d+%\||\d+it \[")
 
 
 @flow(name="retrain", description=__doc__, validate_parameters=True, persist_result=False)
@@ -46,17 +40,17 @@ def retrain(
     promotion: Promotion = "never",
     inbox: str | None = None,
 ) -> dict[str, Any]:
-    """Runs the chain on the project in the current folder; what has not changed is reused.
+    """Run the chain on the project in the current folder; what has not changed is reused.
 
     Args:
         preset: put presets/NAME.yaml in force as params.yaml first.
         force: run every stage, changed or not.
-        promotion: of the new version, if it passes the gate: "auto" at once, "manual" by `diptych promote`; "never"
-            does not ask the gate.
-        inbox: where new pairs are dropped; null: retrain.inbox of params.yaml.
+        promotion: what to do with a new version that passes the gate: "auto" promotes it at once, "manual" leaves that
+            to `diptych promote`; "never" does not ask the gate.
+        inbox: the folder or bucket of new pairs; null: retrain.inbox of params.yaml.
 
     Returns:
-        What ran and why, and, where a model is there, its metrics, version and what became of it, as plain values.
+        What ran and why; where there is a model, its metrics, its version and the decision on it. All plain values.
 
     Raises:
         DiptychError: a stage failed, with the stage's own message; another run holds the workspace.
@@ -67,39 +61,42 @@ def retrain(
     with holding(workspace, "the retrain flow"), chdir(workspace.root):
         if preset:
             use_preset(workspace, preset)
-        # Wrong parameters end it here.
+        # Invalid parameters end the run here.
         read_params(workspace)
         warn_of_unknown_commit(workspace)
-        repair(workspace)
-        taken = look_into_inbox(workspace, inbox)
-        data, changed = bring_data(workspace)
-        why, stages = run_stages(workspace, taken, changed, force)
-        told = [one.describe() for one in taken]
-        happened: dict[str, Any] = {"data": data, "inbox": told, "why": why, "stages": stages}
+        leftovers.repair(workspace)
+        drops = ingest_drops(workspace, inbox)
+        data, changed = fetch_data(workspace)
+        why, stages = run_stages(workspace, drops, changed, force)
+        inbox_lines = [drop.describe() for drop in drops]
+        summary: dict[str, Any] = {"data": data, "inbox": inbox_lines, "why": why, "stages": stages}
         if "not needed" not in stages.values():
             if "ran" in stages.values():
                 publish(workspace)
-            happened |= register_model(workspace)
+            summary |= register_model(workspace)
             share(workspace)
-            happened["decision"] = decide(workspace, happened["version"]["version"], promotion)
-        tell_history(workspace)
-        summarize(happened)
-        return happened
+            summary["decision"] = decide(workspace, summary["version"]["version"], promotion)
+        record_drops(workspace)
+        publish_summary(summary)
+        return summary
 
 
 def warn_of_unknown_commit(workspace: Workspace) -> None:
-    """Tells, before anything is trained, that and why nobody will know which commit the model is of."""
+    """Warn before training, with the reason, where git cannot name the commit that the model is of."""
     try:
         head(workspace.root)
     except GitError as error:
-        why = "git_sha is unknown, so that a model of this run cannot be made again: %s"
-        get_run_logger().warning(why, error)
+        get_run_logger().warning("git_sha is unknown, so that a model of this run cannot be made again: %s", error)
 
 
 def run_stages(
-    workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any], force: bool
+    workspace: Workspace, drops: Sequence[Taken], changed: dict[str, Any], force: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """The stages that have to run, if there is a reason; returns why, or why not, and what became of each."""
+    """Run the stages that have to run, if there is a reason.
+
+    Returns:
+        Why, or why not; and by stage "ran", "reused" or "not needed".
+    """
     from diptych.registry.register import check_registry
 
     params = read_params(workspace)
@@ -108,82 +105,81 @@ def run_stages(
         return ["Nothing has changed."], dict.fromkeys(dvc.STAGES, "reused")
     if force or {"preprocess", "baselines", "train"}.intersection(changed):
         locate_towers(params.model)
-    if away := check_registry(workspace, params):
-        get_run_logger().warning(away)
+    if problem := check_registry(workspace, params):
+        get_run_logger().warning(problem)
     first, *others = dvc.STAGES
     stages = {first: reproduce(workspace, first, force)}
-    reasons, why_not = (["It was asked for."], "") if force else look_for_reasons(workspace, taken, changed)
+    reasons, why_not = (["It was asked for."], "") if force else find_reasons(workspace, drops, changed)
     if not reasons:
         return [why_not], {**stages, **dict.fromkeys(others, "not needed")}
     return reasons, stages | {name: reproduce(workspace, name, force) for name in others}
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
-def look_into_inbox(workspace: Workspace, inbox: str | None) -> list[Taken]:
-    """New pairs that were dropped become part of the dataset version, if they pass validation."""
+def ingest_drops(workspace: Workspace, inbox: str | None) -> list[Taken]:
+    """Add new pairs from the inbox to the dataset version, if they pass validation."""
     params = read_params(workspace)
     if not (inbox or params.retrain.inbox or workspace.journal.exists()):
         return []
     from diptych.inbox.taking import take_drops
 
-    say = get_run_logger().info
-    taken = take_drops(workspace, params, inbox, _throttled(say))
-    for one in taken:
-        say(one.describe())
-    return taken
+    log = get_run_logger().info
+    drops = take_drops(workspace, params, inbox, pages.throttled(log))
+    for drop in drops:
+        log(drop.describe())
+    return drops
 
 
 @task(name="reasons", task_run_name="reasons", cache_policy=NO_CACHE, persist_result=False)
-def look_for_reasons(workspace: Workspace, taken: Sequence[Taken], changed: dict[str, Any]) -> tuple[list[str], str]:
-    """Why this run trains, or why not; how far new pairs are from those of the champion."""
+def find_reasons(workspace: Workspace, drops: Sequence[Taken], changed: dict[str, Any]) -> tuple[list[str], str]:
+    """Return why this run trains, or why not; publish how far new pairs are from those of the champion."""
     from diptych.inbox.need import need_to_train
-    from diptych.orchestration.pages import show_drift
 
-    need = need_to_train(workspace, read_params(workspace), taken, changed)
+    need = need_to_train(workspace, read_params(workspace), drops, changed)
     if need.drift is not None:
-        show_drift(need.drift)
+        pages.show_drift(need.drift)
     for sentence in need.reasons or [need.why_not]:
         get_run_logger().info(sentence)
     return need.reasons, need.why_not
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
-def bring_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
-    """The dataset version that data.dvc records is in data/; returns how it came there, and what has changed since the
-    last results.
+def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
+    """Put the dataset version that data.dvc records into data/, if it is not there.
+
+    Returns:
+        How it came there, and what has changed since the last results.
     """
-    # A call of DVC takes a second: where all is well, one tells both. So does importing what registers, which every run
-    # needs in the end; DVC is another process, so both are done at once.
-    with ThreadPoolExecutor(1) as beside:
-        asked = beside.submit(dvc.status, workspace)
+    # A call of DVC takes a second, and so does the import of the registry, which every run needs in the end. DVC is
+    # another process, so both are done at the same time. Mostly this one call answers both questions.
+    with ThreadPoolExecutor(1) as pool:
+        status = pool.submit(dvc.status, workspace)
         import diptych.registry.register  # noqa: F401
 
-        changed, how = asked.result(), "present"
+        changed, origin = status.result(), "present"
     if not workspace.data.exists() or "data.dvc" in changed or dataset_version(workspace) is None:
-        how = fetch_dataset(workspace)
+        origin = fetch_dataset(workspace)
         changed = dvc.status(workspace)
-    get_run_logger().info("data/ is %s", how)
-    return how, changed
+    get_run_logger().info("data/ is %s", origin)
+    return origin, changed
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def reproduce(workspace: Workspace, name: str, force: bool) -> str:
-    """One stage by `dvc repro --single-item`; returns whether it "ran" or was "reused"."""
-    say = _throttled(get_run_logger().info)
-    return "ran" if dvc.reproduce(workspace, name, force=force, on_line=say) else "reused"
+    """Run one stage by `dvc repro --single-item`; return whether it "ran" or was "reused"."""
+    log = pages.throttled(get_run_logger().info)
+    return "ran" if dvc.reproduce(workspace, name, force=force, on_line=log) else "reused"
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(workspace: Workspace) -> None:
-    """What the stages found, as artifacts of the run."""
-    from diptych.orchestration.pages import show_results
-
-    show_results(workspace)
+    """Publish the results of the stages as artifacts of the run."""
+    pages.show_results(workspace)
 
 
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
 def register_model(workspace: Workspace) -> dict[str, Any]:
-    """The trained model as a version of the registered model, with the alias challenger."""
+    """Register the trained model as a version with the alias challenger."""
     from diptych.registry.address import tracking_uri
     from diptych.registry.register import register
 
@@ -196,7 +192,7 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
 
 @task(name="share", task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
 def share(workspace: Workspace) -> None:
-    """Data and results go to the DVC remote, the commits of runs to the git remote, where there are such."""
+    """Send data and results to the DVC remote, and the commits of runs to the git remote, where there are remotes."""
     from diptych.project.recording import publish_run
 
     for problem in publish_run(workspace, read_params(workspace), get_run_logger().info):
@@ -205,8 +201,7 @@ def share(workspace: Workspace) -> None:
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, persist_result=False)
 def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
-    """The gate's word on the version, and its promotion, if that is wanted; the champion afterwards."""
-    from diptych.orchestration.pages import show_decision
+    """Ask the gate about the version, and promote it if that is wanted; return the outcome and the champion."""
     from diptych.registry.lifecycle import consider, needs_decision
     from diptych.registry.promotion import mend
     from diptych.registry.registered_model import RegisteredModel
@@ -219,15 +214,15 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     if version and needs_decision(model, version, dataset_version(workspace) or "", promotion):
         considered = consider(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
-        show_decision(considered)
+        pages.show_decision(considered)
         outcome, why = considered.outcome, considered.why
     champion = model.champion()
     return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
 
 
 @task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)
-def tell_history(workspace: Workspace) -> None:
-    """Drops that brought nothing, in the model's history: of runs that train nothing too."""
+def record_drops(workspace: Workspace) -> None:
+    """Record refused drops in the model's history, also those of runs that train nothing."""
     from diptych.inbox import ledger
     from diptych.registry.registered_model import RegisteredModel
 
@@ -238,24 +233,7 @@ def tell_history(workspace: Workspace) -> None:
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)
-def summarize(happened: dict[str, Any]) -> None:
-    """What this run did and why, with the ways to what it made."""
-    from diptych.orchestration.pages import mlflow_links, run_lines, show_summary
-
-    links = mlflow_links(happened["tracking_uri"], happened["version"]) if "version" in happened else {}
-    show_summary(run_lines(happened), links)
-
-
-def _throttled(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Passes lines on, but of a progress bar's states only one now and then."""
-    due = 0.0
-
-    def listen(line: str) -> None:
-        nonlocal due
-        if _BAR.search(line):
-            if time.monotonic() < due:
-                return
-            due = time.monotonic() + PROGRESS_EVERY
-        say(line)
-
-    return listen
+def publish_summary(summary: dict[str, Any]) -> None:
+    """Publish what this run did and why, with links to the version and its run."""
+    links = pages.mlflow_links(summary["tracking_uri"], summary["version"]) if "version" in summary else {}
+    pages.show_summary(pages.run_lines(summary), links)

@@ -1,4 +1,4 @@
-"""The rollback flow: `diptych rollback` for whoever may trigger deployments."""
+"""The rollback flow: `diptych rollback` for everybody who may trigger deployments."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from diptych.orchestration.pages import show_summary
 from diptych.project.environment import enter
 from diptych.project.params import read_params
 
 
 @flow(name="rollback", description=__doc__, validate_parameters=True, persist_result=False)
 def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
-    """Makes an earlier champion the champion again.
+    """Make an earlier champion the champion again.
 
     Args:
         reason: why; kept in the history.
@@ -25,13 +26,12 @@ def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
         DiptychError: there is no earlier champion, or its package is gone or damaged.
     """
     workspace = enter()
-    from diptych.orchestration.pages import show_summary
     from diptych.registry.promotion import roll_back
     from diptych.registry.registered_model import RegisteredModel
 
     model = RegisteredModel.of(workspace, read_params(workspace))
     moved = roll_back(model, to, why=reason)
-    said = f"{model.name}: version {moved.after} is the champion in place of version {moved.before}: {reason}"
-    get_run_logger().info(said)
-    show_summary([said], {})
+    message = f"{model.name}: version {moved.after} is the champion in place of version {moved.before}: {reason}"
+    get_run_logger().info(message)
+    show_summary([message], {})
     return {**model.find(moved.after).to_json(), "before": moved.before}

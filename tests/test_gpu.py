@@ -25,8 +25,9 @@ from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import DualEncoder
 from diptych.registry.packaged_model import PackagedModel
 from diptych.retrieval.embedding import Embedded, embed_means, embed_querybank, embed_split
-from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings
-from diptych.retrieval.reranking import Weights, match_logits, reranked_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import ranks_from_embeddings
+from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
@@ -302,9 +303,9 @@ def test_logits_querybank_and_what_is_ranked_by_them_are_those_of_the_cpu(
     candidates, banks = [], []
     for model, device in ((trained, CPU), (on_gpu, GPU)):
         banks.append(embed_querybank(model, Inputs(prepared.split("train")), seed=0, batch_size=8, device=device))
-        candidates.append(match_logits(model, embedded, 4, device=device))
+        candidates.append(candidate_logits(model, embedded, 4, device=device))
     for one, other in zip(*candidates, strict=True):
-        torch.testing.assert_close(other.match, one.match, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(other.itm, one.itm, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(other.alignment, one.alignment, rtol=1e-3, atol=1e-4)
     ranks = [reranked_ranks(both, scale, Weights(0.5, 0.25)).ranks for both in candidates]
     for one, other in zip(*ranks, strict=True):

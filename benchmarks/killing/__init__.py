@@ -1,4 +1,4 @@
-"""What kills.py is made of: the project, the servers, a run and its phases, and what has to be left after a kill."""
+"""Parts of kills.py: the project, the servers, a run and its phases, and the checks after a kill."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What has to be true after a recovery; each function returns what is not, in words."""
+"""Checks after a recovery; each function yields the problems as sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from diptych.data.captions import read_dataset
@@ -29,14 +29,14 @@ from .project import SCENES
 from .stack import Stack
 
 CHANGES = {"data.dvc", "dvc.lock", "params.yaml"}
-"""What a run may change of what git tracks."""
+"""Tracked files that a run may change."""
 
 _OF_THE_WORKER = re.compile(r"prefect-workspace-attempt-.*|runner_storage|tmp.*prefect")
-"""Empty folders that Prefect's own worker leaves where it is killed."""
+"""Names of empty folders that Prefect's worker leaves when it is killed."""
 
 
 class Checks:
-    """Of one project and its registry. A version that was found whole is not downloaded again before `everything`."""
+    """Checks of a project and its registry. A version that was complete is not downloaded again before `everything`."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -46,9 +46,9 @@ class Checks:
         self._newest = 0
 
     def after(self, summary: dict[str, Any]) -> list[str]:
-        """After a run that told `summary`."""
+        """Return the problems after a run that printed `summary`."""
         model = RegisteredModel.of(self._workspace, read_params(self._workspace))
-        found = [
+        problems = [
             *self._versions(model),
             *self._aliases(model, summary),
             *self._history(model),
@@ -58,18 +58,18 @@ class Checks:
             *self._leftovers(),
         ]
         self._newest = max(map(int, model.numbers()), default=0)
-        return found
+        return problems
 
     def is_judged(self) -> bool:
-        """Whether the gate has said its word on the challenger, and what is left to do is to promote it."""
+        """Return True once the gate has decided on the challenger, so that only the promotion remains."""
         model = RegisteredModel.of(self._workspace, read_params(self._workspace))
         return "gate" in model.find(CHALLENGER).tags
 
     def everything(self) -> list[str]:
-        """At the end: every version again, and what the remotes have."""
+        """Return the problems at the end: of every version again, and of the remotes."""
         self._whole.clear()
         model = RegisteredModel.of(self._workspace, read_params(self._workspace))
-        found = list(self._versions(model))
+        problems = list(self._versions(model))
         missing = subprocess.run(
             ["dvc", "status", "--cloud", "--json"],
             cwd=self._project.root,
@@ -79,13 +79,13 @@ class Checks:
             check=False,
         )
         if missing.returncode or json.loads(missing.stdout or "{}"):
-            found.append(f"the DVC remote: {(missing.stdout or missing.stderr)[-300:]}")
+            problems.append(f"the DVC remote: {(missing.stdout or missing.stderr)[-300:]}")
         if not self._project.runs_are_shared():
-            found.append("the git remote lacks runs")
-        return found
+            problems.append("the git remote lacks runs")
+        return problems
 
     def _versions(self, model: RegisteredModel) -> Iterator[str]:
-        """Every version has its whole package, and no model is registered twice."""
+        """Check that every version has its whole package, and that no model is registered twice."""
         versions = [model.find(number) for number in model.numbers()]
         for version in versions:
             if version.version in self._whole:
@@ -102,14 +102,14 @@ class Checks:
         yield from (f"{count} versions are the model {sha[:12]}" for sha, count in counts.items() if count > 1)
 
     def _aliases(self, model: RegisteredModel, summary: dict[str, Any]) -> Iterator[str]:
-        """This round's model is challenger and, as the gate lets everything through, champion."""
-        aliases, there = model.aliases(), model.numbers()
+        """Check that this round's model is challenger, and champion too, since the gate accepts everything."""
+        aliases, numbers = model.aliases(), model.numbers()
         for alias in (CHALLENGER, CHAMPION, PREVIOUS):
-            if aliases.get(alias) not in there:
-                yield f"{alias} points to version {aliases.get(alias)}, which there is not"
+            if aliases.get(alias) not in numbers:
+                yield f"{alias} points to version {aliases.get(alias)}, which does not exist"
         if summary.get("version", {}).get("version") != aliases.get(CHALLENGER):
-            yield f"the run tells of another version than the challenger, {aliases.get(CHALLENGER)}"
-        if aliases.get(CHALLENGER) in there:
+            yield f"the run reports another version than the challenger, {aliases.get(CHALLENGER)}"
+        if aliases.get(CHALLENGER) in numbers:
             version = model.find(CHALLENGER)
             digests = model_digests(self._workspace.model)
             if digests != {name: version.tags.get(name) for name in digests}:
@@ -120,7 +120,7 @@ class Checks:
             yield f"the champion is version {aliases.get(CHAMPION)}, not the challenger {aliases.get(CHALLENGER)}"
 
     def _history(self, model: RegisteredModel) -> Iterator[str]:
-        """Each move of the champion is told, from where the one before ended to where it is now."""
+        """Check that the history has each move of the champion, each from the target of the move before."""
         moves = [event for event in history(model) if event.moves]
         before = None
         for event in moves:
@@ -133,38 +133,39 @@ class Checks:
         yield from (f"a claim is left: {text}" for key, text in tags.items() if key.startswith(CLAIMS))
 
     def _tracking(self, model: RegisteredModel) -> Iterator[str]:
-        """No run is shown as at work."""
+        """Check that MLflow shows no run as running."""
         experiment = model.client.get_experiment_by_name(read_params(self._workspace).register_.experiment)
+        assert experiment is not None
         for run in model.client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
             yield f"MLflow's run {run.info.run_id} is shown as running"
 
     def _data(self) -> Iterator[str]:
-        """DVC has nothing to do; each drop is in the dataset with all its images, and once."""
+        """Check that DVC has nothing to do, and that the dataset has all images of each drop once."""
         if changed := dvc.status(self._workspace):
             yield f"dvc status: {changed}"
         dataset = read_dataset(self._workspace.data)
-        held = Counter(image["sha256"] for image in dataset.images if image.get("sha256"))
+        present = Counter(image["sha256"] for image in dataset.images if image.get("sha256"))
         wanted = set().union(*self._project.drops.values())
-        if held and max(held.values()) > 1:
+        if present and max(present.values()) > 1:
             yield "an image is in the dataset twice"
         for name, digests in self._project.drops.items():
-            if missing := len(digests - set(held)):
+            if missing := len(digests - set(present)):
                 yield f"{missing} of {len(digests)} images of the drop {name} are not in the dataset"
         if (count := len(dataset.images)) != SCENES + len(wanted):
             yield f"{count} images are in the dataset, and {SCENES} scenes and {len(wanted)} dropped ones have to be"
-        outcomes = {one["name"]: one["outcome"] for one in _read_json(self._workspace.local / "inbox.json", [])}
+        outcomes = {entry["name"]: entry["outcome"] for entry in _read_json(self._workspace.local / "inbox.json", [])}
         for name, digests in self._project.drops.items():
             if outcomes.get(name) not in (("taken", "known") if digests else ("refused",)):
                 yield f"the ledger says of the drop {name}: {outcomes.get(name)}"
 
     def _tree(self) -> Iterator[str]:
-        """git sees what a run may change, and nothing else."""
+        """Check that git status lists only files that a run may change."""
         lines = self._project.ask("git", "status", "--porcelain", "--untracked-files=all").splitlines()
         if others := [line for line in lines if line[3:] not in CHANGES]:
             yield f"git status: {others}"
 
     def _leftovers(self) -> Iterator[str]:
-        """No files of a run that was killed, no process, no lock."""
+        """Check that no files, processes or locks of a killed run are left."""
         root, local = self._project.root, self._workspace.local
         for name in ("taking.json", "inbox", "holder.json", "training-run.json"):
             if (local / name).exists():
@@ -184,7 +185,7 @@ class Checks:
 
 
 def _temporary(root: Path) -> Iterator[Path]:
-    """What this project's or DVC's unfinished files are called."""
+    """Yield unfinished files of this project or of DVC, which their names show."""
 
     def is_temporary(name: str) -> bool:
         return (name.endswith((".tmp", ".old", ".part")) and name.startswith(".")) or name.startswith("tmp_obj_")
@@ -194,15 +195,15 @@ def _temporary(root: Path) -> Iterator[Path]:
 
 
 def _processes(stack: Stack) -> Iterator[str]:
-    """Those of a run of the project; the worker itself is none."""
+    """Yield a problem for each process of a run of the project; the worker is not such a process."""
     root = str(stack.project.root)
     worker = stack.worker.process.pid if stack.worker.process else 0
     for process in psutil.process_iter():
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == worker:
                 continue
-            held = process.environ().get(HOLDER, "").partition(":")[2] == root
-            if held or _is_in(process.cwd, root):
+            is_held = process.environ().get(HOLDER, "").partition(":")[2] == root
+            if is_held or _is_in(process.cwd, root):
                 yield f"a process is left: {' '.join(process.cmdline())[:200]}"
         except psutil.Error:
             continue

@@ -20,14 +20,14 @@ from diptych.project.workspace import Workspace
 from . import ROOT
 
 SCENES = 100
-"""Images that there are before the first drop."""
+"""Images of the dataset before the first drop."""
 COLOURS = ("red", "green", "blue", "yellow", "white", "orange", "purple", "grey")
 IMAGES = 4
-"""Of a drop."""
+"""Images of a drop."""
 CHEAP: dict[str, dict[str, Any]] = {
     "baselines": {"methods": [], "controls": []},
     "train": {"epochs": 1},
-    # What was trained for a second is neither good nor better than what was there before; it is to be promoted.
+    # A model that was trained for a second is neither good nor better than the champion; the gate promotes it here.
     "gate": {
         "better_than_chance": False,
         "rsum_margin": 600.0,
@@ -36,14 +36,14 @@ CHEAP: dict[str, dict[str, Any]] = {
         "latency_ms": 60000.0,
     },
 }
-"""What of presets/tiny.yaml is as cheap as can be."""
+"""Changes of presets/tiny.yaml that make a run as cheap as possible."""
 
 
 class Project:
-    """A fresh clone of this repository in `folder`/project, and what lies around it.
+    """A fresh clone of this repository in `folder`/project, with its remotes and its inbox.
 
-    `drops` are those that were made, by name: the digests of their images, which the dataset has to hold afterwards, or
-    an empty set for what has to be refused.
+    `drops` has the digests of the images of each drop by its name: the dataset has to contain them afterwards. The set
+    of a drop that has to be refused is empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,19 +55,19 @@ class Project:
         self._runs = folder / "runs.git"
 
     def make(self, environment: Mapping[str, str]) -> None:
-        """The clone has its data, and params.yaml; nothing has run yet."""
+        """Make the clone with its data and params.yaml; no stage runs yet."""
         self.inbox.mkdir(parents=True, exist_ok=True)
         for command in (
             ("git", "clone", "--quiet", str(ROOT), str(self.root)),
             ("git", "init", "--quiet", "--bare", str(self._runs)),
         ):
             subprocess.run(command, check=True)
-        for command in (
-            # Not in the configuration that git tracks.
+        for setup in (
+            # --local: the configuration that git tracks does not change.
             ("dvc", "remote", "add", "--quiet", "--local", "--default", "store", str(self._remote)),
             ("diptych", "data", "scenes", "--train", "60", "--val", "20", "--test", str(SCENES - 80)),
         ):
-            subprocess.run(command, cwd=self.root, env=environment, check=True, capture_output=True)
+            subprocess.run(setup, cwd=self.root, env=environment, check=True, capture_output=True)
         params = yaml.safe_load((self.workspace.presets / "tiny.yaml").read_text())
         for section, values in CHEAP.items():
             params[section] = {**params[section], **values}
@@ -75,7 +75,7 @@ class Project:
         self._write_params(params)
 
     def change(self, number: int, stage: str) -> None:
-        """Another seed, so that there is a new model; and what has `stage` run anew, if that alone does not."""
+        """Change the seed, so that there is a new model, and a setting of `stage`, so that this stage runs too."""
         params = yaml.safe_load(self.workspace.params.read_text())
         params["seed"] = number
         if stage == "validate":
@@ -85,9 +85,9 @@ class Project:
         self._write_params(params)
 
     def drop(self, kind: str, draw: random.Random) -> None:
-        """New pairs: `good` ones, the `same` as in an earlier drop, or `bad` ones, which have to be refused."""
+        """Drop new pairs: `good`, the `same` as in an earlier drop, or `bad`, which have to be refused."""
         name = f"{len(self.drops):03d}-{kind}"
-        earlier = [one for one, digests in self.drops.items() if digests]
+        earlier = [other for other, digests in self.drops.items() if digests]
         if kind == "same" and earlier:
             source = draw.choice(earlier)
             shutil.copytree(self.inbox / source, self.inbox / f"_{name}")
@@ -97,30 +97,30 @@ class Project:
             if kind == "bad":
                 contents[1:] = [b"no image" + draw.randbytes(8) for _ in contents[1:]]
             _write_drop(self.inbox / f"_{name}", name, contents, draw)
-            self.drops[name] = {hashlib.sha256(one).hexdigest() for one in contents} if kind != "bad" else set()
-        # A name that begins so is not looked at: the drop is there at once, and whole.
+            self.drops[name] = {hashlib.sha256(content).hexdigest() for content in contents} if kind != "bad" else set()
+        # The inbox ignores names that begin with "_": the drop appears at once, and complete.
         (self.inbox / f"_{name}").rename(self.inbox / name)
 
     def ask(self, *command: str) -> str:
-        """What git answers in the project."""
+        """Return the output of a command in the project."""
         return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True).stdout
 
     def runs_are_shared(self) -> bool:
-        """Whether the git remote has the branch of the runs as it is here."""
-        here, there = (
+        """Return True if the git remote has the same branch of runs as the project."""
+        local, remote = (
             subprocess.run(
-                ["git", "rev-parse", "diptych/runs"], cwd=where, capture_output=True, text=True, check=False
+                ["git", "rev-parse", "diptych/runs"], cwd=folder, capture_output=True, text=True, check=False
             ).stdout
-            for where in (self.root, self._runs)
+            for folder in (self.root, self._runs)
         )
-        return bool(here) and here == there
+        return bool(local) and local == remote
 
     def _write_params(self, params: dict[str, Any]) -> None:
         self.workspace.params.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def _picture(draw: random.Random) -> bytes:
-    """A few coloured rectangles, no two pictures alike."""
+    """Draw a few coloured rectangles, different in each picture."""
     image = Image.new("RGB", (64, 64), draw.choice(COLOURS))
     pen = ImageDraw.Draw(image)
     for _ in range(6):
@@ -134,7 +134,8 @@ def _picture(draw: random.Random) -> bytes:
 
 def _write_drop(folder: Path, name: str, contents: Sequence[bytes], draw: random.Random) -> None:
     (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, content in enumerate(contents, start=1):
         file = f"{name}-{number}.png"
         (folder / "images" / file).write_bytes(content)

@@ -1,4 +1,4 @@
-"""A run that is under way: its processes, and the phase that it is in, by what it says."""
+"""A run in progress: its processes, and its phase, which its output shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 PHASES = (
     "start",
@@ -28,39 +28,39 @@ PHASES = (
     "summary",
     "end",
 )
-"""In their order; all but the first and the last are the flow's tasks. The gate's ends with the promotion."""
+"""Phases in order; all but the first and the last are tasks of the flow. The gate's task ends with the promotion."""
 _FINISHED = re.compile(r"(?:Task run '(\w+)' - |\d (\w+) +\| )Finished in state")
 _LOOK = 0.05
-"""Seconds between two looks at the run."""
+"""Seconds between two checks of the run."""
 
 
 @dataclass
 class Run:
-    """A run whose log is what `log` has from `offset` on, and whose process `find` finds."""
+    """A run whose output is in `log` from `offset` on, and whose process `find` returns."""
 
     log: Path
     offset: int
     find: Callable[[], psutil.Process | None]
     flow_run: str = ""
-    """Prefect's id of it, where the deployment has started it."""
+    """Prefect's id of the run, where the deployment has started it."""
     _process: psutil.Process | None = field(default=None, repr=False)
 
     @property
     def process(self) -> psutil.Process | None:
-        """The flow's; None where it has not started yet."""
+        """The process of the flow; None where it has not started yet."""
         if self._process is None:
             self._process = self.find()
         return self._process
 
     @property
-    def said(self) -> str:
-        """All of it until now."""
+    def output(self) -> str:
+        """The run's output until now."""
         with self.log.open("rb") as file:
             file.seek(self.offset)
             return file.read().decode(errors="replace")
 
     def is_alive(self) -> bool:
-        """Whether its process still runs."""
+        """Return True if the flow's process still runs."""
         if self.process is None:
             return False
         try:
@@ -69,16 +69,16 @@ class Run:
             return False
 
     def phase(self) -> str:
-        """What follows on the task that was finished last."""
-        said = self.said
-        finished = [found[1] or found[2] for found in _FINISHED.finditer(said)]
+        """Return the phase after the task that was finished last."""
+        output = self.output
+        finished = [match[1] or match[2] for match in _FINISHED.finditer(output)]
         known = [PHASES.index(name) for name in finished if name in PHASES]
         if not known:
-            return "inbox" if "Beginning flow run" in said else "start"
+            return "inbox" if "Beginning flow run" in output else "start"
         return PHASES[known[-1] + 1]
 
     def stage(self) -> psutil.Process | None:
-        """The process of the stage that runs now."""
+        """Return the process of the stage that runs now; None where no stage runs."""
         if not self.is_alive():
             return None
         assert self.process is not None
@@ -92,7 +92,7 @@ class Run:
         return None
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Whether it becomes true while the run lives, or has yet to start."""
+        """Wait for `condition` until the run has ended; return whether the condition became true."""
         deadline = time.monotonic() + seconds
         while not condition():
             ended = self.process is not None and not self.is_alive()
@@ -103,12 +103,12 @@ class Run:
 
 
 def is_past(phase: str, other: str) -> bool:
-    """Whether a run in `phase` has `other` behind it."""
+    """Return True if a run in `phase` has finished the phase `other`."""
     return PHASES.index(phase) > PHASES.index(other)
 
 
 def engine_of(worker: psutil.Process) -> psutil.Process | None:
-    """The flow's process among the worker's."""
+    """Return the process of the flow among those of the worker."""
     try:
         for child in worker.children(recursive=True):
             if "prefect.engine" in child.cmdline():
@@ -119,11 +119,11 @@ def engine_of(worker: psutil.Process) -> psutil.Process | None:
 
 
 def kill_tree(process: psutil.Process) -> None:
-    """At once, with all that descends from it, and waits for their end."""
+    """Kill a process and all its descendants at once, and wait for their end."""
     family = [process, *process.children(recursive=True)]
-    for one in family:
+    for member in family:
         try:
-            one.kill()
+            member.kill()
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(family, timeout=30)

@@ -1,4 +1,4 @@
-"""The servers and a worker, by the scripts of docker/, and what is asked of them."""
+"""The servers and a worker, by the scripts of docker/, and requests to them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from services import Service
 
 from .project import Project
 
-PLACE = 420.0
-"""Seconds in which the place of a run that was killed has to be free again; docs/operating.md says five minutes."""
+SLOT_PATIENCE = 420.0
+"""Seconds within which the slot of a killed run has to be free again; docs/operating.md says five minutes."""
 
 
 class Stack(NamedTuple):
-    """What the project needs to run by itself."""
+    """The services that a project needs for runs by itself."""
 
     postgres: Service
     mlflow: Service
@@ -32,24 +32,24 @@ class Stack(NamedTuple):
     worker: Service
     project: Project
     environment: dict[str, str]
-    """Of commands that work on the project."""
+    """Environment of commands that work on the project."""
 
     def trigger(self) -> str:
-        """Has the deployment run; returns the id of the flow run."""
+        """Trigger the deployment; return the id of the flow run."""
         deployment = self._ask("/deployments/name/retrain/retrain")["id"]
         made = self._ask(f"/deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})
         return str(made["id"])
 
     def state(self, flow_run: str) -> str:
-        """Of a flow run, as Prefect tells it."""
+        """Return the name of a flow run's state in Prefect."""
         return str(self._ask(f"/flow_runs/{flow_run}")["state"]["name"])
 
-    def places_taken(self) -> int:
-        """Of the one that the deployment's concurrency limit has."""
+    def active_slots(self) -> int:
+        """Return the number of occupied slots of the deployment's concurrency limit, which has one slot."""
         return int(self._ask("/deployments/name/retrain/retrain")["global_concurrency_limit"]["active_slots"])
 
     def start(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
-        """`diptych ARGUMENTS` in the project; what it says goes to `log`, its results to the file .out beside it."""
+        """Start `diptych ARGUMENTS` in the project; stderr goes to `log`, and stdout to the file with suffix .out."""
         with log.with_suffix(".out").open("wb") as output, log.open("wb") as errors:
             return subprocess.Popen(
                 ["diptych", *arguments],
@@ -70,10 +70,10 @@ class Stack(NamedTuple):
 
 @contextmanager
 def running(folder: Path) -> Iterator[Stack]:
-    """Everything started and deployed; what the project's processes leave in a temporary folder is in `folder`/tmp."""
+    """Start all services and deploy the project; `folder`/tmp is the temporary folder of the project's processes."""
     project = Project(folder)
     os.environ["PYTHONPATH"] = str(project.root / "src")
-    # Imported a thousand times: not to be compiled each time.
+    # Modules are imported a thousand times: they are not to be compiled each time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with ExitStack() as opened:
         logs = folder / "logs"
@@ -82,7 +82,7 @@ def running(folder: Path) -> Iterator[Stack]:
         services.prepare(postgres, storage)
         mlflow = opened.enter_context(services.mlflow_server(logs, postgres, storage))
         prefect = opened.enter_context(services.prefect_server(logs, postgres))
-        os.environ["TMPDIR"] = str(_own_tmp(folder))
+        os.environ["TMPDIR"] = str(_temporary_folder(folder))
         environment = services.environment(mlflow, prefect, PREFECT_HOME=str(folder / "prefect-client"))
         project.make(environment)
         subprocess.run(["diptych", "deploy"], cwd=project.root, env=environment, check=True, capture_output=True)
@@ -90,40 +90,40 @@ def running(folder: Path) -> Iterator[Stack]:
             ["diptych", "schedule", "pause"], cwd=project.root, env=environment, check=True, capture_output=True
         )
         worker = opened.enter_context(services.worker(logs, project.root, prefect, mlflow))
-        # For what this process itself asks of MLflow.
+        # This process sends requests to MLflow too.
         os.environ |= {"MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
         yield Stack(postgres, mlflow, prefect, worker, project, environment)
 
 
-class Place:
-    """Watches from now on when the deployment's place is free."""
+class SlotWatch:
+    """A thread that measures the time until the deployment's slot is free."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._since = time.monotonic()
         self.seconds: float | None = None
-        """Until it was free; None while it is not."""
+        """Seconds until the slot was free; None while it is occupied."""
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def wait(self) -> float | None:
-        """The seconds; None where it does not become free."""
+        """Wait until the slot is free and return the seconds; None where it does not become free."""
         self._thread.join()
         return self.seconds
 
     def _watch(self) -> None:
-        while self.seconds is None and time.monotonic() - self._since < PLACE:
+        while self.seconds is None and time.monotonic() - self._since < SLOT_PATIENCE:
             try:
-                taken = self._stack.places_taken()
+                occupied = self._stack.active_slots()
             except (OSError, ValueError):
-                taken = 1  # The server does not answer now.
-            if not taken:
+                occupied = 1  # The server does not answer now.
+            if not occupied:
                 self.seconds = time.monotonic() - self._since
             time.sleep(1.0)
 
 
-def _own_tmp(folder: Path) -> Path:
-    # This process keeps the usual one.
+def _temporary_folder(folder: Path) -> Path:
+    # This process keeps the usual one: tempfile remembers the first answer.
     tempfile.gettempdir()
     path = folder / "tmp"
     path.mkdir()

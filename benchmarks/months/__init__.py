@@ -1,1 +1,1 @@
-"""What a year of a project's life is made of: its drops, its services, and what must have come of them."""
+"""Parts of year.py: the drops, the services, and the checks of the outcome."""

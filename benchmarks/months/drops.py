@@ -1,10 +1,10 @@
-"""Twelve months of drops: what a supplier of pictures and captions sends, in its good months and in its bad ones."""
+"""Twelve months of drops: pictures and captions from a supplier, in good months and in bad ones."""
 
 from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,11 +17,11 @@ from diptych.data.shards import list_members, read_member
 
 Kind = Literal["normal", "corrupt", "damaged table", "identical", "drifted", "wrong captions"]
 SIZE = 48
-"""Pixels a side, of the first scenes too."""
+"""Pixels of a side of a picture, of the first scenes too."""
 NORMAL = {"train": 40, "val": 5, "test": 5}
 DRIFTED = {"train": 80, "val": 5, "test": 10}
 WRONG = {"train": 450, "val": 1, "test": 1}
-"""More than all that is there already: few wrong captions would do no harm that a gate must see."""
+"""More pictures than the dataset has: a few wrong captions would do no harm that the gate must notice."""
 _FOREIGN = {
     "red": "rot",
     "blue": "blau",
@@ -47,7 +47,7 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class Month:
-    """What happens in one: a drop, and what a person does after its run."""
+    """The events of a month: a drop, and the action of a person after its run."""
 
     number: int
     kind: Kind
@@ -55,7 +55,7 @@ class Month:
 
     @property
     def name(self) -> str:
-        """Of its drop."""
+        """Name of the drop."""
         return f"{self.number:02}-{self.kind.replace(' ', '-')}"
 
 
@@ -85,64 +85,72 @@ class Picture(NamedTuple):
 
 
 def drop(inbox: Path, month: Month) -> Path:
-    """Writes the month's drop into the inbox, its captions last."""
+    """Write the month's drop into the inbox, its captions last."""
     folder = inbox / month.name
     folder.mkdir(parents=True)
     pictures = make_pictures(month)
     for picture in pictures:
         (folder / picture.name).write_bytes(picture.content)
-    # It counts as a drop from here on, so it comes whole.
+    # The folder counts as a drop once it has this file, so the file appears complete.
     table = folder / "captions.csv.part"
     table.write_text(_table(pictures, cut=month.kind == "damaged table"), encoding="utf-8")
     return table.rename(folder / "captions.csv")
 
 
 def make_pictures(month: Month, *, spoilt: bool = True) -> list[Picture]:
-    """By the number of the month alone; not `spoilt`: as they were before whatever is wrong with them."""
+    """Return the pictures of a month, which depend on its number only; without `spoilt`, before their faults."""
     if month.kind == "identical":
         return make_pictures(YEAR[1])
     counts = {"drifted": DRIFTED, "wrong captions": WRONG}.get(month.kind, NORMAL)
     pictures = _scenes(1000 + month.number, counts)
     if month.kind == "corrupt" and spoilt:
-        # As many as a broken transfer leaves behind: far above what may be set aside.
-        return [one._replace(content=one.content[:-200]) if at % 3 == 0 else one for at, one in enumerate(pictures)]
+        # A broken transfer spoils a share far above the limit of the quarantine.
+        return [
+            picture._replace(content=picture.content[:-200]) if index % 3 == 0 else picture
+            for index, picture in enumerate(pictures)
+        ]
     if month.kind == "drifted" and spoilt:
-        return [one._replace(content=_inverted(one.content), captions=_foreign(one.captions)) for one in pictures]
+        return [
+            picture._replace(content=_inverted(picture.content), captions=_foreign(picture.captions))
+            for picture in pictures
+        ]
     if month.kind == "wrong captions" and spoilt:
         return _shuffled(pictures)
     return pictures
 
 
-def _scenes(seed: int, counts: dict[str, int]) -> list[Picture]:
+def _scenes(seed: int, counts: Mapping[str, int]) -> list[Picture]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "data"
-        dataset = write_scenes(folder, seed=seed, size=SIZE, **counts)
+        dataset = write_scenes(
+            folder, seed=seed, size=SIZE, train=counts["train"], val=counts["val"], test=counts["test"]
+        )
         content = {member.name: read_member(folder, member) for member in list_members(folder)}
     captions: dict[int, list[str]] = {}
     for annotation in dataset.annotations:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     return [
-        Picture(f"{seed}-{one['file_name']}", one["split"], content[one["file_name"]], captions[one["id"]])
-        for one in dataset.images
+        Picture(f"{seed}-{image['file_name']}", image["split"], content[image["file_name"]], captions[image["id"]])
+        for image in dataset.images
     ]
 
 
 def _shuffled(pictures: Sequence[Picture]) -> list[Picture]:
-    """As a table looks in which one column was sorted without the others."""
-    captions = [one.captions for one in pictures]
+    """Move the captions to other pictures, as in a table of which one column was sorted without the others."""
+    captions = [picture.captions for picture in pictures]
     half = len(pictures) // 2
-    return [one._replace(captions=captions[at - half]) for at, one in enumerate(pictures)]
+    return [picture._replace(captions=captions[index - half]) for index, picture in enumerate(pictures)]
 
 
 def _inverted(content: bytes) -> bytes:
-    """A negative."""
+    """Return the negative of a picture."""
     buffer = BytesIO()
     ImageOps.invert(Image.open(BytesIO(content)).convert("RGB")).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
 def _foreign(captions: Sequence[str]) -> list[str]:
-    """With words that nobody has used before."""
+    """Replace words by words that no caption had before."""
     return [" ".join(_FOREIGN.get(word.lower(), word) for word in caption.split()) for caption in captions]
 
 
@@ -150,7 +158,7 @@ def _table(pictures: Sequence[Picture], *, cut: bool) -> str:
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("file", "caption", "split"))
-        rows.writerows((one.name, caption, one.split) for one in pictures for caption in one.captions)
+        rows.writerows((item.name, caption, item.split) for item in pictures for caption in item.captions)
         file.seek(0)
         content = file.read()
     return content[: content.rindex(",")] if cut else content

@@ -1,4 +1,4 @@
-"""The project that lives through the year: a clone with a dataset and parameters of its own, and its remotes."""
+"""The project of the year: a clone with another dataset and other parameters, and its remotes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from months.drops import SIZE
 ROOT = Path(__file__).parents[2]
 PARAMS = Path(__file__).with_name("params.yaml")
 SCENES = ("--train", "300", "--val", "60", "--test", "100", "--seed", "1", "--size", str(SIZE))
-"""What the team has when the year begins."""
+"""Arguments for the dataset at the beginning of the year."""
 OPERATOR = "operator"
-"""Who history says that a person of the team is."""
+"""User name of a person of the team in the history."""
 _AUTHOR = ("-c", "user.name=team", "-c", "user.email=team@localhost")
 
 
 class CommandError(Exception):
-    """A command failed; the message is what it said."""
+    """A command failed; the message is its output."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Project:
     environment: Mapping[str, str]
 
     def run(self, *command: str, fails: bool = False) -> str:
-        """What a command prints; where it `fails` and prints nothing, its errors.
+        """Run a command and return its stdout; where it `fails` without stdout, return its stderr.
 
         Raises:
-            CommandError: it fails, and it may not (`fails`).
+            CommandError: it fails, and `fails` is false.
         """
         done = subprocess.run(
             command, cwd=self.root, env=dict(self.environment), stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -50,35 +50,37 @@ class Project:
         return done.stdout or (done.stderr if fails else "")
 
     def diptych(self, *arguments: str) -> str:
-        """As a person types it. Raises as `run`."""
+        """Run a command of diptych as a person does. Raises as `run`."""
         return self.run("diptych", *arguments)
 
     def dataset_version(self) -> str:
-        """What data.dvc records."""
+        """Return the hash that data.dvc records."""
         content = yaml.safe_load((self.root / "data.dvc").read_text(encoding="utf-8"))
         return str(content["outs"][0]["md5"])
 
     def sources(self) -> list[str]:
-        """Of the images of the dataset: the paths that they were imported from."""
+        """Return the paths that the images of the dataset were imported from."""
         content = json.loads((self.root / "data" / "captions.json").read_text(encoding="utf-8"))
-        return [str(one["source"]) for one in content["images"]]
+        return [str(image["source"]) for image in content["images"]]
 
     def drop_outcome(self, name: str) -> dict[str, Any]:
-        """What became of a drop, and why."""
+        """Return the ledger's last entry for a drop: its outcome, and why."""
         entries = json.loads((self.root / ".diptych" / "inbox.json").read_text(encoding="utf-8"))
-        return next((dict(one) for one in reversed(entries) if one["name"] == name), {"outcome": "not looked at"})
+        return next((dict(entry) for entry in reversed(entries) if entry["name"] == name), {"outcome": "not looked at"})
 
 
 def make_project(folder: Path, environment: Mapping[str, str]) -> Project:
-    """A clone in `folder`/project of the repository that this file lies in, as it is committed, with scenes for a
-    dataset; its git remote is `folder`/origin.git, its DVC remote in S3."""
+    """Make a clone of the last commit of this repository in `folder`/project, with scenes as its dataset.
+
+    Its git remote is `folder`/origin.git; its DVC remote is in S3.
+    """
     origin = folder / "origin.git"
     _git(folder, "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
     _git(ROOT, "push", "--quiet", str(origin), "HEAD:refs/heads/main")
     project = clone(origin, folder / "project", environment)
     shutil.copy(PARAMS, project.root / "params.yaml")
     (project.root / "inbox").mkdir(exist_ok=True)
-    # That of another dataset, with other parameters.
+    # The lock file is that of another dataset, with other parameters.
     (project.root / "dvc.lock").unlink(missing_ok=True)
     project.run("dvc", "remote", "add", "--quiet", "--default", "storage", "s3://dvc/year")
     project.diptych("data", "scenes", *SCENES)
@@ -88,13 +90,13 @@ def make_project(folder: Path, environment: Mapping[str, str]) -> Project:
 
 
 def clone(origin: Path, root: Path, environment: Mapping[str, str]) -> Project:
-    """What somebody has who has nothing but git, and the servers' addresses; the code that runs is the clone's."""
+    """Make the project of a person who has only git and the servers' addresses; it runs the clone's code."""
     _git(root.parent, "clone", "--quiet", str(origin), str(root))
     return Project(root, {**environment, "PYTHONPATH": str(root / "src"), "DIPTYCH_USER": OPERATOR})
 
 
 def say(text: str) -> None:
-    """Progress, for people."""
+    """Print progress to stderr."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 

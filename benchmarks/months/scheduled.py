@@ -1,4 +1,4 @@
-"""Runs of the retrain flow that Prefect's own scheduler makes, and what their pages show."""
+"""Runs of the retrain flow that Prefect's scheduler makes, with their artifacts and logs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from months.project import Project, say
 
 SCHEDULER = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
-"""Of the Prefect server: it looks for changed schedules as often; sixty are its default, and would be waited for."""
+"""Settings of the Prefect server: seconds between its checks for changed schedules, 60 by default."""
 _ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 _PATIENCE = 3600.0
 """Seconds that a run may take."""
 _ATTEMPTS = 4
-"""A busy machine may take a minute to answer."""
+"""Attempts of a request: a server on a busy machine may take a minute to answer."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class FlowRun:
 
     state: str
     by_schedule: bool
-    """The scheduler made it, by the deployment's schedule."""
+    """True if the scheduler made the run."""
     seconds: float
     tasks: dict[str, float]
-    """Seconds by their names."""
+    """Seconds by the names of the tasks."""
     summary: str
-    """The artifact of that name."""
+    """Content of the artifact `summary`."""
     logs: list[str] = field(repr=False)
 
     @property
     def trained(self) -> bool:
-        """Whether the stage train ran, and not only its cache."""
+        """True if the stage train ran, and was not reused from the cache."""
         ran = next((line for line in self.summary.splitlines() if line.startswith("* ran: ")), "")
         return "train" in ran.removeprefix("* ran: ").split(", ")
 
@@ -52,32 +52,32 @@ class Retraining:
         self._deployment = self._ask("/deployments/name/retrain/retrain")["id"]
 
     def by_schedule(self) -> FlowRun:
-        """Sets the schedule to a moment that is soon, and waits for the end of the run that the scheduler makes then.
+        """Set the schedule to a moment in the near future, and wait for the end of the run that the scheduler makes.
 
-        The schedule is a daily one, so what it makes is one run.
+        The schedule is daily, so that it makes one run.
         """
         while (run := self._scheduled(self._set_schedule())) is None:
             self._lead *= 2
-            say(f"the moment had gone by; another one, {self._lead:.0f} s from now")
+            say(f"the moment had passed; the next is at least {self._lead:.0f} s from now")
         return self._ended(run)
 
     def _set_schedule(self) -> datetime:
-        # The command takes a while; what is in the past when it ends is not made up for.
+        # The command takes some seconds; the scheduler makes no runs for moments that have passed.
         started = time.monotonic()
         self._project.diptych("schedule", "show")
-        at = datetime.now(UTC) + timedelta(seconds=time.monotonic() - started + self._lead)
-        # A sixth field is that of seconds.
-        cron = f"{at.minute} {at.hour} * * * {at.second}"
-        self._project.diptych("schedule", "set", cron, "--timezone", "UTC")
-        return at.replace(microsecond=0)
+        soonest = datetime.now(UTC) + timedelta(seconds=time.monotonic() - started + self._lead)
+        # Schedules have full minutes.
+        at = soonest.replace(second=0, microsecond=0) + timedelta(minutes=1)
+        self._project.diptych("schedule", "set", f"{at.minute} {at.hour} * * *", "--timezone", "UTC")
+        return at
 
     def _scheduled(self, at: datetime) -> Mapping[str, Any] | None:
-        """The run for that moment; None if the scheduler made none."""
+        """Return the run for that moment; None if the scheduler made none."""
         moment = {"after_": at.isoformat(), "before_": at.isoformat()}
         wanted = {"deployment_id": {"any_": [self._deployment]}, "expected_start_time": moment}
         while datetime.now(UTC) < at + timedelta(seconds=5):
-            if found := self._ask("/flow_runs/filter", {"flow_runs": wanted}):
-                return dict(found[0])
+            if runs := self._ask("/flow_runs/filter", {"flow_runs": wanted}):
+                return dict(runs[0])
             time.sleep(1)
         return None
 
@@ -95,13 +95,13 @@ class Retraining:
             state=run["state_type"],
             by_schedule=bool(run["auto_scheduled"] and (run["created_by"] or {}).get("type") == "SCHEDULE"),
             seconds=run["total_run_time"],
-            tasks={one["name"]: one["total_run_time"] for one in tasks},
+            tasks={task["name"]: task["total_run_time"] for task in tasks},
             summary=artifacts[0]["data"] if artifacts else "",
-            logs=[one["message"] for one in logs],
+            logs=[entry["message"] for entry in logs],
         )
 
     def _ask(self, path: str, body: Any = None) -> Any:
-        """What the API answers; nothing that is asked here changes anything, so it may be asked again."""
+        """Return the answer of the API; requests are repeated, since none of them changes anything."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self._api}{path}", data, {"Content-Type": "application/json"})
         for attempt in range(_ATTEMPTS):

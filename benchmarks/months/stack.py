@@ -1,4 +1,4 @@
-"""The servers of docker/ as processes on this machine, as the tests start them."""
+"""The servers of docker/ as processes on this machine, started as in the tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services import Service
 
 
 class Stack(NamedTuple):
-    """The servers, and the project that they are for."""
+    """The servers, and their project."""
 
     mlflow: Service
     prefect: Service
@@ -27,7 +27,7 @@ class Stack(NamedTuple):
 
 @contextmanager
 def stack(folder: Path) -> Iterator[Stack]:
-    """PostgreSQL, S3, MLflow, Prefect, a project that is deployed there, and a worker."""
+    """Start PostgreSQL, S3, MLflow, Prefect, a deployed project and a worker."""
     if missing := services.postgres_missing():
         raise SystemExit(f"{missing}; install PostgreSQL.")
     logs = folder / "services"
@@ -42,7 +42,7 @@ def stack(folder: Path) -> Iterator[Stack]:
             home = str(folder / "prefect")
             project = make_project(folder, services.environment(mlflow, prefect, s3, PREFECT_HOME=home))
             project.diptych("deploy")
-            # The worker inherits it: its code is the clone's, as it is for whoever types commands there.
+            # The worker inherits this variable: like commands in the clone, it runs the clone's code.
             os.environ["PYTHONPATH"] = str(project.root / "src")
             with services.worker(logs, project.root, prefect, mlflow, s3):
                 yield Stack(mlflow, prefect, project)

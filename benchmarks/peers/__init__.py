@@ -1,1 +1,1 @@
-"""The systems that throughput.py and time_to_recall.py put side by side: a process each, which prints one JSON line."""
+"""The systems that throughput.py and time_to_recall.py compare: a process for each, which prints one JSON line."""

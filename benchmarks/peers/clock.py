@@ -1,4 +1,4 @@
-"""How long training takes, evaluation left out."""
+"""Clocks for the time of training, without evaluation."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import torch
 
 
 def now() -> float:
-    """Seconds, when all that was begun on a GPU is done."""
+    """Return the time in seconds, after the GPU has finished its work."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class StepClock:
-    """Told of every step's end, and of the first one's beginning."""
+    """A clock that ticks at the beginning of the first step, and at the end of every step."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
 
     def tick(self) -> None:
-        """Another step has ended; the first tick: the first step begins."""
+        """Record the end of a step; the first tick is the beginning of the first step."""
         self.ticks.append(now())
 
     def pairs_per_second(self, pairs: int, warmup_steps: int) -> float:
-        """Of steps with so many `pairs` each, the first ones left out."""
+        """Return the speed of steps with `pairs` each, without the first `warmup_steps`."""
         steps = len(self.ticks) - 1 - warmup_steps
         return pairs * steps / (self.ticks[-1] - self.ticks[warmup_steps])
 
 
 class EpochClock:
-    """Val RSUM over the seconds that training took; what is done between pause and resume does not count."""
+    """A clock of val RSUM over the seconds of training; time between pause and resume does not count."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -39,17 +39,17 @@ class EpochClock:
         self._since = now()
 
     def pause(self) -> None:
-        """Training rests."""
+        """Stop the clock."""
         self.seconds += now() - self._since
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Continue the clock."""
         self._since = now()
 
     def record(self, rsum: float) -> None:
-        """An epoch has ended with this RSUM on val."""
+        """Record the end of an epoch with its RSUM on val."""
         self.epochs.append({"seconds": round(self.seconds, 1), "rsum": round(rsum, 2)})
 
     def is_over(self, budget: float) -> bool:
-        """Whether the training has used up `budget` seconds; 0 never ends."""
+        """Return True if the training has used up `budget` seconds; 0 is no limit."""
         return 0 < budget <= self.seconds

@@ -1,7 +1,7 @@
-"""diptych: its real Trainer on the prepared data, watched through the reports that it makes anyway.
+"""diptych: its Trainer on the prepared data, measured by the Trainer's own reports.
 
-All that depends on Trainer is here: `settings_for` says what a task changes in params.yaml, `run_trainer` puts the
-Trainer together as the train stage does, and the two watches read its reports.
+All code that depends on Trainer is here: `settings_for` makes a task's changes of params.yaml, `run_trainer` builds the
+Trainer as the train stage does, and the two watches read its reports.
 
     cd WORKSPACE && PYTHONPATH=…/src:…/benchmarks …/.venv/bin/python -m peers.diptych_side --steps=20
 """
@@ -30,13 +30,13 @@ from peers.task import Result, Task, answer
 
 
 class EnoughError(Exception):
-    """Ends a training that has been watched for long enough."""
+    """The measurement is complete; the training ends."""
 
 
 class SpeedWatch:
-    """Measures from report to report, in the first epoch whose towers' features are kept already.
+    """Speed between reports, in the first epoch for which the features of frozen towers are cached.
 
-    Reports of the losses come every REPORT_EVERY steps; of what follows an epoch, only that it has ended counts.
+    Losses are reported every REPORT_EVERY steps. Other reports follow an epoch, and mark its end.
     """
 
     def __init__(self, warmup_epochs: int, warmup_steps: int, steps: int) -> None:
@@ -48,7 +48,7 @@ class SpeedWatch:
         self.losses: list[float] = []
 
     def __call__(self, values: dict[str, float], step: int) -> None:
-        """A report of the Trainer."""
+        """Take a report of the Trainer."""
         if "loss" not in values:
             self._end_epoch(step)
             return
@@ -67,7 +67,7 @@ class SpeedWatch:
         self._epoch_began = step
 
     def steps_per_second(self) -> float:
-        """Between the first and the last mark."""
+        """Return the speed between the first and the last mark."""
         if len(self.marks) < 2:
             raise SystemExit(f"diptych: an epoch is too short to measure; it needs {2 * REPORT_EVERY} steps or more.")
         (first, begin), (last, end) = self.marks[0], self.marks[-1]
@@ -75,7 +75,7 @@ class SpeedWatch:
 
 
 class EpochWatch:
-    """Val RSUM over seconds: training rests between the report of its speed, which ends an epoch, and that of val."""
+    """Val RSUM over seconds: the clock stops between the report of the speed, which ends an epoch, and that of val."""
 
     def __init__(self, budget: float) -> None:
         self._clock = EpochClock()
@@ -86,8 +86,8 @@ class EpochWatch:
         """Seconds of training and val RSUM so far."""
         return self._clock.epochs
 
-    def __call__(self, values: dict[str, float], step: int) -> None:
-        """A report of the Trainer."""
+    def __call__(self, values: dict[str, float], _: int) -> None:
+        """Take a report of the Trainer."""
         if "images_per_second" in values:
             self._clock.pause()
         if "val_rsum" in values:
@@ -98,10 +98,10 @@ class EpochWatch:
 
 
 def settings_for(task: Task, train: Train) -> Train:
-    """params.yaml's `train` with what the task changes.
+    """Return params.yaml's `train` with the changes of the task.
 
-    A measurement of speed has the contrastive objective alone and no checkpoints within an epoch, like the peers, and
-    every layer learns of the towers that the task does not freeze. A training for its recall is that of params.yaml.
+    A measurement of speed has only the contrastive objective and no checkpoints within an epoch, like the peers. Every
+    layer learns of the towers that the task does not freeze. A training for recall is that of params.yaml.
     """
     changes: dict[str, Any] = {
         "batch_size": task.batch_size or train.batch_size,
@@ -116,16 +116,16 @@ def settings_for(task: Task, train: Train) -> Train:
             "patience": None,
             "fusion_epochs": None,
         }
-    for tower, stays in (("image_tower", task.frozen != "none"), ("text_tower", task.frozen == "both")):
-        if stays or not task.epochs:
-            factor = getattr(train, f"{tower}_factor")
-            changes[f"{tower}_factor"] = 0.0 if stays else factor or 1.0
-            changes |= {f"{tower}_frozen_epochs": 0, f"{tower}_top_layers": None}
+    towers = {"image_tower": task.frozen != "none", "text_tower": task.frozen == "both"}
+    for tower, frozen in towers.items():
+        if frozen or not task.epochs:
+            lr_multiplier = 0.0 if frozen else getattr(train, tower).lr_multiplier or 1.0
+            changes[tower] = {"lr_multiplier": lr_multiplier}
     return Train.model_validate(train.model_dump() | changes)
 
 
 def run_trainer(params: Params, settings: Train, report: Report, device: str, scratch: Path) -> None:
-    """Trains until the end or until `report` has had enough, as the train stage does; features lie in `scratch`."""
+    """Train as the train stage does, until the end or until `report` ends it; cache features in `scratch`."""
     keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
@@ -159,13 +159,13 @@ def run_trainer(params: Params, settings: Train, report: Report, device: str, sc
 
 
 def pairs_per_step(split: PreparedSplit, settings: Train) -> float:
-    """Captions that a step has on average."""
+    """Return the mean number of captions in a step."""
     captions = np.minimum(np.diff(split.caption_ranges), settings.captions_per_image)
     return float(captions.mean() * settings.batch_size)
 
 
 def perform(task: Task) -> Result:
-    """Measures the speed of training, or trains and evaluates after each epoch."""
+    """Measure the speed of training, or train and evaluate after each epoch."""
     params = load_params(Path(task.params))
     settings = settings_for(task, params.train)
     described = {"settings": describe(task, settings)}
@@ -182,8 +182,8 @@ def perform(task: Task) -> Result:
 
 
 def describe(task: Task, settings: Train) -> str:
-    """What was run, for the reader of the figures."""
-    objectives = "contrastive and matching" if settings.objectives.itm else "contrastive alone"
+    """Describe the measurement for the reader of the figures."""
+    objectives = "contrastive and ITM" if settings.objectives.itm else "contrastive alone"
     return (
         f"diptych: Trainer, {settings.batch_size} images a step with up to {settings.captions_per_image} captions "
         f"each, padded to the longest, {task.precision}, {objectives}, AdamW {settings.learning_rate:g}, weight decay "

@@ -1,9 +1,9 @@
 """open_clip: its trainer's own loop (open_clip_train.train.train_one_epoch) on a CustomTextCLIP with the same towers.
 
-Options that are not named here have open_clip's defaults. Its augmentation is left out, as in diptych. A frozen image
-tower is locked by its own lock_image_tower and kept in evaluation mode besides: its option for that,
---lock-image-freeze-bn-stats, takes the activations out of a timm EfficientNet (they are part of the batch norms that it
-replaces), after which the features are worthless.
+Options that are not named here have open_clip's defaults. Augmentation is left out, as in diptych. A frozen image tower
+is locked by open_clip's lock_image_tower, and kept in evaluation mode. open_clip's option for the latter,
+--lock-image-freeze-bn-stats, removes the activations of a timm EfficientNet, since they are part of the batch norms
+that it replaces; the features are worthless after that.
 
     cd WORKSPACE && PYTHONPATH=…/src:…/benchmarks …/.venv-benchmarks/bin/python -m peers.open_clip_peer --steps=10
 """
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from diptych.data.prepared import PreparedSplit
 from peers.clock import EpochClock, StepClock
-from peers.pairs import make_loader, read_splits
+from peers.pairs import Pair, make_loader, read_splits
 from peers.recall import val_rsum
 from peers.task import Result, Task, answer
 from peers.towers import IMAGE_TOWER, TEXT_TOWER, keep_in_evaluation
@@ -38,16 +38,16 @@ from peers.towers import IMAGE_TOWER, TEXT_TOWER, keep_in_evaluation
 CONTEXT_LENGTH = 77
 """The default of open_clip's text towers."""
 EMBED_DIM = 512
-"""As in its configurations of a text tower from transformers, such as roberta-ViT-B-32."""
+"""Width in open_clip's configurations with a text tower from transformers, such as roberta-ViT-B-32."""
 LEARNING_RATE = 5e-4
 WARMUP_SHARE = 0.1
-"""Of all steps. Its examples' 2,000 steps are a small part of theirs, but more than there are here."""
+"""Share of all steps. The 2,000 steps of open_clip's examples are a small share there, but more than all steps here."""
 
 
 class Batches:
-    """The loader as train_one_epoch wants it, cut to `steps`, with a clock that ticks between the steps."""
+    """A loader for train_one_epoch that gives `steps` batches, with a clock that ticks between the steps."""
 
-    def __init__(self, loader: DataLoader, steps: int, clock: StepClock) -> None:
+    def __init__(self, loader: DataLoader[Pair], steps: int, clock: StepClock) -> None:
         self.loader = loader
         self.num_batches = steps
         self.num_samples = steps * (loader.batch_size or 1)
@@ -61,20 +61,21 @@ class Batches:
 
 
 class WatchedLoss:
-    """open_clip's loss, which remembers what it said."""
+    """open_clip's loss, with a record of its values."""
 
     def __init__(self, loss: Any) -> None:
         self._loss = loss
         self.values: list[Tensor] = []
 
     def __call__(self, **outputs: Any) -> dict[str, Tensor]:
+        """Return the losses, and record their sum."""
         losses: dict[str, Tensor] = self._loss(**outputs)
-        self.values.append(sum(losses.values()).detach())  # type: ignore[union-attr]
+        self.values.append(torch.stack([*losses.values()]).sum().detach())
         return losses
 
 
 class OpenClip:
-    """Model, optimizer and data, put together as open_clip_train.main does."""
+    """Model, optimizer and data, built as in open_clip_train.main."""
 
     def __init__(self, task: Task, train: PreparedSplit) -> None:
         self.options = make_options(task)
@@ -91,14 +92,14 @@ class OpenClip:
         self.schedule = cosine_lr(self.optimizer, self.options.lr, max(1, round(WARMUP_SHARE * total)), total)
 
     def train_epoch(self, epoch: int) -> None:
-        """One epoch (0, 1, …) of open_clip's loop."""
+        """Train for one epoch (0, 1, …) by open_clip's loop."""
         train_one_epoch(
             self.model, self.data, self.loss, epoch, self.optimizer, None, self.schedule, None, self.options
         )
 
 
 def make_options(task: Task) -> argparse.Namespace:
-    """The command line of open_clip's trainer, with what its main adds to it."""
+    """Return the options of open_clip's trainer, with those that its main adds."""
     options = parse_args(
         [
             "--model=timm-bert",
@@ -118,7 +119,7 @@ def make_options(task: Task) -> argparse.Namespace:
 
 
 def make_model(options: argparse.Namespace) -> CustomTextCLIP:
-    """The towers with the weights of the workspace, the projections fresh."""
+    """Build the towers with the weights of the workspace and new projections."""
     model = CustomTextCLIP(
         EMBED_DIM,
         vision_cfg={"timm_model_name": "tf_efficientnet_lite0", "image_size": 224},
@@ -141,7 +142,7 @@ def make_model(options: argparse.Namespace) -> CustomTextCLIP:
 
 
 def make_optimizer(model: CustomTextCLIP, options: argparse.Namespace) -> torch.optim.AdamW:
-    """The groups of open_clip_train.main: no weight decay on gains, biases and the scale."""
+    """Return the optimizer with the groups of open_clip_train.main: no weight decay on gains, biases and the scale."""
     learning = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     plain = [weight for name, weight in learning if _is_plain(name, weight)]
     rest = [weight for name, weight in learning if not _is_plain(name, weight)]
@@ -158,7 +159,7 @@ def _is_plain(name: str, weight: Tensor) -> bool:
 
 
 def perform(task: Task) -> Result:
-    """Measures the speed of training, or trains and evaluates after each epoch."""
+    """Measure the speed of training, or train and evaluate after each epoch."""
     train, val = read_splits(task.params)
     peer = OpenClip(task, train)
     settings = {"settings": describe(task, peer)}
@@ -172,7 +173,7 @@ def perform(task: Task) -> Result:
 
 
 def train_and_evaluate(peer: OpenClip, task: Task, val: PreparedSplit) -> list[dict[str, float]]:
-    """Seconds and val RSUM of each epoch that begins within the budget."""
+    """Train; return the seconds and val RSUM of each epoch that begins within the budget."""
     clock = EpochClock()
     for epoch in range(task.epochs):
         clock.resume()
@@ -187,7 +188,7 @@ def train_and_evaluate(peer: OpenClip, task: Task, val: PreparedSplit) -> list[d
 
 
 def describe(task: Task, peer: OpenClip) -> str:
-    """What was run, for the reader of the figures."""
+    """Describe the measurement for the reader of the figures."""
     length = f"{CONTEXT_LENGTH} tokens" if task.text_length == "recommended" else "padded to the longest"
     options = peer.options
     return (

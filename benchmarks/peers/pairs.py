@@ -1,6 +1,6 @@
 """The prepared data as users of the peers would read it: a map-style dataset of (image, caption) pairs in a DataLoader.
 
-Pixels are decoded and captions tokenized already, so neither is anybody's disadvantage.
+Pixels are decoded and captions are tokenized in advance, so that neither is a disadvantage of a system.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +27,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Batch(NamedTuple):
-    """P pairs."""
+    """A batch of P pairs."""
 
     pixels: Tensor
     """(P, 3, S, S) float32."""
@@ -37,20 +38,20 @@ class Batch(NamedTuple):
 
 
 class Normalization:
-    """uint8 pixels as the image tower wants them."""
+    """Conversion of uint8 pixels to the normalized input of the image tower."""
 
     def __init__(self, folder: Path = IMAGE_TOWER) -> None:
         content = json.loads((folder / "preprocessor_config.json").read_text())
         mean, std = (torch.tensor(content[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
-        """`pixels` (…, S, S, 3) uint8 to (…, 3, S, S) float32."""
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Convert `pixels` (…, S, S, 3) uint8 to (…, 3, S, S) float32."""
         return torch.from_numpy(pixels).movedim(-1, -3).float().mul_(self._scale).add_(self._shift).contiguous()
 
 
 class CaptionPairs(Dataset[Pair]):
-    """Captions of a split with their images: all, or as many as `pairs` says, drawn with `seed`."""
+    """Captions of a split with their images: all, or the number `pairs`, drawn with `seed`."""
 
     def __init__(self, split: PreparedSplit, pairs: int, seed: int) -> None:
         self.split = split
@@ -69,13 +70,13 @@ class CaptionPairs(Dataset[Pair]):
 
 
 def read_splits(params: str) -> tuple[PreparedSplit, PreparedSplit]:
-    """The workspace's train and val split."""
+    """Return the train and the val split of the workspace."""
     prepared = Prepared(Workspace().prepared, load_params(Path(params)).data.splits)
     return prepared.split("train"), prepared.split("val")
 
 
 def collate(pairs: list[Pair], length: int | None) -> Batch:
-    """Captions cut or padded with zeros, the padding token of a BERT, to `length`; None: to the longest."""
+    """Cut or pad captions to `length` with zeros, the padding token of a BERT; None: to the longest."""
     longest = length or max(len(ids) for _, ids in pairs)
     token_ids = torch.zeros(len(pairs), longest, dtype=torch.int64)
     for row, (_, ids) in zip(token_ids, pairs, strict=True):
@@ -83,8 +84,8 @@ def collate(pairs: list[Pair], length: int | None) -> Batch:
     return Batch(torch.stack([pixels for pixels, _ in pairs]), token_ids, (token_ids != 0).long())
 
 
-def make_loader(split: PreparedSplit, task: Task, length: int | None) -> DataLoader:
-    """Shuffled pairs; the remainder of an epoch is left out."""
+def make_loader(split: PreparedSplit, task: Task, length: int | None) -> DataLoader[Pair]:
+    """Return a loader of shuffled pairs, without the last incomplete batch."""
     return DataLoader(
         CaptionPairs(split, task.pairs, task.seed),
         batch_size=task.batch_size,

@@ -1,4 +1,4 @@
-"""Starting a side: each measurement is a process of its own, with the side's own Python."""
+"""Start of a system: each measurement is a separate process, with the Python of that system."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIDES = (DIPTYCH, *PEERS)
 
 
 def perform(side: Side, task: Task, workspace: Path) -> Result:
-    """The result of `task` in a process of its own, whose stderr is shown only if it fails."""
+    """Perform `task` in a separate process, and return its result; its stderr is shown only if it fails."""
     process = subprocess.run(
         [PEERS_PYTHON if side.is_peer else sys.executable, "-m", f"peers.{side.module}", *task.arguments()],
         cwd=workspace,
@@ -48,7 +48,7 @@ def perform(side: Side, task: Task, workspace: Path) -> Result:
 
 
 def faster_precision(side: Side, task: Task, workspace: Path, wanted: str) -> Precision:
-    """What `wanted` names; auto: the faster of the two, by as many steps as the task has."""
+    """Return the precision `wanted`; auto: measure both with the steps of the task, and return the faster one."""
     if wanted != "auto":
         return "bf16" if wanted == "bf16" else "fp32"
     speeds: dict[Precision, float] = {}
@@ -60,12 +60,12 @@ def faster_precision(side: Side, task: Task, workspace: Path, wanted: str) -> Pr
 
 
 def say(line: str) -> None:
-    """Tells how far the benchmark is; stdout is for its results."""
+    """Print progress to stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Options of both benchmarks."""
+    """Add the options that both benchmarks have."""
     parser.add_argument(
         "workspace",
         type=lambda text: Path(text).resolve(),
@@ -96,7 +96,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_task(side: Side, options: argparse.Namespace, scratch: str) -> Task:
-    """What the common options ask of `side`."""
+    """Return the task of `side` by the common options."""
     return Task(
         batch_size=options.batch_size if side.is_peer else options.images,
         workers=options.workers,
@@ -111,7 +111,7 @@ def make_task(side: Side, options: argparse.Namespace, scratch: str) -> Task:
 
 
 def chosen(options: argparse.Namespace) -> list[Side]:
-    """The sides that take part."""
+    """Return the systems that take part."""
     if not PEERS_PYTHON.exists():
         raise SystemExit(f"{PEERS_PYTHON} is missing: run `make benchmarks`.")
     return [side for side in SIDES if side.name in options.systems]

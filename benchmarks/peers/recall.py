@@ -1,4 +1,4 @@
-"""Val RSUM of a peer, by diptych's metrics."""
+"""Val RSUM of a peer by diptych's metrics."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def val_rsum(
     split: PreparedSplit,
     task: Task,
 ) -> float:
-    """The sum of the six recalls on `split`.
+    """Return the sum of the six recalls on `split`.
 
     Args:
-        model: left in the mode in which it came.
+        model: the model; its mode is the same afterwards.
         embed_images: pixels (B, 3, S, S) float32 to (B, d).
         embed_texts: token ids and mask (B, T) int64 to (B, d).
+        split: the images and captions to rank.
+        task: gives the device and the precision.
     """
     training = model.training
     model.eval()
@@ -47,7 +49,7 @@ def _all_images(embed: Callable[[Tensor], Tensor], split: PreparedSplit, device:
 
 
 def _all_texts(embed: Callable[[Tensor, Tensor], Tensor], split: PreparedSplit, device: str) -> Tensor:
-    """In the order of their lengths, so that little padding is computed."""
+    """Embed captions in the order of their lengths, so that little padding is computed."""
     order = np.argsort(split.token_lengths, kind="stable")
     parts = []
     for batch in np.array_split(order, -(-len(order) // BATCH)):

@@ -1,4 +1,4 @@
-"""What a side is asked to do, as the arguments of its process, and what it answers."""
+"""The task of a system as the arguments of its process, and the result that it prints."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Frozen = Literal["none", "image", "both"]
 Precision = Literal["fp32", "bf16"]
 
 Result = dict[str, Any]
-"""Of a measurement of speed: "pairs_per_second" and "losses", one a step; of a training: "epochs", each with
-"seconds" of training, those before it included, and "rsum" on val. Both: "settings", the words for what was done.
+"""Result of a task.
+
+A measurement of speed has "pairs_per_second" and "losses", one for each step. A training has "epochs", each with the
+"seconds" of training until its end, and "rsum" on val. Both have "settings", a description of the measurement.
 """
 
 
@@ -36,11 +38,11 @@ class Task:
     """Tokens that captions are padded to: the peer's own, or the longest caption of the batch."""
     precision: Precision = "fp32"
     batch_size: int = 64
-    """Pairs a step; of diptych images a step, 0: as its params.yaml says."""
+    """Pairs in a step. For diptych: images in a step, where 0 means as in its params.yaml."""
     workers: int = 2
     """Processes that load the peers' data."""
     threads: int = 0
-    """CPU threads; 0: one a core."""
+    """CPU threads; 0: one for each core."""
     device: Literal["cpu", "cuda"] = "cpu"
     warmup_steps: int = 3
     steps: int = 10
@@ -53,22 +55,22 @@ class Task:
     """0: the recommended."""
     seed: int = 0
     params: str = "params.yaml"
-    """Of diptych; the peers read the splits from it."""
+    """Path of diptych's parameters; the peers read the splits from it."""
     scratch: str = ""
-    """A folder that diptych keeps files in from run to run."""
+    """A folder of files that diptych uses in several runs."""
 
     def arguments(self) -> list[str]:
-        """The task as `parse_task` reads it."""
+        """Return the task in the form that `parse_task` reads."""
         return [f"--{field.name.replace('_', '-')}={getattr(self, field.name)}" for field in fields(self)]
 
     @property
     def all_steps(self) -> int:
-        """With those that warm up."""
+        """Number of steps, with those that warm up."""
         return self.warmup_steps + self.steps
 
 
 def parse_task(description: str | None) -> Task:
-    """The task of this process's command line."""
+    """Parse the task of this process's command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(Task):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
@@ -76,7 +78,7 @@ def parse_task(description: str | None) -> Task:
 
 
 def answer(description: str | None, perform: Callable[[Task], Result]) -> None:
-    """Performs the task of the command line and prints its result, the only thing that goes to stdout."""
+    """Perform the task of the command line, and print its result, the only output to stdout."""
     task = parse_task(description)
     torch.set_num_threads(task.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(task.seed)

@@ -11,6 +11,6 @@ TEXT_TOWER = Path("weights/all-minilm-l6-v2")
 
 
 def keep_in_evaluation(module: nn.Module) -> None:
-    """Has `module` ignore train(), so that its batch norms keep their statistics, in torch's fastest form."""
+    """Make `module` ignore train(), so that its batch norms keep their statistics, in torch's fastest form."""
     module.eval()
-    module.train = lambda mode=True: module  # type: ignore[method-assign]
+    module.train = lambda *_: module  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
-"""transformers: VisionTextDualEncoderModel under its Trainer, as examples/pytorch/contrastive-image-text does it.
+"""transformers: VisionTextDualEncoderModel with its Trainer, as in examples/pytorch/contrastive-image-text.
 
-The model takes the timm tower, a TimmWrapperModel, as it is; only the width of its output has to be added to its
-configuration, and the pooling switched on. Captions are padded to 128 tokens, the learning rate 5e-5 without warm-up,
-weight decay 0.1, as in that example. Gifts: loader processes, of which it has none, and evaluation mode for a frozen
-image tower, whose batch norms would follow the batches.
+The model takes the timm tower, a TimmWrapperModel, unchanged; only the width of its output has to be added to its
+configuration, and the pooling switched on. As in that example, captions are padded to 128 tokens, the learning rate is
+5e-5 without warm-up, and weight decay is 0.1. Two things are better than in the example: there are loader processes,
+and a frozen image tower is in evaluation mode, without which its batch norms would follow the batches.
 
     cd WORKSPACE && PYTHONPATH=…/src:…/benchmarks …/.venv-benchmarks/bin/python -m peers.vision_text_peer --steps=10
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, Trainer, TrainerCallback, TrainingArguments, VisionTextDualEncoderModel
 
 from diptych.data.prepared import PreparedSplit
@@ -33,51 +33,57 @@ WEIGHT_DECAY = 0.1
 
 
 class WatchedTrainer(Trainer):
-    """Trainer, which remembers the losses."""
+    """Trainer with a record of its losses."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.losses: list[Tensor] = []
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train on one batch, and record the loss."""
         loss = super().training_step(*args, **kwargs)
         self.losses.append(loss.detach())
         return loss
 
 
 class StepTimes(TrainerCallback):
-    """Has a clock tick between the steps."""
+    """A callback that ticks a clock between the steps."""
 
     def __init__(self, clock: StepClock) -> None:
         self._clock = clock
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """Tick before the first step."""
         self._clock.tick()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """Tick after a step."""
         self._clock.tick()
 
 
 class EpochTimes(TrainerCallback):
-    """Evaluates after each epoch, outside the clock, and stops when the budget is used up."""
+    """A callback that evaluates after each epoch, outside the clock, and stops when the budget is used up."""
 
     def __init__(self, clock: EpochClock, task: Task, val: PreparedSplit) -> None:
         self._clock = clock
         self._task = task
         self._val = val
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """Start the clock."""
         self._clock.resume()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Evaluate, and stop the training if the budget is used up."""
+        control = args[2]
         self._clock.pause()
-        self._clock.record(evaluate(model, self._val, self._task))
+        self._clock.record(evaluate(kwargs["model"], self._val, self._task))
         control.should_training_stop |= self._clock.is_over(self._task.budget)
         self._clock.resume()
 
 
 def make_model(task: Task) -> VisionTextDualEncoderModel:
-    """The towers with the weights of the workspace, the projections fresh."""
+    """Build the towers with the weights of the workspace and new projections."""
     image_tower = AutoModel.from_pretrained(IMAGE_TOWER, do_pooling=True)
     image_tower.config.hidden_size = image_tower.timm_model.num_features
     text_tower = AutoModel.from_pretrained(TEXT_TOWER)
@@ -89,7 +95,7 @@ def make_model(task: Task) -> VisionTextDualEncoderModel:
 
 
 def make_arguments(task: Task, output: str) -> TrainingArguments:
-    """Those of the example; what is not named has Trainer's default."""
+    """Return the arguments of the example; others have Trainer's defaults."""
     return TrainingArguments(
         output_dir=output,
         per_device_train_batch_size=task.batch_size,
@@ -113,7 +119,7 @@ def make_arguments(task: Task, output: str) -> TrainingArguments:
 
 
 def collate_for_trainer(pairs: list[Pair], length: int | None) -> dict[str, Any]:
-    """As the example's collate_fn."""
+    """Collate a batch as the example's collate_fn does."""
     batch = collate(pairs, length)
     return {
         "pixel_values": batch.pixels,
@@ -124,7 +130,7 @@ def collate_for_trainer(pairs: list[Pair], length: int | None) -> dict[str, Any]
 
 
 def perform(task: Task) -> Result:
-    """Measures the speed of training, or trains and evaluates after each epoch."""
+    """Measure the speed of training, or train and evaluate after each epoch."""
     train, val = read_splits(task.params)
     length = MAX_LENGTH if task.text_length == "recommended" else None
     steps, epochs = StepClock(), EpochClock()
@@ -146,20 +152,22 @@ def perform(task: Task) -> Result:
     }
 
 
-def evaluate(model: nn.Module, val: PreparedSplit, task: Task) -> float:
-    """RSUM on `val`."""
+def evaluate(model: VisionTextDualEncoderModel, val: PreparedSplit, task: Task) -> float:
+    """Return RSUM on `val`."""
 
     def embed_images(pixels: Tensor) -> Tensor:
-        return model.get_image_features(pixels).pooler_output
+        pooled: Tensor = model.get_image_features(pixels).pooler_output
+        return pooled
 
     def embed_texts(token_ids: Tensor, mask: Tensor) -> Tensor:
-        return model.get_text_features(token_ids, mask).pooler_output
+        pooled: Tensor = model.get_text_features(token_ids, mask).pooler_output
+        return pooled
 
     return val_rsum(model, embed_images, embed_texts, val, task)
 
 
 def describe(task: Task) -> str:
-    """What was run, for the reader of the figures."""
+    """Describe the measurement for the reader of the figures."""
     length = f"{MAX_LENGTH} tokens" if task.text_length == "recommended" else "padded to the longest"
     return (
         f"transformers {transformers.__version__}: VisionTextDualEncoderModel with Trainer, batch {task.batch_size}, "

@@ -173,8 +173,8 @@ class ImageTower(Tower):
 
     mean: Annotated[list[Share], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    """Mean and standard deviation of pixels for a tower from scratch, RGB from 0 to 1. A pretrained tower brings its own
-    in preprocessor_config.json."""
+    """Mean and standard deviation of pixels for a tower from scratch, RGB from 0 to 1. A pretrained tower brings its
+    own in preprocessor_config.json."""
 
 
 class TextTower(Tower):

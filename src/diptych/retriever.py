@@ -270,7 +270,7 @@ class Retriever:
         itm, alignment = self._fuse(image, text, pairs, pairs, every_part=True)
         similarity = np.einsum("nd,nd->n", image.embedding, text.embedding)
         weights = self.weights
-        score = self.logit_scale * (similarity - image.bias - text.bias) + weights.match * itm
+        score = self.logit_scale * (similarity - image.bias - text.bias) + weights.itm * itm
         return PairScores(similarity, itm, alignment, (score + weights.alignment * alignment).astype(np.float32))
 
     def rank(
@@ -341,7 +341,7 @@ class Retriever:
             itm, alignment = self._fuse(query, item, asking, first.flatten())
         else:
             itm, alignment = self._fuse(item, query, first.flatten(), asking)
-        fused = torch.from_numpy(self.weights.match * itm + self.weights.alignment * alignment)
+        fused = torch.from_numpy(self.weights.itm * itm + self.weights.alignment * alignment)
         better = scores[:, : first.shape[1]] + fused.view_as(first)
         order = better.argsort(dim=1, descending=True, stable=True)
         rest = slice(first.shape[1], None)

@@ -20,7 +20,8 @@ from diptych.registry.history import history
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel
 from diptych.registry.tracking import connect
-from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, Ranks
 
 IMAGES = 40
 VERSION = ["name", "version", "aliases", "tags", "metrics"]
@@ -67,7 +68,7 @@ def misses(inside, monkeypatch) -> dict[str, int]:
         own = gallery(workspace, params).image_of_caption
         missed = few.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < missed, 30, 1) for of in (np.arange(IMAGES), own))
-        both = Ranks(*(Found.one_right(one, np.zeros(len(one), bool)) for one in ranks))
+        both = Ranks(*(Outcomes.one_right(one, np.zeros(len(one), bool)) for one in ranks))
         return Measured(both, {"reranked": metrics_from_ranks(*both)})
 
     monkeypatch.setattr(gate, "measure", measure)

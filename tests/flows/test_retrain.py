@@ -151,16 +151,6 @@ def test_wrong_params_end_it_before_any_stage(retrain, chain):
     assert ran(chain) == []
 
 
-def test_of_a_progress_bar_one_state_is_shown_now_and_then(module):
-    said = []
-    say = module._throttled(said.append)
-
-    for line in ["start", "train: 10%|█", "train: 20%|██", "epoch 1", "train: 30%|███"]:
-        say(line)
-
-    assert said == ["start", "train: 10%|█", "epoch 1"]
-
-
 def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
     retrain, module, chain_that_ran, monkeypatch
 ):
@@ -170,7 +160,7 @@ def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
         note(workspace, Drop("january", "1" * 64, "january"), refused)
         return [refused]
 
-    monkeypatch.setattr(module, "look_into_inbox", refuse)
+    monkeypatch.setattr(module, "ingest_drops", refuse)
     stages = dict.fromkeys(STAGES, "not needed")
     monkeypatch.setattr(module, "run_stages", lambda *_: (["There is no reason."], stages))
 

@@ -16,7 +16,6 @@ from prefect_server import prefect_server
 
 from diptych.cli import doctor
 from diptych.cli.main import main
-from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.orchestration import automations, schedules
 from diptych.orchestration.automations import CRASH, NOTIFY_MODELS, NOTIFY_RUNS
@@ -66,6 +65,12 @@ def deployed(client):
     return client
 
 
+def diagnose(workspace, name: str) -> doctor.Finding:
+    """What `diptych doctor` finds in one check; a damaged params.yaml leaves out the slow ones."""
+    workspace.params.write_text("sede: 1")
+    return next(finding for finding in doctor.examine(workspace) if finding.name == name)
+
+
 def change_definition(workspace, **values):
     """Of the only deployment in prefect.yaml."""
     path = workspace.root / "prefect.yaml"
@@ -97,7 +102,7 @@ def test_a_deployment_comes_with_pool_schedule_limit_and_automation(client, work
 
 
 def test_of_a_server_that_forgets_who_has_the_place_is_warned(client, workspace, monkeypatch, caplog):
-    monkeypatch.setattr("diptych.orchestration.deployment._apply", lambda *arguments: None)
+    monkeypatch.setattr("diptych.orchestration.deployment.stream", lambda *arguments: 0)
 
     # It stops behind the warning: nothing was applied.
     with pytest.raises(DiptychError, match="has no deployment"):
@@ -186,8 +191,8 @@ def test_a_pool_is_made_by_the_projects_template(client, workspace, monkeypatch)
     (workspace.root / "docker" / "pools" / "docker.json").write_text(json.dumps(template))
     flow = client.create_flow_from_name("retrain")
     monkeypatch.setattr(
-        "diptych.orchestration.deployment._apply",
-        lambda *arguments: client.create_deployment(flow_id=flow, name="retrain"),
+        "diptych.orchestration.deployment.stream",
+        lambda *arguments: client.create_deployment(flow_id=flow, name="retrain") and 0,
     )
 
     deploy(workspace, Choices(pool_type="docker"))
@@ -204,23 +209,30 @@ def test_a_damaged_template_is_named(client, workspace):
         deploy(workspace, Choices(pool_type="docker"))
 
 
-def test_without_a_template_of_ones_own_prefects_is_taken(client):
-    from diptych.orchestration.deployment import _own_template
+def test_without_a_template_in_the_project_a_pool_has_prefects_own(client, workspace, monkeypatch):
+    monkeypatch.setattr("diptych.orchestration.deployment.stream", lambda *arguments: 0)
 
-    assert "image" in _own_template(client, "kubernetes")["variables"]["properties"]
+    # Nothing was applied, so that the pool is all there is.
+    with pytest.raises(DiptychError, match="has no deployment"):
+        deploy(workspace, Choices(pool_type="kubernetes"))
+
+    pool = client.read_work_pool("diptych")
+    assert "image" in pool.base_job_template["variables"]["properties"]
+
+
+def test_a_pool_of_a_type_that_the_server_does_not_know_is_refused(client, workspace):
     with pytest.raises(DiptychError, match="knows no work pools of the type ships"):
-        _own_template(client, "ships")
+        deploy(workspace, Choices(pool_type="ships"))
+
+    assert client.read_work_pools() == []
 
 
 def test_the_doctor_tells_what_a_schedule_lacks(client, workspace):
-    def found():
-        return doctor._schedule(workspace, Params())
-
-    assert found().mend == "`diptych deploy`."
+    assert diagnose(workspace, "schedule")[-1] == "`diptych deploy`."
     deploy(workspace, Choices())
-    assert found().mend == "`prefect worker start --pool diptych --limit 2`."
+    assert diagnose(workspace, "schedule")[-1] == "`prefect worker start --pool diptych --limit 2`."
     client.send_worker_heartbeat("diptych", "one")
-    assert (found().state, found().found) == ("ok", "0 3 * * * (UTC)")
+    assert diagnose(workspace, "schedule")[1:3] == ("ok", "0 3 * * * (UTC)")
 
 
 def test_several_heartbeats_may_be_lost_before_a_run_is_crashed(workspace):
@@ -371,7 +383,7 @@ def test_a_password_in_the_address_is_told_nobody(address, workspace, monkeypatc
         ):
             deploy(workspace, Choices(notify="slack-webhook/nobody"))
         assert "hunter2" not in str(raised.value)
-        assert "hunter2" not in str(doctor._prefect(workspace, Params()))
+        assert "hunter2" not in str(diagnose(workspace, "prefect"))
 
 
 def diptych(*arguments: str) -> int:

@@ -1,6 +1,6 @@
 """What flow runs show, as Markdown and tables."""
 
-from diptych.orchestration.pages import metrics_table, mlflow_links, run_lines, validation_summary, verdicts
+from diptych.orchestration.pages import metrics_table, mlflow_links, run_lines, throttled, validation_summary, verdicts
 
 VALIDATION = {
     "images": {"total": 3000, "accepted": 2999, "quarantined": 1},
@@ -73,3 +73,13 @@ def test_links_lead_to_a_server_without_its_password_and_nowhere_from_a_file():
         "mine version 3": "http://host:5000/#/models/mine/versions/3",
         "MLflow run": "http://host:5000/#/experiments/7/runs/r",
     }
+
+
+def test_of_a_progress_bar_one_state_is_shown_now_and_then():
+    lines = []
+    log = throttled(lines.append)
+
+    for line in ["start", "train: 10%|█", "train: 20%|██", "epoch 1", "train: 30%|███"]:
+        log(line)
+
+    assert lines == ["start", "train: 10%|█", "epoch 1"]

@@ -54,7 +54,7 @@ def test_each_failure_is_told_in_its_own_words(error: Exception, told: str) -> N
     problem = problem_of(error, URL)
     assert problem is not None
     assert problem.text.startswith(told)
-    assert problem.mend
+    assert problem.remedy
 
 
 def test_what_prefect_wraps_is_told_not_the_wrapping() -> None:

@@ -96,7 +96,7 @@ def test_a_server_that_goes_away_in_the_middle_is_told_with_what_is_kept(root: P
 def test_a_server_of_the_runs_own_that_ends_at_once_is_given_up(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = []
+    started, stopped = [], []
 
     def end_at_once(self: SubprocessASGIServer) -> subprocess.Popen[bytes]:
         started.append(self.port)
@@ -105,13 +105,14 @@ def test_a_server_of_the_runs_own_that_ends_at_once_is_given_up(
         return child
 
     monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", end_at_once)
+    monkeypatch.setattr(SubprocessASGIServer, "stop", lambda self: stopped.append(self.port))
     with (
         temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_API_URL}),
         pytest.raises(DiptychError, match=rf"did not start \(it ended at once\).*{tmp_path / 'home'}"),
     ):
         prefect_server.ready(root)
     assert len(started) == 3
-    assert SubprocessASGIServer._instances == {}
+    assert started[-1] in stopped
 
 
 def test_a_home_that_cannot_be_written_to_is_named(root: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from fake_project import commit, run
 
 from diptych.errors import DiptychError
 from diptych.project import git
-from diptych.project.git import GitError, git_or_empty, without_secrets
+from diptych.project.git import GitError, git_or_empty
 
 
 def test_it_answers_in_the_folder_whatever_a_hook_has_set(project, monkeypatch, tmp_path):
@@ -84,19 +84,6 @@ def test_it_does_not_wait_for_ever(project, monkeypatch):
 
     with pytest.raises(GitError, match="git rev-parse took more than 0 seconds"):
         git.git(project.root, "rev-parse", "HEAD")
-
-
-@pytest.mark.parametrize(
-    ("said", "shown"),
-    [
-        ("no access to https://ada:p@ss@host/x.git", "no access to https://host/x.git"),
-        ("s3://bucket/x?X-Amz-Signature=abc failed", "s3://bucket/x failed"),
-        ("'http://token@host/?key=abc': 403", "'http://host/': 403"),
-        ("nothing of the kind @ all?", "nothing of the kind @ all?"),
-    ],
-)
-def test_addresses_are_shown_without_their_secrets(said, shown):
-    assert without_secrets(said) == shown
 
 
 def _conflict(project, name):

@@ -5,7 +5,7 @@ import pytest
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.address import artifact_folder, store_file, tracking_uri, without_secret
+from diptych.registry.address import artifact_folder, store_file, tracking_uri
 
 
 def named(uri: str) -> Params:
@@ -72,26 +72,6 @@ def test_artifacts_lie_in_the_project_or_beside_a_store_that_others_may_share(tm
     assert artifact_folder(workspace, f"sqlite:///{tmp_path}/project/x.db") == workspace.local / "mlartifacts"
     assert artifact_folder(workspace, f"sqlite:///{tmp_path}/shared/x.db") == tmp_path / "shared" / "mlartifacts"
     assert artifact_folder(workspace, "http://host") is None
-
-
-def test_an_address_is_shown_without_its_password():
-    assert without_secret("http://me:secret@mlflow.example/x") == "http://mlflow.example/x"
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "http://me:secret@host/",
-        "postgresql://host/db?user=me&password=secret",
-        "mssql+pyodbc:///?odbc_connect=DRIVER%3D1%3BPWD%3Dsecret",
-    ],
-)
-def test_an_address_is_shown_without_its_secrets(uri):
-    assert "secret" not in without_secret(uri)
-
-
-def test_a_file_is_shown_with_its_whole_path():
-    assert without_secret("sqlite:////home/me@home/mlflow.db") == "sqlite:////home/me@home/mlflow.db"
 
 
 def test_an_empty_variable_names_no_store(tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from diptych.registry.gate import answer_time, decide, keep
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import model_folder
 from diptych.retrieval.comparison import compare
-from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, Ranks
 
 IMAGES = 40
 MODEL = """
@@ -83,7 +84,7 @@ def finds(project: Workspace, misses: int = 0, rank: int = 11, part: str | None 
     if part is not None:
         (there,) = [one.queries for one in on.parts if (one.attribute, one.label) == ("words in the caption", part)]
         captions[there] = rank
-    one_way = (Found.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
+    one_way = (Outcomes.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
     return Ranks(*one_way)
 
 
@@ -135,7 +136,7 @@ def test_a_model_that_guesses_is_refused(model, project, measured):
     random = np.random.default_rng(0)
     captions = len(gallery(project, Params()).image_of_caption)
     guesses = (random.integers(1, IMAGES + 1, size=count) for count in (IMAGES, captions))
-    measured["1"] = Ranks(*(Found.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in guesses))
+    measured["1"] = Ranks(*(Outcomes.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in guesses))
 
     decision = ask(model, "1", project)
 

@@ -17,7 +17,8 @@ from diptych.registry.lifecycle import compare_versions, consider, copy_to, need
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.promotion import mend, promote
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
-from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, Ranks
 
 IMAGES = 40
 PARAMS = Params.model_validate({"threads": 1, "device": "cpu"})
@@ -62,7 +63,7 @@ def measured(project, monkeypatch) -> dict[str, int]:
     def measure(folder, workspace, params, name):
         few = misses.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < few, 30, 1) for of in (np.arange(IMAGES), own))
-        both = Ranks(*(Found.one_right(one, np.zeros(len(one), bool)) for one in ranks))
+        both = Ranks(*(Outcomes.one_right(one, np.zeros(len(one), bool)) for one in ranks))
         return Measured(both, {"reranked": metrics_from_ranks(*both)})
 
     monkeypatch.setattr(gate, "measure", measure)

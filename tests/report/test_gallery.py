@@ -39,15 +39,15 @@ def test_an_images_captions_are_marked_right_when_they_are_its_own(split):
     ranked = torch.arange(captions).repeat(len(split), 1)
     gallery = image_gallery(split, listed(ranked), np.array([1] + [9] * (len(split) - 1)), 2)
     own = int(split.caption_ranges[1])
-    assert [result.right for result in gallery.found[0].results] == [j < own for j in range(5)]
-    assert gallery.found[0].results[0].item == split.captions[0]
-    assert gallery.found[0].missing is None
+    assert [result.right for result in gallery.hits[0].results] == [j < own for j in range(5)]
+    assert gallery.hits[0].results[0].item == split.captions[0]
+    assert gallery.hits[0].missing is None
 
 
 def test_a_query_that_shows_nothing_right_names_what_it_missed(split):
     ranked = torch.arange(len(split) - 1).repeat(len(split.captions), 1)
     ranks = np.array([1] * (len(split.captions) - 1) + [41])
-    missed = caption_gallery(split, listed(ranked[:, :5]), ranks, 2).missed[0]
+    missed = caption_gallery(split, listed(ranked[:, :5]), ranks, 2).misses[0]
     assert missed.item == split.captions[-1]
     assert not any(result.right for result in missed.results)
     assert (missed.rank, missed.missing) == (41, picture(split, len(split) - 1))
@@ -55,7 +55,7 @@ def test_a_query_that_shows_nothing_right_names_what_it_missed(split):
 
 def test_a_caption_whose_image_is_shown_has_missed_nothing(split):
     ranked = torch.arange(3).repeat(len(split.captions), 1)
-    found = caption_gallery(split, listed(ranked), np.ones(len(split.captions), dtype=int), 1).found[0]
+    found = caption_gallery(split, listed(ranked), np.ones(len(split.captions), dtype=int), 1).hits[0]
     assert [result.right for result in found.results] == [True, False, False]
     assert found.missing is None
 

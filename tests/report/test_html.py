@@ -12,8 +12,8 @@ from diptych.report.html import Findings, Setting, read_history, write_report
 from diptych.retrieval import metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
+from diptych.retrieval.failures import find_failures
 from diptych.retrieval.reranking import Weights
-from diptych.retrieval.slices import find_failures
 from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")

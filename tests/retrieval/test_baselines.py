@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from coloured_things import COLOURS, THINGS, encode, world
 from torch.nn.functional import normalize
 
-from diptych.errors import DiptychError
 from diptych.retrieval import baselines
-from diptych.retrieval.baselines import BASELINES, Pooled, load_ranks, save_ranks
-from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings
-
-THINGS = ("dog", "cat", "horse", "car", "boat", "tree", "house", "ball", "child", "bird")
-COLOURS = ("red", "green", "blue", "white")
-
-
-def world(images: int, seed: int, noise: float = 0.3) -> Pooled:
-    """Images of a coloured thing or two, each with one to three captions that tell of them, and features of both."""
-    random = np.random.default_rng(seed)
-    shown = [(random.choice(THINGS, 2, replace=False), random.choice(COLOURS, 2)) for _ in range(images)]
-    own = np.repeat(np.arange(images), random.integers(1, 4, images))
-    captions = [f"a {shown[i][1][0]} {shown[i][0][0]} and the {shown[i][1][1]} {shown[i][0][1]}" for i in own]
-    return Pooled(
-        _features([f"{a} {b} {c} {d}" for (a, b), (c, d) in shown], random, noise, side=0),
-        _features(captions, random, noise, side=1),
-        own,
-        captions,
-    )
-
-
-def _features(texts: Sequence[str], random: np.random.Generator, noise: float, side: int) -> Tensor:
-    """A random direction for each word, another on either side."""
-    words = (*THINGS, *COLOURS, "a", "and", "the")
-    basis = np.random.default_rng([7, side]).normal(size=(len(words), 24))
-    rows = [sum(basis[words.index(word)] for word in text.split()) + 2.0 for text in texts]
-    return torch.tensor(np.array(rows) + noise * random.normal(size=(len(texts), 24)), dtype=torch.float32)
-
-
-def encode(sentences: Sequence[str]) -> Tensor:
-    return _features(sentences, np.random.default_rng(0), 0.0, side=1)
+from diptych.retrieval.baselines import BASELINES
+from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks
+from diptych.retrieval.pooled import Pooled
+from diptych.retrieval.ranking import ranks_from_embeddings
 
 
 def rsum(name: str, train: Pooled, val: Pooled, test: Pooled) -> float:
@@ -95,7 +65,7 @@ def test_the_setting_that_is_best_on_val_is_taken(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(baselines, "NEIGHBOURS", (count,))
         vectors = BASELINES["image_only"](train, val, encode)
         ranks = ranks_from_embeddings(*vectors(val), val.image_of_caption).ranks
-        found[count] = baselines.mean_log_rank(*ranks), vectors(test)[0]
+        found[count] = mean_log_rank(*ranks), vectors(test)[0]
     monkeypatch.undo()
     best = min(found.values(), key=lambda pair: pair[0])[1]
     assert torch.equal(BASELINES["image_only"](train, val, encode)(test)[0], best)
@@ -134,25 +104,6 @@ def test_captions_are_weighed_by_bm25(splits: Any) -> None:
             assert float(weights[caption, place]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_words_that_are_predicted_are_those_of_the_captions(splits: Any) -> None:
-    train, _, test = splits
-    words = baselines._Words(train)
-    sentences = words.sentences(words.predicted(test.image, 0.01, 4))
-    right = total = 0
-    for image, sentence in enumerate(sentences):
-        caption = test.captions[int(np.argmax(test.image_of_caption == image))]
-        right += len(set(sentence.split()) & set(caption.split()))
-        total += len(sentence.split())
-    assert right / total > 0.8
-
-
-def test_captions_without_any_words_are_no_obstacle() -> None:
-    signs = world(20, 0)._replace(captions=["!?", "…"] * 30)
-    signs = signs._replace(captions=signs.captions[: len(signs.text)])
-    vectors = BASELINES["words_bm25"](signs, signs, encode)(signs)
-    assert all(torch.isfinite(side).all() for side in vectors)
-
-
 def test_ridge_regression_equals_its_normal_equations(splits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "RIDGES", (0.1,))
     train, val, test = splits
@@ -186,27 +137,3 @@ def test_canonical_directions_are_uncorrelated_and_their_correlations_those_of_t
     orthonormal = [np.linalg.qr(side - side.mean(axis=0))[0] for side in raw]
     expected = np.linalg.svd(orthonormal[0].T @ orthonormal[1], compute_uv=False)
     np.testing.assert_allclose(np.diag(correlations), expected, atol=2e-3)
-
-
-def test_what_was_found_is_read_as_it_was_written(tmp_path: Path, splits: Any) -> None:
-    test = splits[2]
-    ranks = {"ridge": ranks_from_embeddings(*BASELINES["ridge"](*splits[:2], encode)(test), test.image_of_caption)}
-    save_ranks(tmp_path / "a.npz", ranks)
-    save_ranks(tmp_path / "b.npz", ranks)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    read = load_ranks(tmp_path / "a.npz", len(test.image), len(test.text))
-    assert list(read) == ["ridge"]
-    for both, expected in zip(read["ridge"], ranks["ridge"], strict=True):
-        assert all(np.array_equal(*values) for values in zip(both, expected, strict=True))
-    save_ranks(tmp_path / "none.npz", {})
-    assert load_ranks(tmp_path / "none.npz", 1, 1) == {}
-    with pytest.raises(DiptychError, match="holds ridge of another test split"):
-        load_ranks(tmp_path / "a.npz", len(test.image), len(test.text) - 1)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut off", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_missing_or_damaged_says_what_to_run(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "baselines.npz").write_bytes(content)
-    with pytest.raises(DiptychError, match=r"baselines.npz is missing or damaged .*dvc repro baselines"):
-        load_ranks(tmp_path / "baselines.npz", 1, 1)

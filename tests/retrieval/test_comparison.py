@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diptych.retrieval.comparison import K, compare, part_gains
-from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks, recall_at_k
+from diptych.retrieval.metrics import metrics_from_ranks, recall_at_k
+from diptych.retrieval.ranking import Outcomes, Ranks
 from diptych.retrieval.slices import Part
 from diptych.retrieval.uncertainty import RESAMPLES, draws
 
@@ -20,9 +21,9 @@ def ranks(mean: float, late: float, seed: int = 0) -> Ranks:
     """Higher means are worse; `late` is that of the later images."""
     random = np.random.default_rng(seed)
 
-    def found(there: np.ndarray) -> Found:
+    def found(there: np.ndarray) -> Outcomes:
         drawn = 1 + random.poisson(np.where(there, late, mean))
-        return Found.one_right(drawn, np.zeros(len(there), bool))
+        return Outcomes.one_right(drawn, np.zeros(len(there), bool))
 
     return Ranks(found(LATE), found(LATE[OWN]))
 

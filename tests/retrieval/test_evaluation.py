@@ -11,7 +11,7 @@ from diptych.retrieval.metrics import average_metrics, retrieval_metrics
 from diptych.retrieval.reranking import Weights
 
 CPU = torch.device("cpu")
-BOTH = Weights(match=1.0, alignment=0.5)
+BOTH = Weights(itm=1.0, alignment=0.5)
 STAGES = ("towers", "qb_norm", "reranked")
 
 

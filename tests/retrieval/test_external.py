@@ -151,12 +151,12 @@ def test_rows_must_be_as_many_as_are_listed(folder: Path) -> None:
     assert "lists 6 captions" in refused(folder)
 
 
-def test_both_sides_must_have_as_many_dimensions(folder: Path) -> None:
+def test_both_sides_must_have_the_same_number_of_dimensions(folder: Path) -> None:
     text = np.load(folder / "text.npy")
     np.save(folder / "text.npy", text[:, :-1])
     dimensions = text.shape[1]
     assert f"image.npy has {dimensions} dimensions and " in (message := refused(folder))
-    assert f"text.npy {dimensions - 1}: they must have as many" in message
+    assert f"text.npy {dimensions - 1}: both must have the same number" in message
 
 
 def test_an_embedding_without_direction_is_refused(folder: Path) -> None:

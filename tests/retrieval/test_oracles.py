@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ranx import Qrels, Run, evaluate
 
 from diptych.retrieval import metrics
-from diptych.retrieval.metrics import KS, Ranks, ranks_from_embeddings, retrieval_metrics
+from diptych.retrieval.metrics import KS, retrieval_metrics
+from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
 
 settings.register_profile("the same cases each time", deadline=None, database=None, derandomize=True)
 settings.load_profile("the same cases each time")

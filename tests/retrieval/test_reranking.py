@@ -11,14 +11,15 @@ from diptych.errors import DiptychError
 from diptych.model.querybank import QueryBank
 from diptych.retrieval import reranking
 from diptych.retrieval.embedding import Embedded, embed_split
-from diptych.retrieval.metrics import Found, metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, ranks_from_embeddings
 from diptych.retrieval.reranking import (
     Candidates,
     Shortlist,
     Weights,
+    candidate_logits,
     choose_strength,
     choose_weights,
-    match_logits,
     reranked_ranks,
     top_candidates,
 )
@@ -39,7 +40,7 @@ def naive_order(model, split, embedded, top_k, scale, weights, queries):
             images = model.encode_images(torch.from_numpy(split.pixels([i])))
             texts = model.encode_texts(*map(torch.from_numpy, split.tokens([j])))
             fused = model.fuse(images.grid, texts.tokens, texts.mask)
-            looked = weights.match * float(fused.score) + weights.alignment * float(fused.alignment)
+            looked = weights.itm * float(fused.score) + weights.alignment * float(fused.alignment)
             scored.append((item, scale * row[item] + looked))
         lists.append(sorted(scored, key=lambda pair: -pair[1]) + [(item, -np.inf) for item in order[top_k:]])
     return lists
@@ -77,7 +78,7 @@ def test_reranked_ranks_equal_the_naive_ones(model, make_split, top_k, weights, 
     split = make_split(seed=seed, images=4 + 2 * seed)
     model.eval()
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    candidates = match_logits(model, embedded, top_k, device=CPU)
+    candidates = candidate_logits(model, embedded, top_k, device=CPU)
     found = reranked_ranks(candidates, 10.0, weights)
     i2t, t2i = found.ranks
     own = split.image_of_caption
@@ -100,7 +101,7 @@ def test_reranked_ranks_equal_the_naive_ones(model, make_split, top_k, weights, 
 
 def test_weight_zero_leaves_the_towers_ranks(model, make_split):
     embedded = embed_split(model, make_split(images=30), batch_size=16, device=CPU)
-    candidates = match_logits(model, embedded, 8, device=CPU)
+    candidates = candidate_logits(model, embedded, 8, device=CPU)
     towers = ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption)
     for found, expected in zip(reranked_ranks(candidates, 10.0, Weights()), towers, strict=True):
         for values, of_towers in zip(found, expected, strict=True):
@@ -109,17 +110,17 @@ def test_weight_zero_leaves_the_towers_ranks(model, make_split):
 
 def test_a_pair_that_is_a_candidate_both_ways_is_fused_once(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    match_logits(model, embedded, 100, device=CPU)
+    candidate_logits(model, embedded, 100, device=CPU)
     assert model.fused_pairs == len(split) * len(split.captions)
 
 
 @pytest.mark.parametrize("weights", [Weights(), Weights(1.0, 0.0), Weights(0.0, 2.0), Weights(0.5, 0.5)])
 def test_what_has_no_weight_is_not_computed_and_changes_nothing(model, split, weights):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    whole = match_logits(model, embedded, 5, device=CPU)
+    whole = candidate_logits(model, embedded, 5, device=CPU)
     model.fused_pairs = model.aligned_pairs = 0
-    needed = match_logits(model, embedded, 5, device=CPU, weights=weights)
-    assert bool(model.fused_pairs) is bool(weights.match)
+    needed = candidate_logits(model, embedded, 5, device=CPU, weights=weights)
+    assert bool(model.fused_pairs) is bool(weights.itm)
     assert bool(model.aligned_pairs) is bool(weights.alignment)
     for found, expected in zip(
         reranked_ranks(needed, 10.0, weights), reranked_ranks(whole, 10.0, weights), strict=True
@@ -130,8 +131,8 @@ def test_what_has_no_weight_is_not_computed_and_changes_nothing(model, split, we
 
 def test_logits_of_both_directions_agree(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    i2t, t2i = match_logits(model, embedded, 100, device=CPU)
-    for seen, read in ((i2t.match, t2i.match), (i2t.alignment, t2i.alignment)):
+    i2t, t2i = candidate_logits(model, embedded, 100, device=CPU)
+    for seen, read in ((i2t.itm, t2i.itm), (i2t.alignment, t2i.alignment)):
         by_caption = torch.empty(len(split), len(split.captions)).scatter_(1, i2t.index, seen)
         by_image = torch.empty(len(split.captions), len(split)).scatter_(1, t2i.index, read)
         assert torch.equal(by_caption, by_image.T)
@@ -139,14 +140,14 @@ def test_logits_of_both_directions_agree(model, split):
 
 def test_a_top_k_larger_than_the_gallery_takes_all_of_it(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    candidates = match_logits(model, embedded, 1_000, device=CPU)
+    candidates = candidate_logits(model, embedded, 1_000, device=CPU)
     assert candidates.i2t.index.shape == (len(split), len(split.captions))
     assert candidates.t2i.index.shape == (len(split.captions), len(split))
 
 
 def test_the_model_comes_back_in_its_own_mode(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    match_logits(model, embedded, 3, device=CPU)
+    candidate_logits(model, embedded, 3, device=CPU)
     assert model.training
 
 
@@ -160,7 +161,7 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
         offsets=torch.arange(captions + 1),
         image_of_caption=np.repeat(np.arange(images), 2),
     )
-    i2t, t2i = reranked_ranks(match_logits(model, embedded, 4, device=CPU), 10.0, Weights(1.0, 1.0)).ranks
+    i2t, t2i = reranked_ranks(candidate_logits(model, embedded, 4, device=CPU), 10.0, Weights(1.0, 1.0)).ranks
     assert set(i2t.tolist()) == {captions - 1}
     assert set(t2i.tolist()) == {images}
 
@@ -168,7 +169,7 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
 def shortlist(cosine, logit, right, tower_ranks):
     index = torch.arange(len(cosine[0])).repeat(len(cosine), 1)
     cosine, match, right = (torch.tensor(values) for values in (cosine, logit, right))
-    found = Found.one_right(np.array(tower_ranks), np.zeros(len(right), bool))
+    found = Outcomes.one_right(np.array(tower_ranks), np.zeros(len(right), bool))
     return Shortlist(index, cosine, match, torch.zeros_like(match), right, right.sum(dim=1).clamp(min=1).numpy(), found)
 
 
@@ -200,7 +201,7 @@ def test_beyond_the_candidates_the_towers_rank_remains():
 def test_the_weights_that_rank_best_are_chosen():
     good = shortlist([[0.9, 0.8]], [[0.0, 3.0]], [[False, True]], [2])
     assert choose_weights(Candidates(good, good), 10.0) == Weights(0.5, 0.0)
-    aligned = replace(good, match=good.alignment, alignment=good.match)
+    aligned = replace(good, itm=good.alignment, alignment=good.itm)
     assert choose_weights(Candidates(aligned, aligned), 10.0) == Weights(0.0, 0.5)
 
 
@@ -257,15 +258,15 @@ def test_candidates_come_in_stable_order_with_ties_by_index(block_scores, monkey
 
 def test_scores_do_not_change_with_the_other_candidates(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    few, many = (match_logits(model, embedded, k, device=CPU).t2i for k in (2, 5))
-    torch.testing.assert_close(few.match, many.match[:, :2])
+    few, many = (candidate_logits(model, embedded, k, device=CPU).t2i for k in (2, 5))
+    torch.testing.assert_close(few.itm, many.itm[:, :2])
     assert torch.equal(few.index, many.index[:, :2])
 
 
 def test_precision_reaches_the_fusion(model, split):
     embedded = embed_split(model, split, batch_size=4, device=CPU)
-    exact = match_logits(model, embedded, 3, device=CPU).t2i.match
-    rough = match_logits(model, embedded, 3, device=CPU, precision="bf16").t2i.match
+    exact = candidate_logits(model, embedded, 3, device=CPU).t2i.itm
+    rough = candidate_logits(model, embedded, 3, device=CPU, precision="bf16").t2i.itm
     assert rough.dtype == torch.float32
     assert not torch.equal(exact, rough)
 
@@ -275,4 +276,4 @@ def test_a_match_logit_that_is_no_number_is_an_error_and_not_a_hit(model, split,
     model.match.bias.data.fill_(value)
     embedded = embed_split(model, split, batch_size=4, device=CPU)
     with pytest.raises(DiptychError, match="logit is NaN or infinite for"):
-        match_logits(model, embedded, 3, device=CPU)
+        candidate_logits(model, embedded, 3, device=CPU)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diptych.retrieval.metrics import Found, Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Outcomes, Ranks
 from diptych.retrieval.uncertainty import bootstrap, draws, gain, interval
 
 
@@ -14,15 +15,15 @@ def made(images: int, seed: int, hardest: int = 40) -> tuple[Ranks, np.ndarray]:
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(images), generator.integers(1, 5, images))
     i2t, t2i = (generator.integers(1, hardest, queries) for queries in (images, len(owner)))
-    return Ranks(Found(i2t, *generator.random((2, images)), generator.random(images) < 0.2), one_right(t2i)), owner
+    return Ranks(Outcomes(i2t, *generator.random((2, images)), generator.random(images) < 0.2), one_right(t2i)), owner
 
 
-def one_right(ranks: np.ndarray) -> Found:
-    return Found.one_right(ranks, ranks % 3 == 0)
+def one_right(ranks: np.ndarray) -> Outcomes:
+    return Outcomes.one_right(ranks, ranks % 3 == 0)
 
 
-def of_queries(found: Found, queries: np.ndarray) -> Found:
-    return Found(*(values[queries] for values in found))
+def of_queries(found: Outcomes, queries: np.ndarray) -> Outcomes:
+    return Outcomes(*(values[queries] for values in found))
 
 
 @pytest.mark.parametrize(("images", "hardest"), [(1, 5), (2, 40), (7, 12), (60, 40), (400, 2000)])
@@ -52,7 +53,7 @@ def test_medians_hold_where_one_image_has_most_of_the_captions() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks, owner = made(30, seed=1)
     whole = bootstrap({"a": ranks}, owner, resamples=40)["a"]["rsum"]
-    monkeypatch.setattr("diptych.retrieval.uncertainty._AT_ONCE", 30 * 7)
+    monkeypatch.setattr("diptych.retrieval.uncertainty.IMAGES_AT_ONCE", 30 * 7)
     assert np.array_equal(bootstrap({"a": ranks}, owner, resamples=40)["a"]["rsum"], whole)
 
 

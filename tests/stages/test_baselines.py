@@ -15,7 +15,7 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import build_model
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import load_ranks
+from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import baselines
 
 

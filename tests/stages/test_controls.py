@@ -14,9 +14,9 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.model.package import Reranking, load_model, save_model
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import load_ranks
 from diptych.retrieval.embedding import embed_means, embed_split
-from diptych.retrieval.metrics import Ranks
+from diptych.retrieval.ranking import Ranks
+from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import controls, train
 
 

@@ -25,11 +25,12 @@ from diptych.errors import DiptychError
 from diptych.model.package import load_model, save_model
 from diptych.model.querybank import QueryBank
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import load_ranks, save_ranks
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
-from diptych.retrieval.metrics import metrics_from_ranks, ranks_from_embeddings, retrieval_metrics
+from diptych.retrieval.metrics import metrics_from_ranks, retrieval_metrics
+from diptych.retrieval.ranking import ranks_from_embeddings
 from diptych.retrieval.reranking import Weights
+from diptych.retrieval.stored_ranks import load_ranks, save_ranks
 from diptych.stages.evaluate import run
 
 OUTPUTS = (
@@ -185,7 +186,7 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
     loaded = load_model(workspace.model)
     split = Prepared(workspace.prepared, params().data.splits).split("test")
     embedded = embed_split(loaded.model, split, batch_size=64, device=torch.device("cpu"))
-    bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(match=16.0, alignment=8.0)
+    bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(itm=16.0, alignment=8.0)
 
     def expected(bank: QueryBank, weights: Weights) -> dict[str, Any]:
         made = evaluate_gallery(
@@ -200,9 +201,9 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
     assert metrics == expected(bank, weights)
     others = [
         (bank._replace(strength=0.0), weights),
-        (bank, weights._replace(match=0.0)),
+        (bank, weights._replace(itm=0.0)),
         (bank, weights._replace(alignment=0.0)),
-        (bank, Weights(weights.alignment, weights.match)),
+        (bank, Weights(weights.alignment, weights.itm)),
     ]
     assert [metrics != expected(*other) for other in others] == [True] * 4
 

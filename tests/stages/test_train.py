@@ -23,7 +23,7 @@ from diptych.model.package import load_model, weights_sha256
 from diptych.project.workspace import Workspace
 from diptych.registry.tracking import connect
 from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
+from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
 from diptych.stages import train
 
 
@@ -141,7 +141,7 @@ def test_bank_strength_and_weights_are_those_of_train_and_val(
     (strength, (embedded, bank, _)), (weights, (candidates, _)) = chosen
     assert torch.allclose(embedded.image, val.image, atol=1e-5)
     assert loaded.reranking.bias_strength == strength == choose_strength(val, bank, scale)
-    again = match_logits(model, val.biased(loaded.querybank, scale), 32, device=torch.device("cpu"))
+    again = candidate_logits(model, val.biased(loaded.querybank, scale), 32, device=torch.device("cpu"))
     torch.testing.assert_close(candidates.i2t.scores(scale, Weights()), again.i2t.scores(scale, Weights()))
     assert (loaded.reranking.match_weight, loaded.reranking.alignment_weight) == weights == choose_weights(again, scale)
 

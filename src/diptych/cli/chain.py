@@ -67,7 +67,7 @@ def stage(name: str) -> None:
     if name == "train" and params.train.launch:
         launch(params.train.launch)
     hold = holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext()
-    # As under DVC: relative paths in params.yaml start at the project's folder.
+    # DVC runs it there too: relative paths in params.yaml start at the project's folder.
     with hold, chdir(workspace.root):
         module = importlib.import_module(f"diptych.stages.{name}")
         collect_as_usual()

@@ -15,6 +15,7 @@ from diptych.config import Params
 from diptych.errors import DiptychError, some
 from diptych.orchestration import server as prefect_server
 from diptych.project import dvc, proxies
+from diptych.project.addresses import without_secret
 from diptych.project.dataset import dataset_version
 from diptych.project.git import GitError, converted_files, find_repository, git, head_commit, how_to_restore
 from diptych.project.packages import LOCK, foreign_code, other_than_locked
@@ -159,7 +160,7 @@ def check_towers(params: Params) -> Findings:
 
 def check_mlflow(workspace: Workspace, params: Params) -> Findings:
     """Check that MLflow answers, and that the champion's package is there."""
-    from diptych.registry.address import store_file, tracking_uri, without_secret
+    from diptych.registry.address import store_file, tracking_uri
 
     uri = tracking_uri(workspace, params)
     store = store_file(uri)

@@ -13,8 +13,9 @@ import click
 from diptych.cli import checks
 from diptych.cli.checks import Finding, Findings
 from diptych.errors import DiptychError
+from diptych.project.addresses import without_secrets
 from diptych.project.environment import enter
-from diptych.project.git import how_to_restore, without_secrets
+from diptych.project.git import how_to_restore
 from diptych.project.params import read_params
 from diptych.project.workspace import Workspace
 

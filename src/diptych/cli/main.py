@@ -33,7 +33,7 @@ _COMMANDS = {
     "stage": ("diptych.cli.chain:stage", "Run one stage by itself; `dvc repro` calls this."),
     "weights": ("diptych.cli.weights:weights", "Fetch pretrained towers into weights/."),
 }
-"""Where each command lies, and its line in `diptych --help`."""
+"""Module and attribute of each command, and its line in `diptych --help`."""
 
 
 @click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

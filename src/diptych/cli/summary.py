@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from diptych.project.addresses import without_secret
 from diptych.project.workspace import Workspace
-from diptych.registry.address import without_secret
 
 
 def render(summary: dict[str, Any], workspace: Workspace) -> str:

@@ -1,5 +1,6 @@
-"""What a profile is computed from: pictures at one small size, whatever the model is fed with, and pairs as a model
-embeds them. Both read the dataset's shards, so that two profiles are comparable across changes of `preprocess`.
+"""Statistics and embeddings of pairs, from which profiles are computed.
+
+Images are read from the dataset's shards at one small size, so profiles are comparable across changes of `preprocess`.
 """
 
 from __future__ import annotations
@@ -18,24 +19,28 @@ from diptych.data.workers import in_processes, worker_count
 from diptych.retriever import Retriever
 
 SIDE = 32
-"""Pixels of the pictures that are measured: contrast depends on it."""
+"""Width and height of the images that are measured, in pixels; contrast depends on it."""
 PICTURES = ("brightness", "contrast", "saturation")
 _BATCH = 64
 _MAX_PIXELS = 2**62
-"""Validation has seen to it already."""
+"""Validation has already refused larger images."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Images of one task."""
+    """The images of one task."""
 
     data: Path
     members: list[Member]
 
 
 def picture_statistics(data: Path, images: pd.DataFrame, threads: int | None) -> NDArray[np.float64]:
-    """Brightness (mean luma), contrast (its standard deviation) and mean saturation, each of 255, of the images of
-    manifest rows: (n, 3).
+    """Return brightness (mean luma), contrast (its standard deviation) and mean saturation, from 0 to 255: (n, 3).
+
+    Args:
+        data: folder of the dataset.
+        images: n rows of the manifest.
+        threads: processes to use; None: one a core.
     """
     members = _members(images)
     batches = [_Batch(data, members[at : at + _BATCH]) for at in range(0, len(members), _BATCH)]
@@ -58,7 +63,6 @@ def embed_pairs(data: Path, images: pd.DataFrame, captions: list[str], model: Pa
 
 
 def _measure(batch: _Batch) -> list[tuple[float, float, float]]:
-    """In a worker."""
     rows = []
     for member in batch.members:
         picture = Image.fromarray(to_pixels(_open(batch.data, member), SIDE, "stretch"))

@@ -1,17 +1,16 @@
-"""What the Prefect server does by itself: free the place of a run that died unseen, and tell people.
+"""Automations of the Prefect server: free the slot of a run that died unseen, and notify people.
 
-A worker reports its run as crashed when the run's process ends. Where the worker has gone too (the machine lost power),
-only the silence of the run tells.
+A worker reports its run as crashed when the run's process ends. Where the worker has gone too, as in a power failure,
+no report comes: only missing heartbeats show that the run is dead.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from diptych.errors import DiptychError
-from diptych.project.git import without_secrets
+from diptych.orchestration import server as prefect_server
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 HEARTBEAT = 30
-"""Seconds between two signs of life of a run: the least that Prefect allows, set in prefect.yaml."""
+"""Seconds between two heartbeats of a run: the minimum that Prefect allows, set in prefect.yaml."""
 SILENCE = 120
-"""Seconds after which a run that gave no sign of life is crashed.
+"""Seconds without a heartbeat after which a run counts as crashed.
 
-Three of them may be lost, as in a short restart of the server. Much longer would be too late: Prefect's own lease on
-the place ends 75 to 300 s after the run, and a place that both set free is given away twice.
+Three heartbeats may be lost, as in a short restart of the server. A much longer time would be too late: Prefect's own
+lease on the slot ends 75 to 300 s after the run, and a slot that both release is given away twice.
 """
 
 Outcome = Literal["rejected", "promoted"]
@@ -33,12 +32,14 @@ CRASH = "diptych: crash a run that gives no sign of life"
 NOTIFY_RUNS = "diptych: tell of runs that failed or crashed"
 NOTIFY_MODELS = "diptych: tell of models that were rejected or promoted"
 
-_ENDS = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled")
-"""Names of the states after which a run gives no more signs of life."""
+_HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
+_FAILURES = ("Failed", "TimedOut", "Crashed")
+_ENDS = ("Completed", *_FAILURES, "Cancelled")
+"""Names of the states after which a run sends no more heartbeats."""
 
 
 def announce(outcome: Outcome, name: str, version: str, reason: str) -> None:
-    """Emits the event `diptych.model.OUTCOME`, of which people are told; `reason` is what they read."""
+    """Emit the event `diptych.model.OUTCOME`, which sends a notification that gives `reason`."""
     from prefect.events import emit_event
 
     resource = {"prefect.resource.id": f"diptych.model.{name}", "prefect.resource.name": f"{name} {version}"}
@@ -46,37 +47,41 @@ def announce(outcome: Outcome, name: str, version: str, reason: str) -> None:
 
 
 def find_block(client: SyncPrefectClient, slug: str) -> UUID:
-    """The id of the notification block `slug`, which is TYPE/NAME.
+    """Return the id of the notification block `slug`, which is TYPE/NAME.
 
     Raises:
-        DiptychError: there is none, or nobody can be told by it.
+        DiptychError: there is no such block, or it cannot send notifications.
     """
     from prefect.exceptions import ObjectNotFound
 
     kind, _, name = slug.partition("/")
-    mend = "`prefect block ls` lists them; `prefect block create slack-webhook` tells where one is made."
+    remedy = "`prefect block ls` lists them; `prefect block create slack-webhook` tells where one is made."
     try:
         block = client.read_block_document_by_name(name, kind, include_secrets=False) if name else None
     except ObjectNotFound:
         block = None
     if block is None:
-        raise DiptychError(
-            f"{without_secrets(str(client.api_url))} has no block {slug!r}; it is named by TYPE/NAME. {mend}"
-        )
+        raise DiptychError(f"{prefect_server.address()} has no block {slug!r}; it is named by TYPE/NAME. {remedy}")
     if block.block_schema is None or "notify" not in block.block_schema.capabilities:
-        raise DiptychError(f"The block {slug} cannot notify anybody. {mend}")
+        raise DiptychError(f"The block {slug} cannot notify anybody. {remedy}")
     return block.id
 
 
 def ensure(client: SyncPrefectClient, deployment: DeploymentResponse, block: UUID | None) -> dict[str, str]:
-    """The server has the automations of this deployment; returns by name what became of each.
+    """Create or update the automations of `deployment` on the server.
 
-    Without a block, notifications stay as they are.
+    Without a block, the automations for notifications stay as they are.
+
+    Returns:
+        By the automation's name: "created", "updated" or "there already".
     """
-    wanted = [_crash_the_silent(deployment.id)]
+    from prefect.events.schemas.automations import AutomationCore
+
+    definitions = [_crash_silent_runs(deployment.id)]
     if block is not None:
-        wanted += [_tell_of_runs(deployment.id, block), _tell_of_models(block)]
-    return {one.name: _ensure(client, one) for one in wanted}
+        definitions += [_notify_of_runs(deployment.id, block), _notify_of_models(block)]
+    automations = [AutomationCore.model_validate(definition) for definition in definitions]
+    return {automation.name: _ensure(client, automation) for automation in automations}
 
 
 def _ensure(client: SyncPrefectClient, wanted: AutomationCore) -> str:
@@ -84,93 +89,86 @@ def _ensure(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     if not present:
         client.create_automation(wanted)
         return "created"
-    first, *others = present
-    for one in others:
-        client.delete_automation(one.id)
-    # Whoever has switched it off keeps it so.
+    first, *duplicates = present
+    for duplicate in duplicates:
+        client.delete_automation(duplicate.id)
+    # An automation that a person has disabled stays disabled.
     wanted = wanted.model_copy(update={"enabled": first.enabled})
     if _content(first) == _content(wanted):
-        # An update would begin anew the wait for a run that has just died.
+        # An update would restart the wait for a run that has just died.
         return "there already"
     client.update_automation(first.id, wanted)
     return "updated"
 
 
 def _content(automation: AutomationCore) -> dict[str, Any]:
-    """Without what the server adds."""
+    """Return the fields of an automation, minus those that the server adds."""
     from prefect.events.schemas.automations import AutomationCore
 
     return automation.model_dump(include=set(AutomationCore.model_fields), exclude={"trigger": {"id"}})
 
 
-def _crash_the_silent(deployment: UUID) -> AutomationCore:
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    heartbeat = "prefect.flow-run.heartbeat"
-    trigger = EventTrigger(
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related=_of(deployment),
-        after={heartbeat},
-        expect={heartbeat, *_events(*_ENDS)},
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=timedelta(seconds=SILENCE),
-    )
-    message = f"No sign of life for {SILENCE} s: the run and its worker are gone. Run again."
-    action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
-    description = "So that it frees its place for the next one. Made by `diptych deploy`."
-    return AutomationCore(name=CRASH, description=description, trigger=trigger, actions=[action])
-
-
-def _tell_of_runs(deployment: UUID, block: UUID) -> AutomationCore:
-    from prefect.events.actions import SendNotification
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    trigger = EventTrigger(
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related=_of(deployment),
-        expect=_events("Failed", "TimedOut", "Crashed"),
-        for_each={"prefect.resource.id"},
-        posture=Posture.Reactive,
-        threshold=1,
-    )
-    action = SendNotification(
-        block_document_id=block,
-        subject="diptych: the run {{ flow_run.name }} has ended as {{ flow_run.state.name }}",
-        body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
-    )
-    return AutomationCore(
-        name=NOTIFY_RUNS, description="Made by `diptych deploy --notify`.", trigger=trigger, actions=[action]
-    )
+def _crash_silent_runs(deployment: UUID) -> dict[str, Any]:
+    return {
+        "name": CRASH,
+        "description": "Frees the slot of a dead run for the next run. Made by `diptych deploy`.",
+        "trigger": {
+            **_runs_of(deployment),
+            "after": [_HEARTBEAT_EVENT],
+            "expect": [_HEARTBEAT_EVENT, *_events(_ENDS)],
+            "posture": "Proactive",
+            "within": SILENCE,
+        },
+        "actions": [
+            {
+                "type": "change-flow-run-state",
+                "state": "CRASHED",
+                "name": "Crashed",
+                "message": f"No sign of life for {SILENCE} s: the run and its worker are gone. Run again.",
+            }
+        ],
+    }
 
 
-def _tell_of_models(block: UUID) -> AutomationCore:
-    from prefect.events.actions import SendNotification
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    trigger = EventTrigger(
-        match={"prefect.resource.id": "diptych.model.*"},
-        expect={"diptych.model.rejected", "diptych.model.promoted"},
-        posture=Posture.Reactive,
-        threshold=1,
-    )
-    action = SendNotification(
-        block_document_id=block,
-        subject="diptych: {{ event.resource.name }} was {{ event.event.split('.')[-1] }}",
-        body="{{ event.payload.reason }}",
-    )
-    return AutomationCore(
-        name=NOTIFY_MODELS, description="Made by `diptych deploy --notify`.", trigger=trigger, actions=[action]
-    )
+def _notify_of_runs(deployment: UUID, block: UUID) -> dict[str, Any]:
+    subject = "diptych: the run {{ flow_run.name }} has ended as {{ flow_run.state.name }}"
+    return {
+        "name": NOTIFY_RUNS,
+        "description": "Made by `diptych deploy --notify`.",
+        "trigger": {**_runs_of(deployment), "expect": _events(_FAILURES), "posture": "Reactive"},
+        "actions": [_notification(block, subject, "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}")],
+    }
 
 
-def _of(deployment: UUID) -> dict[str, str]:
-    """What an event of one of its runs is related to."""
-    return {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{deployment}"}
+def _notify_of_models(block: UUID) -> dict[str, Any]:
+    subject = "diptych: {{ event.resource.name }} was {{ event.event.split('.')[-1] }}"
+    return {
+        "name": NOTIFY_MODELS,
+        "description": "Made by `diptych deploy --notify`.",
+        "trigger": {
+            "match": {"prefect.resource.id": "diptych.model.*"},
+            "expect": ["diptych.model.rejected", "diptych.model.promoted"],
+            "posture": "Reactive",
+            "threshold": 1,
+        },
+        "actions": [_notification(block, subject, "{{ event.payload.reason }}")],
+    }
 
 
-def _events(*states: str) -> set[str]:
-    return {f"prefect.flow-run.{state}" for state in states}
+def _runs_of(deployment: UUID) -> dict[str, Any]:
+    """Return the part of a trigger that selects the events of the deployment's runs, each run by itself."""
+    related = {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{deployment}"}
+    return {
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": related,
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+    }
+
+
+def _events(states: tuple[str, ...]) -> list[str]:
+    return [f"prefect.flow-run.{state}" for state in states]
+
+
+def _notification(block: UUID, subject: str, body: str) -> dict[str, Any]:
+    return {"type": "send-notification", "block_document_id": block, "subject": subject, "body": body}

@@ -1,11 +1,13 @@
-"""`diptych deploy`: prefect.yaml's deployments on the Prefect server, with what keeps them going.
+"""`diptych deploy`: the deployments of prefect.yaml on the Prefect server, with their work pools and automations.
 
-Prefect's own `prefect deploy` puts the schedules of prefect.yaml back each time, and resumes what was paused. Here they
-count for a deployment that is new; afterwards its schedule belongs to `diptych schedule`.
+`prefect deploy --all` does the work. By itself it would put the schedules of prefect.yaml back each time, and resume
+what was paused. Here they count for a new deployment only; afterwards `diptych schedule` sets its schedule.
+docs/decisions/deploying.md gives the evidence.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -16,8 +18,9 @@ import yaml
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
+from diptych.orchestration import automations
 from diptych.orchestration import server as prefect_server
-from diptych.project.git import how_to_restore, without_secrets
+from diptych.project.git import how_to_restore
 from diptych.project.processes import stream
 from diptych.project.workspace import Workspace
 
@@ -31,7 +34,7 @@ WhenBusy = Literal["wait", "skip"]
 PoolType = Literal["process", "docker", "kubernetes"]
 
 STRATEGIES: dict[WhenBusy, str] = {"wait": "ENQUEUE", "skip": "CANCEL_NEW"}
-"""What Prefect calls what becomes of a run that is triggered while another is at work."""
+"""Prefect's names for the treatment of a run that is triggered while another one works."""
 RETRAIN = "retrain/retrain"
 """The deployment that the schedule and the automations are for, as FLOW/DEPLOYMENT."""
 
@@ -41,61 +44,57 @@ _STEP = "prefect.deployments.steps.set_working_directory"
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be said when deploying, beyond what stands in prefect.yaml."""
+    """Options of a deployment, in addition to prefect.yaml."""
 
     pool_type: PoolType = "process"
     folder: str | None = None
-    """Where workers find the project; None: where it lies here."""
+    """The project's folder on the workers' machines; None: the same as here."""
     when_busy: WhenBusy | None = None
-    """None: what prefect.yaml says."""
+    """None: as prefect.yaml says."""
     notify: str | None = None
     """A notification block as TYPE/NAME."""
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What is on the server now."""
+    """The state of the server after a deployment."""
 
     server: str
     pools: dict[str, str]
-    """By name: "created", or "there already"."""
+    """The outcome by name: "created" or "there already"."""
     deployments: dict[str, str]
-    """By FLOW/DEPLOYMENT: what became of the schedule."""
+    """The origin of the schedule by FLOW/DEPLOYMENT: "from prefect.yaml" or "kept as it was"."""
     automations: dict[str, str]
-    """By name: "created" or "updated"."""
+    """The outcome by name: "created", "updated" or "there already"."""
 
 
 def deploy(workspace: Workspace, choices: Choices) -> Deployed:
-    """Makes the server that Prefect's settings name have the work pools, deployments and automations of the project.
+    """Create or update the project's work pools, deployments and automations on the server of Prefect's settings.
 
-    Doing it again changes only what differs.
+    A repetition changes only what differs.
 
     Raises:
         DiptychError: there is no such server; prefect.yaml, a work pool's template or the notification block is not as
             it should be; Prefect refuses.
     """
-    from diptych.orchestration import automations
-
     content = _read_definition(workspace)
+    definitions = {_full_name(item): item for item in content["deployments"]}
     with prefect_server.client() as client:
         block = automations.find_block(client, choices.notify) if choices.notify else None
-        _look_at_leases(client)
-        names = sorted({one["work_pool"]["name"] for one in content["deployments"]})
-        pools = {name: _ensure_pool(client, workspace, name, choices.pool_type) for name in names}
-        present = {name: found for name in _names(content) if (found := find_deployment(client, name))}
-        _apply(workspace, _rendered(workspace, content, present, choices))
-        made = automations.ensure(client, retraining(client), block)
-        schedules = {name: "kept as it was" if name in present else "from prefect.yaml" for name in _names(content)}
-        return Deployed(address(client), pools, schedules, made)
-
-
-def address(client: SyncPrefectClient) -> str:
-    """Of its server, for people: without a user and password that it may hold."""
-    return without_secrets(str(client.api_url))
+        _warn_of_leases_in_memory(client)
+        pools = {item["work_pool"]["name"]: "" for item in definitions.values()}
+        pools = {name: _ensure_pool(client, workspace, name, choices.pool_type) for name in sorted(pools)}
+        present = {name: match for name in definitions if (match := find_deployment(client, name))}
+        folder = choices.folder or str(workspace.root)
+        rendered = [_render(item, present.get(name), folder, choices.when_busy) for name, item in definitions.items()]
+        _apply(workspace, {**content, "deployments": rendered})
+        outcomes = automations.ensure(client, retraining(client), block)
+        schedules = {name: "kept as it was" if name in present else "from prefect.yaml" for name in definitions}
+        return Deployed(prefect_server.address(), pools, schedules, outcomes)
 
 
 def find_deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
-    """The deployment of that name, FLOW/DEPLOYMENT, if the server has it."""
+    """Return the deployment FLOW/DEPLOYMENT; None where the server does not have it."""
     from prefect.exceptions import ObjectNotFound
 
     try:
@@ -105,51 +104,52 @@ def find_deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse 
 
 
 def retraining(client: SyncPrefectClient) -> DeploymentResponse:
-    """The deployment of the retrain flow.
+    """Return the deployment of the retrain flow.
 
     Raises:
         DiptychError: the server does not have it.
     """
-    found = find_deployment(client, RETRAIN)
-    if found is None:
-        raise DiptychError(f"{address(client)} has no deployment {RETRAIN}: run `diptych deploy`.")
-    return found
+    deployment = find_deployment(client, RETRAIN)
+    if deployment is None:
+        raise DiptychError(f"{prefect_server.address()} has no deployment {RETRAIN}: run `diptych deploy`.")
+    return deployment
 
 
 def worker_command(pool: str) -> str:
-    """What starts a worker.
+    """Return the command that starts a worker.
 
-    Of the two runs that it takes at a time one works, and the others come one by one to be told that they wait or end.
-    All at once they would lock a server on SQLite for minutes; with one alone, they would not come before it ends.
+    The worker takes two runs at a time. One works; the other is told that it has to wait or to end, and makes room for
+    the next. With more than two, the waiting runs would lock a server on SQLite for minutes. With one, nobody would
+    tell them before the first run ends.
     """
     return f"prefect worker start --pool {pool} --limit 2"
 
 
-def _look_at_leases(client: SyncPrefectClient) -> None:
-    """Warns of a server that forgets in a restart which run has the place: it would end that run minutes later."""
+def _warn_of_leases_in_memory(client: SyncPrefectClient) -> None:
+    """Warn of a server that forgets in a restart which run has the slot: it would end that run minutes later."""
     from httpx import HTTPStatusError
 
     try:
-        found = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+        storage = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
     except (HTTPStatusError, ValueError, LookupError, TypeError):
-        # A server of another kind or age does not tell, and is as good a server.
+        # A server of another kind or age does not tell its settings, and may be deployed to.
         return
-    if found == f"{_LEASES}.memory":
+    if storage == f"{_LEASES}.memory":
         logger.warning(
             "%s keeps the leases of runs in memory: a restart of it ends the run that is at work. Start it with "
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=%s.filesystem.",
-            address(client),
+            prefect_server.address(),
             _LEASES,
         )
 
 
 def _read_definition(workspace: Workspace) -> dict[str, Any]:
-    """prefect.yaml, of which each deployment has what is needed here."""
+    """Read prefect.yaml, and check that each deployment has the keys that are used here."""
     path = workspace.root / "prefect.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for one in content["deployments"]:
-            for value in (one["name"], one["entrypoint"], one["work_pool"]["name"]):
+        for item in content["deployments"]:
+            for value in (item["name"], item["entrypoint"], item["work_pool"]["name"]):
                 if not isinstance(value, str):
                     raise TypeError(f"{value!r} is not a text")
     except FileNotFoundError:
@@ -161,21 +161,20 @@ def _read_definition(workspace: Workspace) -> dict[str, Any]:
     return dict(content)
 
 
-def _names(content: dict[str, Any]) -> list[str]:
-    """Of the deployments, as FLOW/DEPLOYMENT; a flow has the name of its function."""
-    flows = (one["entrypoint"].rpartition(":")[2].replace("_", "-") for one in content["deployments"])
-    return [f"{flow}/{one['name']}" for flow, one in zip(flows, content["deployments"], strict=True)]
+def _full_name(item: dict[str, Any]) -> str:
+    """Return FLOW/DEPLOYMENT; a flow is named like its function."""
+    return f"{item['entrypoint'].rpartition(':')[2].replace('_', '-')}/{item['name']}"
 
 
 def _ensure_pool(client: SyncPrefectClient, workspace: Workspace, name: str, pool_type: PoolType) -> str:
-    """The work pool is there, with docker/pools/TYPE.json as its template where there is one."""
+    """Create the work pool if it is missing, by the template docker/pools/TYPE.json or Prefect's own."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
-        template = _template(workspace, pool_type) or _own_template(client, pool_type)
+        template = _template(workspace, pool_type)
         client.create_work_pool(WorkPoolCreate(name=name, type=pool_type, base_job_template=template))
         return "created"
     if pool.type != pool_type:
@@ -186,57 +185,42 @@ def _ensure_pool(client: SyncPrefectClient, workspace: Workspace, name: str, poo
     return "there already"
 
 
-def _template(workspace: Workspace, pool_type: PoolType) -> dict[str, Any] | None:
+def _template(workspace: Workspace, pool_type: PoolType) -> dict[str, Any]:
+    from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type as default_template
+
     path = workspace.root / "docker" / "pools" / f"{pool_type}.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return None
+        if (template := asyncio.run(default_template(pool_type))) is None:
+            raise DiptychError(f"{prefect_server.address()} knows no work pools of the type {pool_type}.") from None
+        return template
     except ValueError as error:
         raise DiptychError(f"{path} is no job template: {error}.") from None
 
 
-def _own_template(client: SyncPrefectClient, pool_type: PoolType) -> dict[str, Any]:
-    """What Prefect has for that type."""
-    for collection in client.read_worker_metadata().values():
-        for worker in collection.values():
-            if worker["type"] == pool_type:
-                return dict(worker["default_base_job_configuration"])
-    raise DiptychError(f"{address(client)} knows no work pools of the type {pool_type}.")
-
-
-def _rendered(
-    workspace: Workspace, content: dict[str, Any], present: dict[str, DeploymentResponse], choices: Choices
+def _render(
+    item: dict[str, Any], present: DeploymentResponse | None, folder: str, when_busy: WhenBusy | None
 ) -> dict[str, Any]:
-    """prefect.yaml with what was chosen, and without what is to stay as it is on the server."""
-    directory = choices.folder or str(workspace.root)
-    deployments = []
-    for name, one in zip(_names(content), content["deployments"], strict=True):
-        # Without a pull step of its own a worker would copy the whole project into a temporary folder.
-        one = {"pull": [{_STEP: {"directory": directory}}], **one}
-        if name in present:
-            one = {key: value for key, value in one.items() if key not in ("schedules", "schedule")}
-            one["paused"] = present[name].paused
-        if choices.when_busy and one.get("concurrency_limit"):
-            strategy = STRATEGIES[choices.when_busy]
-            one["concurrency_limit"] = {"limit": 1, **_options(one), "collision_strategy": strategy}
-        deployments.append(one)
-    return {**content, "deployments": deployments}
-
-
-def _options(deployment: dict[str, Any]) -> dict[str, Any]:
-    """Its concurrency limit, which may be written as a number alone."""
-    limit = deployment.get("concurrency_limit") or {}
-    return limit if isinstance(limit, dict) else {"limit": limit}
+    """Return a deployment of prefect.yaml with the choices, minus what stays as it is on the server."""
+    # Workers run in the project's folder. Without this step Prefect names the folder of this machine, or /opt/prefect.
+    item = {"pull": [{_STEP: {"directory": folder}}], **item}
+    if present:
+        item = {key: value for key, value in item.items() if key not in ("schedules", "schedule")}
+        item["paused"] = present.paused
+    if when_busy and (limit := item.get("concurrency_limit")):
+        options = limit if isinstance(limit, dict) else {"limit": limit}
+        item["concurrency_limit"] = {"limit": 1, **options, "collision_strategy": STRATEGIES[when_busy]}
+    return item
 
 
 def _apply(workspace: Workspace, content: dict[str, Any]) -> None:
-    """`prefect deploy --all` with `content` for prefect.yaml."""
+    """Run `prefect deploy --all` with `content` in place of prefect.yaml."""
     path = workspace.local / "prefect.yaml"
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     lines: list[str] = []
-    # -P: what lies in the workspace must not hide an installed package.
+    # -P: files of the workspace must not hide an installed package.
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
     if stream(command, workspace.root, lines.append):
         raise DiptychError(f"prefect.yaml was not accepted: {' '.join(' '.join(lines[-12:]).split())}")

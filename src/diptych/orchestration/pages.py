@@ -1,27 +1,33 @@
-"""What the pages of flow runs in Prefect show, and the events that notifications listen to."""
+"""The page of a flow run in Prefect: its artifacts and its log, and the events that notifications are sent for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from diptych.orchestration.automations import announce
+from diptych.project.addresses import without_secret
 from diptych.project.workspace import Workspace
-from diptych.registry.address import without_secret
 
 if TYPE_CHECKING:
     from diptych.drift.distance import Drift
     from diptych.registry.lifecycle import Considered
 
+PROGRESS_EVERY = 10.0
+"""Seconds between two states of a progress bar in the log."""
+_BAR = re.compile(r"\d+%\||\d+it \[")
+
 
 def show_results(workspace: Workspace) -> None:
-    """The validation summary, metrics, ladder, verdicts and the way to the report, as artifacts of the run."""
+    """Publish the validation summary, metrics, ladder, verdicts and the report's address as artifacts of the run."""
     validation = _read(workspace, "validation")
-    create_markdown_artifact(validation_summary(validation), key="validation", description="What validate found")
+    create_markdown_artifact(validation_summary(validation), key="validation", description="Results of validate")
     create_table_artifact(
         metrics_table(_read(workspace, "metrics")), key="metrics", description="Retrieval on the test split"
     )
@@ -30,12 +36,12 @@ def show_results(workspace: Workspace) -> None:
         create_table_artifact(
             ladder["rungs"], key="ladder", description="RSUM from chance to the model, 95 % intervals"
         )
-        create_markdown_artifact(verdicts(ladder), key="verdicts", description="What the model is worth")
+        create_markdown_artifact(verdicts(ladder), key="verdicts", description="Claims about the model, tested")
     create_link_artifact((workspace.reports / "report.html").resolve().as_uri(), link_text="Report", key="report")
 
 
 def show_decision(considered: Considered) -> None:
-    """The gate's decision as an artifact, and its outcome as an event."""
+    """Publish the gate's decision as an artifact, and announce a promotion or rejection."""
     decision, version = considered.decision, considered.version
     if decision is None:
         return
@@ -45,23 +51,23 @@ def show_decision(considered: Considered) -> None:
 
 
 def show_drift(drift: Drift) -> None:
-    """How far new pairs are from those that the champion learned from."""
-    create_markdown_artifact(drift.render(), key="drift", description="New pairs beside the champion's")
+    """Publish the distance between the new pairs and the champion's training pairs."""
+    create_markdown_artifact(drift.render(), key="drift", description="New pairs compared with the champion's")
 
 
 def show_summary(lines: Sequence[str], links: Mapping[str, str]) -> None:
-    """What the run did and why, a line each, with links by their texts."""
-    shown = [*(f"* {line}" for line in lines), "", *(f"[{text}]({address})" for text, address in links.items())]
-    create_markdown_artifact("\n".join(shown), key="summary", description="What this run did, and why")
+    """Publish what the run did and why: `lines`, then `links`, which are addresses by their texts."""
+    rows = [*(f"* {line}" for line in lines), "", *(f"[{text}]({address})" for text, address in links.items())]
+    create_markdown_artifact("\n".join(rows), key="summary", description="What this run did, and why")
 
 
-def run_lines(happened: Mapping[str, Any]) -> list[str]:
-    """What a run of the retrain flow did and why, a sentence each."""
-    ran = [name for name, how in happened["stages"].items() if how == "ran"]
-    lines = [f"data/ is {happened['data']}", *happened["inbox"], *happened["why"]]
+def run_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return what a run of the retrain flow did and why, a sentence each."""
+    ran = [name for name, outcome in summary["stages"].items() if outcome == "ran"]
+    lines = [f"data/ is {summary['data']}", *summary["inbox"], *summary["why"]]
     lines.append(f"ran: {', '.join(ran)}" if ran else "no stage ran")
-    if "version" in happened:
-        version, decision = happened["version"], happened["decision"]
+    if "version" in summary:
+        version, decision = summary["version"], summary["decision"]
         state = "new" if version["created"] else "known already"
         lines.append(
             f"{version['name']} version {version['version']}: {state}; {decision['outcome']} {decision['why']}"
@@ -71,7 +77,7 @@ def run_lines(happened: Mapping[str, Any]) -> list[str]:
 
 
 def mlflow_links(uri: str, version: Mapping[str, Any]) -> dict[str, str]:
-    """To the version and its run; none where MLflow is a file without pages."""
+    """Return the addresses of the version and its run by their texts; none where MLflow is a file without pages."""
     if not uri.startswith(("http://", "https://")):
         return {}
     base = without_secret(uri).rstrip("/")
@@ -83,7 +89,7 @@ def mlflow_links(uri: str, version: Mapping[str, Any]) -> dict[str, str]:
 
 
 def validation_summary(validation: Mapping[str, Any]) -> str:
-    """Counts, and the expectations that do not hold, as Markdown."""
+    """Return the counts, and the expectations that do not hold, as Markdown."""
     rows = [
         f"| {table} | {counts['total']:,} | {counts['accepted']:,} | {counts['quarantined']:,} |"
         for table in ("images", "captions")
@@ -101,22 +107,37 @@ def validation_summary(validation: Mapping[str, Any]) -> str:
 
 
 def verdicts(ladder: Mapping[str, Any]) -> str:
-    """Each claim with its answer, as Markdown."""
+    """Return each claim with its answer, as Markdown."""
     return "\n".join(
-        f"* {one['claim']}: **{one['answer']}**, by {one['gain']['rsum']:+.1f} RSUM "
-        f'({one["gain"]["low"]:+.1f} to {one["gain"]["high"]:+.1f}) over "{one["over"]}"'
-        for one in ladder["verdicts"]
+        f"* {verdict['claim']}: **{verdict['answer']}**, by {verdict['gain']['rsum']:+.1f} RSUM "
+        f'({verdict["gain"]["low"]:+.1f} to {verdict["gain"]["high"]:+.1f}) over "{verdict["over"]}"'
+        for verdict in ladder["verdicts"]
     )
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each way of ranking and each direction."""
+    """Return a row for each ranking (such as towers) and each direction."""
     return [
         {"ranking": ranking, "direction": direction, **values[direction], "rsum": values["rsum"]}
         for ranking, values in metrics.items()
         if isinstance(values, Mapping) and "rsum" in values
         for direction in ("i2t", "t2i")
     ]
+
+
+def throttled(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Return `log`, but with one state of a progress bar in `PROGRESS_EVERY` seconds at most."""
+    due = 0.0
+
+    def on_line(line: str) -> None:
+        nonlocal due
+        if _BAR.search(line):
+            if time.monotonic() < due:
+                return
+            due = time.monotonic() + PROGRESS_EVERY
+        log(line)
+
+    return on_line
 
 
 def _read(workspace: Workspace, name: str) -> dict[str, Any]:

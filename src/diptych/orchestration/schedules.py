@@ -17,31 +17,35 @@ if TYPE_CHECKING:
     from prefect.client.schemas.schedules import CronSchedule
 
 SHOWN = 3
-"""Next runs that are told of."""
+"""The number of next runs that are shown."""
 _FIELDS = 5
+"""Fields of a cron expression."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the deployment runs."""
+    """The schedule of the deployment."""
 
     rules: list[str]
-    """Such as "0 3 * * * (UTC)"; one, unless others were added by other means."""
+    """Such as "0 3 * * * (UTC)"; one rule, unless others were added by other means."""
     paused: bool
     next_runs: list[str]
-    """ISO 8601 with the offset of the schedule's timezone, the earliest first; those it would have, if it is paused."""
+    """ISO 8601 with the offset of the schedule's timezone, the earliest first.
+
+    A paused schedule has the dates that it would have if it were active.
+    """
 
     def render(self) -> str:
-        """Lines for people."""
+        """Return lines for people."""
         if not self.rules:
             return f"{RETRAIN} has no schedule: `diptych schedule set CRON` gives it one."
         state = ", paused: `diptych schedule resume` goes on" if self.paused else ""
         lines = [f"schedule   {'; '.join(self.rules)}{state}"]
-        return "\n".join(lines + ([] if self.paused else [f"next run   {one}" for one in self.next_runs]))
+        return "\n".join(lines + ([] if self.paused else [f"next run   {date}" for date in self.next_runs]))
 
 
 def read_schedule() -> Schedule:
-    """As the server has it.
+    """Return the schedule that the server has.
 
     Raises:
         DiptychError: as `prefect_server.client` and `retraining` raise.
@@ -51,11 +55,13 @@ def read_schedule() -> Schedule:
 
 
 def set_schedule(cron: str, timezone: str | None = None) -> Schedule:
-    """Makes this the deployment's only schedule, paused if it was; without a timezone it keeps the present one's.
+    """Make `cron` the deployment's only schedule; without a timezone it keeps the present one's.
+
+    A paused schedule stays paused.
 
     Raises:
-        DiptychError: it is no cron expression or timezone, or names no day that comes; as `server` and `retraining`
-            raise.
+        DiptychError: it is no cron expression or timezone, or names no day that ever comes; as `prefect_server.client`
+            and `retraining` raise.
     """
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
@@ -64,8 +70,8 @@ def set_schedule(cron: str, timezone: str | None = None) -> Schedule:
         deployment = retraining(client)
         present = deployment.schedules
         if timezone is None:
-            kept = next((zone for one in present if (zone := getattr(one.schedule, "timezone", None))), "UTC")
-            wanted = wanted.model_copy(update={"timezone": kept})
+            zones = (getattr(item.schedule, "timezone", None) for item in present)
+            wanted = wanted.model_copy(update={"timezone": next(filter(None, zones), "UTC")})
         if present:
             client.update_deployment_schedule(deployment.id, present[0].id, schedule=wanted)
         else:
@@ -76,7 +82,7 @@ def set_schedule(cron: str, timezone: str | None = None) -> Schedule:
 
 
 def pause_schedule() -> Schedule:
-    """No more runs by schedule; those that are triggered by hand go on to run.
+    """Start no more runs by schedule; runs that are triggered by hand still start.
 
     Raises:
         DiptychError: as `prefect_server.client` and `retraining` raise.
@@ -87,7 +93,7 @@ def pause_schedule() -> Schedule:
 
 
 def resume_schedule() -> Schedule:
-    """Runs by schedule again, also where the schedule itself was switched off by other means.
+    """Start runs by schedule again, also where the schedule itself was switched off by other means.
 
     Raises:
         DiptychError: as `prefect_server.client` and `retraining` raise.
@@ -95,9 +101,9 @@ def resume_schedule() -> Schedule:
     with prefect_server.client() as client:
         deployment = retraining(client)
         client.resume_deployment(deployment.id)
-        for one in deployment.schedules:
-            if not one.active:
-                client.update_deployment_schedule(deployment.id, one.id, active=True)
+        for item in deployment.schedules:
+            if not item.active:
+                client.update_deployment_schedule(deployment.id, item.id, active=True)
         return _describe(retraining(client))
 
 
@@ -109,7 +115,7 @@ def _cron_schedule(cron: str, timezone: str | None) -> CronSchedule:
         f"{cron!r} is no cron expression: minute, hour, day of the month, month and day of the week, "
         "such as '0 3 * * *' for every night at three."
     )
-    # Prefect takes a sixth one for seconds, which nobody means: '0 0 3 * * *' is 60 runs on the third of the month.
+    # Prefect takes a sixth field for seconds, which nobody means: '0 0 3 * * *' is 60 runs on the third of the month.
     if len(cron.split()) > _FIELDS:
         raise refusal
     try:
@@ -125,29 +131,29 @@ def _cron_schedule(cron: str, timezone: str | None) -> CronSchedule:
 
 def _describe(deployment: DeploymentResponse) -> Schedule:
     schedules = list(deployment.schedules)
-    active = [one for one in schedules if one.active]
-    dates = [date for one in active or schedules for date in _dates(one.schedule.model_dump())]
+    active = [item for item in schedules if item.active]
+    dates = [date for item in active or schedules for date in _dates(item.schedule.model_dump())]
     return Schedule(
-        rules=[_rule(one) for one in schedules],
+        rules=[_rule(item) for item in schedules],
         paused=bool(deployment.paused) or not active,
         next_runs=[date.isoformat() for date in sorted(dates)[:SHOWN]],
     )
 
 
-def _rule(one: DeploymentSchedule) -> str:
-    values = one.schedule.model_dump()
+def _rule(item: DeploymentSchedule) -> str:
+    values = item.schedule.model_dump()
     when = values.get("cron") or values.get("rrule") or f"every {values.get('interval')}"
     return f"{when} ({values.get('timezone') or 'UTC'})"
 
 
 def _dates(schedule: dict[str, Any]) -> list[datetime]:
-    """Its next ones, as the server's scheduler finds them."""
+    """Return the next dates of a schedule, as the server's scheduler computes them."""
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
     from pydantic import TypeAdapter
 
     try:
-        found: Any = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule)
-        return list(asyncio.run(found.get_dates(SHOWN, start=datetime.now(UTC))))
+        parsed: Any = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule)
+        return list(asyncio.run(parsed.get_dates(SHOWN, start=datetime.now(UTC))))
     except ValueError:
-        # As of the 31st of February.
+        # Such as the 31st of February.
         return []

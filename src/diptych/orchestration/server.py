@@ -1,6 +1,6 @@
-"""The Prefect server that a run speaks to: the one that Prefect's settings name, else one of the run's own.
+"""The Prefect server of a run: the server that Prefect's settings name, else one that the run starts for itself.
 
-Whatever keeps it from answering becomes one message: the address, where it is set, what is wrong, and what to do.
+Where it does not answer, one message gives the address, where it is set, what is wrong, and what to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError
 from diptych.orchestration.problems import NOT_PREFECT, Problem, invalid_setting, problem_of
-from diptych.project.git import without_secrets
+from diptych.project.addresses import without_secrets
 from diptych.project.prefect_settings import SERVER, Setting, server_setting, settings
 from diptych.project.workspace import find_workspace
 
@@ -27,9 +27,9 @@ PATIENCE = 10.0
 _ATTEMPTS_TO_CONNECT = 4
 """Attempts to connect that Prefect's client makes for one request."""
 _STARTS = 3
-"""Starts of a server of the run's own, each at another port, before it is given up."""
+"""Attempts to start a server for the run, each at another port."""
 _TEST_BYTES = 2**23
-"""Bytes that a server of the run's own writes at once."""
+"""Bytes that are written to try out Prefect's folder: as many as a server writes at once."""
 
 
 def load(root: Path) -> str:
@@ -38,20 +38,20 @@ def load(root: Path) -> str:
     Raises:
         DiptychError: a setting is invalid, or a file of settings or certificates is damaged.
     """
-    known = settings(root)
-    _check_certificates(known)
+    user_settings = settings(root)
+    _check_certificates(user_settings)
     try:
-        # It takes .env, prefect.toml and pyproject.toml from the current folder.
+        # Prefect reads .env, prefect.toml and pyproject.toml from the current folder.
         with chdir(root):
             from prefect.settings import get_current_settings
 
             return get_current_settings().api.url or ""
     except (ValueError, OSError) as error:
-        raise DiptychError(invalid_setting(error, known)) from error
+        raise DiptychError(invalid_setting(error, user_settings)) from error
 
 
 def ready(root: Path) -> None:
-    """Make sure that a flow finds its server: the one that is named answers, or one of its own is started.
+    """Make sure that a flow finds its server: check that the named server answers, or start one.
 
     Raises:
         DiptychError: the server does not answer as it should, or cannot be started.
@@ -60,16 +60,16 @@ def ready(root: Path) -> None:
         with client():
             pass
     else:
-        _start_own()
+        _start_ephemeral()
 
 
 @contextmanager
 def client() -> Iterator[SyncPrefectClient]:
-    """Give a client of the server that Prefect's settings name, once that has answered.
+    """Yield a client of the server that Prefect's settings name, once the server has answered.
 
     Raises:
-        DiptychError: no server is named, it does not answer, or it refuses this user; also what it answers while the
-            block runs, if that is an error.
+        DiptychError: no server is named, it does not answer, or it refuses this user; also where it answers with an
+            error while the block runs.
     """
     root = find_workspace().root
     if not load(root):
@@ -81,12 +81,12 @@ def client() -> Iterator[SyncPrefectClient]:
 
     with explained():
         _ask()
-        with get_client(sync_client=True) as found:
-            yield found
+        with get_client(sync_client=True) as connected:
+            yield connected
 
 
 def address() -> str:
-    """Return the server's address for people: without a user and password that it may hold."""
+    """Return the server's address, minus a user and password in it."""
     from prefect.settings import get_current_settings
 
     return without_secrets(get_current_settings().api.url or "")
@@ -94,7 +94,7 @@ def address() -> str:
 
 @contextmanager
 def explained(note: str = "") -> Iterator[None]:
-    """Turn what Prefect's client raises into an error for the user, which ends with `note`; other errors pass."""
+    """Turn exceptions of Prefect's client into an error for the user that ends with `note`; others pass unchanged."""
     try:
         yield
     except DiptychError:
@@ -107,7 +107,7 @@ def explained(note: str = "") -> Iterator[None]:
 
 
 def _ask() -> None:
-    """Ask the server for its version, and for something that it tells nobody without a key."""
+    """Request the server's version, and something that needs a key where the server has keys."""
     from httpx import HTTPError, InvalidURL, Timeout
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -116,13 +116,13 @@ def _ask() -> None:
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-            get_client(httpx_settings={"timeout": timeout}, sync_client=True) as one,
+            get_client(httpx_settings={"timeout": timeout}, sync_client=True) as connected,
         ):
-            one.raise_for_api_version_mismatch()
-            one.read_flows(limit=1)
+            connected.raise_for_api_version_mismatch()
+            connected.read_flows(limit=1)
     except (HTTPError, InvalidURL, RuntimeError):
         raise
-    except Exception as error:  # of whatever an answer of another kind was taken for
+    except Exception as error:  # any: what the client makes of an answer that is not Prefect's
         raise DiptychError(_message(NOT_PREFECT)) from error
 
 
@@ -132,13 +132,13 @@ def _message(problem: Problem) -> str:
     setting = server_setting(find_workspace().root)
     where = f" Its address is in {setting.where}." if setting else ""
     without = f" To give each run a server of its own, {setting.removal}." if setting else ""
-    return f"{url} {problem.text}.{where} {problem.mend}.{without}"
+    return f"{url} {problem.text}.{where} {problem.remedy}.{without}"
 
 
-def _start_own() -> None:
-    """Start the server that Prefect would start, with the reasons why it may fail.
+def _start_ephemeral() -> None:
+    """Start the server that Prefect would start, and explain failures.
 
-    Prefect itself starts one that ends at once again and again, without end: where it cannot use its database, say.
+    Prefect itself restarts without limit a server that ends at once, as where its database cannot be used.
     """
     from httpx import HTTPError
     from prefect.server.api.server import SubprocessASGIServer
@@ -149,7 +149,7 @@ def _start_own() -> None:
         raise DiptychError(f"PREFECT_SERVER_EPHEMERAL_ENABLED is false, so a run needs a server: set {SERVER}.")
     _check_home(home)
 
-    class OwnServer(SubprocessASGIServer):
+    class EphemeralServer(SubprocessASGIServer):
         starts = 0
 
         def find_available_port(self) -> int:
@@ -158,23 +158,23 @@ def _start_own() -> None:
                 raise RuntimeError("it ended at once")
             return super().find_available_port()
 
-    server = OwnServer()
+    server = EphemeralServer()
     try:
         server.start()
     except (RuntimeError, HTTPError) as error:
         server.stop()
         raise DiptychError(
             f"The Prefect server that a run starts for itself did not start ({str(error) or type(error).__name__}). "
-            f"What it says of that stands above. Its database is in {home}: move it away if it is damaged. Where the "
+            f"Its output above tells why. Its database is in {home}: move it away if it is damaged. Where the "
             f"machine is slow, set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS; or start a server yourself and "
             f"set {SERVER}."
         ) from error
 
 
-def _check_certificates(known: Sequence[Setting]) -> None:
-    """Read the file of authorities to trust as Prefect does, in whose error no file is named."""
-    given = [(one.name, one.value) for one in known if one.name == "PREFECT_API_SSL_CERT_FILE"]
-    for name, path in [*given, ("SSL_CERT_FILE", os.environ.get("SSL_CERT_FILE", ""))]:
+def _check_certificates(user_settings: Sequence[Setting]) -> None:
+    """Read the file of trusted authorities as Prefect does: its own error names no file."""
+    configured = [(item.name, item.value) for item in user_settings if item.name == "PREFECT_API_SSL_CERT_FILE"]
+    for name, path in [*configured, ("SSL_CERT_FILE", os.environ.get("SSL_CERT_FILE", ""))]:
         try:
             if path:
                 ssl.create_default_context(cafile=path)

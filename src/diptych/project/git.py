@@ -167,11 +167,6 @@ def converted_files(folder: Path) -> dict[str, str]:
     return {match["path"]: match["mode"] for match in matches if match and match["index"] != match["file"]}
 
 
-def without_secrets(text: str) -> str:
-    """Return `text` without users, passwords and signatures of the addresses in it."""
-    return re.sub(r"(://)[^/\s]*@", r"\1", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
-
-
 def _reason(lines: list[str]) -> str:
     """Return the line of git's output that is the error; the others are hints."""
     errors = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]

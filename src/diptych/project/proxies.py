@@ -15,6 +15,8 @@ from urllib.request import proxy_bypass
 
 import psutil  # type: ignore[import-untyped]
 
+from diptych.project.addresses import without_secret
+
 _THIS_MACHINE = ("localhost", "127.0.0.1", "127.0.1.1", "127.0.0.0/8", "0.0.0.0", "::1")
 """Names of every machine for itself; Debian's own is 127.0.1.1, and servers say that they listen at 0.0.0.0."""
 _ALSO_THIS_MACHINE = re.compile(r"://(?:[^/\s@]*@)?(127(?:\.\d{1,3}){3}|\[::1\])(?=[:/]|$)")
@@ -42,7 +44,7 @@ def set_proxies() -> dict[str, str]:
     for name, value in sorted(os.environ.items()):
         if value and name.lower().endswith("_proxy") and name.lower() != "no_proxy":
             proxies = {other: address for other, address in proxies.items() if other.lower() != name.lower()}
-            proxies[name] = _without_password(value)
+            proxies[name] = without_secret(value)
     return proxies
 
 
@@ -119,9 +121,3 @@ def _httpx_starts() -> bool:
     except Exception:  # an unknown scheme, a missing package for SOCKS, or a text that is no address
         return False
     return True
-
-
-def _without_password(proxy: str) -> str:
-    """A proxy may be given without a scheme, and a password may hold any sign."""
-    scheme, separator, rest = proxy.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]

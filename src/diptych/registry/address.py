@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
@@ -11,10 +10,8 @@ from sqlalchemy.exc import ArgumentError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.addresses import without_secret
 from diptych.project.workspace import Workspace
-
-_SECRET = re.compile(r"([?&][^=&]*(?:passw|pwd|secret|token|odbc_connect)[^=&]*=)[^&]*", re.IGNORECASE)
-"""A parameter of an address that holds a secret."""
 
 
 def tracking_uri(workspace: Workspace, params: Params) -> str:
@@ -54,14 +51,6 @@ def artifact_folder(workspace: Workspace, uri: str) -> Path | None:
 def is_inside(workspace: Workspace, store: Path) -> bool:
     """Return whether the file of a store lies in the project; its folder .diptych may be a link out of it."""
     return any(store.is_relative_to(folder.resolve()) for folder in (workspace.root, workspace.local))
-
-
-def without_secret(uri: str) -> str:
-    """Return the address without the user and password that it may hold; a path to a file holds none."""
-    if store_file(uri) is not None:
-        return uri
-    scheme, separator, rest = uri.partition("://")
-    return _SECRET.sub(r"\1…", scheme + separator + rest.rpartition("@")[2])
 
 
 def place(workspace: Workspace, uri: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError
-from diptych.registry.address import store_file, without_secret
+from diptych.project.addresses import without_secret
+from diptych.registry.address import store_file
 
 if TYPE_CHECKING:
     from requests import Response

@@ -32,6 +32,7 @@ def fetched_model(address: str) -> Iterator[Path]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise DiptychError(f"{address} is no address of a model: write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     model = _registered_model(match["name"])
     with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
         yield model_folder(model.download(model.find(match["version"]), Path(folder)))

@@ -1,6 +1,6 @@
-"""What a packaged model finds on the project's test split, by the same evaluation for every model.
+"""Evaluation of packaged models on the project's test split, the same for every model.
 
-A model brings its own preprocessing: where that is not the project's of today, the test split is prepared anew for it.
+A model brings its own preprocessing. Where this is not the project's of today, the test split is prepared for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from diptych.model.device import prepare
 from diptych.model.package import Preprocessing
 from diptych.project.workspace import Workspace
 from diptych.retrieval.attributes import attributes
-from diptych.retrieval.metrics import Metrics, Ranks
+from diptych.retrieval.metrics import Metrics
+from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.slices import Part, parts
 from diptych.retriever import Retriever
 
@@ -34,48 +35,51 @@ TOKENIZER = "tokenizer.json"
 
 
 class Gallery(NamedTuple):
-    """What models are compared on."""
+    """The queries that models are compared on."""
 
     image_of_caption: NDArray[np.int64]
-    """(M,)"""
+    """(M,), index of each caption's image."""
     images: int
+    """Number of images."""
     parts: list[Part]
-    """Of the queries."""
+    """Slices of the queries, as in the report."""
 
 
 class Measured(NamedTuple):
-    """What the queries found by one model."""
+    """Ranks and metrics of one model."""
 
     ranks: Ranks
-    """Of the last stage, re-ranked by the fusion."""
+    """Ranks of the last stage, re-ranked by the fusion."""
     metrics: dict[str, Metrics]
-    """By stage."""
+    """Metrics by stage."""
 
 
 def gallery(workspace: Workspace, params: Params) -> Gallery:
-    """The test split, its queries parted as in the report.
+    """Return the test split, with the slices of its queries as in the report.
 
     Raises:
-        DiptychError: there is none, or what validation accepted since then is not what was prepared.
+        DiptychError: there is none, or validation has accepted other pairs since it was prepared.
     """
-    split = _own(workspace, params).split("test")
+    split = _prepared(workspace, params).split("test")
     images, captions = _accepted(workspace, params)
-    # What is prepared anew for a model has to be the same queries.
+    # A split that is prepared for a model has to have the same queries.
     if images["image_id"].tolist() != split.image_ids.tolist() or captions["caption"].tolist() != split.captions:
         raise DiptychError(
             f"{workspace.prepared} is of another dataset than {workspace.manifest}. Run `dvc repro preprocess`."
         )
-    looks = attributes(workspace.manifest, split)
-    made = parts(split.image_of_caption, split.captions, looks.of_images, looks.objects)
+    of_split = attributes(workspace.manifest, split)
+    made = parts(split.image_of_caption, split.captions, of_split.of_images, of_split.objects)
     return Gallery(split.image_of_caption, len(split), made)
 
 
 def measure(model: Path, workspace: Workspace, params: Params, name: str) -> Measured:
-    """By the evaluation of today.
+    """Return the ranks and metrics of a model on the test split.
 
     Args:
-        model: a folder as training writes it.
-        name: for the progress bar.
+        model: folder of the model, as training writes it.
+        workspace: the project with the test split.
+        params: the project's settings.
+        name: label of the model in the progress bar.
 
     Raises:
         DiptychError: the folder holds no whole model, or there is no dataset to measure it on.
@@ -92,11 +96,11 @@ def _test_split(
     preprocessing: Preprocessing, model: Path, workspace: Workspace, params: Params
 ) -> Iterator[PreparedSplit]:
     """Give the test split as the model in the folder `model` reads it."""
-    own = _own(workspace, params)
+    prepared = _prepared(workspace, params)
     wanted = preprocessing.model_dump()
-    same = {name: own.settings[name] for name in wanted} == wanted
-    if same and _reads_as(workspace.tokenizer / TOKENIZER, model / TOKENIZER):
-        yield own.split("test")
+    same = {name: prepared.settings[name] for name in wanted} == wanted
+    if same and _is_same(workspace.tokenizer / TOKENIZER, model / TOKENIZER):
+        yield prepared.split("test")
         return
     workspace.local.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="measuring-", dir=workspace.local) as folder:
@@ -114,7 +118,7 @@ def _test_split(
         yield Prepared(Path(folder), params.data.splits).split("test")
 
 
-def _own(workspace: Workspace, params: Params) -> Prepared:
+def _prepared(workspace: Workspace, params: Params) -> Prepared:
     try:
         return Prepared(workspace.prepared, params.data.splits)
     except DiptychError as error:
@@ -122,14 +126,14 @@ def _own(workspace: Workspace, params: Params) -> Prepared:
 
 
 def _accepted(workspace: Workspace, params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Images and captions of the test split, as validation wrote them down."""
+    """Return images and captions of the test split that validation has accepted."""
     images, captions = read_table(workspace.manifest), read_table(workspace.captions)
     images = images[images["split"] == params.data.splits.test]
     return images, captions[captions["image_id"].isin(images["image_id"])]
 
 
-def _reads_as(own: Path, other: Path) -> bool:
+def _is_same(tokenizer: Path, other: Path) -> bool:
     try:
-        return file_sha256(own) == file_sha256(other)
+        return file_sha256(tokenizer) == file_sha256(other)
     except OSError as error:
         raise DiptychError(f"There is nothing to measure a model on: {error}. Run `dvc repro preprocess`.") from None

@@ -1,4 +1,4 @@
-"""Loads a package in a process of its own and has it answer: started by `answer_time`, imports nothing of the project.
+"""Script that loads a package and scores a pair with it, in a process that imports nothing of the project.
 
 python -I probe.py PACKAGE
 """
@@ -11,11 +11,11 @@ from io import BytesIO
 
 REPEATS = 9
 ANSWER = "answer: "
-"""What the line of the answer begins with."""
+"""Beginning of the line with the answer."""
 
 
 def main() -> None:
-    """Prints the seconds to load and the milliseconds that one pair takes."""
+    """Print the seconds to load the package and the milliseconds to score one pair."""
     started = time.perf_counter()
     import mlflow
     import pandas as pd

@@ -15,9 +15,10 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.addresses import without_secret
 from diptych.project.provenance import model_digests
 from diptych.project.workspace import Workspace
-from diptych.registry.address import store_file, tracking_uri, without_secret
+from diptych.registry.address import store_file, tracking_uri
 from diptych.registry.answering import UnreachableError, damaged, reason, unanswered
 from diptych.registry.relocation import local_path
 from diptych.registry.tracking import addressed, connect

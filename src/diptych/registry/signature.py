@@ -1,4 +1,4 @@
-"""What goes into a packaged model and what comes out; packaged_model.py says what it means."""
+"""Signature of a packaged model; packaged_model.py documents the columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def signature() -> ModelSignature:
-    """Every column is optional: a row may hold a text, an image or both."""
+    """Return the signature. Every column is optional: a row may hold a text, an image or both."""
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "image", required=False),
         ColSpec(DataType.string, "text", required=False),
@@ -27,7 +27,7 @@ def signature() -> ModelSignature:
 
 
 def input_example() -> pd.DataFrame:
-    """A pair: the bytes of a small picture, and a sentence."""
+    """Return a pair: the bytes of a small image, and a sentence."""
     buffer = BytesIO()
     Image.new("RGB", (32, 32), (200, 30, 30)).save(buffer, "PNG")
     return pd.DataFrame({"image": [buffer.getvalue()], "text": ["a red square"]})

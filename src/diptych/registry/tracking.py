@@ -19,9 +19,10 @@ from mlflow.entities import LifecycleStage, Metric
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.files import write_json
+from diptych.project.addresses import without_secret
 from diptych.project.provenance import provenance
 from diptych.project.workspace import Workspace
-from diptych.registry.address import artifact_folder, is_inside, place, store_file, tracking_uri, without_secret
+from diptych.registry.address import artifact_folder, is_inside, place, store_file, tracking_uri
 from diptych.registry.answering import UnreachableError, reason, require_answer
 from diptych.registry.relocation import follow_project
 from diptych.registry.unsent import Figures, is_active, keep

@@ -1,4 +1,4 @@
-"""The report's curves: SVG in a light and a dark version, the same bytes for the same figures."""
+"""Plots of the report: SVG in a light and a dark version, the same bytes for the same figures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ from diptych.retrieval.ladder import Rung
 from diptych.retrieval.similarities import Similarities
 
 INCHES = (4.6, 3.0)
-DIRECTIONS = {"i2t": "Image → text", "t2i": "Text → image"}
+DIRECTION_LABELS = {"i2t": "Image → text", "t2i": "Text → image"}
 STAGES = {
     "towers": "towers",
     "qb_norm": "query-bank normalization",
     "reranked": "re-ranked",
     "embeddings": "embeddings",
 }
+"""Labels of the stages in metrics.json."""
+LOSSES = {
+    "loss": "loss",
+    "contrastive": "contrastive",
+    "matching": "image-text matching",
+    "alignment": "token alignment",
+}
+"""Labels of the losses in reports/training.csv."""
 
 
 class Theme(NamedTuple):
-    """Colours that stand out from the page."""
+    """Colours that contrast with the page."""
 
     ink: str
     grid: str
@@ -39,7 +47,7 @@ DARK = Theme("#c9d1de", "#39414f", ("#7db7f0", "#f0a35e", "#9bd07a", "#c79bf0"))
 
 
 class Picture(NamedTuple):
-    """A figure as data URIs, and in words."""
+    """A plot as data URIs, and its description in words."""
 
     light: str
     dark: str
@@ -47,40 +55,41 @@ class Picture(NamedTuple):
 
 
 def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str) -> Picture:
-    """Recall over k of one direction, stage by stage; `curves` are `evaluation.recall_curves`."""
+    """Plot recall over k of one direction, a line for each stage; `curves` are those of `evaluation.recall_curves`."""
     lines: dict[str, list[tuple[int, float]]] = {}
-    for way, stage, k, recall in curves:
-        if way == direction:
+    for of_direction, stage, k, recall in curves:
+        if of_direction == direction:
             lines.setdefault(stage, []).append((k, recall))
 
-    # The last one is what counts.
+    # The last stage, which counts, has the solid line.
     styles = ("--", ":", "-")[-len(lines) :]
 
     def plot(axes: Axes, theme: Theme) -> None:
         for (stage, points), colour, style in zip(lines.items(), theme.lines, styles, strict=False):
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGES[stage])
-        _label(axes, f"{DIRECTIONS[direction]}: recall", "k", "percent found")
+        _label(axes, f"{DIRECTION_LABELS[direction]}: recall", "k", "recall in %")
         axes.set_ylim(0, 102)
 
     ends = "; ".join(
         f"{STAGES[stage]} from {points[0][1]:.1f} to {points[-1][1]:.1f}" for stage, points in lines.items()
     )
     return _draw(
-        plot, f"{DIRECTIONS[direction]}: recall in percent for k from 1 to {max(k for _, _, k, _ in curves)}; {ends}."
+        plot,
+        f"{DIRECTION_LABELS[direction]}: recall in percent for k from 1 to {max(k for _, _, k, _ in curves)}; {ends}.",
     )
 
 
-def similarity_figure(found: Similarities) -> Picture:
-    """The cosines of matching pairs and of the others, each as shares of their number."""
-    shares, edges = found.shares(), found.edges()
-    there = np.flatnonzero(found.matching + found.other)
-    first, last = int(there[0]), int(there[-1]) + 1
+def similarity_figure(similarities: Similarities) -> Picture:
+    """Plot the cosines of the matching pairs and of the others, each as shares of their number."""
+    shares, edges = similarities.shares(), similarities.edges()
+    filled = np.flatnonzero(similarities.matching + similarities.other)
+    first, last = int(filled[0]), int(filled[-1]) + 1
     names = ("matching pairs", "other pairs")
 
     def plot(axes: Axes, theme: Theme) -> None:
         for name, share, colour, style in zip(names, shares, theme.lines, ("-", "--"), strict=False):
             axes.stairs(share[first:last], edges[first : last + 1], color=colour, linestyle=style, label=name)
-        _label(axes, "Similarity", "cosine of the embeddings", "percent of pairs")
+        _label(axes, "Similarity", "cosine of the embeddings", "% of pairs")
 
     middles = (edges[:-1] + edges[1:]) / 2
     means = "; ".join(f"{name} {share @ middles / 100:.2f}" for name, share in zip(names, shares, strict=True))
@@ -88,46 +97,46 @@ def similarity_figure(found: Similarities) -> Picture:
 
 
 def ladder_figure(rungs: Sequence[Rung]) -> Picture:
-    """A bar for each rung, the first one highest, with its interval; what the model does stands out."""
+    """Plot a bar for each rung, the first on top, with its interval; those of the model have a colour of their own."""
 
     def plot(axes: Axes, theme: Theme) -> None:
-        places = range(len(rungs))
+        positions = range(len(rungs))
         colours = [theme.lines[1] if rung.is_model else theme.lines[0] for rung in rungs]
-        axes.barh(places, [rung.rsum for rung in rungs], color=colours, height=0.6)
-        for place, rung in zip(places, rungs, strict=True):
+        axes.barh(positions, [rung.rsum for rung in rungs], color=colours, height=0.6)
+        for position, rung in zip(positions, rungs, strict=True):
             if rung.low is not None and rung.high is not None:
-                axes.plot([rung.low, rung.high], [place, place], color=theme.ink, linewidth=1.5)
-        axes.set_yticks(places, [rung.name for rung in rungs])
+                axes.plot([rung.low, rung.high], [position, position], color=theme.ink, linewidth=1.5)
+        axes.set_yticks(positions, [rung.name for rung in rungs])
         axes.invert_yaxis()
         axes.set_axisbelow(True)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("RSUM, 95 % interval")
+        axes.set_xlabel("RSUM, 95 % confidence interval")
 
     ends = "; ".join(f"{rung.name} {rung.rsum:.1f}" for rung in rungs)
-    return _draw(plot, f"RSUM of each way to rank: {ends}.", height=0.9 + 0.32 * len(rungs))
+    return _draw(plot, f"RSUM of each ranking: {ends}.", height=0.9 + 0.32 * len(rungs))
 
 
 def loss_figure(history: Sequence[dict[str, float]]) -> Picture:
-    """The losses of each epoch."""
-    names = [name for name in ("loss", "contrastive", "matching", "alignment") if name in history[0]]
+    """Plot the losses of each epoch."""
+    names = [name for name in LOSSES if name in history[0]]
 
     def plot(axes: Axes, theme: Theme) -> None:
         for name, colour, style in zip(names, theme.lines, ("-", "--", ":", "-."), strict=False):
-            _by_epoch(axes, history, name, color=colour, linestyle=style, label=name)
+            _by_epoch(axes, history, name, color=colour, linestyle=style, label=LOSSES[name])
         _label(axes, "Training: loss", "epoch", "loss")
 
     return _draw(plot, f"Training loss by epoch, from {history[0]['loss']:.2f} to {history[-1]['loss']:.2f}.")
 
 
 def validation_figure(history: Sequence[dict[str, float]]) -> Picture:
-    """Recall on val after each epoch: a colour for each k, solid for image → text, dashed for text → image."""
+    """Plot recall on val after each epoch: a colour for each k, solid for image → text, dashed for text → image."""
 
     def plot(axes: Axes, theme: Theme) -> None:
-        for way, style in (("i2t", "-"), ("t2i", "--")):
+        for direction, short, style in (("i2t", "I → T", "-"), ("t2i", "T → I", "--")):
             for k, colour in zip((1, 5, 10), theme.lines, strict=False):
-                label = f"{'I → T' if way == 'i2t' else 'T → I'} @{k}"
-                _by_epoch(axes, history, f"val_{way}_recall@{k}", color=colour, linestyle=style, label=label)
-        _label(axes, "Validation: recall of the towers", "epoch", "percent found", columns=2)
+                name, label = f"val_{direction}_recall@{k}", f"{short} @{k}"
+                _by_epoch(axes, history, name, color=colour, linestyle=style, label=label)
+        _label(axes, "Validation: recall of the towers", "epoch", "recall in %", columns=2)
         axes.set_ylim(0, 102)
 
     best = max(row["val_rsum"] for row in history)
@@ -152,7 +161,7 @@ def _draw(plot: Callable[[Axes, Theme], None], alt: str, height: float = INCHES[
 
 
 def _svg(plot: Callable[[Axes, Theme], None], theme: Theme, height: float) -> str:
-    """A figure on a transparent ground, without date, version or random ids."""
+    """Return the plot as a data URI: an SVG on a transparent ground, without date, version or random ids."""
     settings: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
     settings |= {"axes.edgecolor": theme.grid, "grid.color": theme.grid, "font.size": 9, "svg.hashsalt": "diptych"}
     with matplotlib.rc_context(settings):

@@ -1,4 +1,4 @@
-"""Queries to look at: some that found the right item first and some that did not, each with its first results."""
+"""Example queries: some that retrieve a right item first and some that do not, each with its first results."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from diptych.report.highlights import Highlight
 
 RESULTS = 5
 THUMBNAIL = 128
-"""Pixels of the longer side."""
+"""Pixels of the longer side of a picture."""
 DIMMEST = 0.25
-"""Of a picture's brightness, what is left at places that brought nothing."""
+"""Share of its brightness that a picture keeps where it contributes nothing to the score."""
 
 
-class Shown(Protocol):
-    """N images with M captions that can be looked at, as those of a prepared split."""
+class CaptionedImages(Protocol):
+    """N images with M captions, with the pixels to show them: a prepared split, for example."""
 
     image_of_caption: NDArray[np.int64]
     """(M,), each caption's image; every image has one."""
 
     @property
     def captions(self) -> Sequence[str]:
-        """(M,)."""
+        """Texts of the captions (M)."""
 
     def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """RGB of the image at the one index in `indices` (1,), uint8 (1, H, W, 3)."""
+        """Return RGB of the image at the one index in `indices` (1,), uint8 (1, H, W, 3)."""
 
 
 class Picture(NamedTuple):
-    """An image of the split as a data URI, with its first caption in place of sight."""
+    """An image of the split as a data URI, with its first caption as the text alternative."""
 
     uri: str
     alt: str
@@ -48,105 +48,111 @@ class Result(NamedTuple):
     right: bool
 
 
-class Look(NamedTuple):
-    """What the fusion looked at in a query and its first result."""
+class Contributions(NamedTuple):
+    """Contributions of the parts of a query and its first result to the fusion's score."""
 
     words: list[tuple[str, float]]
-    """The caption in pieces, each with its strength, from 0 to 1."""
-    seen: Picture
-    """The image, dark where it brought nothing."""
+    """Pieces of the caption, each with its contribution, from 0 to 1."""
+    image: Picture
+    """The image, dark where it contributes nothing."""
 
 
 class Query(NamedTuple):
-    """A query and what it found, best first."""
+    """A query and its results, the best first."""
 
     item: str | Picture
     results: list[Result]
     rank: int
-    """Of the best right item."""
+    """Rank of the best right item."""
     missing: str | Picture | None
-    """A right item, where none is among the results."""
-    look: Look | None
+    """A right item, if none is among the results."""
+    contributions: Contributions | None
 
 
 class Gallery(NamedTuple):
-    """Queries of one direction."""
+    """Example queries of one direction."""
 
-    found: list[Query]
-    missed: list[Query]
+    hits: list[Query]
+    """Queries that retrieve a right item first."""
+    misses: list[Query]
 
 
 def image_gallery(
-    split: Shown,
+    split: CaptionedImages,
     ranked: Callable[[int], list[int]],
-    ranks: np.ndarray,
+    ranks: NDArray[np.int64],
     queries: int,
     highlight: Highlight | None = None,
 ) -> Gallery:
-    """Images and the captions they found.
+    """Return images and the captions that they retrieve.
 
     Args:
         split: the gallery, N images and M captions.
-        ranked: captions of an image, best first.
+        ranked: the captions of an image, the best first.
         ranks: int64 (N,), rank of each image's best caption.
-        queries: how many, half of them found and half missed as far as there are.
-        highlight: what the fusion looked at, of the queries and their first results.
+        queries: the number of queries, as far as possible half hits and half misses.
+        highlight: the contributions to the fusion's score of a query and its first result.
     """
 
     def query(image: int) -> Query:
-        own = np.flatnonzero(split.image_of_caption == image)
+        right = np.flatnonzero(split.image_of_caption == image)
         first = ranked(image)[:RESULTS]
-        results = [Result(split.captions[j], j in own) for j in first]
-        look = _look(split, highlight, image, first[0])
-        return _query(picture(split, image), results, ranks[image], split.captions[own[0]], look)
+        results = [Result(split.captions[caption], caption in right) for caption in first]
+        contributions = _contributions(split, highlight, image, first[0])
+        return _query(picture(split, image), results, ranks[image], split.captions[right[0]], contributions)
 
     return Gallery(*([query(image) for image in chosen] for chosen in choose_queries(ranks, queries)))
 
 
 def caption_gallery(
-    split: Shown,
+    split: CaptionedImages,
     ranked: Callable[[int], list[int]],
-    ranks: np.ndarray,
+    ranks: NDArray[np.int64],
     queries: int,
     highlight: Highlight | None = None,
 ) -> Gallery:
-    """Captions and the images they found: `ranked` images of a caption, `ranks` int64 (M,), the others as above."""
+    """Return captions and the images that they retrieve.
+
+    The arguments are those of `image_gallery`, with the images of a caption, and the ranks int64 (M,) of the captions.
+    """
 
     def query(caption: int) -> Query:
-        own = int(split.image_of_caption[caption])
+        right = int(split.image_of_caption[caption])
         first = ranked(caption)[:RESULTS]
-        results = [Result(picture(split, i), i == own) for i in first]
-        look = _look(split, highlight, first[0], caption)
-        return _query(split.captions[caption], results, ranks[caption], picture(split, own), look)
+        results = [Result(picture(split, image), image == right) for image in first]
+        contributions = _contributions(split, highlight, first[0], caption)
+        return _query(split.captions[caption], results, ranks[caption], picture(split, right), contributions)
 
     return Gallery(*([query(caption) for caption in chosen] for chosen in choose_queries(ranks, queries)))
 
 
-def choose_queries(ranks: np.ndarray, queries: int) -> tuple[list[int], list[int]]:
-    """Of `ranks` (Q,) int64 about half of `queries` at rank 1, and the others beyond, evenly over the split."""
-    found, missed = np.flatnonzero(ranks == 1), np.flatnonzero(ranks > 1)
-    share = min(len(missed), max(queries // 2, queries - len(found)))
-    return _evenly(found, min(len(found), queries - share)), _evenly(missed, share)
+def choose_queries(ranks: NDArray[np.int64], queries: int) -> tuple[list[int], list[int]]:
+    """Choose about half of the `queries` at rank 1 of `ranks` (Q,), and the others beyond, evenly over the split."""
+    hits, misses = np.flatnonzero(ranks == 1), np.flatnonzero(ranks > 1)
+    missed = min(len(misses), max(queries // 2, queries - len(hits)))
+    return _evenly(hits, min(len(hits), queries - missed)), _evenly(misses, missed)
 
 
-def picture(split: Shown, image: int) -> Picture:
-    """The image at this index as a JPEG data URI of at most `THUMBNAIL` pixels a side."""
+def picture(split: CaptionedImages, image: int) -> Picture:
+    """Return the image at this index as a JPEG data URI of at most `THUMBNAIL` pixels a side."""
     return Picture(_jpeg(_thumbnail(split, image)), split.captions[int(np.argmax(split.image_of_caption == image))])
 
 
-def _look(split: Shown, highlight: Highlight | None, image: int, caption: int) -> Look | None:
+def _contributions(
+    split: CaptionedImages, highlight: Highlight | None, image: int, caption: int
+) -> Contributions | None:
     if highlight is None:
         return None
     words, heat = highlight(image, caption)
     pixels = _thumbnail(split, image)
-    # Smooth between the middles of the places, and never quite black.
+    # The brightness is smooth between the centres of the grid positions, and never black.
     light = Image.fromarray(heat.astype(np.float32)).resize(pixels.size, Image.Resampling.BICUBIC)
     shade = DIMMEST + (1 - DIMMEST) * np.clip(np.asarray(light), 0, 1)
-    seen = Image.fromarray(np.round(np.asarray(pixels) * shade[:, :, None]).astype(np.uint8))
-    return Look(words, Picture(_jpeg(seen), "The same picture, bright where it brought the score."))
+    shaded = Image.fromarray(np.round(np.asarray(pixels) * shade[:, :, None]).astype(np.uint8))
+    return Contributions(words, Picture(_jpeg(shaded), "The same image, bright where it contributes to the score."))
 
 
-def _thumbnail(split: Shown, image: int) -> Image.Image:
+def _thumbnail(split: CaptionedImages, image: int) -> Image.Image:
     thumbnail = Image.fromarray(split.pixels(np.array([image]))[0])
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     return thumbnail
@@ -158,11 +164,18 @@ def _jpeg(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _query(item: str | Picture, results: list[Result], rank: int, right: str | Picture, look: Look | None) -> Query:
-    return Query(item, results, int(rank), None if any(result.right for result in results) else right, look)
+def _query(
+    item: str | Picture,
+    results: list[Result],
+    rank: int,
+    right: str | Picture,
+    contributions: Contributions | None,
+) -> Query:
+    missing = None if any(result.right for result in results) else right
+    return Query(item, results, int(rank), missing, contributions)
 
 
-def _evenly(values: np.ndarray, count: int) -> list[int]:
-    """`count` of `values`, from the first on at equal distances."""
-    places = np.arange(count) * len(values) // max(count, 1)
-    return [int(value) for value in values[places]]
+def _evenly(values: NDArray[np.int64], count: int) -> list[int]:
+    """Return `count` of `values`, from the first on at equal distances."""
+    positions = np.arange(count) * len(values) // max(count, 1)
+    return [int(value) for value in values[positions]]

@@ -90,8 +90,8 @@ def effects(
         pairs = max(len(grid), len(tokens))
         one = [torch.zeros(pairs, dtype=torch.long, device=device) if len(side) == 1 else None for side in (grid, mask)]
         total = torch.zeros(pairs, device=device)
-        if weights.match:
-            total += weights.match * model.fusion(grid, tokens, mask, *one).score.float()
+        if weights.itm:
+            total += weights.itm * model.fusion(grid, tokens, mask, *one).score.float()
         if weights.alignment and model.aligns:
             total += weights.alignment * model.aligned(grid, tokens, mask, *one)
         return total

@@ -1,4 +1,4 @@
-"""reports/report.html: one self-contained page without scripts, the same bytes for the same evaluation."""
+"""Report of an evaluation: a self-contained page without scripts, the same bytes for the same evaluation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.report.figures import (
-    DIRECTIONS,
+    DIRECTION_LABELS,
     STAGES,
     Picture,
     ladder_figure,
@@ -23,14 +23,16 @@ from diptych.report.figures import (
     similarity_figure,
     validation_figure,
 )
-from diptych.report.gallery import Shown, caption_gallery, image_gallery, picture
+from diptych.report.gallery import CaptionedImages, caption_gallery, image_gallery, picture
 from diptych.report.highlights import Highlight
 from diptych.retrieval.evaluation import Evaluation, recall_curves
+from diptych.retrieval.failures import SHOWN, Failures
 from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
 from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
+from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Weights
-from diptych.retrieval.slices import FEWEST, SHOWN, Failures, Slice
+from diptych.retrieval.slices import FEWEST, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
 LABELS = dict(
@@ -43,7 +45,7 @@ LABELS = dict(
 
 
 class Figure(NamedTuple):
-    """A number, and where 95 % of the resamples lie, if they were drawn."""
+    """A number, with its 95 % confidence interval if resamples were drawn."""
 
     value: float
     low: float | None = None
@@ -55,97 +57,69 @@ class Row(NamedTuple):
 
     name: str
     figures: list[Figure]
-    """Of each stage, and of chance."""
+    """Figures of each stage, and of chance."""
 
 
 class Findings(NamedTuple):
-    """What is known of a split's retrieval."""
+    """Evaluation of a split, and everything that was derived from it."""
 
     evaluation: Evaluation
     uncertainty: Uncertainty
-    """Of the evaluation, and of what it is compared with."""
+    """Uncertainty of the evaluation, and of the rankings that it is compared with."""
     failures: Failures
     ladder: Sequence[Rung] = ()
     verdicts: Sequence[Verdict] = ()
     highlight: Highlight | None = None
-    """What the fusion looked at in a pair, where there is one."""
+    """Contributions to the fusion's score of a pair; None without a fusion."""
 
 
 class Setting(NamedTuple):
-    """What the evaluation was done with."""
+    """Inputs and settings of an evaluation."""
 
     split: str
     made_of: dict[str, str]
-    """Names and SHA-256 of what the figures depend on."""
+    """SHA-256 of everything that the figures depend on, by name."""
     top_k: int = 0
-    """Of the re-ranking, if there was one."""
+    """Number of candidates that were re-ranked; 0 without re-ranking."""
     weights: Weights = Weights()
-    """Likewise."""
+    """Weights of the re-ranking."""
 
 
 def write_report(
     path: Path,
-    split: Shown,
+    split: CaptionedImages,
     findings: Findings,
     setting: Setting,
     history: Sequence[dict[str, float]],
     queries: int,
 ) -> None:
-    """Renders the report.
+    """Render the report and write it.
 
     Args:
         path: the page.
-        split: what was evaluated.
-        findings: of it.
-        setting: what it was done with.
+        split: the images and captions that were evaluated.
+        findings: the evaluation of the split.
+        setting: the inputs and settings of the evaluation.
         history: rows of reports/training.csv; may be empty.
-        queries: how many queries to show of each direction; 0: nothing is shown, where there are no pictures.
+        queries: the number of example queries of each direction; 0 if there are no pictures to show.
     """
-    evaluation, uncertainty, failures, ladder, verdicts, highlight = findings
-    curves = recall_curves(evaluation)
-    figures = [recall_figure(curves, direction) for direction in DIRECTIONS]
-    figures += [similarity_figure(evaluation.similarities), *_training_figures(history)]
-    *_, last = evaluation.ranks.values()
-    images, captions = len(last.i2t.rank), len(last.t2i.rank)
-    chance = chance_metrics(split.image_of_caption, images)
-    tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
-    if all("folds_1k" in metrics for metrics in evaluation.metrics.values()):
-        folded = {stage: metrics["folds_1k"] for stage, metrics in evaluation.metrics.items()}
-        tables["Mean of five folds of 1,000 images"] = _rows(folded, _chance_of_folds(split.image_of_caption, images))
-    content = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            setting=setting,
-            images=images,
-            captions=captions,
-            stages=[STAGES[stage] for stage in evaluation.metrics],
-            rsum={
-                stage: _figure(metrics, uncertainty.intervals[stage]) for stage, metrics in evaluation.metrics.items()
-            },
-            gains=uncertainty.gains,
-            resamples=RESAMPLES,
-            chance=chance["rsum"],
-            no_better_than_chance=not is_better_than_chance(evaluation.metrics, uncertainty, chance),
-            tables=tables,
-            extended=_extended(evaluation),
-            verdicts=verdicts,
-            ladder=ladder,
-            ladder_figure=ladder_figure(ladder) if ladder else None,
-            figures=figures,
-            highlights=highlight is not None,
-            **_failures(split, failures, pictures=queries > 0),
-            image_gallery=image_gallery(split, evaluation.first[0], last.i2t.rank, queries, highlight),
-            caption_gallery=caption_gallery(split, evaluation.first[1], last.t2i.rank, queries, highlight),
-        )
+    page = _template().render(
+        setting=setting,
+        figures=_plots(findings.evaluation, history),
+        verdicts=findings.verdicts,
+        ladder=findings.ladder,
+        ladder_figure=ladder_figure(findings.ladder) if findings.ladder else None,
+        **_metrics(split, findings),
+        **_failures(split, findings.failures, pictures=queries > 0),
+        **_examples(split, findings, queries),
     )
     with atomic_path(path) as temporary:
         # JSON may hold halves of characters.
-        temporary.write_bytes(content.encode("utf-8", "replace"))
+        temporary.write_bytes(page.encode("utf-8", "replace"))
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """One row an epoch, as train wrote them; none if there is no such file.
+    """Return a row for each epoch, as the train stage wrote them; none if there is no such file.
 
     Raises:
         DiptychError: the file is not a table of numbers.
@@ -159,47 +133,84 @@ def read_history(path: Path) -> list[dict[str, float]]:
         raise DiptychError(f"{path} is not a table of numbers ({error}); run `dvc repro train`.") from None
 
 
-def _training_figures(history: Sequence[dict[str, float]]) -> list[Picture]:
-    return [loss_figure(history), validation_figure(history)] if history else []
+def _plots(evaluation: Evaluation, history: Sequence[dict[str, float]]) -> list[Picture]:
+    curves = recall_curves(evaluation)
+    plots = [recall_figure(curves, direction) for direction in DIRECTIONS]
+    plots.append(similarity_figure(evaluation.similarities))
+    return [*plots, loss_figure(history), validation_figure(history)] if history else plots
+
+
+def _metrics(split: CaptionedImages, findings: Findings) -> dict[str, Any]:
+    """Return the template's variables for the headline and the tables of metrics."""
+    evaluation, uncertainty = findings.evaluation, findings.uncertainty
+    *_, last = evaluation.ranks.values()
+    images = len(last.i2t.rank)
+    chance = chance_metrics(split.image_of_caption, images)
+    tables = {"": _rows(evaluation.metrics, chance, uncertainty)}
+    if all("folds_1k" in metrics for metrics in evaluation.metrics.values()):
+        folded = {stage: metrics["folds_1k"] for stage, metrics in evaluation.metrics.items()}
+        tables["Mean of five folds of 1,000 images"] = _rows(folded, _chance_of_folds(split.image_of_caption, images))
+    return {
+        "images": images,
+        "captions": len(last.t2i.rank),
+        "stages": [STAGES[stage] for stage in evaluation.metrics],
+        "rsum": {
+            stage: _figure(metrics, uncertainty.intervals[stage]) for stage, metrics in evaluation.metrics.items()
+        },
+        "gains": uncertainty.gains,
+        "resamples": RESAMPLES,
+        "chance": chance["rsum"],
+        "no_better_than_chance": not is_better_than_chance(evaluation.metrics, uncertainty, chance),
+        "tables": tables,
+        "extended": _extended(evaluation),
+    }
 
 
 def _chance_of_folds(image_of_caption: NDArray[np.int64], images: int) -> Metrics:
     return average_metrics(
-        [chance_metrics(own, fold.stop - fold.start) for fold, _, own in folds(image_of_caption, images)]
+        [chance_metrics(owner, fold.stop - fold.start) for fold, _, owner in folds(image_of_caption, images)]
     )
 
 
 def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty | None = None) -> dict[str, list[Row]]:
-    """Rows of each direction, and RSUM, which belongs to none."""
+    """Return the rows by the label of their direction; that of RSUM is empty."""
 
     def row(label: str, *path: str) -> Row:
-        ends = uncertainty.intervals if uncertainty else {}
-        figures = [_figure(of_stage, ends.get(stage), *path) for stage, of_stage in metrics.items()]
+        intervals = uncertainty.intervals if uncertainty else {}
+        figures = [_figure(of_stage, intervals.get(stage), *path) for stage, of_stage in metrics.items()]
         return Row(label, [*figures, _figure(chance, None, *path)])
 
-    ways = {name: [row(label, way, figure) for figure, label in LABELS.items()] for way, name in DIRECTIONS.items()}
-    return {**ways, "": [row("RSUM")]}
+    rows = {
+        direction_label: [row(label, direction, figure) for figure, label in LABELS.items()]
+        for direction, direction_label in DIRECTION_LABELS.items()
+    }
+    return {**rows, "": [row("RSUM")]}
 
 
 def _extended(evaluation: Evaluation) -> dict[str, list[Row]]:
-    """Rows of each direction, of the last stage alone; none, if its gallery is not that of the judgements."""
+    """Return the rows of the last stage by the label of their direction; none if the gallery was not judged so."""
     *_, metrics = evaluation.metrics.values()
-    found: Mapping[str, Mapping[str, float]] = metrics.get("extended", {})
+    extended: Mapping[str, Mapping[str, float]] = metrics.get("extended", {})
     return {
-        DIRECTIONS[way]: [Row(EXTENDED[name], [Figure(value)]) for name, value in figures.items()]
-        for way, figures in found.items()
+        DIRECTION_LABELS[direction]: [Row(EXTENDED[name], [Figure(value)]) for name, value in figures.items()]
+        for direction, figures in extended.items()
     }
 
 
-def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, Any]:
-    """What the template shows of them."""
+def _failures(split: CaptionedImages, failures: Failures, *, pictures: bool) -> dict[str, Any]:
+    """Return the template's variables for the failures."""
     images, captions = failures.hubs["t2i"], failures.hubs["i2t"]
+
     return {
         "slices": _slice_rows(failures.slices),
         "fewest": FEWEST,
         "failures": failures,
         "hub_images": [
-            (picture(split, image), int(images.often[image])) for image in (images.most(SHOWN) if pictures else [])
+            (picture(split, image), int(images.occurrences[image]))
+            for image in (images.most(SHOWN) if pictures else [])
+        ],
+        "hub_captions": [
+            (split.captions[caption], int(captions.occurrences[caption])) for caption in captions.most(SHOWN)
         ],
         "missed_images": [
             (picture(split, image), rank) for image, rank in (failures.missed["i2t"] if pictures else [])
@@ -208,52 +219,63 @@ def _failures(split: Shown, failures: Failures, *, pictures: bool) -> dict[str, 
             (split.captions[caption], picture(split, int(split.image_of_caption[caption])) if pictures else None, rank)
             for caption, rank in failures.missed["t2i"]
         ],
-        "hub_captions": [(split.captions[caption], int(captions.often[caption])) for caption in captions.most(SHOWN)],
         "confusions": [
-            (picture(split, one.image), picture(split, one.other), one.captions, one.near_duplicates)
-            for one in (failures.confusions if pictures else [])
+            (picture(split, image), picture(split, other), count, near_duplicates)
+            for image, other, count, near_duplicates in (failures.confusions if pictures else [])
         ],
     }
 
 
 def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple[int, list[Figure], bool] | None]]]]:
-    """By attribute, a row a label: of image → text and of text → image the number of queries and the recalls."""
+    """Return, by attribute, a row for each label with a cell for each direction, None where it has no such slice.
+
+    A cell holds the number of queries, the recalls, and whether they are worse than those of all queries.
+    """
     rows: dict[str, dict[str, dict[str, Slice]]] = {}
-    for one in slices:
-        rows.setdefault(one.attribute, {}).setdefault(one.label, {})[one.way] = one
+    for part in slices:
+        rows.setdefault(part.attribute, {}).setdefault(part.label, {})[part.way] = part
     return {
         attribute: [
-            (
-                label,
-                [
-                    (found.queries, [Figure(*ends) for ends in found.recalls.values()], found.worse)
-                    if (found := by_way.get(way))
-                    else None
-                    for way in DIRECTIONS
-                ],
-            )
-            for label, by_way in labels.items()
+            (label, [_slice_cell(by_direction.get(direction)) for direction in DIRECTIONS])
+            for label, by_direction in labels.items()
         ]
         for attribute, labels in rows.items()
     }
 
 
-def _figure(metrics: Metrics, ends: dict[str, Metrics] | None, *path: str) -> Figure:
-    """What stands at `path` of the metrics and of the `ends` of their intervals, by default RSUM."""
+def _slice_cell(part: Slice | None) -> tuple[int, list[Figure], bool] | None:
+    return part and (part.queries, [Figure(*recall) for recall in part.recalls.values()], part.worse)
 
-    def found(where: Metrics) -> float:
+
+def _examples(split: CaptionedImages, findings: Findings, queries: int) -> dict[str, Any]:
+    """Return the template's variables for the example queries."""
+    *_, last = findings.evaluation.ranks.values()
+    captions_of, images_of = findings.evaluation.first
+    highlight = findings.highlight
+    return {
+        "highlights": highlight is not None,
+        "image_gallery": image_gallery(split, captions_of, last.i2t.rank, queries, highlight),
+        "caption_gallery": caption_gallery(split, images_of, last.t2i.rank, queries, highlight),
+    }
+
+
+def _figure(metrics: Metrics, interval: dict[str, Metrics] | None, *path: str) -> Figure:
+    """Return the value at `path` of the metrics, by default RSUM, and those of the ends of their `interval`."""
+
+    def value(of: Metrics) -> float:
         for name in path or ("rsum",):
-            where = where[name]
-        return float(where)  # type: ignore[arg-type]
+            of = of[name]
+        return float(of)  # type: ignore[arg-type]
 
-    return Figure(found(metrics), *(found(ends[side]) for side in ("low", "high")) if ends else ())
+    return Figure(value(metrics), *(value(interval[side]) for side in ("low", "high")) if interval else ())
 
 
-def _environment() -> Environment:
-    return Environment(
+def _template() -> Template:
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("report.html.j2")

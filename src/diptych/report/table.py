@@ -1,8 +1,8 @@
-"""The figures of an evaluation as lines of text."""
+"""Figures of an evaluation as lines of text."""
 
 from __future__ import annotations
 
-from diptych.report.figures import DIRECTIONS, STAGES
+from diptych.report.figures import DIRECTION_LABELS, STAGES
 from diptych.retrieval.evaluation import Evaluation
 from diptych.retrieval.metrics import FIGURES, Metrics
 from diptych.retrieval.uncertainty import Uncertainty
@@ -11,16 +11,16 @@ COLUMNS = dict(zip(FIGURES, ("R@1", "R@5", "R@10", "R-prec", "mAP@R", "median", 
 
 
 def table(evaluation: Evaluation, uncertainty: Uncertainty, chance: Metrics, gallery: str) -> str:
-    """A line for each stage and direction, and the RSUMs with their intervals; `gallery` is what it is called."""
+    """Return a line for each stage and direction, and the RSUMs with their intervals, of the gallery so called."""
     *_, last = evaluation.ranks.values()
     lines = [f"Retrieval on {gallery}, {len(last.i2t.rank):,} images and {len(last.t2i.rank):,} captions:"]
     lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in COLUMNS.values()))
     for stage, metrics in [*evaluation.metrics.items(), ("chance", chance)]:
-        for way, name in DIRECTIONS.items():
-            values = "".join(f"{metrics[way][figure]:8.1f}" for figure in COLUMNS)
-            lines.append(f"  {STAGES.get(stage, stage):10} {name:15}{values}")
+        for direction, label in DIRECTION_LABELS.items():
+            values = "".join(f"{metrics[direction][figure]:8.1f}" for figure in COLUMNS)
+            lines.append(f"  {STAGES.get(stage, stage):10} {label:15}{values}")
     rsums = []
     for stage, metrics in evaluation.metrics.items():
         low, high = (uncertainty.intervals[stage][side]["rsum"] for side in ("low", "high"))
         rsums.append(f"{STAGES[stage]} {metrics['rsum']:.1f} ({low:.1f} to {high:.1f})")
-    return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets, where 95 % of resamples lie"])
+    return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets: 95 % confidence intervals"])

@@ -1,4 +1,4 @@
-"""What the images of a split are like, by which its queries are parted."""
+"""Attributes of the images of a split, by which its queries are divided into slices."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from diptych.errors import DiptychError
 
 
 class Attributes(NamedTuple):
-    """Of the N images of a split, in its order."""
+    """Attributes of the N images of a split, in its order."""
 
     of_images: dict[str, NDArray[np.float64]]
-    """By name, (N,) each."""
+    """Numbers by attribute, (N,) each."""
     hashes: list[str]
     """Perceptual hashes (N), 16 hexadecimal digits each."""
     objects: list[list[str] | None]
-    """The categories of what is in each image (N), once an object; None where that is not known."""
+    """The categories of the objects in each image (N), once an object; None where they are not known."""
 
 
 def attributes(manifest: Path, split: PreparedSplit) -> Attributes:
-    """By the pixels of `split` and by what validation wrote down in `manifest`.
+    """Return the attributes by the pixels of `split`, and by the rows that validation wrote to `manifest`.
 
     Raises:
         DiptychError: the manifest is missing, damaged, or of other images.
     """
-    rows = _rows_of(manifest, split)
+    rows = _read_rows(manifest, split)
     of_images = {
         "brightness in %": _brightness(split),
         "width / height": (rows["width"] / rows["height"]).to_numpy(),
     }
-    objects = [json.loads(there) if isinstance(there, str) else None for there in rows["objects"]]
+    objects = [json.loads(names) if isinstance(names, str) else None for names in rows["objects"]]
     return Attributes(of_images, rows["phash"].tolist(), objects)
 
 
-def _rows_of(path: Path, split: PreparedSplit) -> pd.DataFrame:
-    """What the manifest says of the images of `split`, in its order."""
+def _read_rows(path: Path, split: PreparedSplit) -> pd.DataFrame:
+    """Return the manifest's rows of the images of `split`, in its order."""
     try:
         return pd.read_parquet(path).set_index("image_id").loc[split.image_ids]
     except (OSError, ValueError, KeyError) as error:
@@ -49,5 +49,5 @@ def _rows_of(path: Path, split: PreparedSplit) -> pd.DataFrame:
 
 
 def _brightness(split: PreparedSplit) -> NDArray[np.float64]:
-    """The mean of an image's values in percent of the largest (N,)."""
+    """Return the mean pixel value of each image (N,), in percent of the largest value."""
     return np.array([split.pixels(np.array([image])).mean() / 2.55 for image in range(len(split))])

@@ -1,4 +1,4 @@
-"""Whether one model is worse than another on the same queries: as a whole, and in parts of them."""
+"""Comparison of two models on the same queries: as a whole, and in parts of them."""
 
 from __future__ import annotations
 
@@ -8,50 +8,43 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.retrieval.metrics import Ranks, metrics_from_ranks
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.slices import Part, part_counts
-from diptych.retrieval.uncertainty import (
-    LEVEL,
-    RESAMPLES,
-    Gain,
-    Samples,
-    bootstrap,
-    draws,
-    gain,
-    interval,
-    resample_counts,
-)
+from diptych.retrieval.uncertainty import LEVEL, Gain, Samples, bootstrap, gain, interval, resampled_sums
 
 K = 10
 """Recall at this k is compared in parts."""
 
 
 class PartGain(NamedTuple):
-    """Recall@10 in percent of the queries of a part, before and after, and how sure the difference is."""
+    """Recall@10 in percent of the queries of a part, before and after, with the interval of the difference."""
 
     attribute: str
     label: str
     way: str
+    """Direction, i2t or t2i."""
     queries: int
     before: float
     after: float
     low: float
+    """Lower end of the interval of after − before; the intervals of all parts hold together with 95 % (Bonferroni)."""
     high: float
-    """Ends of the interval of after − before; those of all parts together hold with 95 % (Bonferroni)."""
+    """Upper end of it."""
 
 
 class Comparison(NamedTuple):
-    """One model after another."""
+    """Comparison of one model with the one before it."""
 
     before: dict[str, Any]
     """"metrics", and their "interval"."""
     after: dict[str, Any]
     rsum: Gain
-    """Of the second over the first."""
+    """Gain of the model after over the one before."""
     parts: list[PartGain]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the comparison as plain values."""
         return {
             "before": self.before,
             "after": self.after,
@@ -61,13 +54,13 @@ class Comparison(NamedTuple):
 
 
 def compare(before: Ranks, after: Ranks, image_of_caption: NDArray[np.int64], parts: Sequence[Part]) -> Comparison:
-    """Both by the same resamples of the images, with all their captions.
+    """Compare two models by the same resamples of the images, each with all of its captions.
 
     Args:
-        before: what the queries of N images and M captions found by the one model.
-        after: by the other.
+        before: the ranks of N images and M captions by one model.
+        after: the ranks by the other.
         image_of_caption: (M,), each caption's image.
-        parts: of these queries.
+        parts: parts of these queries.
     """
     samples = bootstrap({"before": before, "after": after}, image_of_caption)
     metrics = {"before": metrics_from_ranks(*before), "after": metrics_from_ranks(*after)}
@@ -82,37 +75,27 @@ def compare(before: Ranks, after: Ranks, image_of_caption: NDArray[np.int64], pa
 def part_gains(
     before: Ranks, after: Ranks, image_of_caption: NDArray[np.int64], parts: Sequence[Part]
 ) -> list[PartGain]:
-    """The parts' recall@10, before and after, by the same resamples."""
+    """Return the recall@10 of the parts before and after, by the same resamples; the arguments are `compare`'s."""
     if not parts:
         return []
-    # Of each part the queries, the hits before and the hits after, that an image brings, (N, 3 · parts).
-    brought = np.concatenate(
-        [
-            np.column_stack(
-                [
-                    part_counts(part, before, image_of_caption, [K]),
-                    part_counts(part, after, image_of_caption, [K])[:, 1],
-                ]
-            )
-            for part in parts
-        ],
-        axis=1,
-    )
-    images = len(brought)
-    samples = np.concatenate(
-        [resample_counts(drawn, images) @ brought for drawn in draws(images, RESAMPLES, seed=0)]
-    ).reshape(RESAMPLES, len(parts), 3)
-    whole = brought.sum(axis=0).reshape(len(parts), 3)
+    # The columns of each part are its queries, its hits before and its hits after: (N, 3 · parts).
+    columns = [
+        (*part_counts(part, before, image_of_caption, [K]).T, part_counts(part, after, image_of_caption, [K])[:, 1])
+        for part in parts
+    ]
+    per_image = np.column_stack([column for of_part in columns for column in of_part])
+    samples = resampled_sums(per_image).reshape(-1, len(parts), 3)
+    totals = per_image.sum(axis=0).reshape(len(parts), 3)
     tail = 50 * (1 - LEVEL) / len(parts)
-    found = []
-    for place, part in enumerate(parts):
-        queries, old, new = whole[place].tolist()
+    gains = []
+    for index, part in enumerate(parts):
+        queries, old, new = totals[index].tolist()
         # A resample may hold none of these queries.
-        drawn = samples[samples[:, place, 0] > 0, place]
+        drawn = samples[samples[:, index, 0] > 0, index]
         low, high = np.percentile(100.0 * (drawn[:, 2] - drawn[:, 1]) / drawn[:, 0], [tail, 100 - tail]).tolist()
         recalls = 100.0 * old / queries, 100.0 * new / queries
-        found.append(PartGain(part.attribute, part.label, part.way, int(queries), *recalls, low, high))
-    return found
+        gains.append(PartGain(part.attribute, part.label, part.way, int(queries), *recalls, low, high))
+    return gains
 
 
 def _figures(metrics: dict[str, Any], samples: Samples) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""The retrieval of a gallery, measured: what the towers rank, raw and normalized, and what the fusion makes of it; or
-what any model's embeddings rank.
-"""
+"""Retrieval metrics of a gallery: of a model at each stage of ranking, or of any embeddings."""
 
 from __future__ import annotations
 
@@ -18,49 +16,41 @@ from torch.nn.functional import normalize
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Embedded
-from diptych.retrieval.metrics import (
-    Metrics,
-    Ranks,
-    average_metrics,
-    folds,
-    metrics_from_ranks,
-    ranks_from_embeddings,
-    recall_at_k,
-    with_folds,
-)
-from diptych.retrieval.reranking import Weights, match_logits, reranked_ranks, top_candidates
+from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
+from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
+from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks, top_candidates
 from diptych.retrieval.similarities import Similarities, similarities
 
 CURVE_KS = range(1, 51)
 FIRST = 10
-"""Of what embeddings rank, how many of each query are kept to look at."""
+"""Number of first results that are kept of each query where embeddings alone rank."""
 
 
 First = Callable[[int], list[int]]
-"""Takes a query, and gives places in the gallery, best first."""
+"""Function from a query to positions in the gallery, best first."""
 
 
 Deep = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""Takes k, and gives the first k of all queries, best first: captions of images (N, k), images of captions (M, k)."""
+"""Function from k to the first k results of all queries: captions of images (N, k), images of captions (M, k)."""
 
 
 class Evaluation(NamedTuple):
-    """A gallery's figures and what they come from."""
+    """Metrics of a gallery and the results behind them."""
 
     ranks: dict[str, Ranks]
-    """By stage: "towers" by the cosine, "qb_norm" less the items' biases, and these "reranked" by the fusion; of a
-    foreign model "embeddings" alone, by the cosine.
+    """Ranks by stage: "towers" by the cosine, "qb_norm" by the cosine minus the items' biases, "reranked" by the
+    fusion. External embeddings have the stage "embeddings" alone, by the cosine.
     """
     metrics: dict[str, Metrics]
-    """By stage; what reports/metrics.json holds."""
+    """Metrics by stage, as in reports/metrics.json."""
     first: tuple[First, First]
-    """What stands first in the last stage: captions of an image, and images of a caption."""
+    """First results of the last stage: captions of an image, and images of a caption."""
     deep: Deep
-    """The same of all queries, as far as one likes."""
+    """Results of the last stage for all queries."""
     similarities: Similarities
-    """Of the embeddings as the model gives them."""
+    """Cosines of the embeddings, without biases."""
     reranking_seconds: float = 0.0
-    """What finding and judging the candidates of all queries took; in no file, whose bytes would differ."""
+    """Time to find and score the candidates of all queries; in no file, whose bytes would differ."""
 
 
 def evaluate_gallery(
@@ -79,12 +69,12 @@ def evaluate_gallery(
     if parts:
         for stage, of_stage in metrics.items():
             of_stage["folds_1k"] = average_metrics([metrics_from_ranks(*part[stage]) for part in parts])
-    alike = similarities(embedded.image, embedded.text, embedded.image_of_caption)
-    return Evaluation(ranks, metrics, first, deep, alike, seconds)
+    cosines = similarities(embedded.image, embedded.text, embedded.image_of_caption)
+    return Evaluation(ranks, metrics, first, deep, cosines, seconds)
 
 
 def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[np.int64]) -> Evaluation:
-    """Ranks by the cosine of embeddings from anywhere; 5,000 images also in five folds.
+    """Rank by the cosine of embeddings from anywhere. Five thousand images are measured in five folds as well.
 
     Args:
         image: (N, d) floating.
@@ -109,7 +99,7 @@ def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[n
 
 
 def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
-    """Rows of direction, stage, k from 1 to 50, and recall@k in percent."""
+    """Return rows of direction, stage, k from 1 to 50, and recall@k in percent."""
     return [
         (direction, stage, k, recall_at_k(found.rank, k))
         for stage, both in evaluation.ranks.items()
@@ -121,9 +111,12 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 def _rank(
     model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device
 ) -> tuple[dict[str, Ranks], tuple[First, First], Deep, float]:
-    """What queries find by stage, what stands first in the last one, and how many seconds the candidates took."""
+    """Return ranks by stage, first results of the last one, and the seconds for the candidates."""
     started = time.perf_counter()
-    candidates, scale = match_logits(model, embedded, top_k, device=device, weights=weights), model.logit_scale.item()
+    candidates, scale = (
+        candidate_logits(model, embedded, top_k, device=device, weights=weights),
+        model.logit_scale.item(),
+    )
     seconds = time.perf_counter() - started
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
@@ -133,12 +126,12 @@ def _rank(
     i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)
 
     def deep(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        # Behind the candidates the order of before goes on.
+        # Items beyond the candidates follow in the towers' order.
         image, text = embedded.ranking
         rest = top_candidates(image, text, k)[0], top_candidates(text, image, k)[0]
         captions, images = (
-            torch.cat([order[:, :k], behind[:, order.shape[1] :]], dim=1).numpy()
-            for order, behind in zip((i2t, t2i), rest, strict=True)
+            torch.cat([order[:, :k], following[:, order.shape[1] :]], dim=1).numpy()
+            for order, following in zip((i2t, t2i), rest, strict=True)
         )
         return captions, images
 
@@ -146,18 +139,18 @@ def _rank(
 
 
 def _first(queries: Tensor, gallery: Tensor) -> First:
-    """Of all queries at once, when the first one is asked for: figures alone do without."""
+    """Return a function that ranks all queries when it is first called: metrics alone need no results."""
 
     @cache
     def best() -> list[list[int]]:
-        found: list[list[int]] = top_candidates(queries, gallery, FIRST)[0].tolist()
-        return found
+        results: list[list[int]] = top_candidates(queries, gallery, FIRST)[0].tolist()
+        return results
 
     return lambda query: best()[query]
 
 
 def _directions(embeddings: Tensor, name: str) -> Tensor:
-    """The rows (n, d), float32 of length one."""
+    """Return `embeddings` (n, d) as float32 of length one."""
     if not embeddings.shape[1]:
         raise DiptychError(f"{name} embeddings have no dimensions.")
     # By its largest value first, so that no square is too large or too small.

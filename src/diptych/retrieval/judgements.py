@@ -1,7 +1,8 @@
-"""COCO's test judged by more than its own captions: many of them fit other images as well.
+"""COCO's test judged by more than its own captions, because many captions fit other images as well.
 
-ECCV Caption (Chun et al., ECCV 2022) and Crisscrossed Captions (Parekh et al., EACL 2021) had people say which, for the
-5,000 images with 25,000 captions of the Karpathy test split. Both come with the package eccv-caption, an extra.
+For ECCV Caption (Chun et al., ECCV 2022) and Crisscrossed Captions (Parekh et al., EACL 2021), people judged which
+ones do, for the 5,000 images with 25,000 captions of the Karpathy test split. Both come with the package eccv-caption,
+an extra.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from diptych.retrieval.evaluation import Deep, Evaluation
 from diptych.retrieval.metrics import KS
+from diptych.retrieval.ranking import DIRECTIONS
 
 NAMES = {
     "eccv_r1": "eccv_recall@1",
@@ -20,7 +22,7 @@ NAMES = {
     "eccv_map_at_r": "eccv_map@r",
     **{f"cxc_r{k}": f"cxc_recall@{k}" for k in KS},
 }
-"""Of the figures, as the package has them, and here."""
+"""Names of the figures in metrics.json, by their names in the package."""
 LABELS = {
     "eccv_recall@1": "ECCV Caption: recall@1",
     "eccv_r_precision": "ECCV Caption: R-precision",
@@ -30,47 +32,51 @@ LABELS = {
 
 
 def add_extended(evaluation: Evaluation, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]) -> None:
-    """Adds `extended` to the metrics of the last stage, if it ranked COCO's 5K test and the package is there.
+    """Add `extended` to the metrics of the last stage, if it ranked COCO's 5K test and the package is installed.
 
     Args:
-        image_ids: COCO's, (N,).
-        caption_ids: COCO's, (M,).
+        evaluation: the evaluation of N images and M captions.
+        image_ids: COCO's ids of the images (N,).
+        caption_ids: COCO's ids of the captions (M,).
     """
     *_, metrics = evaluation.metrics.values()
-    if found := extended_judgements(evaluation.deep, image_ids, caption_ids):
-        metrics["extended"] = found
+    if extended := extended_judgements(evaluation.deep, image_ids, caption_ids):
+        metrics["extended"] = extended
 
 
 def extended_judgements(
     deep: Deep, image_ids: NDArray[np.int64], caption_ids: NDArray[np.int64]
 ) -> dict[str, dict[str, float]] | None:
-    """Figures by direction, in percent; None for a gallery that is not COCO's 5K test by its ids, or without the
-    package.
+    """Return the figures by direction, in percent; None without the package, or if the ids are not COCO's 5K test.
 
     Args:
         deep: the first items of all queries.
-        image_ids, caption_ids: as `add_extended`.
+        image_ids: COCO's ids of the images (N,).
+        caption_ids: COCO's ids of the captions (M,).
     """
     try:
         with warnings.catch_warnings():
-            # That a faster JSON library is missing.
+            # The package warns that a faster JSON library is missing.
             warnings.simplefilter("ignore")
             from eccv_caption import Metrics
     except ImportError:
         return None
     judged = Metrics()
-    images, captions = (set(judged.coco_gts[way]) for way in ("i2t", "t2i"))
+    images, captions = (set(judged.coco_gts[direction]) for direction in DIRECTIONS)
     if set(image_ids.tolist()) != images or not captions <= set(caption_ids.tolist()):
         return None
-    # Five captions an image: some have a sixth, of which the judgements know nothing.
+    # The judgements know five captions of each image; some images have a sixth.
     known = np.isin(caption_ids, list(captions))
     most = max(len(items) for side in judged.eccv_gts.values() for items in side.values())
-    of_images, of_captions = deep(max(most, *KS) + int(np.count_nonzero(~known)))
+    captions_of, images_of = deep(max(most, *KS) + int(np.count_nonzero(~known)))
     i2t = {
         image: [caption for caption in row if caption in captions]
-        for image, row in zip(image_ids.tolist(), caption_ids[of_images].tolist(), strict=True)
+        for image, row in zip(image_ids.tolist(), caption_ids[captions_of].tolist(), strict=True)
     }
-    t2i = dict(zip(caption_ids[known].tolist(), image_ids[of_captions[known]].tolist(), strict=True))
+    t2i = dict(zip(caption_ids[known].tolist(), image_ids[images_of[known]].tolist(), strict=True))
     wanted = ("eccv_r1", "eccv_rprecision", "eccv_map_at_r", "cxc_recalls")
-    found = judged.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=KS, verbose=False)
-    return {way: {ours: 100.0 * float(found[name][way]) for name, ours in NAMES.items()} for way in ("i2t", "t2i")}
+    figures = judged.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=KS, verbose=False)
+    return {
+        direction: {name: 100.0 * float(figures[theirs][direction]) for theirs, name in NAMES.items()}
+        for direction in DIRECTIONS
+    }

@@ -1,4 +1,4 @@
-"""The ladder: from chance to the model, and what it says of the claims that are made for the model."""
+"""The ladder of rankings from chance to the model, and the verdicts on the claims that are made for the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = ("towers", "qb_norm", "reranked")
 
 
 class Rung(NamedTuple):
-    """A way to rank, and the RSUM that it has, with the interval of it where there is one."""
+    """A ranking with its RSUM, and the confidence interval of that where there is one."""
 
     name: str
     rsum: float
@@ -46,23 +46,26 @@ class Verdict(NamedTuple):
     answer: str
     """yes, no, or not sure: where the interval holds zero."""
     over: str
-    """What it is compared with."""
+    """Label of the ranking that the model is compared with."""
     gain: Gain
 
 
 def rungs(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metrics) -> list[Rung]:
-    """All of `metrics`, by name, in the order of the ladder; chance comes first."""
-    found = [Rung("chance", chance["rsum"])]
+    """Return chance, and all of `metrics`, by name, in the order of the ladder."""
+    ladder = [Rung("chance", chance["rsum"])]
     for name, label in RUNGS.items():
         if name in metrics:
             low, high = (uncertainty.intervals[name][side]["rsum"] for side in ("low", "high"))
-            found.append(Rung(label, metrics[name]["rsum"], low, high, name in MODEL))
-    return found
+            ladder.append(Rung(label, metrics[name]["rsum"], low, high, name in MODEL))
+    return ladder
 
 
 def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[Verdict]:
-    """Whether the model beats single modalities, its towers frozen ones, and the fusion its start and its controls."""
-    # What a claim is about, and not what comes after it.
+    """Judge the model against single modalities, its towers against frozen ones, and the fusion against its controls.
+
+    Each is compared with the best of the others; a claim that has none to compare with is left out.
+    """
+    # A claim is judged by the stage that it is about, not by a later one.
     claims = (
         ("Joint modelling beats single-modality methods", "reranked", SINGLE_MODALITY),
         ("Towers that learn beat frozen ones", "towers", FROZEN),
@@ -70,9 +73,31 @@ def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[V
         ("The fusion beats its controls", "reranked", CONTROLS),
     )
     return [
-        _verdict(claim, name, max(there, key=lambda other: metrics[other]["rsum"]), uncertainty)
+        _verdict(claim, name, max(present, key=lambda other: metrics[other]["rsum"]), uncertainty)
         for claim, name, others in claims
-        if name in metrics and (there := [other for other in others if other in metrics])
+        if name in metrics and (present := [other for other in others if other in metrics])
+    ]
+
+
+def is_better_than_chance(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metrics) -> bool:
+    """Return whether even the lower end of the last stage's RSUM is above that of chance."""
+    *_, last = metrics
+    return bool(uncertainty.intervals[last]["low"]["rsum"] > chance["rsum"])
+
+
+def to_json(rungs: Sequence[Rung], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return the content of reports/ladder.json."""
+    return {
+        "rungs": [rung._asdict() for rung in rungs],
+        "verdicts": [{**verdict._asdict(), "gain": verdict.gain._asdict()} for verdict in verdicts],
+    }
+
+
+def in_words(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a line for each verdict."""
+    return [
+        f'{claim}: {answer}, by {gain.rsum:+.1f} RSUM ({gain.low:+.1f} to {gain.high:+.1f}) over "{over}"'
+        for claim, answer, over, gain in verdicts
     ]
 
 
@@ -80,26 +105,3 @@ def _verdict(claim: str, name: str, over: str, uncertainty: Uncertainty) -> Verd
     gain = uncertainty.gains[name][over]
     answer = "yes" if gain.low > 0 else "no" if gain.high < 0 or gain.rsum == gain.low == gain.high == 0 else "not sure"
     return Verdict(claim, answer, RUNGS[over], gain)
-
-
-def is_better_than_chance(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metrics) -> bool:
-    """Whether even the lower end of the last stage's RSUM is above that of chance."""
-    *_, last = metrics
-    return bool(uncertainty.intervals[last]["low"]["rsum"] > chance["rsum"])
-
-
-def to_json(climbed: Sequence[Rung], found: Sequence[Verdict]) -> dict[str, Any]:
-    """What reports/ladder.json holds."""
-    return {
-        "rungs": [rung._asdict() for rung in climbed],
-        "verdicts": [{**one._asdict(), "gain": one.gain._asdict()} for one in found],
-    }
-
-
-def in_words(found: Sequence[Verdict]) -> list[str]:
-    """A line each."""
-    return [
-        f"{one.claim}: {one.answer}, by {one.gain.rsum:+.1f} RSUM ({one.gain.low:+.1f} to {one.gain.high:+.1f}) over "
-        f'"{one.over}"'
-        for one in found
-    ]

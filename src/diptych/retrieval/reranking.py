@@ -1,8 +1,8 @@
-"""Re-ranking: the fusion looks more closely at the top k that the towers found for a query.
+"""Re-ranking: the fusion scores the top k candidates that the towers rank first for a query.
 
-A candidate's score is logit_scale · similarity, where the similarity is what the towers rank by (the cosine, less the
-items' biases where these are known), plus the weighted logits of the fusion's two parts. What is not among the top k
-keeps the towers' order below them. The weights are chosen on val, and so is the biases' strength.
+A candidate's score is logit_scale · similarity plus the weighted ITM logit and token-alignment score. The similarity is
+what the towers rank by: the cosine, minus the biases of query-bank normalization where these are known. Items beyond
+the top k follow in the towers' order. The weights and the strength of the biases are chosen on val.
 """
 
 from __future__ import annotations
@@ -23,85 +23,89 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, TokenStates, inference
-from diptych.retrieval.metrics import BLOCK_SCORES, TIE, Found, Ranks, mean_log_rank, products, ranks_from_embeddings
+from diptych.retrieval.metrics import mean_log_rank
+from diptych.retrieval.ranking import BLOCK_SCORES, TIE, Outcomes, Ranks, products, ranks_from_embeddings
 
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""For each of the weights."""
+"""Values to choose each weight from."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Values to choose the strength of the biases from."""
 PAIRS = 512
-"""Pairs that the fusion sees at once, and at least on a GPU."""
+"""Pairs that the fusion scores at once on a CPU; on a GPU at least."""
 GPU_TOKENS = 200_000
 """Grid tokens of the pairs that the fusion computes at once on a GPU."""
 IMAGES = 64
-"""Images whose pairs are taken together, so that these pairs have few."""
+"""Images whose pairs are scored together, so that these pairs have few images."""
 
 
 class Weights(NamedTuple):
-    """How much the fusion's parts count beside the towers."""
+    """Weights of the fusion's scores; the scaled similarity has weight one."""
 
-    match: float = 0.0
+    itm: float = 0.0
+    """Weight of the ITM logit."""
     alignment: float = 0.0
+    """Weight of the token-alignment score."""
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The K candidates of each of Q queries of one direction, by the towers' order.
+    """The K candidates of each of Q queries in one direction, in the towers' order.
 
     Attributes:
-        index: int64 (Q, K), candidates in the gallery.
-        similarity: float32 (Q, K).
-        match: float32 (Q, K), the fusion's match logit.
-        alignment: float32 (Q, K), the logit of the tokens' alignment; zero where the fusion has none.
-        right: bool (Q, K), whether candidate and query belong together.
-        right_items: int64 (Q,), how many items of the gallery belong to the query.
-        found: what the query found before re-ranking.
-        bound: the largest size that a similarity can have; how finely float32 tells two of them apart depends on it.
+        index: int64 (Q, K), positions of the candidates in the gallery.
+        similarity: float32 (Q, K), what the towers rank by.
+        itm: float32 (Q, K), ITM logits.
+        alignment: float32 (Q, K), token-alignment scores; zero where the fusion has none.
+        relevant: bool (Q, K), True where candidate and query belong together.
+        relevant_items: int64 (Q,), number of items of the gallery that belong to the query.
+        found: ranks of the queries before re-ranking.
+        bound: largest possible size of a similarity, on which the resolution of float32 depends.
     """
 
     index: Tensor
     similarity: Tensor
-    match: Tensor
+    itm: Tensor
     alignment: Tensor
-    right: Tensor
-    right_items: NDArray[np.int64]
-    found: Found
+    relevant: Tensor
+    relevant_items: NDArray[np.int64]
+    found: Outcomes
     bound: float = 1.0
 
     def scores(self, logit_scale: float, weights: Weights) -> Tensor:
-        """The candidates' scores, float32 (Q, K)."""
-        return logit_scale * self.similarity + weights.match * self.match + weights.alignment * self.alignment
+        """Return the scores of the candidates, float32 (Q, K)."""
+        return logit_scale * self.similarity + weights.itm * self.itm + weights.alignment * self.alignment
 
     def order(self, logit_scale: float, weights: Weights) -> Tensor:
-        """The candidates re-ranked, best first: their places in the gallery, int64 (Q, K)."""
+        """Return the positions of the re-ranked candidates in the gallery, best first, int64 (Q, K)."""
         by_score = self.scores(logit_scale, weights).argsort(dim=1, descending=True, stable=True)
         return self.index.gather(1, by_score)
 
     def ranks(self, logit_scale: float, weights: Weights) -> NDArray[np.int64]:
-        """Pessimistic ranks (Q,) after re-ranking; other right candidates never count against the best one.
+        """Return pessimistic ranks (Q,) after re-ranking; other relevant candidates never count against the best one.
 
-        A query whose rank was beyond K keeps it: its right item is among the candidates by luck at most, in a tie.
+        A query whose rank was beyond K keeps it: a tie at most brings its relevant item among the candidates.
         """
         scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
-        ahead = torch.count_nonzero(~self.right & (scores >= self._best(scores) - tie), dim=1).numpy()
+        ahead = torch.count_nonzero(~self.relevant & (scores >= self._best(scores) - tie), dim=1).numpy()
         return np.where(self._beyond, self.found.rank, 1 + ahead)
 
-    def reranked(self, logit_scale: float, weights: Weights) -> Found:
-        """What the queries found after re-ranking; right items beyond the candidates are not among the first R."""
+    def reranked(self, logit_scale: float, weights: Weights) -> Outcomes:
+        """Return the ranks after re-ranking; relevant items beyond the candidates are not among the first R."""
         scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
-        above = torch.count_nonzero(~self.right & (scores > self._best(scores) + tie), dim=1).numpy()
+        above = torch.count_nonzero(~self.relevant & (scores > self._best(scores) + tie), dim=1).numpy()
         rank = self.ranks(logit_scale, weights)
-        query, place = torch.nonzero(self.right & ~torch.from_numpy(self._beyond)[:, None], as_tuple=True)
-        wrong = ~self.right[query] & (scores[query] >= scores[query, place][:, None] - tie)
+        query, position = torch.nonzero(self.relevant & ~torch.from_numpy(self._beyond)[:, None], as_tuple=True)
+        ahead = ~self.relevant[query] & (scores[query] >= scores[query, position][:, None] - tie)
         tied = np.where(self._beyond, self.found.tied, rank != 1 + above)
-        return Found.many_right(rank, tied, self.right_items, query.numpy(), wrong.sum(dim=1).numpy())
+        return Outcomes.many_right(rank, tied, self.relevant_items, query.numpy(), ahead.sum(dim=1).numpy())
 
     def _tie(self, logit_scale: float, weights: Weights) -> Tensor:
-        looked = abs(weights.match) * self.match.abs().max() + abs(weights.alignment) * self.alignment.abs().max()
+        looked = abs(weights.itm) * self.itm.abs().max() + abs(weights.alignment) * self.alignment.abs().max()
         return TIE * (logit_scale * self.bound + looked)
 
     def _best(self, scores: Tensor) -> Tensor:
-        """Of the right candidates, (Q, 1)."""
-        return scores.masked_fill(~self.right, -torch.inf).amax(dim=1, keepdim=True)
+        """Return the best score of the relevant candidates, (Q, 1)."""
+        return scores.masked_fill(~self.relevant, -torch.inf).amax(dim=1, keepdim=True)
 
     @property
     def _beyond(self) -> NDArray[np.bool_]:
@@ -109,13 +113,13 @@ class Shortlist:
 
 
 class Candidates(NamedTuple):
-    """Both directions: captions for images, images for captions."""
+    """Candidates in both directions: captions for images, images for captions."""
 
     i2t: Shortlist
     t2i: Shortlist
 
 
-def match_logits(
+def candidate_logits(
     model: DualEncoder,
     embedded: Embedded,
     top_k: int,
@@ -123,14 +127,13 @@ def match_logits(
     device: torch.device,
     precision: Precision = "no",
     weights: Weights | None = None,
-    description: str = "Re-ranking",
+    description: str = "re-rank",
 ) -> Candidates:
-    """Finds the `top_k` candidates of each query (all, where the gallery is smaller) and has the fusion judge them.
+    """Return the `top_k` candidates of each query (all, where the gallery is smaller) with the fusion's scores.
 
-    With `weights`, a part of the fusion that has none is left out: its logits are zero.
-
-    The towers' features are reused, and a pair that is a candidate both ways is judged once. The model is on `device`;
-    it works in evaluation mode and is left in the mode in which it came.
+    With `weights`, a score without weight is not computed, and is zero. The tokens are reused, and a pair that is a
+    candidate in both directions is scored once. The model is on `device`; it works in evaluation mode and is left in
+    the mode that it was in.
     """
     image, text = embedded.ranking
     i2t, i2t_similarity = top_candidates(image, text, top_k)
@@ -138,32 +141,33 @@ def match_logits(
     captions = len(text)
     i2t_pairs = torch.arange(len(i2t))[:, None] * captions + i2t
     t2i_pairs = t2i * captions + torch.arange(captions)[:, None]
-    pairs, place = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
+    pairs, position = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
     with inference(model, device, precision):
         logits = fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, weights, description)
-    i2t_match, i2t_alignment = [part[place[: i2t.numel()]].view_as(i2t) for part in logits]
-    t2i_match, t2i_alignment = [part[place[i2t.numel() :]].view_as(t2i) for part in logits]
-    own = torch.from_numpy(embedded.image_of_caption)
+    i2t_itm, i2t_alignment = [part[position[: i2t.numel()]].view_as(i2t) for part in logits]
+    t2i_itm, t2i_alignment = [part[position[i2t.numel() :]].view_as(t2i) for part in logits]
+    image_of_caption = torch.from_numpy(embedded.image_of_caption)
     ranks = ranks_from_embeddings(image, text, embedded.image_of_caption)
-    i2t_right, t2i_right = own[i2t] == torch.arange(len(i2t))[:, None], t2i == own[:, None]
+    i2t_relevant = image_of_caption[i2t] == torch.arange(len(i2t))[:, None]
+    t2i_relevant = t2i == image_of_caption[:, None]
     counts = np.bincount(embedded.image_of_caption), np.ones(captions, np.int64)
     bound = float(image.norm(dim=1).max() * text.norm(dim=1).max())
     return Candidates(
-        Shortlist(i2t, i2t_similarity, i2t_match, i2t_alignment, i2t_right, counts[0], ranks.i2t, bound),
-        Shortlist(t2i, t2i_similarity, t2i_match, t2i_alignment, t2i_right, counts[1], ranks.t2i, bound),
+        Shortlist(i2t, i2t_similarity, i2t_itm, i2t_alignment, i2t_relevant, counts[0], ranks.i2t, bound),
+        Shortlist(t2i, t2i_similarity, t2i_itm, t2i_alignment, t2i_relevant, counts[1], ranks.t2i, bound),
     )
 
 
 def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights) -> Ranks:
-    """What images and captions found after re-ranking."""
+    """Return the ranks of images and captions after re-ranking."""
     return Ranks(*(shortlist.reranked(logit_scale, weights) for shortlist in candidates))
 
 
 def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
-    """The best strength of the biases, of `STRENGTHS`, by `mean_log_rank`; of equally good ones the smallest."""
-    whole = querybank._replace(strength=1.0)
-    image_bias = whole.image_bias(embedded.image, logit_scale)
-    text_bias = whole.text_bias(embedded.text, logit_scale)
+    """Return the best of `STRENGTHS` for the biases by `mean_log_rank`; of equally good ones the smallest."""
+    full = querybank._replace(strength=1.0)
+    image_bias = full.image_bias(embedded.image, logit_scale)
+    text_bias = full.text_bias(embedded.text, logit_scale)
     scores = []
     for strength in STRENGTHS:
         biased = replace(embedded, image_bias=strength * image_bias, text_bias=strength * text_bias)
@@ -173,14 +177,14 @@ def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float
 
 
 def choose_weights(candidates: Candidates, logit_scale: float) -> Weights:
-    """The best weights by `mean_log_rank`; of equally good ones those with the smallest sum."""
-    every = sorted((Weights(*both) for both in product(CHOICES, repeat=2)), key=sum)
-    scores = [mean_log_rank(*(both.ranks(logit_scale, weights) for both in candidates)) for weights in every]
+    """Return the best weights by `mean_log_rank`; of equally good ones those with the smallest sum."""
+    every = sorted((Weights(*values) for values in product(CHOICES, repeat=2)), key=sum)
+    scores = [mean_log_rank(*(shortlist.ranks(logit_scale, weights) for shortlist in candidates)) for weights in every]
     return every[int(np.argmin(scores))]
 
 
 def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The best `top_k` of `gallery` (G, d) for each of `queries` (Q, d) by inner product; of equals the first ones.
+    """Find the best `top_k` of `gallery` (G, d) for `queries` (Q, d) by inner product; of equals the first ones.
 
     Returns:
         index int64 (Q, K) and inner product float32 (Q, K), with K = min(top_k, G), best first.
@@ -197,10 +201,10 @@ def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor
 
 
 def _sort_keys(scores: Tensor) -> Tensor:
-    """Distinct int64 (Q, G) in the order of `scores` float32 (Q, G), of equal ones the first one highest.
+    """Return distinct int64 keys (Q, G) in the order of `scores` float32 (Q, G); of equal scores the first is highest.
 
-    `topk` alone picks among equals as it likes. A float's bits, read as an integer, are in the order of its value, and
-    below zero in the reverse order.
+    `topk` alone picks any of equal scores. The bits of floats, read as integers, have the order of their values, and
+    the reverse order below zero.
     """
     bits = (scores + 0.0).view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
@@ -232,7 +236,7 @@ def fuse_pairs(
     Raises:
         DiptychError: a logit is NaN or infinite.
     """
-    itm, align = (True, True) if weights is None else (bool(weights.match), bool(weights.alignment))
+    itm, align = (True, True) if weights is None else (bool(weights.itm), bool(weights.alignment))
     logits = torch.zeros(2, len(images))
     with progress(None, description, unit="pair", total=len(images), **progress_options) as bar:
         for batch in _pair_batches(states, images, captions, device) if itm or align else ():

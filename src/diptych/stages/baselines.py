@@ -21,9 +21,12 @@ from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.pooling import masked_mean
 from diptych.progress import progress
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import BASELINES, Pooled, save_ranks
+from diptych.retrieval.baselines import BASELINES
 from diptych.retrieval.embedding import inference
-from diptych.retrieval.metrics import Ranks, metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import metrics_from_ranks
+from diptych.retrieval.pooled import Pooled
+from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
+from diptych.retrieval.stored_ranks import save_ranks
 from diptych.training.features import FeatureCache
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from diptych.report.highlights import highlighter
 from diptych.report.html import Findings, Setting, read_history, write_report
 from diptych.report.table import table
 from diptych.retrieval.attributes import attributes
-from diptych.retrieval.baselines import load_ranks
 from diptych.retrieval.evaluation import Evaluation, recall_curves
+from diptych.retrieval.failures import Failures, find_failures
 from diptych.retrieval.judgements import add_extended
 from diptych.retrieval.ladder import Rung, Verdict, in_words, is_better_than_chance, rungs, to_json, verdicts
 from diptych.retrieval.metrics import Metrics, chance_metrics, metrics_from_ranks
 from diptych.retrieval.similarities import Similarities
-from diptych.retrieval.slices import Failures, find_failures
+from diptych.retrieval.stored_ranks import load_ranks
 from diptych.retrieval.uncertainty import Uncertainty, judge
 from diptych.retriever import Retriever
 

@@ -22,7 +22,7 @@ from diptych.progress import is_first_process
 from diptych.project.workspace import Workspace
 from diptych.registry.tracking import TrackedRun
 from diptych.retrieval.embedding import embed_querybank, embed_split
-from diptych.retrieval.reranking import Weights, choose_strength, choose_weights, match_logits
+from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.launching import process_count
@@ -119,7 +119,9 @@ def _save(
     querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
     if params.train.objectives.itm:
         embedded = embedded.biased(querybank, scale)
-        weights = choose_weights(match_logits(model, embedded, top_k, **computing, description="re-rank val"), scale)
+        weights = choose_weights(
+            candidate_logits(model, embedded, top_k, **computing, description="re-rank val"), scale
+        )
     save_model(
         workspace.model,
         model,
@@ -128,7 +130,7 @@ def _save(
         Preprocessing(**{name: prepared[name] for name in ("image_size", "resize", "max_tokens")}),
         Reranking(
             top_k=top_k,
-            match_weight=weights.match,
+            match_weight=weights.itm,
             alignment_weight=weights.alignment,
             bias_strength=querybank.strength,
         ),

@@ -22,7 +22,8 @@ from diptych.model.gathering import gather_rows, rank, world_size
 from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks, ranks_from_embeddings
+from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks
+from diptych.retrieval.ranking import ranks_from_embeddings
 from diptych.training.backward import Backward
 from diptych.training.batches import CALL_TOKENS, GPU_CALL_TOKENS, Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
