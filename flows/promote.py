@@ -31,7 +31,7 @@ def promote(
         DiptychError: there is no such version, a forced promotion has no reason, or a run holds the workspace.
     """
     workspace = enter()
-    from diptych.registry.lifecycle import consider, copy_to
+    from diptych.registry.lifecycle import copy_to, gate_and_promote
     from diptych.registry.registered_model import RegisteredModel
 
     params = read_params(workspace)
@@ -40,7 +40,7 @@ def promote(
         candidate = model.find(version)
         if to:
             model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, to))
-        considered = consider(model, candidate, workspace, params, why=reason, force=force)
+        considered = gate_and_promote(model, candidate, workspace, params, why=reason, force=force)
     get_run_logger().info(considered.describe())
     show_decision(considered)
     return considered.to_json()

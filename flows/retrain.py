@@ -28,7 +28,7 @@ from diptych.project.processes import holding
 from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
-    from diptych.inbox.ledger import Taken
+    from diptych.inbox.ledger import DropResult
 
 Promotion = Literal["auto", "manual", "never"]
 
@@ -90,7 +90,7 @@ def warn_of_unknown_commit(workspace: Workspace) -> None:
 
 
 def run_stages(
-    workspace: Workspace, drops: Sequence[Taken], changed: dict[str, Any], force: bool
+    workspace: Workspace, drops: Sequence[DropResult], changed: dict[str, Any], force: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Run the stages that have to run, if there is a reason.
 
@@ -116,31 +116,31 @@ def run_stages(
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
-def ingest_drops(workspace: Workspace, inbox: str | None) -> list[Taken]:
+def ingest_drops(workspace: Workspace, inbox: str | None) -> list[DropResult]:
     """Add new pairs from the inbox to the dataset version, if they pass validation."""
     params = read_params(workspace)
     if not (inbox or params.retrain.inbox or workspace.journal.exists()):
         return []
-    from diptych.inbox.taking import take_drops
+    from diptych.inbox import ingesting
 
     log = get_run_logger().info
-    drops = take_drops(workspace, params, inbox, pages.throttled(log))
+    drops = ingesting.ingest_drops(workspace, params, inbox, pages.throttled(log))
     for drop in drops:
         log(drop.describe())
     return drops
 
 
 @task(name="reasons", task_run_name="reasons", cache_policy=NO_CACHE, persist_result=False)
-def find_reasons(workspace: Workspace, drops: Sequence[Taken], changed: dict[str, Any]) -> tuple[list[str], str]:
+def find_reasons(workspace: Workspace, drops: Sequence[DropResult], changed: dict[str, Any]) -> tuple[list[str], str]:
     """Return why this run trains, or why not; publish how far new pairs are from those of the champion."""
     from diptych.inbox.need import need_to_train
 
     need = need_to_train(workspace, read_params(workspace), drops, changed)
     if need.drift is not None:
         pages.show_drift(need.drift)
-    for sentence in need.reasons or [need.why_not]:
+    for sentence in need.reasons or [need.explanation]:
         get_run_logger().info(sentence)
-    return need.reasons, need.why_not
+    return need.reasons, need.explanation
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
@@ -202,20 +202,20 @@ def share(workspace: Workspace) -> None:
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE, persist_result=False)
 def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str, Any]:
     """Ask the gate about the version, and promote it if that is wanted; return the outcome and the champion."""
-    from diptych.registry.lifecycle import consider, needs_decision
-    from diptych.registry.promotion import mend
+    from diptych.registry.lifecycle import gate_and_promote, needs_decision
+    from diptych.registry.promotion import repair
     from diptych.registry.registered_model import RegisteredModel
 
     params = read_params(workspace)
     model = RegisteredModel.of(workspace, params)
-    mend(model)
+    repair(model)
     outcome, why = "not asked", ""
     version = model.find(number) if promotion != "never" else None
     if version and needs_decision(model, version, dataset_version(workspace) or "", promotion):
-        considered = consider(model, version, workspace, params, promotion=promotion)
+        considered = gate_and_promote(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         pages.show_decision(considered)
-        outcome, why = considered.outcome, considered.why
+        outcome, why = considered.outcome, considered.reason
     champion = model.champion()
     return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
 
@@ -226,10 +226,10 @@ def record_drops(workspace: Workspace) -> None:
     from diptych.inbox import ledger
     from diptych.registry.registered_model import RegisteredModel
 
-    if ledger.has_untold(workspace):
+    if ledger.has_unreported(workspace):
         model = RegisteredModel.of(workspace, read_params(workspace))
         if model.exists():
-            ledger.tell_history(workspace, model)
+            ledger.report_to_history(workspace, model)
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)

@@ -1,4 +1,4 @@
-"""What the processes of a two-process test do: in a module of its own, so that a spawned process can import it.
+"""The work of the processes of a two-process test, in a module that a spawned process can import.
 
 To start two processes takes seconds, so one pair does everything: `two_processes` in conftest.py.
 """
@@ -21,9 +21,9 @@ from torch.nn.functional import normalize
 from diptych.config import Objectives
 from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
-from diptych.model.gathering import row_counts
+from diptych.model.gathering import exchange_shares
 from diptych.model.normalization import synchronize_batch_norms
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, matching_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
 from diptych.training import gradients
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def pair(index: int, folder: str) -> None:
-    """One of two processes: saves what each part says as NAME-INDEX.pt."""
+    """Run one of two processes, and save what each part returns as NAME-INDEX.pt."""
     torch.set_num_threads(1)
     for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", 2), ("MASTER_PORT", 0)):
         os.environ[variable] = str(value)
@@ -49,7 +49,7 @@ def pair(index: int, folder: str) -> None:
     meeting = f"file://{folder}/meeting"
     # Processes that wait for each other for ever are to fail and not to hang.
     dist.init_process_group("gloo", init_method=meeting, rank=index, world_size=2, timeout=timedelta(seconds=120))
-    for part in (contrastive, nt_xent, matching, batch_norms, averages, chunks, room, training):
+    for part in (contrastive, nt_xent, itm, batch_norms, averages, chunks, room, training):
         torch.save(part(index, Path(folder)), f"{folder}/{part.__name__}-{index}.pt")
     dist.destroy_process_group()
 
@@ -73,8 +73,8 @@ def contrastive(index: int, folder: Path) -> list[Tensor]:
     scale = torch.tensor(5.0, requires_grad=True)
     loss = contrastive_of(image, text, OWNERS[index], scale)
     loss.backward()
-    counts = torch.tensor(row_counts(len(image), image.device))
-    return [loss.detach(), gradient(image), gradient(text), gradient(scale), counts]
+    shares = torch.tensor(exchange_shares(len(image), len(text), index, CPU))
+    return [loss.detach(), gradient(image), gradient(text), gradient(scale), shares]
 
 
 def nt_xent_of(first: Tensor, second: Tensor, owner: list[int] | None) -> Tensor:
@@ -84,16 +84,16 @@ def nt_xent_of(first: Tensor, second: Tensor, owner: list[int] | None) -> Tensor
 
 def nt_xent(index: int, folder: Path) -> list[list[Tensor]]:
     """Three of the eight captions are the first process's, five the second's; once with siblings, once without."""
-    found = []
+    results = []
     for owner in (OWNERS[index], None):
         first, second = (random(8, 8, seed=seed)[CAPTIONS[index]].requires_grad_() for seed in (2, 3))
         loss = nt_xent_of(first, second, owner)
         loss.backward()
-        found.append([loss.detach(), gradient(first), gradient(second)])
-    return found
+        results.append([loss.detach(), gradient(first), gradient(second)])
+    return results
 
 
-def matching_of(images: slice, captions: Tensor, owner: list[int], width: int) -> list[Tensor]:
+def itm_of(images: slice, captions: Tensor, owner: list[int], width: int) -> list[Tensor]:
     """Both losses of the fusion, and the gradients of their sum, captions in this order, padded to `width`."""
     model = make_model(fusion={"layers": 1, "heads": 2, "dropout": 0.0})
     # A scale of one, at which no negative is far likelier than the others.
@@ -110,15 +110,15 @@ def matching_of(images: slice, captions: Tensor, owner: list[int], width: int) -
         torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)),
     )
     alignment = model.fusion.alignment
-    losses = matching_loss(model, pairs), alignment_loss(model, pairs)
+    losses = itm_loss(model, pairs), alignment_loss(model, pairs)
     sum(losses).backward()
     weights = gradient(model.fusion.score.weight), gradient(alignment.word.weight), gradient(alignment.log_scale)
     return [*(loss.detach() for loss in losses), gradient(grid), gradient(tokens), *weights]
 
 
-def matching(index: int, folder: Path) -> list[Tensor]:
+def itm(index: int, folder: Path) -> list[Tensor]:
     """The first process's captions are shorter than the second's."""
-    return matching_of(IMAGES[index], torch.arange(8)[CAPTIONS[index]], OWNERS[index], (3, 6)[index])
+    return itm_of(IMAGES[index], torch.arange(8)[CAPTIONS[index]], OWNERS[index], (3, 6)[index])
 
 
 NORMS: dict[str, Callable[[], nn.BatchNorm2d]] = {
@@ -151,12 +151,12 @@ def batch_norms(index: int, folder: Path) -> list[list[Tensor]]:
 
 
 def averages(index: int, folder: Path) -> list[Tensor | None]:
-    """Weights of two types; the first process has no gradient of the second one; nobody learns the last."""
+    """Weights of two types; the first process has no gradient of the second weight; the last one is frozen."""
     weights = [nn.Parameter(torch.zeros(2, 3, dtype=dtype)) for dtype in (torch.float32,) * 4 + (torch.float64,) * 2]
     weights[-1].requires_grad_(False)
-    for place, weight in enumerate(weights[:-1]):
-        if (index, place) != (0, 1):
-            weight.grad = torch.full_like(weight, 10.0 * place + index)
+    for position, weight in enumerate(weights[:-1]):
+        if (index, position) != (0, 1):
+            weight.grad = torch.full_like(weight, 10.0 * position + index)
     gradients.BUCKET_BYTES = 30
     average_gradients(weights)
     return [weight.grad for weight in weights]
@@ -178,19 +178,19 @@ def one_batch(prepared: Prepared, rank: int = 0, world_size: int = 1) -> Batch:
 
 
 def gradients_of(prepared: Prepared, batch: Batch, chunk_size: int, *, statistics_frozen: bool) -> dict[str, Tensor]:
-    """Of a step in chunks, averaged over the processes; and the batch norms' statistics."""
+    """Return the gradients of a step in chunks, averaged over the processes, and the batch norms' statistics."""
     model = undropped(make_model(prepared.settings["vocabulary_size"], fusion={"heads": 2, "dropout": 0.0}))
     synchronize_batch_norms(model)
     step = TrainingStep(model, Objectives(itm=0.7), seed=0).train()
     model.image_tower.set_learning(True, statistics_frozen=statistics_frozen)
     backward_in_chunks(step, batch, chunk_size, autocast=torch.enable_grad, backward=Tensor.backward)
     average_gradients(step.parameters())
-    found = {name: weight.grad for name, weight in step.named_parameters() if weight.grad is not None}
-    return found | {name: value for name, value in step.named_buffers() if "running" in name}
+    results = {name: weight.grad for name, weight in step.named_parameters() if weight.grad is not None}
+    return results | {name: value for name, value in step.named_buffers() if "running" in name}
 
 
 def chunks(index: int, folder: Path) -> list[dict[str, Tensor]]:
-    """Three images and two: by twos these are two chunks and one, by ones three and two."""
+    """Three images and two: in chunks of two these are two chunks and one, in chunks of one three and two."""
     prepared = open_prepared(folder / "p")
     batch = one_batch(prepared, index, 2)
     frozen = gradients_of(prepared, batch, 2, statistics_frozen=True)
@@ -198,7 +198,7 @@ def chunks(index: int, folder: Path) -> list[dict[str, Tensor]]:
 
 
 def room(index: int, folder: Path) -> bool:
-    """Whether features are kept where the second process alone has room for them."""
+    """Return True if features are stored where the second process alone has room for them."""
     cache = FeatureCache(folder / "room", limit_gib=(1e-9, 1.0)[index], device=CPU, precision="no")
     prepared = open_prepared(folder / "p")
     return cache.images(make_model().image_tower, [prepared.split("val")]) is not None
@@ -223,8 +223,8 @@ def trained(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def make_trainer(folder: Path, name: str) -> Trainer:
-    """Five steps an epoch, the last of seven images; the image tower's features are kept until it is released, those of
-    the text tower's lower layer all the time.
+    """Five steps an epoch, the last of seven images; the image tower's features are stored until it is released, those
+    of the text tower's lower layer all the time.
     """
     prepared = open_prepared(folder / "p")
     model = make_model(prepared.settings["vocabulary_size"], fusion={"layers": 1, "heads": 2, "dropout": 0.0})

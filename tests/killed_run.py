@@ -65,8 +65,8 @@ def _import() -> Callable[..., dict[str, Any]]:
     import mlflow.pyfunc  # noqa: F401
     import transformers  # noqa: F401
 
+    import diptych.inbox.ingesting
     import diptych.inbox.need
-    import diptych.inbox.taking
     import diptych.orchestration.pages
     import diptych.registry.gate
     import diptych.registry.register  # noqa: F401
@@ -93,14 +93,14 @@ def _run(flow: Callable[..., dict[str, Any]], wanted: dict[str, Any], answer: Pa
 
 def _accept_everything() -> None:
     """The gate measures on data, of which these projects have none."""
-    from diptych.registry import gate
+    from diptych.registry import decision, gate
 
-    def decide(model: Any, version: Any, workspace: Any, params: Any, **_: Any) -> gate.Decision:
+    def decide(model: Any, version: Any, workspace: Any, params: Any, **_: Any) -> decision.Decision:
         champion = model.champion()
-        check = gate.Check("it is there", True, "yes")
+        check = decision.Check("it is there", True, "yes")
         metrics = {"reranked": {"rsum": 130.0}}
         against = champion.version if champion else None
-        return gate.Decision(model.name, version.version, against, "d" * 32, "e" * 64, [check], metrics)
+        return decision.Decision(model.name, version.version, against, "d" * 32, "e" * 64, [check], metrics)
 
     gate.decide = decide
 
@@ -131,9 +131,11 @@ MOMENTS = {
     "the promotion": _kill_at("diptych.registry.lifecycle", "promote"),
     # The event has been written down.
     "the alias champion": _kill_at(
-        "diptych.registry.registered_model:RegisteredModel", "point", lambda model, alias, version: alias == "champion"
+        "diptych.registry.registered_model:RegisteredModel",
+        "set_alias",
+        lambda model, alias, version: alias == "champion",
     ),
-    "the judgement of a drop": _kill_at("diptych.inbox.taking", "_judge"),
+    "the judgement of a drop": _kill_at("diptych.inbox.ingesting", "_judge"),
 }
 """What the run is about to do when it is killed."""
 

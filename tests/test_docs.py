@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 from pipeline_clone import Clone, clone_project
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 BLOCKS = [
     (language, block) for text in TEXT.values() for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.S)
 ]
@@ -31,14 +31,18 @@ REVERTED = "diptych data revert champion"
 DROPPED = "diptych run --inbox inbox --promotion auto"
 ANEW = "diptych reproduce challenger"
 """All stages once more: tests/pipeline/test_reproduction.py runs it."""
-IMPORTS = [command for command in COMMANDS if command.startswith("diptych data import")]
 EVALUATIONS = [command for command in COMMANDS if command.startswith("diptych evaluate")]
-STORIES = ("registry.md",)
+STORIES = ("docs/registry.md", "docs/tutorial.md")
 """Pages whose commands are told in order, each after those before it."""
 TOLD = {
     page: [line for block in re.findall(r"```sh\n(.*?)```", TEXT[page], re.S) for line in block.splitlines()]
     for page in STORIES
 }
+IMPORTS = [
+    command
+    for command in COMMANDS
+    if command.startswith("diptych data import") and command not in TOLD["docs/tutorial.md"]
+]
 IN_THE_CHAIN = [
     command
     for command in COMMANDS
@@ -77,7 +81,7 @@ def test_what_users_do_works_as_written(chain: Clone, sources: Path, tmp_path: P
     # What was recorded with the run is all that differs from the commit.
     assert set(copy.command("git", "status", "--porcelain").split()[1::2]) <= {"data.dvc", "dvc.lock", "params.yaml"}
 
-    for command in TOLD["registry.md"]:
+    for command in TOLD["docs/registry.md"]:
         done = copy.diptych(*shlex.split(command)[1:])
         assert done.returncode == 0, command + done.stdout + done.stderr
     events = json.loads(copy.command("diptych", "history", "--json"))
@@ -159,7 +163,7 @@ def test_towers_are_fetched_from_the_package_index(sources: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_model_is_loaded_and_used_as_written(chain: Clone, tmp_path: Path) -> None:
-    (example,) = (block for language, block in BLOCKS if language == "python")
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT["docs/pipeline.md"], re.S)
     copy = chain.copy(tmp_path / "copy")
     Image.new("RGB", (64, 64), "red").save(copy.root / "photo.jpg")
     printed = copy.command("python", "-W", "ignore", "-c", example.replace("models:/diptych@", "models:/diptych-tiny@"))
@@ -167,6 +171,42 @@ def test_the_model_is_loaded_and_used_as_written(chain: Clone, tmp_path: Path) -
     assert int(length) == 32
     assert -1 <= float(similarity) <= 1
     assert float(score) == float(score)
+
+
+@pytest.mark.slow
+def test_the_retriever_is_used_as_the_readme_says(chain: Clone, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT["README.md"], re.S)
+    copy = chain.copy(tmp_path / "copy")
+    (copy.root / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 90, 120)).save(copy.root / "photos" / f"{number}.jpg")
+    printed = copy.command(
+        "python", "-W", "ignore", "-c", example.replace("diptych@champion", "diptych-tiny@challenger")
+    )
+    assert re.search(r"photos/[012]\.jpg", printed)
+
+
+@pytest.mark.slow
+def test_the_tutorial_ends_with_a_champion(sources: Path, tmp_path: Path) -> None:
+    """Every command of it in order, with photos and captions as it asks for them."""
+    clone = Clone(Path(shutil.copytree(sources, tmp_path / "clone")), {})
+    shutil.rmtree(clone.root / "photos")
+    (clone.root / "photos").mkdir()
+    rows = ["file,caption"]
+    for number in range(120):
+        colour, shape = ("red", "green", "blue")[number % 3], ("circle", "square")[number % 2]
+        picture = Image.new("RGB", (64, 48), (number + 100, 200, 200))
+        draw = ImageDraw.Draw(picture)
+        (draw.ellipse if shape == "circle" else draw.rectangle)((8, 8, 40, 40), fill=colour)
+        picture.save(clone.root / "photos" / f"{number}.png")
+        rows += [f"{number}.png,a {colour} {shape}", f"{number}.png,picture {number} has a {shape} in {colour}"]
+    (clone.root / "captions.csv").write_text("\n".join(rows) + "\n")
+    installing, *commands = TOLD["docs/tutorial.md"]
+    assert installing == "make setup"
+    for command in commands:
+        done = clone.diptych(*shlex.split(command)[1:])
+        assert done.returncode == 0, command + done.stdout + done.stderr
+    assert json.loads(clone.command("diptych", "champion", "--json"))["version"] == "1"
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith(SERVERS)])
@@ -187,7 +227,7 @@ def test_every_make_target_exists() -> None:
 
 def test_every_link_leads_to_a_file() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", TEXT[page.name]):
+        for target in re.findall(r"\]\(([^)#]+)\)", TEXT[str(page.relative_to(ROOT))]):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

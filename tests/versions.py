@@ -68,7 +68,7 @@ def register_package(
     client.log_metric(run_id, "reranked/rsum", 130.0)
     made = client.create_model_version(model.name, str(package), run_id, tags=model_digests(model_folder(package)))
     if alias is not None:
-        model.point(alias, str(made.version))
+        model.set_alias(alias, str(made.version))
     return model.find(str(made.version))
 
 
@@ -81,7 +81,7 @@ def crown(model: RegisteredModel, *numbers: str) -> None:
     """Makes these versions champion, one after the other, without a gate."""
     for number in numbers:
         event = record(model, Event("promoted", model.aliases().get(CHAMPION), number, "it is good"))
-        model.point(CHAMPION, number)
+        model.set_alias(CHAMPION, number)
         model.client.set_registered_model_tag(model.name, SETTLED, str(event))
 
 

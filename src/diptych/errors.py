@@ -16,7 +16,12 @@ class DiptychError(Exception):
     """
 
 
-def some(items: Sequence[str]) -> str:
-    """Return the first few of the items that a message is about, and how many more there are."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
+def some(items: Sequence[str], shown: int = _SHOWN, separator: str = ", ") -> str:
+    """Return the first few of the items that a message is about, and the number of further ones."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return separator.join(items[:shown]) + more
+
+
+def printable(text: str, substitute: str = "?") -> str:
+    """Return `text` in one line, with a substitute for each character that is none or that a terminal would obey."""
+    return "".join(character if character.isprintable() else substitute for character in text)

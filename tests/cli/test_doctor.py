@@ -22,7 +22,7 @@ from diptych.cli.doctor import examine, render
 from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry import answering
-from diptych.registry.tracking import connect
+from diptych.registry.connection import connect
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +200,7 @@ def test_a_check_that_fails_unexpectedly_is_an_error_and_the_others_are_made(
 def test_a_locked_store_and_a_deleted_experiment_are_reported(
     project: Workspace, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 0.1)
+    monkeypatch.setattr(answering, "ANSWER_TIMEOUT", 0.1)
     project.local.mkdir(exist_ok=True)
     shutil.copy(mlflow_store, project.local / "mlflow.db")
     client, number = connect(project, Params())

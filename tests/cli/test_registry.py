@@ -16,10 +16,10 @@ from diptych.cli.main import main
 from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
+from diptych.registry.connection import connect
 from diptych.registry.history import history
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel
-from diptych.registry.tracking import connect
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
 
@@ -40,7 +40,7 @@ def _template(mlflow_store: Path, tmp_path_factory) -> Path:
     model = open_registry(workspace, mlflow_store)
     for _ in range(3):
         make_version(model, workspace.root.parent)
-    model.point(CHALLENGER, "3")
+    model.set_alias(CHALLENGER, "3")
     return workspace.root
 
 

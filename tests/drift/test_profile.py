@@ -128,7 +128,7 @@ def test_unknown_words_are_those_of_leaving_out_each_image_in_turn():
         mine = [word for image, words in zip(images, captions, strict=True) if image == left_out for word in words]
         unknown += sum(word not in rest for word in mine)
 
-    counts, total, share = profiles._vocabulary(images, captions)
+    counts, total, share = profiles.vocabulary(images, captions)
 
     assert (counts and total, share) == (400, pytest.approx(unknown / 400))
 

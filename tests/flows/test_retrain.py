@@ -14,13 +14,13 @@ from diptych.cli.chain import load_flow
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
-from diptych.inbox.ledger import Taken, note
+from diptych.inbox.ledger import DropResult, record_result
 from diptych.project import dvc, recording
 from diptych.project.processes import holding
 from diptych.project.workspace import Workspace
+from diptych.registry.connection import connect
 from diptych.registry.history import history
 from diptych.registry.registered_model import RegisteredModel
-from diptych.registry.tracking import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,10 +154,10 @@ def test_wrong_params_end_it_before_any_stage(retrain, chain):
 def test_a_refused_drop_is_in_the_models_history_also_where_nothing_is_trained(
     retrain, module, chain_that_ran, monkeypatch
 ):
-    refused = Taken("january", "refused", "7 of its 9 new images are bad")
+    refused = DropResult("january", "refused", "7 of its 9 new images are bad")
 
     def refuse(workspace, inbox):
-        note(workspace, Drop("january", "1" * 64, "january"), refused)
+        record_result(workspace, Drop("january", "1" * 64, "january"), refused)
         return [refused]
 
     monkeypatch.setattr(module, "ingest_drops", refuse)

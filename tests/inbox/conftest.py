@@ -19,7 +19,7 @@ from sharing import made_once
 from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 from diptych.errors import DiptychError
-from diptych.inbox import taking
+from diptych.inbox import ingesting
 from diptych.project import changing
 from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
@@ -120,14 +120,14 @@ def unchanged(stocked: Workspace, request: pytest.FixtureRequest) -> Callable[[]
         return {str(path.relative_to(stocked.root)): path.read_bytes() for path in files if path.exists()}
 
     def is_left() -> bool:
-        return state() == before and not taking.dvc.status(stocked) and not (stocked.local / "taking.json").exists()
+        return state() == before and not ingesting.dvc.status(stocked) and not (stocked.local / "taking.json").exists()
 
     before = state()
     return is_left
 
 
 class InstantDvc:
-    """What taking asks of DVC, without DVC: versions are copies of data/ and of what the stage made of it."""
+    """What ingesting asks of DVC, without DVC: versions are copies of data/ and of what the stage made of it."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
@@ -139,6 +139,13 @@ class InstantDvc:
 
     def repair(self, workspace: Workspace) -> None:
         """Nothing is left behind."""
+
+    def uses_dvc(self, workspace: Workspace) -> bool:
+        """Always."""
+        return True
+
+    def keep_dataset(self, workspace: Workspace) -> None:
+        """Every version is kept."""
 
     def fetch_dataset(self, workspace: Workspace) -> str:
         """From the copy."""
@@ -176,13 +183,17 @@ class InstantDvc:
 
 @pytest.fixture
 def instant(stocked: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstantDvc:
-    """Taking works with this in place of DVC, whose processes take half a second each."""
+    """Ingesting works with this in place of DVC, whose processes take half a second each."""
     store = InstantDvc(tmp_path / "versions")
     store.record_dataset(stocked)
     store.reproduce(stocked, "validate", force=False, on_line=print)
     store.runs = 0
-    monkeypatch.setattr(taking, "dvc", store)
-    for module, names in ((taking, ("fetch_dataset", "record_dataset")), (changing, ("go_back", "repair"))):
+    monkeypatch.setattr(ingesting, "dvc", store)
+    used = {
+        ingesting: ("fetch_dataset", "record_dataset"),
+        changing: ("go_back", "keep_dataset", "repair", "uses_dvc"),
+    }
+    for module, names in used.items():
         for name in names:
             monkeypatch.setattr(module, name, getattr(store, name))
     return store

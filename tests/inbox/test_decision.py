@@ -4,40 +4,41 @@ import pytest
 
 from diptych.config import Params
 from diptych.drift.distance import Distance, Drift
-from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
-from diptych.inbox.ledger import Taken
+from diptych.inbox.decision import Growth, changed_beyond_data, explain_no_training, reasons_to_train
+from diptych.inbox.ledger import DropResult
 
 DRIFTED = Drift(10, 20, (Distance("brightness", 0.5, 0.1, 0.2, 100.0, 30.0),))
 CALM = Drift(10, 20, (Distance("brightness", 0.1, 0.05, 0.2, 100.0, 101.0),))
 PARAMS = Params.model_validate({"retrain": {"new_share": 0.1}})
+NOTHING_NEW = Growth(0, 100)
 
 
-def reasons(taken=(), drift=None, changed=(), growth=0.0, params=PARAMS):
+def reasons(taken=(), drift=None, changed=(), growth=NOTHING_NEW, params=PARAMS):
     return reasons_to_train(taken, drift, changed, growth, params)
 
 
 def test_enough_new_images_are_a_reason():
-    (reason,) = reasons([Taken("a", "taken", images=12)], CALM, growth=0.12)
+    (reason,) = reasons([DropResult("a", "taken", images=12)], CALM, growth=Growth(12, 100))
 
-    assert "12.0% more train images" in reason
+    assert "12 train images are new, 12.0% of the champion's 100" in reason
     assert "The drops of this run brought 12 images" in reason
 
 
 def test_too_few_new_images_without_drift_are_none():
-    assert reasons(drift=CALM, growth=0.05) == []
-    assert "5.0% more train images" in why_not([], 0.05, PARAMS)
-    assert "10.0% of retrain.new_share" in why_not([], 0.05, PARAMS)
+    assert reasons(drift=CALM, growth=Growth(5, 100)) == []
+    assert "5 train images are new, 5.0% of the champion's 100" in explain_no_training([], Growth(5, 100), PARAMS)
+    assert "10.0% of retrain.new_share" in explain_no_training([], Growth(5, 100), PARAMS)
 
 
 def test_too_few_new_images_that_drift_are_a_reason():
-    (reason,) = reasons(drift=DRIFTED, growth=0.05)
+    (reason,) = reasons(drift=DRIFTED, growth=Growth(5, 100))
 
     assert "brightness drifted by 0.50, from 100 to 30" in reason
 
 
-@pytest.mark.parametrize(("growth", "trains"), [(0.0, False), (0.0001, True)])
-def test_where_the_share_is_0_any_new_image_is_a_reason(growth, trains):
-    assert bool(reasons(growth=growth, params=Params())) is trains
+@pytest.mark.parametrize(("new", "trains"), [(0, False), (1, True)])
+def test_where_the_share_is_0_any_new_image_is_a_reason(new, trains):
+    assert bool(reasons(growth=Growth(new, 10_000), params=Params())) is trains
 
 
 def test_an_unknown_champion_is_a_reason():
@@ -49,9 +50,13 @@ def test_changed_code_or_parameters_are_a_reason():
 
 
 def test_nothing_new_is_none_and_says_what_was_refused():
-    assert reasons([Taken("a", "refused", "bad")]) == []
-    assert "1 of 2 drops were refused" in why_not([Taken("a", "refused"), Taken("b", "known")], 0.0, PARAMS)
-    assert why_not([], 0.0, PARAMS) == "Nothing is new since the champion, and nothing has changed."
+    assert reasons([DropResult("a", "refused", "bad")]) == []
+    assert "1 of 2 drops were refused" in explain_no_training(
+        [DropResult("a", "refused"), DropResult("b", "known")], Growth(0, 100), PARAMS
+    )
+    assert (
+        explain_no_training([], Growth(0, 100), PARAMS) == "Nothing is new since the champion, and nothing has changed."
+    )
 
 
 def test_of_changed_stages_those_count_that_changed_by_themselves():

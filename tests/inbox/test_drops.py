@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.errors import DiptychError
-from diptych.inbox.drops import unsafe_names
+from diptych.inbox.drops import name_problem
 from diptych.inbox.opening import open_inbox
 from diptych.project.workspace import Workspace
 
@@ -167,7 +167,7 @@ def test_a_name_speaks_to_no_terminal_and_begins_no_line(inbox):
     (found,) = drops(inbox)
 
     assert found.name == "one?warning: two?[2J"
-    assert found.place == "one\nwarning: two\x1b[2J"
+    assert found.folder == "one\nwarning: two\x1b[2J"
 
 
 def test_a_file_that_is_renamed_meanwhile_keeps_no_other_drop_from_being_seen(inbox, monkeypatch):
@@ -238,7 +238,7 @@ def test_s3_without_s3fs_says_what_to_install(tmp_path, monkeypatch):
     ],
 )
 def test_names_that_could_leave_their_folder_are_unsafe(name):
-    assert unsafe_names(["captions.csv", name])
+    assert name_problem(["captions.csv", name])
 
 
 @pytest.mark.parametrize(
@@ -252,16 +252,16 @@ def test_names_that_could_leave_their_folder_are_unsafe(name):
     ],
 )
 def test_of_an_unsafe_name_only_what_is_true_is_said(name, words):
-    assert words in unsafe_names([name])
+    assert words in name_problem([name])
 
 
 def test_a_file_that_is_a_folder_too_is_unsafe():
-    assert "'a' is a file" in unsafe_names(["a", "a/b.png"])
+    assert "'a' is a file" in name_problem(["a", "a/b.png"])
 
 
 def test_usual_names_are_safe():
     assert (
-        unsafe_names(
+        name_problem(
             [
                 "captions.json",
                 "images/a.png",
@@ -278,7 +278,7 @@ def test_usual_names_are_safe():
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([*"ab./\\\0", "..", "/../"]), max_size=8).map("".join))
 def test_a_name_that_passes_stays_in_its_folder(name):
-    if not unsafe_names([name]):
+    if not name_problem([name]):
         folder = Path("/inbox/drop")
         assert os.path.normpath(folder / name) == str(folder / name)
         assert (folder / name).is_relative_to(folder)

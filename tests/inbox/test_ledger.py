@@ -6,7 +6,7 @@ import pytest
 
 from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
-from diptych.inbox.ledger import Taken, has_untold, note, pending, tell_history
+from diptych.inbox.ledger import DropResult, has_unreported, new_drops, record_result, report_to_history
 from diptych.project.workspace import Workspace
 from diptych.registry import history
 
@@ -20,32 +20,32 @@ def workspace(tmp_path):
 
 
 def test_a_drop_that_is_noted_is_not_pending(workspace):
-    note(workspace, FIRST, Taken("a", "refused", "no image"))
+    record_result(workspace, FIRST, DropResult("a", "refused", "no image"))
 
-    assert pending(workspace, [FIRST, SECOND]) == [SECOND]
+    assert new_drops(workspace, [FIRST, SECOND]) == [SECOND]
     (entry,) = json.loads((workspace.local / "inbox.json").read_text())
     assert {"name": "a", "outcome": "refused", "reason": "no image"}.items() <= entry.items()
     assert entry["when"].endswith("+00:00")
 
 
 def test_a_drop_of_the_same_name_and_other_content_is_pending(workspace):
-    note(workspace, FIRST, Taken("a", "taken"))
+    record_result(workspace, FIRST, DropResult("a", "taken"))
 
-    assert pending(workspace, [Drop("a", "3" * 64, "a")])
+    assert new_drops(workspace, [Drop("a", "3" * 64, "a")])
 
 
 @pytest.mark.parametrize("content", ["", "[", "{}", "[3]", '[{"name": "a"}]', '"text"'])
 def test_a_damaged_ledger_is_begun_anew(workspace, content):
     (workspace.local / "inbox.json").write_text(content)
 
-    assert pending(workspace, [FIRST]) == [FIRST]
-    note(workspace, FIRST, Taken("a", "taken"))
-    assert pending(workspace, [FIRST]) == []
+    assert new_drops(workspace, [FIRST]) == [FIRST]
+    record_result(workspace, FIRST, DropResult("a", "taken"))
+    assert new_drops(workspace, [FIRST]) == []
 
 
 def test_drops_that_brought_nothing_are_told_once_also_after_a_run_that_ended_early(workspace, monkeypatch):
     for drop, outcome in ((FIRST, "refused"), (SECOND, "taken"), (Drop("c", "3" * 64, "c"), "known")):
-        note(workspace, drop, Taken(drop.name, outcome, "it is bad" if outcome == "refused" else ""))
+        record_result(workspace, drop, DropResult(drop.name, outcome, "it is bad" if outcome == "refused" else ""))
     when = json.loads((workspace.local / "inbox.json").read_text())[0]["when"]
     told: list[tuple[str, str, str]] = []
 
@@ -57,25 +57,28 @@ def test_drops_that_brought_nothing_are_told_once_also_after_a_run_that_ended_ea
     monkeypatch.setattr(history, "record", record)
 
     with pytest.raises(DiptychError):
-        tell_history(workspace, None)
-    assert has_untold(workspace)
-    tell_history(workspace, "the model")
-    tell_history(workspace, "the model")
+        report_to_history(workspace, None)
+    assert has_unreported(workspace)
+    report_to_history(workspace, "the model")
+    report_to_history(workspace, "the model")
 
     assert [(action, why) for action, why, _ in told] == [
         ("drop refused", "drop a is refused: it is bad"),
         ("drop known", "drop c brings nothing new"),
     ]
     assert told[0][2] == when
-    assert not has_untold(workspace)
+    assert not has_unreported(workspace)
 
 
 @pytest.mark.parametrize(
     ("taken", "said"),
     [
-        (Taken("a", "refused", "it is bad"), "drop a is refused: it is bad"),
-        (Taken("a", "known"), "drop a brings nothing new"),
-        (Taken("a", "taken", images=2000, captions=5, quarantined=1), "2,000 images and 5 captions, of which 1 are"),
+        (DropResult("a", "refused", "it is bad"), "drop a is refused: it is bad"),
+        (DropResult("a", "known"), "drop a brings nothing new"),
+        (
+            DropResult("a", "taken", images=2000, captions=5, quarantined=1),
+            "2,000 images and 5 captions, of which 1 are",
+        ),
     ],
 )
 def test_what_became_of_a_drop_is_one_line(taken, said):

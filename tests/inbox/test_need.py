@@ -27,7 +27,7 @@ def model(workspace: Workspace, mlflow_store: Path, tmp_path: Path, monkeypatch)
     model = open_registry(workspace, mlflow_store)
     make_version(model, tmp_path)
     crown(model, "1")
-    monkeypatch.setattr(need, "profile_of_run", lambda client, run_id: SimpleNamespace(images=10))
+    monkeypatch.setattr(need, "load_profile", lambda client, run_id: SimpleNamespace(images=10))
     monkeypatch.setattr(need, "read_accepted", lambda *paths: None)
     monkeypatch.setattr(need, "new_images", lambda accepted, params, reference: [1])
     monkeypatch.setattr(need, "gone_images", lambda accepted, params, reference: 0)
@@ -64,6 +64,6 @@ def test_images_that_were_taken_out_are_a_reason_however_few(workspace, model, m
 
 
 def test_a_champion_whose_profile_is_of_no_images_is_a_reason(workspace, model, monkeypatch):
-    monkeypatch.setattr(need, "profile_of_run", lambda client, run_id: SimpleNamespace(images=0))
+    monkeypatch.setattr(need, "load_profile", lambda client, run_id: SimpleNamespace(images=0))
 
     assert "none that tells what it learned from" in need_to_train(workspace, Params(), [], {}).reasons[0]

@@ -11,11 +11,12 @@ import boto3
 import pytest
 from dropping import photos, write_drop
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.inbox.ingesting import ingest_drops
 from diptych.inbox.opening import open_inbox
-from diptych.inbox.taking import take_drops
 from diptych.project.workspace import Workspace
 
 ADDRESS = "s3://bucket/new/pairs"
@@ -168,13 +169,13 @@ def test_an_object_that_went_meanwhile_says_nothing_about_the_drop(bucket, tmp_p
 
 def test_a_disk_that_is_full_is_not_put_down_to_the_inbox(bucket, tmp_path, monkeypatch):
     put(bucket, **{"a/captions.csv": CSV})
-    inbox = open_inbox(Workspace(tmp_path), ADDRESS)
-    (drop,) = inbox.drops()
 
-    def fail(*arguments):
+    async def fail(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
 
-    monkeypatch.setattr(inbox._files, "get", fail)
+    monkeypatch.setattr(S3FileSystem, "_get", fail)
+    inbox = open_inbox(Workspace(tmp_path), ADDRESS)
+    (drop,) = inbox.drops()
     with pytest.raises(OSError, match="No space left"), inbox.opened(drop):
         pass
     assert not (tmp_path / ".diptych" / "inbox").exists()
@@ -185,8 +186,8 @@ def test_a_drop_in_s3_becomes_part_of_the_dataset(bucket, stocked, tmp_path):
     upload(bucket, write_drop(tmp_path / "good", photos(10, 11)))
     put(bucket, **{"evil/captions.csv": CSV, "evil/../../../evil.txt": b"evil"})
 
-    taken = take_drops(stocked, Params(), ADDRESS, lambda line: None)
+    taken = ingest_drops(stocked, Params(), ADDRESS, lambda line: None)
 
     assert [(one.name, one.outcome, one.images) for one in taken] == [("evil", "refused", 0), ("good", "taken", 2)]
-    assert take_drops(stocked, Params(), ADDRESS, lambda line: None) == []
+    assert ingest_drops(stocked, Params(), ADDRESS, lambda line: None) == []
     assert not list(tmp_path.rglob("evil.txt"))

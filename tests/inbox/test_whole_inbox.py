@@ -16,12 +16,12 @@ from diptych.project.params import read_params
 from diptych.project.environment import enter
 from diptych.drift.distance import compare
 from diptych.drift.profile import make_profile, new_images
-from diptych.inbox.taking import take_drops
+from diptych.inbox.ingesting import ingest_drops
 workspace = enter()
 params = read_params(workspace)
 paths = workspace.data, workspace.manifest, workspace.captions
 reference = make_profile(read_accepted(*paths), params, model=workspace.model)
-taken = take_drops(workspace, params, "inbox", lambda line: None)
+taken = ingest_drops(workspace, params, "inbox", lambda line: None)
 accepted = read_accepted(*paths)
 new = new_images(accepted, params, reference)
 drift = compare(reference, make_profile(accepted, params, new, workspace.model), params)

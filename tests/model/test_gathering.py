@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gloo import ALL_OWNERS, contrastive_of, matching_of, nt_xent_of, random
+from gloo import ALL_OWNERS, contrastive_of, itm_of, nt_xent_of, random
 
-from diptych.model.gathering import gather_rows, rank, row_counts, wait_for_all, world_size
+from diptych.model.gathering import exchange_shares, gather_rows, rank, stack_processes, wait_for_all, world_size
 
 Pair = tuple[Path, Callable[[str], tuple[Any, Any]]]
 
@@ -26,7 +26,7 @@ def test_two_processes_have_the_loss_and_gradients_of_one(two_processes: Pair) -
     # Data-parallel training averages over processes, hence the half.
     assert torch.allclose(torch.cat([part[1] for part in parts]) / 2, image.grad, atol=1e-6)
     assert torch.allclose(torch.cat([part[2] for part in parts]) / 2, text.grad, atol=1e-6)
-    assert parts[0][4].tolist() == [2, 3]
+    assert parts[0][4].tolist() == parts[1][4].tolist() == [[2, 3], [3, 5], [0, 1]]
 
 
 def test_two_processes_have_the_nt_xent_loss_and_gradients_of_one(two_processes: Pair) -> None:
@@ -44,9 +44,9 @@ def test_two_processes_have_the_fusions_losses_and_gradients_of_one_whatever_the
     two_processes: Pair,
 ) -> None:
     """Alone, all captions are in the order of their lengths, and those of different images take turns."""
-    first, second = two_processes[1]("matching")
+    first, second = two_processes[1]("itm")
     order = torch.tensor([3, 0, 7, 1, 2, 4, 5, 6])
-    *losses, grid, tokens, score, word, scale = matching_of(slice(None), order, [ALL_OWNERS[i] for i in order], 6)
+    *losses, grid, tokens, score, word, scale = itm_of(slice(None), order, [ALL_OWNERS[i] for i in order], 6)
     for i, alone in enumerate(losses):
         assert torch.allclose((first[i] + second[i]) / 2, alone)
     assert torch.allclose(torch.cat([first[2], second[2]]) / 2, grid, atol=1e-6)
@@ -61,6 +61,7 @@ def test_alone_there_is_nothing_to_gather() -> None:
     rows = torch.randn(3, 2)
     assert world_size() == 1
     assert rank() == 0
-    assert row_counts(3, rows.device) == [3]
+    assert exchange_shares(3, 5, 7, rows.device) == ([3], [5], [7])
+    assert torch.equal(stack_processes(rows), rows[None])
     assert gather_rows(rows) is rows
     wait_for_all()

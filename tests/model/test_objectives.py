@@ -10,7 +10,7 @@ from tiny import make_model
 from torch.nn.functional import normalize
 
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, matching_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
 
 OWNER = torch.tensor([0, 0, 1, 2, 2, 2])
 
@@ -133,7 +133,7 @@ def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
     for seed in range(50):
         recorder = Recorder()
         pairs = draw_pairs(recorder, *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
-        loss = matching_loss(recorder, pairs)  # type: ignore[arg-type]
+        loss = itm_loss(recorder, pairs)  # type: ignore[arg-type]
         right = [OWNER[caption] == image for image, caption in recorder.pairs]
         assert right == [True] * 3 + [False] * 6
         assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
@@ -144,9 +144,9 @@ def test_matching_may_judge_the_pairs_of_a_share_of_the_images(share: float, jud
     owner = torch.arange(16) // 2
     recorder = Recorder()
     pairs = draw_pairs(recorder, *features(8, 16), owner, uniforms(8, 0))  # type: ignore[arg-type]
-    matching_loss(recorder, pairs)  # type: ignore[arg-type]
+    itm_loss(recorder, pairs)  # type: ignore[arg-type]
     every = recorder.pairs
-    matching_loss(recorder, pairs, share)  # type: ignore[arg-type]
+    itm_loss(recorder, pairs, share)  # type: ignore[arg-type]
     kept = [every[8 * kind + image] for kind in range(3) for image in range(judged)]
     assert recorder.pairs == kept
 
@@ -158,7 +158,7 @@ def test_likely_confusions_are_drawn_most() -> None:
     for seed in range(40):
         chosen = images._replace(pooled=pooled), texts._replace(pooled=pooled)
         pairs = draw_pairs(recorder, *chosen, torch.arange(3), uniforms(3, seed))  # type: ignore[arg-type]
-        matching_loss(recorder, pairs)  # type: ignore[arg-type]
+        itm_loss(recorder, pairs)  # type: ignore[arg-type]
         drawn += recorder.pairs[3] == (0, 1)
     assert drawn == 40
 
@@ -166,7 +166,7 @@ def test_likely_confusions_are_drawn_most() -> None:
 def test_matching_of_a_single_image_is_zero() -> None:
     model, (images, texts) = make_model(), features(1, 2)
     pairs = draw_pairs(model, images, texts, torch.zeros(2, dtype=torch.long), uniforms(1, 0))
-    assert matching_loss(model, pairs).item() == 0
+    assert itm_loss(model, pairs).item() == 0
 
 
 class Products(Recorder):

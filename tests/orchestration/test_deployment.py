@@ -1,68 +1,21 @@
-"""`diptych deploy` and `diptych schedule`, on a Prefect server of the tests' own."""
+"""`diptych deploy`, on a Prefect server of the tests' own."""
 
 import json
-import shutil
-from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import BlockDocumentCreate, DeploymentScheduleCreate, WorkPoolCreate
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_server import prefect_server
 
 from diptych.cli import doctor
 from diptych.cli.main import main
 from diptych.errors import DiptychError
-from diptych.orchestration import automations, schedules
-from diptych.orchestration.automations import CRASH, NOTIFY_MODELS, NOTIFY_RUNS
-from diptych.orchestration.deployment import RETRAIN, Choices, deploy, find_deployment
+from diptych.orchestration import schedules
+from diptych.orchestration.automations import CRASH
+from diptych.orchestration.deployment import RETRAIN, Choices, deploy
 
-ROOT = Path(__file__).parents[2]
-NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
 ALL = (RETRAIN, "promote/promote", "rollback/rollback")
-
-
-@pytest.fixture(scope="module")
-def address():
-    """Of a server that takes ten seconds to start."""
-    with prefect_server():
-        yield str(PREFECT_API_URL.value())
-
-
-@pytest.fixture
-def client(address, monkeypatch):
-    """Of the server, with nothing on it."""
-    monkeypatch.setenv("PREFECT_API_URL", address)
-    with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
-            client.delete_deployment(deployment.id)
-        for pool in client.read_work_pools():
-            client.delete_work_pool(pool.name)
-        for automation in client.read_automations():
-            client.delete_automation(automation.id)
-        yield client
-
-
-@pytest.fixture
-def workspace(project, monkeypatch):
-    """A project with the flow and prefect.yaml; it is the current folder."""
-    shutil.copytree(ROOT / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "prefect.yaml", project.root)
-    monkeypatch.chdir(project.root)
-    return project
-
-
-@pytest.fixture
-def deployed(client):
-    """The deployment, nightly, as if it had been deployed."""
-    flow = client.create_flow_from_name("retrain")
-    nightly = DeploymentScheduleCreate(schedule=NIGHTLY, active=True)
-    client.create_deployment(flow_id=flow, name="retrain", entrypoint="flows/retrain.py:retrain", schedules=[nightly])
-    return client
 
 
 def diagnose(workspace, name: str) -> doctor.Finding:
@@ -77,15 +30,6 @@ def change_definition(workspace, **values):
     content = yaml.safe_load(path.read_text())
     content["deployments"][0].update(values)
     path.write_text(yaml.safe_dump(content))
-
-
-def save_block(client, kind: str, document: str, **values):
-    """A block document of a type that Prefect brings along."""
-    block_type = client.read_block_type_by_slug(kind)
-    schema = client.get_most_recent_block_schema_for_block_type(block_type.id)
-    client.create_block_document(
-        BlockDocumentCreate(name=document, block_type_id=block_type.id, block_schema_id=schema.id, data=values)
-    )
 
 
 def test_a_deployment_comes_with_pool_schedule_limit_and_automation(client, workspace):
@@ -235,122 +179,12 @@ def test_the_doctor_tells_what_a_schedule_lacks(client, workspace):
     assert diagnose(workspace, "schedule")[1:3] == ("ok", "0 3 * * * (UTC)")
 
 
-def test_several_heartbeats_may_be_lost_before_a_run_is_crashed(workspace):
-    one = yaml.safe_load((workspace.root / "prefect.yaml").read_text())["deployments"][0]
-
-    environment = one["work_pool"]["job_variables"]["env"]
-    assert environment == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(automations.HEARTBEAT)}
-    assert automations.SILENCE >= 3 * automations.HEARTBEAT
-
-
-def test_notifications_are_made_once_and_follow_the_block(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
-    save_block(deployed, "slack-webhook", "one", url="https://hooks.example.com/1")
-    save_block(deployed, "custom-webhook", "two", name="two", url="https://hooks.example.com/2")
-    one, two = (automations.find_block(deployed, slug) for slug in ("slack-webhook/one", "custom-webhook/two"))
-
-    first = automations.ensure(deployed, deployment, one)
-    second = automations.ensure(deployed, deployment, two)
-
-    assert first == dict.fromkeys((CRASH, NOTIFY_RUNS, NOTIFY_MODELS), "created")
-    assert second == {CRASH: "there already", NOTIFY_RUNS: "updated", NOTIFY_MODELS: "updated"}
-    present = {one.name: one for one in deployed.read_automations()}
-    assert len(deployed.read_automations()) == 3
-    assert {present[name].actions[0].block_document_id for name in (NOTIFY_RUNS, NOTIFY_MODELS)} == {two}
-
-
-def test_an_automation_that_was_switched_off_stays_off(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
-    automations.ensure(deployed, deployment, None)
-    deployed.pause_automation(deployed.read_automations()[0].id)
-    replaced = deployment.model_copy(update={"id": uuid4()})
-
-    assert automations.ensure(deployed, replaced, None) == {CRASH: "updated"}
-
-    assert [one.enabled for one in deployed.read_automations()] == [False]
-
-
 @pytest.mark.parametrize("slug", ["slack-webhook/nobody", "no-such-type/x", "slack-webhook"])
 def test_a_block_that_is_not_there_is_told_before_anything_is_made(client, workspace, slug):
     with pytest.raises(DiptychError, match=f"has no block '{slug}'"):
         deploy(workspace, Choices(notify=slug))
 
     assert client.read_work_pools() == []
-
-
-def test_a_block_that_notifies_nobody_is_refused(client):
-    save_block(client, "secret", "password", value="x")
-
-    with pytest.raises(DiptychError, match="secret/password cannot notify anybody"):
-        automations.find_block(client, "secret/password")
-
-
-def test_the_schedule_is_shown_with_the_next_runs(deployed):
-    found = schedules.read_schedule()
-
-    assert (found.rules, found.paused) == (["0 3 * * * (UTC)"], False)
-    assert len(found.next_runs) == 3
-    assert all(one.endswith("T03:00:00+00:00") for one in found.next_runs)
-    assert found.render().splitlines()[0] == "schedule   0 3 * * * (UTC)"
-    assert len(found.render().splitlines()) == 4
-
-
-def test_a_schedule_that_is_set_is_the_only_one_and_keeps_the_timezone(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
-    deployed.create_deployment_schedules(deployment.id, [(IntervalSchedule(interval=3600), True)])
-    assert len(schedules.read_schedule().rules) == 2
-
-    schedules.set_schedule("0 5 * * 1", "Europe/Berlin")
-    found = schedules.set_schedule("30 2 * * *")
-
-    assert found.rules == ["30 2 * * * (Europe/Berlin)"]
-    assert found.next_runs[0][10:19] == "T02:30:00"
-
-
-def test_a_deployment_without_a_schedule_gets_one(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
-    deployed.delete_deployment_schedule(deployment.id, deployment.schedules[0].id)
-    assert "has no schedule" in schedules.read_schedule().render()
-
-    assert schedules.set_schedule("0 4 * * *").rules == ["0 4 * * * (UTC)"]
-
-
-def test_a_paused_schedule_goes_on_only_when_told(deployed):
-    assert schedules.pause_schedule().paused
-    assert schedules.set_schedule("0 4 * * *").paused
-    assert "`diptych schedule resume` goes on" in schedules.read_schedule().render()
-
-    assert not schedules.resume_schedule().paused
-
-
-def test_resuming_also_switches_on_what_was_switched_off_elsewhere(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
-    deployed.update_deployment_schedule(deployment.id, deployment.schedules[0].id, active=False)
-    assert schedules.read_schedule().paused
-
-    assert not schedules.resume_schedule().paused
-
-
-@pytest.mark.parametrize(
-    ("cron", "timezone", "message"),
-    [
-        ("0 5 * *", None, "is no cron expression: minute, hour"),
-        ("nightly", "UTC", "is no cron expression"),
-        ("0 0 3 * * *", None, "is no cron expression"),
-        ("0 0 31 2 *", None, "names no day that ever comes"),
-        ("0 5 * * *", "Mars/Olympus", "'Mars/Olympus' is no timezone"),
-    ],
-)
-def test_a_schedule_that_cannot_be_is_refused(deployed, cron, timezone, message):
-    with pytest.raises(DiptychError, match=message):
-        schedules.set_schedule(cron, timezone)
-
-    assert schedules.read_schedule().rules == ["0 3 * * * (UTC)"]
-
-
-def test_what_is_not_deployed_has_no_schedule(client):
-    with pytest.raises(DiptychError, match="has no deployment retrain/retrain: run `diptych deploy`"):
-        schedules.read_schedule()
 
 
 def test_without_an_address_the_user_is_told_what_a_server_is_for(client, workspace, monkeypatch):
@@ -361,17 +195,6 @@ def test_without_an_address_the_user_is_told_what_a_server_is_for(client, worksp
         pytest.raises(DiptychError, match=r"names no Prefect server.*prefect server start"),
     ):
         deploy(workspace, Choices())
-
-
-def test_a_server_that_does_not_answer_is_named(client, monkeypatch):
-    nowhere = "http://127.0.0.1:9/api"
-    monkeypatch.setenv("PREFECT_API_URL", nowhere)
-
-    with (
-        temporary_settings({PREFECT_API_URL: nowhere}),
-        pytest.raises(DiptychError, match=f"{nowhere} does not answer"),
-    ):
-        schedules.read_schedule()
 
 
 def test_a_password_in_the_address_is_told_nobody(address, workspace, monkeypatch):

@@ -9,8 +9,8 @@ from versions import make_version, open_copy, open_registry
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
+from diptych.registry.connection import connect
 from diptych.registry.registered_model import RegisteredModel
-from diptych.registry.tracking import connect
 
 
 @pytest.fixture(scope="session")

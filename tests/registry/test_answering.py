@@ -12,12 +12,13 @@ import pytest
 
 from diptych.errors import DiptychError
 from diptych.registry import answering
-from diptych.registry.answering import UnreachableError, require_answer
+from diptych.registry.answering import require_answer
+from diptych.registry.errors import UnreachableError
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "PATIENCE", 0.2)
+    monkeypatch.setattr(answering, "ANSWER_TIMEOUT", 0.2)
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def test_nobody_at_the_address_is_told_without_the_password(scheme):
 @pytest.mark.parametrize(("scheme", "words"), [("http", "timed out"), ("postgresql", "timeout expired")])
 def test_a_server_that_never_answers_costs_seconds(monkeypatch, scheme, words):
     # The least that PostgreSQL's library waits is two seconds.
-    monkeypatch.setattr(answering, "PATIENCE", 2.0)
+    monkeypatch.setattr(answering, "ANSWER_TIMEOUT", 2.0)
     started = time.monotonic()
     with silent_server() as port, pytest.raises(UnreachableError, match=words):
         require_answer(f"{scheme}://127.0.0.1:{port}/x")
@@ -106,14 +107,14 @@ def server(status: int, body: str) -> Iterator[int]:
     ],
 )
 def test_an_answer_of_another_kind_is_told_with_what_to_do(monkeypatch, status, body, words):
-    monkeypatch.setattr(answering, "PATIENCE", 5.0)
+    monkeypatch.setattr(answering, "ANSWER_TIMEOUT", 5.0)
     with server(status, body) as port, pytest.raises(DiptychError, match=words) as told:
         require_answer(f"http://me:secret@127.0.0.1:{port}")
     assert "secret" not in str(told.value)
 
 
 def test_the_answer_of_an_mlflow_without_the_experiment_is_one(monkeypatch):
-    monkeypatch.setattr(answering, "PATIENCE", 5.0)
+    monkeypatch.setattr(answering, "ANSWER_TIMEOUT", 5.0)
     with server(404, '{"error_code": "RESOURCE_DOES_NOT_EXIST"}') as port:
         require_answer(f"http://127.0.0.1:{port}")
 

@@ -53,7 +53,7 @@ def ago(**time_ago: float) -> str:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "CLAIM_TIMEOUT", 0.0)
 
 
 def test_a_claim_stands_while_the_block_runs_and_no_longer(model):

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from diptych.drift.profile import Profile
-from diptych.registry.data_profile import ARTIFACT, profile_of_run
+from diptych.registry.data_profile import ARTIFACT, load_profile
 
 
 @pytest.fixture
@@ -29,19 +29,19 @@ def test_the_profile_of_a_version_is_found_by_its_run(client, version):
     profile = Profile(1, 1, {}, {"dog": 1}, 1, 1.0, np.array([7], np.uint32))
     client.log_dict(version.run_id, profile.to_json(), ARTIFACT)
 
-    found = profile_of_run(client, version.run_id)
+    found = load_profile(client, version.run_id)
 
     assert found is not None
     assert found.to_json() == profile.to_json()
 
 
 def test_a_version_without_a_profile_has_none(client, version):
-    assert profile_of_run(client, version.run_id) is None
+    assert load_profile(client, version.run_id) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 9}', "[]"])
 def test_a_profile_that_cannot_be_read_is_none(client, version, content, caplog):
     client.log_text(version.run_id, content, ARTIFACT)
 
-    assert profile_of_run(client, version.run_id) is None
+    assert load_profile(client, version.run_id) is None
     assert "cannot be read" in caplog.text

@@ -17,7 +17,8 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry import gate
-from diptych.registry.gate import answer_time, decide, keep
+from diptych.registry.answer_time import answer_time
+from diptych.registry.gate import decide, store_decision
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.registered_model import model_folder
 from diptych.retrieval.comparison import compare
@@ -200,7 +201,7 @@ def test_the_margin_of_a_part_is_where_params_yaml_says(model, project, measured
     lenient = {"rsum_margin": 1000.0}
     assert ask(model, "2", project, **lenient, slice_margin=100.0).accepted
     refused = ask(model, "2", project, **lenient, slice_margin=99.0)
-    assert failed(refused) == ["in no part of the queries recall@10 surely loses more than 99"]
+    assert failed(refused) == ["in no part of the queries recall@10 loses more than 99, by its 95 % interval"]
     assert "words in the caption 8, t2i: 100.0 → 0.0" in refused.summary
     by_image = {**lenient, "guarded": ["width / height", "brightness in %", "an image that shows"]}
     assert ask(model, "2", project, **by_image, slice_margin=-less).accepted
@@ -331,7 +332,7 @@ def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, m
     version = model.find("2")
     decision = decide(model, version, project, settings())
 
-    keep(model, version, decision)
+    store_decision(model, version, decision)
 
     tags = model.find("2").tags
     assert {name: tags[name] for name in tags if name.startswith("gate")} == {
@@ -355,7 +356,7 @@ def test_evidence_of_a_copy_stands_beside_that_of_its_origin(model, project, mea
     version = model.find("3")
     other = model.copy(version, "production")
     for place, one in ((model, version), (other, other.find("1"))):
-        keep(place, one, decide(place, one, project, settings()))
+        store_decision(place, one, decide(place, one, project, settings()))
 
     files = {file.path for file in model.client.list_artifacts(version.run_id, "gate")}
     assert {"gate/diptych-version-3-against-none.json", "gate/production-version-1-against-none.json"} <= files
@@ -398,7 +399,7 @@ def test_a_package_that_ends_without_an_answer_is_refused(tmp_path):
 
 
 def test_a_package_that_takes_forever_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "PATIENCE", 0.05)
+    monkeypatch.setattr("diptych.registry.answer_time.TIMEOUT", 0.05)
 
     with pytest.raises(DiptychError, match=r"did not load and answer within 0\.05 s"):
         answer_time(tmp_path)

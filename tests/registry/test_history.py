@@ -13,7 +13,7 @@ from versions import crown
 
 from diptych.errors import DiptychError
 from diptych.registry import history as module
-from diptych.registry.history import Event, earlier_champions, history, record, settle, standing
+from diptych.registry.history import Event, earlier_champions, effective_events, history, reconcile, record
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 
 
@@ -101,19 +101,19 @@ def test_a_model_that_does_not_exist_has_no_history(model):
 
 def test_where_history_and_aliases_agree_nothing_is_written(four):
     crown(four, "1", "2")
-    settle(four)
+    reconcile(four)
     before = history(four)
 
-    settle(four)
+    reconcile(four)
 
     assert (history(four), four.aliases()) == (before, {CHAMPION: "2", PREVIOUS: "1"})
 
 
 def test_an_alias_that_was_moved_by_hand_is_found(four):
     crown(four, "1", "2")
-    four.point(CHAMPION, "3")
+    four.set_alias(CHAMPION, "3")
 
-    settle(four)
+    reconcile(four)
 
     found = history(four)[-1]
     assert (found.action, found.origin, found.target) == ("found", "2", "3")
@@ -124,20 +124,20 @@ def test_what_was_broken_off_is_told_from_what_was_moved_by_hand(four):
     crown(four, "1")
     record(four, Event("promoted", "1", "2", ""))
 
-    settle(four)
-    four.point(CHAMPION, "3")
-    settle(four)
+    reconcile(four)
+    four.set_alias(CHAMPION, "3")
+    reconcile(four)
 
     told = [(event.action, event.origin, event.target) for event in history(four)[1:]]
     assert told == [("promoted", "1", "2"), ("broken off", "2", "1"), ("found", "1", "3")]
-    assert [event.action for event in standing(history(four))] == ["promoted", "found"]
+    assert [event.action for event in effective_events(history(four))] == ["promoted", "found"]
 
 
 def test_an_alias_that_was_deleted_by_hand_is_found_missing(four):
     crown(four, "1", "2")
     four.remove_alias(CHAMPION)
 
-    settle(four)
+    reconcile(four)
 
     assert history(four)[-1].target is None
     assert PREVIOUS in four.aliases()
@@ -145,10 +145,10 @@ def test_an_alias_that_was_deleted_by_hand_is_found_missing(four):
 
 def test_a_champion_whose_version_was_deleted_is_found_missing_and_the_one_before_is_known(four):
     crown(four, "1", "2", "3")
-    settle(four)
+    reconcile(four)
     four.client.delete_model_version(four.name, "3")
 
-    settle(four)
+    reconcile(four)
 
     found = history(four)[-1]
     assert (found.origin, found.target) == ("3", None)
@@ -158,7 +158,7 @@ def test_a_champion_whose_version_was_deleted_is_found_missing_and_the_one_befor
 def test_a_first_promotion_that_was_broken_off_leaves_nothing_to_go_back_to(four):
     record(four, Event("promoted", None, "1", ""))
 
-    settle(four)
+    reconcile(four)
 
     assert earlier_champions(history(four)) == []
     assert four.aliases() == {}
@@ -166,11 +166,11 @@ def test_a_first_promotion_that_was_broken_off_leaves_nothing_to_go_back_to(four
 
 def test_the_previous_champion_is_one_that_there_is_and_not_the_champion_itself(four):
     crown(four, "1", "2", "1")
-    settle(four)
+    reconcile(four)
     assert four.aliases() == {CHAMPION: "1", PREVIOUS: "2"}
     four.client.delete_model_version(four.name, "2")
 
-    settle(four)
+    reconcile(four)
 
     assert four.aliases() == {CHAMPION: "1"}
 

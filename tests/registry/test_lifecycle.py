@@ -11,11 +11,11 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
-from diptych.registry.gate import Check, Decision
+from diptych.registry.decision import Check, Decision
 from diptych.registry.history import Event, history, record
-from diptych.registry.lifecycle import compare_versions, consider, copy_to, needs_decision
+from diptych.registry.lifecycle import compare_versions, copy_to, gate_and_promote, needs_decision
 from diptych.registry.measuring import Measured, gallery
-from diptych.registry.promotion import mend, promote
+from diptych.registry.promotion import promote, repair
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
@@ -73,7 +73,7 @@ def measured(project, monkeypatch) -> dict[str, int]:
 
 
 def ask(model, number: str, workspace: Workspace | None = None, **options):
-    return consider(model, model.find(number), workspace or Workspace(), PARAMS, **options)
+    return gate_and_promote(model, model.find(number), workspace or Workspace(), PARAMS, **options)
 
 
 def actions(model) -> list[tuple[str, str | None, str | None]]:
@@ -230,7 +230,7 @@ def test_a_promotion_that_was_broken_off_is_no_decision(model):
     record(model, Event("promoted", "1", "2", ""))
     assert not needs_decision(model, model.find("2"), "d", "auto")
 
-    mend(model)
+    repair(model)
 
     assert needs_decision(model, model.find("2"), "d", "auto")
 
@@ -250,13 +250,13 @@ def test_a_version_is_copied_and_judged_against_the_champion_of_the_other_model(
     crown(model, "1")
     other = RegisteredModel(model.client, "production", model.uri)
     first = copy_to(model, model.find("1"), other)[1]
-    assert consider(other, first, project, PARAMS).outcome == "promoted"
+    assert gate_and_promote(other, first, project, PARAMS).outcome == "promoted"
     make_version(other, tmp_path)
     crown(other, "2")
     measured["1"], measured["3"] = 40, 20
 
     place, copied = copy_to(model, model.find("3"), other)
-    considered = consider(place, copied, project, PARAMS)
+    considered = gate_and_promote(place, copied, project, PARAMS)
 
     # Its 20 missed images are fewer than those of the champion that it comes from beside, and more than those here.
     assert (place.name, copied.version, copied.tags["copied_from"]) == ("production", "3", "diptych/3")
@@ -271,7 +271,7 @@ def test_a_copy_is_made_once_and_promoted_where_it_is(model, project, measured):
     again = copy_to(model, model.find("2"), other)[1]
 
     assert (again, other.numbers()) == (copied, ["1"])
-    assert consider(place, copied, project, PARAMS).outcome == "promoted"
+    assert gate_and_promote(place, copied, project, PARAMS).outcome == "promoted"
     assert (other.aliases(), model.aliases()) == ({CHAMPION: "1"}, {})
 
 

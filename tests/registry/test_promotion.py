@@ -14,9 +14,9 @@ from versions import crown, make_version, package_of
 
 from diptych.errors import DiptychError
 from diptych.registry.claim import PREFIX
-from diptych.registry.gate import Check, Decision
-from diptych.registry.history import earlier_champions, history, settle
-from diptych.registry.promotion import mend, promote, reject, roll_back
+from diptych.registry.decision import Check, Decision
+from diptych.registry.history import earlier_champions, history, reconcile
+from diptych.registry.promotion import promote, reject, repair, roll_back
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel, model_folder
 
 DECIDE = """
@@ -31,7 +31,7 @@ version = model.find(number)
 # The gate's own takes seconds to import.
 decision = types.SimpleNamespace(accepted=True, champion=against, figures=dict)
 if "die" in sys.argv:
-    model.point = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+    model.set_alias = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -74,7 +74,7 @@ def broken_off(model: RegisteredModel, monkeypatch, action) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RegisteredModel, "point", kill)
+        patch.setattr(RegisteredModel, "set_alias", kill)
         with pytest.raises(KeyboardInterrupt):
             action()
 
@@ -119,7 +119,7 @@ def test_what_the_gate_refuses_is_not_promoted(model, versions):
 
 
 def test_what_the_gate_was_not_asked_about_is_not_promoted(model, versions):
-    with pytest.raises(DiptychError, match="diptych version 1 is not promoted: it was not asked"):
+    with pytest.raises(DiptychError, match="diptych version 1 is not promoted: the gate was not asked"):
         promote(model, versions[0], None)
 
 
@@ -202,7 +202,7 @@ def test_rollbacks_go_back_step_by_step_until_there_is_nothing_before(model):
 
 @pytest.mark.parametrize("to", ["1", "first"])
 def test_a_rollback_goes_back_to_the_version_that_is_named(model, to):
-    model.point("first", "1")
+    model.set_alias("first", "1")
     crown(model, *"1234")
 
     assert roll_back(model, to, why="worse").after == "1"
@@ -278,7 +278,7 @@ def test_a_promotion_that_was_broken_off_did_not_take_place(model, monkeypatch):
     broken_off(model, monkeypatch, lambda: promoted(model, "2"))
     assert model.aliases() == {CHAMPION: "1"}
 
-    mend(model)
+    repair(model)
 
     assert told(model) == [("promoted", None, "1"), ("promoted", "1", "2"), ("broken off", "2", "1")]
     assert "broken off" in history(model)[-1].why
@@ -305,7 +305,7 @@ def test_a_rollback_of_several_steps_that_was_broken_off_leaves_them_all(model, 
 def test_a_first_promotion_that_was_broken_off_leaves_no_champion(model, monkeypatch):
     broken_off(model, monkeypatch, lambda: promoted(model, "1"))
 
-    mend(model)
+    repair(model)
 
     assert model.aliases() == {}
     with pytest.raises(DiptychError, match="has no earlier champion"):
@@ -314,7 +314,7 @@ def test_a_first_promotion_that_was_broken_off_leaves_no_champion(model, monkeyp
 
 def test_an_alias_that_was_moved_by_hand_is_what_a_rollback_comes_from(model):
     crown(model, "1", "2")
-    model.point(CHAMPION, "4")
+    model.set_alias(CHAMPION, "4")
 
     assert roll_back(model, why="worse").after == "2"
     assert told(model)[-2:] == [("found", "2", "4"), ("rolled back", "4", "2")]
@@ -389,7 +389,7 @@ def test_history_and_aliases_agree_after_any_decision(model):
     roll_back(model, why="worse")
     before = told(model), model.aliases()
 
-    settle(model)
+    reconcile(model)
 
     assert (told(model), model.aliases()) == before
 
@@ -398,23 +398,23 @@ def test_mending_takes_away_what_a_killed_decision_has_left_behind_its_end(model
     crown(model, "1")
     model.client.set_registered_model_tag(model.name, f"{PREFIX}x", "left")
 
-    mend(model)
+    repair(model)
 
     assert not any(name.startswith(PREFIX) for name in model.client.get_registered_model(model.name).tags)
 
 
 def test_mending_what_is_settled_writes_nothing(model, monkeypatch):
     crown(model, "1", "2")
-    mend(model)
+    repair(model)
     monkeypatch.setattr(MlflowClient, "set_registered_model_tag", None)
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", None)
 
-    mend(model)
+    repair(model)
 
 
 def test_where_there_is_no_registry_there_is_nothing_to_mend(model):
     other = RegisteredModel(model.client, "other", model.uri)
 
-    mend(other)
+    repair(other)
 
     assert not other.exists()

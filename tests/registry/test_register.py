@@ -22,10 +22,11 @@ from tiny_model import write_tiny_model
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.gate import answer_time
+from diptych.registry.answer_time import answer_time
+from diptych.registry.connection import connect
 from diptych.registry.register import flat_metrics, register
 from diptych.registry.registered_model import RegisteredModel
-from diptych.registry.tracking import TrackedRun, connect
+from diptych.registry.tracking import TrackedRun
 
 LOAD = """
 import io, os, sys, mlflow, pandas as pd

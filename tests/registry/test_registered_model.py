@@ -15,11 +15,11 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from sqlalchemy.exc import ProgrammingError
 from versions import make_version, package_of
 
-from diptych.cli import main as cli
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, explained, model_folder
+from diptych.registry.errors import mlflow_errors_explained
+from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
 
@@ -193,9 +193,8 @@ def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch):
     version = make_version(model, tmp_path)
     failing_downloads(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
 
-    with pytest.raises(MlflowException) as raised:
+    with pytest.raises(MlflowException, match="No space left on device"):
         model.download(version, tmp_path)
-    assert cli._explain(raised.value)[0].startswith("error: the disk is full")
 
 
 def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, tmp_path):
@@ -281,12 +280,12 @@ def test_a_database_that_refuses_is_not_called_damaged():
         pytest.raises(
             DiptychError, match=r"postgresql://host/x refuses \(permission denied.*what its user may do"
         ) as told,
-        explained("postgresql://me:secret@host/x"),
+        mlflow_errors_explained("postgresql://me:secret@host/x"),
     ):
         raise refused
     assert "damaged" not in str(told.value)
 
 
 def test_a_full_disk_behind_an_error_of_mlflow_is_for_the_command_line_to_explain():
-    with pytest.raises(MlflowException, match="No space left"), explained("sqlite:////srv/mlflow.db"):
+    with pytest.raises(MlflowException, match="No space left"), mlflow_errors_explained("sqlite:////srv/mlflow.db"):
         raise MlflowException("failures occurred:\n##### File a #####\n[Errno 28] No space left on device")

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
-from diptych.registry.tracking import connect
+from diptych.registry.connection import connect
 
 
 @pytest.fixture

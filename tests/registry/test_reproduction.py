@@ -17,9 +17,9 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.workspace import Workspace
+from diptych.registry.connection import connect
 from diptych.registry.register import register
 from diptych.registry.reproduction import Reproduction, reproduce
-from diptych.registry.tracking import connect
 
 STAGE = fake_project.STAGE.replace('"trained"', 'os.environ.get("TRAINED", "trained")') + (
     '\nwith open("paths.txt", "a") as log: log.write(os.environ.get("PYTHONPATH", "") + "\\n")\n'

@@ -16,7 +16,7 @@ from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version, record_dataset, switch_dataset
 from diptych.project.recording import record_run
 from diptych.project.workspace import Workspace
-from diptych.registry.reverting import commit_of, revert_dataset
+from diptych.registry.reverting import find_commit, revert_dataset
 
 HASHES = ("dvc_lock_sha256", "params_sha256", "weights_sha256", "model_sha256")
 
@@ -131,7 +131,7 @@ def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_sto
     model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": dataset_version(grown)})
     model.tag(version, dict.fromkeys(HASHES, "0" * 64))
 
-    found, commit_sha = commit_of(grown, Params(), "champion")
+    found, commit_sha = find_commit(grown, Params(), "champion")
 
     assert (found.version, commit_sha) == ("1", sha)
 

@@ -10,9 +10,10 @@ from mlflow.exceptions import MlflowException
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry import tracking
-from diptych.registry.answering import UnreachableError
-from diptych.registry.tracking import TrackedRun, connect, flatten, metric_name
+from diptych.registry import connection, tracking
+from diptych.registry.connection import connect
+from diptych.registry.errors import UnreachableError
+from diptych.registry.tracking import TrackedRun, flatten, metric_name
 
 
 def runs(workspace: Workspace) -> list:
@@ -182,7 +183,8 @@ def test_a_training_costs_one_attempt_while_mlflow_does_not_answer(trained, monk
         asked.append(uri)
         raise UnreachableError("no")
 
-    monkeypatch.setattr(tracking, "require_answer", refuse)
+    for module in (tracking, connection):
+        monkeypatch.setattr(module, "require_answer", refuse)
     with TrackedRun(trained, Params()) as run:
         for step in range(50):
             run.log_metrics({"loss": 1.0}, step)
@@ -210,7 +212,8 @@ def away(monkeypatch):
         if state["away"]:
             raise UnreachableError("no answer.")
 
-    monkeypatch.setattr(tracking, "require_answer", refuse)
+    for module in (tracking, connection):
+        monkeypatch.setattr(module, "require_answer", refuse)
     monkeypatch.setattr(tracking, "FLUSH_EVERY", 0)
     return state
 
@@ -266,7 +269,9 @@ def test_a_server_that_fails_for_a_moment_costs_no_second_run(trained, monkeypat
 def test_the_tags_of_a_run_that_was_begun_stay_those_of_its_beginning(trained, broken, monkeypatch):
     broken["broken"] = False
     kept = []
-    monkeypatch.setattr(tracking, "keep", lambda workspace, uri, run_id, figures: kept.append((run_id, figures.tags)))
+    monkeypatch.setattr(
+        tracking, "store_unsent", lambda workspace, uri, run_id, figures: kept.append((run_id, figures.tags))
+    )
     with TrackedRun(trained, Params()) as run:
         run.log_metrics({"loss": 1.0}, 1)
         broken["broken"] = True
@@ -281,7 +286,7 @@ def test_a_disk_that_is_full_at_the_end_is_told_and_the_training_goes_on(trained
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tracking, "keep", fail)
+    monkeypatch.setattr(tracking, "store_unsent", fail)
     with TrackedRun(trained, Params()) as run:
         run.log_metrics({"loss": 1.0}, 1)
         run.finish({"weights_sha256": "abc"})

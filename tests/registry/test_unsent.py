@@ -9,8 +9,8 @@ from mlflow.entities import Metric
 from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri
-from diptych.registry.tracking import connect
-from diptych.registry.unsent import Figures, keep, send_kept
+from diptych.registry.connection import connect
+from diptych.registry.unsent import Figures, send_unsent, store_unsent
 
 LOSSES = [Metric("loss", 2.0, 1000, 1), Metric("loss", math.nan, 2000, 2)]
 
@@ -26,7 +26,7 @@ def figures() -> Figures:
 
 def send(workspace: Workspace, uri: str) -> list:
     client, experiment = connect(workspace, Params())
-    send_kept(workspace, uri, client, experiment)
+    send_unsent(workspace, uri, client, experiment)
     return client.search_runs([experiment])
 
 
@@ -35,7 +35,7 @@ def kept(workspace: Workspace) -> list:
 
 
 def test_kept_figures_become_a_run_and_are_sent_once(trained, client, uri):
-    keep(trained, uri, "", figures())
+    store_unsent(trained, uri, "", figures())
 
     (run,) = send(trained, uri)
     assert (run.data.params, run.data.tags["weights_sha256"], run.info.status) == ({"seed": "0"}, "abc", "FINISHED")
@@ -48,7 +48,7 @@ def test_kept_figures_become_a_run_and_are_sent_once(trained, client, uri):
 
 def test_kept_figures_go_to_the_run_that_was_begun(trained, client, uri):
     run_id = client.create_run(client.get_experiment_by_name("diptych").experiment_id).info.run_id
-    keep(trained, uri, run_id, figures())
+    store_unsent(trained, uri, run_id, figures())
 
     (run,) = send(trained, uri)
     assert run.info.run_id == run_id
@@ -56,21 +56,21 @@ def test_kept_figures_go_to_the_run_that_was_begun(trained, client, uri):
 
 
 def test_figures_for_another_mlflow_wait_for_that_one(trained, uri):
-    keep(trained, "http://elsewhere", "", figures())
+    store_unsent(trained, "http://elsewhere", "", figures())
 
     assert send(trained, uri) == []
     assert len(kept(trained)) == 1
 
 
 def test_no_password_is_kept_with_figures(trained):
-    keep(trained, "postgresql://me:secret@host/mlflow", "", figures())
+    store_unsent(trained, "postgresql://me:secret@host/mlflow", "", figures())
 
     assert "secret" not in kept(trained)[0].read_text()
 
 
 def test_figures_that_mlflow_refuses_keep_nothing_else_from_being_sent(trained, uri, caplog):
-    keep(trained, uri, "", Figures({"no\nname": "0"}, [], {}, "FINISHED"))
-    keep(trained, uri, "", figures())
+    store_unsent(trained, uri, "", Figures({"no\nname": "0"}, [], {}, "FINISHED"))
+    store_unsent(trained, uri, "", figures())
 
     assert "abc" in [run.data.tags.get("weights_sha256") for run in send(trained, uri)]
     assert len(kept(trained)) == 1
@@ -78,7 +78,7 @@ def test_figures_that_mlflow_refuses_keep_nothing_else_from_being_sent(trained, 
 
 
 def test_a_damaged_file_of_figures_is_told_and_left_behind(trained, uri, caplog):
-    keep(trained, uri, "", figures())
+    store_unsent(trained, uri, "", figures())
     kept(trained)[0].write_text('{"uri": 1')
 
     assert send(trained, uri) == []
@@ -87,7 +87,7 @@ def test_a_damaged_file_of_figures_is_told_and_left_behind(trained, uri, caplog)
 
 
 def test_one_that_is_killed_while_sending_leaves_one_run(trained, uri, monkeypatch):
-    keep(trained, uri, "", figures())
+    store_unsent(trained, uri, "", figures())
 
     def die(*args):
         raise KeyboardInterrupt
@@ -103,13 +103,13 @@ def test_one_that_is_killed_while_sending_leaves_one_run(trained, uri, monkeypat
 
 
 def test_figures_that_mlflow_refuses_make_no_run_each_time(trained, uri):
-    keep(trained, uri, "", Figures({"no\nname": "0"}, [], {}, "FINISHED"))
+    store_unsent(trained, uri, "", Figures({"no\nname": "0"}, [], {}, "FINISHED"))
 
     assert len(send(trained, uri)) == len(send(trained, uri)) == 1
 
 
 def test_kept_figures_go_with_a_project_that_moves(trained, uri, tmp_path):
-    keep(trained, uri, "", figures())
+    store_unsent(trained, uri, "", figures())
     moved = Workspace(trained.root.rename(tmp_path / "moved"))
 
     assert len(send(moved, tracking_uri(moved, Params()))) == 1

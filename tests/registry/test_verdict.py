@@ -41,7 +41,7 @@ def test_the_worst_are_shown_first_and_the_others_counted(tmp_path):
     detail = compare_weights("0" * 64, tmp_path / "made", registered).detail
 
     assert detail.startswith("4 tensors differ: 4 at most 4, 4 on average; 3 at most 3")
-    assert detail.endswith("; and 1 more")
+    assert detail.endswith(" and 1 more")
 
 
 def test_tensors_of_other_shapes_and_missing_ones_cannot_be_compared(tmp_path):

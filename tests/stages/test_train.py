@@ -21,7 +21,7 @@ from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.package import load_model, weights_sha256
 from diptych.project.workspace import Workspace
-from diptych.registry.tracking import connect
+from diptych.registry.connection import connect
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
 from diptych.stages import train

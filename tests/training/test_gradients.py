@@ -106,10 +106,10 @@ def outcome(step: TrainingStep, batch: Batch, backward: Backward, autocast: Any 
     """Losses, gradients, batch norms' statistics and the random state afterwards."""
     torch.manual_seed(5)
     losses = backward(step, batch, autocast)
-    found = {f"loss {name}": value.detach() for name, value in losses._asdict().items()}
-    found |= {f"gradient {name}": weight.grad for name, weight in step.named_parameters() if weight.grad is not None}
-    found |= {f"buffer {name}": value for name, value in step.named_buffers()}
-    return {**found, "random": torch.get_rng_state()}
+    results = {f"loss {name}": value.detach() for name, value in losses._asdict().items()}
+    results |= {f"gradient {name}": weight.grad for name, weight in step.named_parameters() if weight.grad is not None}
+    results |= {f"buffer {name}": value for name, value in step.named_buffers()}
+    return {**results, "random": torch.get_rng_state()}
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 2e-6) -> None:
@@ -127,10 +127,10 @@ def test_the_gradients_are_those_of_the_whole_batch(batch: Batch, size: int) -> 
     assert expected["gradient model.image_tower.backbone.embedder.embedder.convolution.weight"].abs().max() > 1e-3
 
 
-def test_without_matching_and_views_they_are_too(batch: Batch) -> None:
+def test_without_itm_and_views_they_are_too(batch: Batch) -> None:
     alone = replace(batch, views=None)
-    expected = outcome(make_step(matching=0.0), alone, at_once)
-    assert_same(outcome(make_step(matching=0.0), alone, in_chunks(3)), expected)
+    expected = outcome(make_step(itm=0.0), alone, at_once)
+    assert_same(outcome(make_step(itm=0.0), alone, in_chunks(3)), expected)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -141,10 +141,10 @@ def test_dropout_batch_norm_statistics_and_random_state_are_those_of_chunks_whos
         return make_step(0.3, statistics_frozen=False, **EVERY_OBJECTIVE)
 
     expected = outcome(step(), batch, in_chunks_with_gradients_kept(size))
-    found = outcome(step(), batch, in_chunks(size))
-    assert_same(found, expected)
-    exact = [name for name in found if name.startswith(("loss", "buffer", "random"))]
-    assert all(torch.equal(found[name], expected[name]) for name in exact)
+    results = outcome(step(), batch, in_chunks(size))
+    assert_same(results, expected)
+    exact = [name for name in results if name.startswith(("loss", "buffer", "random"))]
+    assert all(torch.equal(results[name], expected[name]) for name in exact)
 
 
 def test_under_autocast_they_are_those_of_chunks_whose_gradients_are_kept(batch: Batch) -> None:
@@ -165,20 +165,20 @@ def test_a_tower_that_is_frozen_has_no_gradients_and_the_rest_has_its_own(batch:
         made.model.image_tower.set_learning(False)
         return made
 
-    found = outcome(step(), batch, in_chunks(3))
-    assert_same(found, outcome(step(), batch, at_once))
-    assert not any(name.startswith("gradient model.image_tower.backbone") for name in found)
+    results = outcome(step(), batch, in_chunks(3))
+    assert_same(results, outcome(step(), batch, at_once))
+    assert not any(name.startswith("gradient model.image_tower.backbone") for name in results)
 
 
 def test_kept_features_take_the_place_of_pixels_and_token_ids(batch: Batch) -> None:
-    step = make_step(matching=1.0)
+    step = make_step(itm=1.0)
     with torch.no_grad():
         images = step.model.image_tower.features(batch.images).half()
         texts = step.model.text_tower.features(batch.texts, batch.mask).half()
     kept = replace(batch, images=images, texts=texts, views=None)
-    found = outcome(make_step(matching=1.0), kept, in_chunks(3))
-    assert_same(found, outcome(make_step(matching=1.0), kept, at_once))
-    assert not any("backbone" in name for name in found if name.startswith("gradient"))
+    results = outcome(make_step(itm=1.0), kept, in_chunks(3))
+    assert_same(results, outcome(make_step(itm=1.0), kept, at_once))
+    assert not any("backbone" in name for name in results if name.startswith("gradient"))
 
 
 def test_gradients_are_added_to_those_that_are_there(batch: Batch) -> None:
@@ -208,19 +208,19 @@ def test_one_process_alone_averages_nothing() -> None:
 
 
 def test_two_processes_average_every_gradient_and_count_a_missing_one_as_zero(two_processes: Pair) -> None:
-    """The parcels hold one weight, or two: a bucket is full behind its second one."""
-    for found in two_processes[1]("averages"):
-        assert [None if grad is None else grad.unique().tolist() for grad in found] == [
+    """The buckets hold one weight, or two: a bucket is full behind its second one."""
+    for results in two_processes[1]("averages"):
+        assert [None if grad is None else grad.unique().tolist() for grad in results] == [
             *([0.5], [5.5], [20.5], [30.5], [40.5]),
             None,
         ]
 
 
 def test_two_processes_have_the_gradients_of_one_in_chunks(two_processes: Pair) -> None:
-    folder, said = two_processes
+    folder, saved = two_processes
     prepared = open_prepared(folder / "p")
     alone = gradients_of(prepared, one_batch(prepared), 2, statistics_frozen=True)
-    for frozen, *_ in said("chunks"):
+    for frozen, *_ in saved("chunks"):
         assert_same(frozen, alone)
 
 

@@ -171,10 +171,11 @@ def check_mlflow(workspace: Workspace, params: Params) -> Findings:
     from mlflow import MlflowClient
 
     from diptych.registry.answering import require_answer
-    from diptych.registry.registered_model import RegisteredModel, explained
-    from diptych.registry.tracking import find_experiment
+    from diptych.registry.connection import find_experiment
+    from diptych.registry.errors import mlflow_errors_explained
+    from diptych.registry.registered_model import RegisteredModel
 
-    with explained(uri):
+    with mlflow_errors_explained(uri):
         require_answer(uri)
         find_experiment(MlflowClient(tracking_uri=uri), params.register_.experiment, uri)
     yield Finding("mlflow", "ok", without_secret(uri))

@@ -131,7 +131,7 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
     workspace = enter()
     trained = None
     if version is not None:
-        trained, commit = reverting.commit_of(workspace, read_params(workspace), version)
+        trained, commit = reverting.find_commit(workspace, read_params(workspace), version)
     assert commit is not None
     with holding(workspace, "diptych data revert"):
         recover(workspace)

@@ -1,4 +1,4 @@
-"""`diptych reproduce`: a registered version once more."""
+"""`diptych reproduce`, which rebuilds a registered version and compares it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from diptych.errors import some
 from diptych.project.environment import enter
 
 if TYPE_CHECKING:
@@ -17,23 +18,23 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("version")
-@click.option("--from-cache", is_flag=True, help="Train nothing; compare what git, DVC and MLflow have kept.")
-@click.option("--keep", is_flag=True, help="Leave the folder in which it was made.")
+@click.option("--from-cache", is_flag=True, help="Train nothing; compare what git, DVC and MLflow have stored.")
+@click.option("--keep", is_flag=True, help="Leave the folder in which it was rebuilt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def reproduce(version: str, from_cache: bool, keep: bool, as_json: bool) -> None:
-    """Make VERSION again from its tags alone, and compare it with what was registered.
+    """Rebuild VERSION from its tags alone, and compare it with what was registered.
 
     VERSION is a number or an alias (champion, challenger, previous-champion), or NAME/ and one of these for another
-    registered model. Its commit is checked out in a folder of its own, its data are brought, and all its stages run
-    with that commit's code and parameters; nothing that was computed before is used. The exit code is 0 if everything
-    is identical, to the bit, and 1 if not.
+    registered model. Its commit is checked out in a folder of its own, its data are fetched, and all its stages run
+    with that commit's code and parameters; no earlier result is used. The exit code is 0 if everything is identical, to
+    the bit, and 1 if not.
     """
     workspace = enter()
     from diptych.project.params import read_params
-    from diptych.registry.reproduction import reproduce as make_again
+    from diptych.registry.reproduction import reproduce as reproduce_version
 
     params = read_params(workspace)
-    made = make_again(
+    reproduction = reproduce_version(
         workspace,
         params,
         version,
@@ -41,27 +42,28 @@ def reproduce(version: str, from_cache: bool, keep: bool, as_json: bool) -> None
         keep=keep,
         on_line=lambda line: click.echo(line, err=True),
     )
-    click.echo(json.dumps(made.to_json(), indent=2) if as_json else render(made))
-    if not made.identical:
+    click.echo(json.dumps(reproduction.to_json(), indent=2) if as_json else render(reproduction))
+    if not reproduction.identical:
         sys.exit(1)
 
 
-def render(made: Reproduction) -> str:
-    """A line a finding, then what it comes to."""
-    how = "as it is kept" if made.from_cache else "made again"
-    lines = [f"{made.name} version {made.version}, {how}, of commit {made.git_sha[:10]}", ""]
-    for finding in made.findings:
+def render(reproduction: Reproduction) -> str:
+    """Return a line for each finding, remarks, and the verdict."""
+    how = "as it is kept" if reproduction.from_cache else "made again"
+    lines = [f"{reproduction.name} version {reproduction.version}, {how}, of commit {reproduction.git_sha[:10]}", ""]
+    for finding in reproduction.findings:
         lines += _lines(finding)
-    if made.packages:
-        lines += ["", f"Installed are other packages than {made.git_sha[:10]} locks: {_first(made.packages)}."]
-        if not made.identical and not made.from_cache:
+    if reproduction.packages:
+        packages = some(reproduction.packages, 3, "; ")
+        lines += ["", f"Installed are other packages than {reproduction.git_sha[:10]} locks: {packages}."]
+        if not reproduction.identical and not reproduction.from_cache:
             lines += ["Other packages may compute other bits; `make setup` in that commit brings its own."]
-    if made.threads:
-        recorded, here = made.threads
+    if reproduction.threads:
+        recorded, here = reproduction.threads
         lines += ["", f"It was computed by {recorded} CPU threads, here by {here}: the last bits may differ."]
-    if made.folder:
-        lines += ["", f"Kept in {made.folder}; `git worktree remove --force {made.folder}` removes it."]
-    return "\n".join([*lines, "", _verdict(made)])
+    if reproduction.folder:
+        lines += ["", f"Kept in {reproduction.folder}; `git worktree remove --force {reproduction.folder}` removes it."]
+    return "\n".join([*lines, "", _verdict(reproduction)])
 
 
 def _lines(finding: Finding) -> list[str]:
@@ -73,15 +75,10 @@ def _lines(finding: Finding) -> list[str]:
     return [*lines, f"{'':10}→ {finding.detail}"] if finding.detail else lines
 
 
-def _verdict(made: Reproduction) -> str:
-    if made.identical and made.from_cache:
+def _verdict(reproduction: Reproduction) -> str:
+    if reproduction.identical and reproduction.from_cache:
         return "Identical: what is kept is what was registered."
-    if made.identical:
+    if reproduction.identical:
         return "Identical: it was computed anew, and is the same to the bit."
-    different = [finding.what for finding in made.findings if finding.identical is False]
+    different = [finding.what for finding in reproduction.findings if finding.identical is False]
     return f"Not identical: {', '.join(different)}."
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return "; ".join(names[:count]) + more

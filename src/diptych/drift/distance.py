@@ -1,4 +1,4 @@
-"""Whether incoming pairs are of another kind than those that a model learned from."""
+"""Drift: the distance of incoming pairs from those that a model learned from."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from scipy.spatial.distance import cdist
 
 from diptych.config import Params
 from diptych.drift.profile import Embedded, Profile
-from diptych.drift.quantiles import critical_distance, ks_distance, ks_distance_of_values
+from diptych.drift.quantiles import critical_distance, ks_distance
 
 LEVEL = 0.01
-"""Probability that any of the distances exceeds what chance explains, where nothing has drifted."""
+"""Probability that any distance exceeds the distance by chance, where nothing has drifted."""
 UNKNOWN, EMBEDDINGS = "unknown words", "embeddings"
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far one statistic of the incoming pairs is from the reference, from 0 to 1.
+    """Distance of one statistic of the incoming pairs from the reference, from 0 to 1.
 
     Attributes:
-        explained: as far as samples of this size are apart by chance.
-        limit: as far as it may be: retrain.drift.
-        reference, incoming: medians, or shares; None where there is no one figure.
+        name: name of the statistic.
+        distance: the Kolmogorov-Smirnov distance.
+        explained: the distance that chance explains for samples of this size.
+        limit: the largest distance that is no drift, retrain.drift.
+        reference, incoming: medians, or shares; None where no single number describes the statistic.
     """
 
     name: str
@@ -38,11 +40,11 @@ class Distance:
 
     @property
     def drifted(self) -> bool:
-        """Too far, and not by chance."""
+        """True if the distance exceeds the limit, and the distance that chance explains."""
         return self.distance > max(self.limit, self.explained)
 
     def describe(self) -> str:
-        """One sentence."""
+        """Return the drift as a sentence."""
         figures = "" if self.reference is None else f", from {self.reference:.4g} to {self.incoming:.4g}"
         return (
             f"The incoming pairs' {self.name} drifted by {self.distance:.2f}{figures}: more than the {self.limit:g} of "
@@ -52,7 +54,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Drift:
-    """The distances of `images` incoming images with `captions` from those that a model learned from."""
+    """Distances of a number of incoming images and captions from those that a model learned from."""
 
     images: int
     captions: int
@@ -61,21 +63,21 @@ class Drift:
     @property
     def reasons(self) -> list[str]:
         """A sentence for each statistic that has drifted."""
-        return [one.describe() for one in self.distances if one.drifted]
+        return [distance.describe() for distance in self.distances if distance.drifted]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        rows = [{**asdict(one), "drifted": one.drifted} for one in self.distances]
+        """Return plain values."""
+        rows = [{**asdict(distance), "drifted": distance.drifted} for distance in self.distances]
         for row in rows:
             row["explained"] = row["explained"] if math.isfinite(row["explained"]) else None
         return {"images": self.images, "captions": self.captions, "drifted": bool(self.reasons), "distances": rows}
 
     def render(self) -> str:
-        """A Markdown table, and what it says."""
+        """Return a Markdown table with an introduction."""
         rows = [
-            f"| {one.name} | {_figure(one.reference)} | {_figure(one.incoming)} | {one.distance:.2f} "
-            f"| {one.explained:.2f} | {'**drifted**' if one.drifted else ''} |"
-            for one in self.distances
+            f"| {item.name} | {_figure(item.reference)} | {_figure(item.incoming)} | {item.distance:.2f} "
+            f"| {item.explained:.2f} | {'**drifted**' if item.drifted else ''} |"
+            for item in self.distances
         ]
         head = [
             f"{self.images:,} incoming images with {self.captions:,} captions, beside those that the champion learned "
@@ -90,10 +92,10 @@ class Drift:
 
 
 def compare(reference: Profile, incoming: Profile, params: Params) -> Drift:
-    """How far `incoming` is from `reference`, by each statistic that both have.
+    """Return the distances of `incoming` from `reference`, for each statistic that both have.
 
-    Distances are Kolmogorov-Smirnov ones, those of words and embeddings on the same scale. Where nothing has drifted,
-    one of them exceeds what chance explains with probability `LEVEL`, however many there are (Bonferroni).
+    They are Kolmogorov-Smirnov distances; those of words and embeddings are on the same scale. Where nothing has
+    drifted, any of them exceeds the distance by chance with probability `LEVEL` at most (Bonferroni).
     """
     names = [name for name in reference.statistics if name in incoming.statistics]
     comparable = _comparable(reference.embedded, incoming.embedded)
@@ -107,41 +109,48 @@ def compare(reference: Profile, incoming: Profile, params: Params) -> Drift:
     distances.append(_words(reference, incoming, level, limit))
     if comparable:
         old_half, new_half = (len(side) // 2 for side in comparable)
-        # Of a mean over two ways round at least one is as far.
+        # If a mean of two distances exceeds a bound, at least one of them does.
         explained = critical_distance(old_half, new_half, level / 2)
         distances.append(Distance(EMBEDDINGS, witness_distance(*comparable), explained, limit))
     return Drift(incoming.images, incoming.captions, tuple(distances))
 
 
 def witness_distance(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """How well two samples of vectors (n, D) and (m, D) are told apart, from 0 to 1.
+    """Return the distance of two samples of vectors (n, D) and (m, D), from 0 to 1; 0 for fewer than two vectors.
 
-    One half of both makes a witness: the difference of the mean Gaussian kernels to each, with the median distance as
-    its width (Gretton et al., JMLR 13, 2012, section 2.3), which differs wherever the densities do. The distance is
-    that of Kolmogorov and Smirnov between the witness's values of both other halves, which had no part in it, so it is
-    not the greater for being sought (Kübler et al., A Witness Two-Sample Test, AISTATS 2022). The mean over both ways
-    round; 0 where a sample has fewer than two.
+    One half of each sample makes a witness function: the difference of the mean Gaussian kernels to each, with the
+    median distance as kernel width (Gretton et al., JMLR 13, 2012, section 2.3). It differs from zero wherever the
+    densities differ. The distance is the Kolmogorov-Smirnov distance of the witness's values on the two other halves.
+    These had no part in the witness, so the distance is not overestimated (Kübler et al., A Witness Two-Sample Test,
+    AISTATS 2022). The result is the mean of both assignments of the halves.
     """
     if min(len(first), len(second)) < 2:
         return 0.0
     halves = [(side[0::2].astype(np.float64), side[1::2].astype(np.float64)) for side in (first, second)]
-    return float(np.mean([_held_out_distance(halves, made) for made in (0, 1)]))
+    return float(np.mean([_held_out_distance(halves, fitted) for fitted in (0, 1)]))
 
 
-def _held_out_distance(halves: list[tuple[NDArray[np.float64], NDArray[np.float64]]], made: int) -> float:
-    left, right = (side[made] for side in halves)
+def _held_out_distance(halves: list[tuple[NDArray[np.float64], NDArray[np.float64]]], fitted: int) -> float:
+    """Return the distance on one half of each sample, by the witness of the halves at index `fitted`."""
+    from scipy.stats import ks_2samp
+
+    left, right = (side[fitted] for side in halves)
     both = np.concatenate([left, right])
     width = float(np.median(cdist(both, both)[np.triu_indices(len(both), 1)])) or 1.0
 
     def witness(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        near = [np.exp(-(cdist(points, side) ** 2) / (2 * width**2)).mean(axis=1) for side in (left, right)]
-        return near[0] - near[1]
+        kernels = [np.exp(-(cdist(points, side) ** 2) / (2 * width**2)).mean(axis=1) for side in (left, right)]
+        return kernels[0] - kernels[1]
 
-    return ks_distance_of_values(*(witness(side[1 - made]) for side in halves))
+    values = [witness(side[1 - fitted]) for side in halves]
+    return float(ks_2samp(*values, method="asymp").statistic)
 
 
 def _words(reference: Profile, incoming: Profile, level: float, limit: float) -> Distance:
-    """A share is a mean of values from 0 to 1, an image each, for which the same bound holds (Hoeffding 1963)."""
+    """Return the distance of the shares of unknown words.
+
+    A share is the mean over images of values from 0 to 1, for which the same bound holds (Hoeffding 1963).
+    """
     known = sum(count for word, count in incoming.words.items() if word in reference.words)
     share = 1 - known / incoming.word_count if incoming.word_count else reference.unknown_words
     distance = max(0.0, share - reference.unknown_words)
@@ -150,7 +159,7 @@ def _words(reference: Profile, incoming: Profile, level: float, limit: float) ->
 
 
 def _comparable(first: Embedded | None, second: Embedded | None) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Embeddings by one and the same model."""
+    """Return both embeddings if the same model made them."""
     if first is None or second is None or first.weights_sha256 != second.weights_sha256:
         return None
     return first.pairs, second.pairs

@@ -1,9 +1,9 @@
-"""What a set of pairs is like: distributions of simple statistics, its words, and how a model embeds a sample of it.
+"""Profile of a set of pairs: distributions of simple statistics, its words, and a sample of its embeddings.
 
-That of the data that a model learned from is kept with the model's run, to compare incoming pairs with. Of embeddings
-it is a sample that is kept, not a mean and a covariance: two samples can be told apart by any difference, and 500 pairs
-take less than a covariance of their 2 d dimensions. It is a sample of val, which the model's weights have not seen
-either: a model that knows its training pairs by heart embeds them otherwise than new ones.
+The profile of a model's training data is stored with the model's run, to compare incoming pairs with. Embeddings are
+stored as a sample, not as a mean and a covariance: samples show any difference, and 500 pairs are smaller than a
+covariance of their 2 d dimensions. The sample is from val, which the model has not seen either: a model embeds
+memorized training pairs differently from new ones.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from diptych.drift.quantiles import Sketch
 
 FORMAT = 1
 SAMPLE = 2000
-"""Pictures that are opened: their distances are then known to a few hundredths."""
+"""Number of images that are opened: enough to know distances to a few hundredths."""
 EMBEDDED = 500
+"""Number of pairs that are embedded."""
 VOCABULARY = 50_000
-"""The most frequent words that are kept."""
+"""Number of the most frequent words that are stored."""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """A sample of pairs as the model of these weights embeds them, float16 (n, 2 d)."""
+    """Embeddings of a sample of pairs by the model with these weights, float16 (n, 2 d)."""
 
     weights_sha256: str
     pairs: NDArray[np.float16]
@@ -44,16 +45,18 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """A set of pairs.
+    """Profile of a set of pairs.
 
     Attributes:
-        images, captions: how many.
-        statistics: by name, of each image or caption.
-        words: how often each of the most frequent occurs; `word_count` is the number of all words.
-        unknown_words: the share of words that the captions of no other image have: what to expect of new pairs of the
-            same kind (as Good estimates it, Biometrika 40, 1953, but with images left out one at a time, not words).
-        contents: the first 32 bits of each image's SHA-256, sorted, by which known images are told from new ones.
-        embedded: None where no model was given.
+        images, captions: the number of images and of captions.
+        statistics: distributions over the images or captions, by name.
+        words: the number of occurrences of each of the most frequent words.
+        word_count: the number of all words.
+        unknown_words: share of the words that occur in the captions of one image only. New pairs of the same kind are
+            expected to have the same share (Good, Biometrika 40, 1953, but leaving out images one at a time, not
+            words).
+        contents: first 32 bits of each image's SHA-256, sorted, uint32 (images,), which identify known images.
+        embedded: embeddings of a sample; None where no model was given.
     """
 
     images: int
@@ -66,7 +69,7 @@ class Profile:
     embedded: Embedded | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         embedded = self.embedded and {
             "weights_sha256": self.embedded.weights_sha256,
             "dimensions": self.embedded.pairs.shape[1],
@@ -86,26 +89,27 @@ class Profile:
 
     @classmethod
     def from_json(cls, content: Any) -> Profile:
-        """What `to_json` made.
+        """Return the profile that `to_json` has written.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `content` is something else.
         """
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, not {FORMAT}")
-            kept = content["embedded"]
+            embedded = content["embedded"]
             return cls(
                 images=int(content["images"]),
                 captions=int(content["captions"]),
-                statistics={name: Sketch.from_json(one) for name, one in content["statistics"].items()},
+                statistics={name: Sketch.from_json(sketch) for name, sketch in content["statistics"].items()},
                 words={str(word): int(count) for word, count in content["words"].items()},
                 word_count=int(content["word_count"]),
                 unknown_words=float(content["unknown_words"]),
                 contents=_from_text(content["contents"], "<u4").astype(np.uint32),
-                embedded=kept
+                embedded=embedded
                 and Embedded(
-                    kept["weights_sha256"], _from_text(kept["pairs"], "<f2").reshape(-1, int(kept["dimensions"]))
+                    embedded["weights_sha256"],
+                    _from_text(embedded["pairs"], "<f2").reshape(-1, int(embedded["dimensions"])),
                 ),
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -115,9 +119,15 @@ class Profile:
 def make_profile(
     accepted: Accepted, params: Params, images: Collection[int] | None = None, model: Path | None = None
 ) -> Profile:
-    """The profile of accepted images by their ids and of their captions, embedded by the model in that folder.
+    """Return the profile of the accepted images with these ids and of their captions, embedded by `model`.
 
-    Without ids it is that of the train split, embedded in its place that which plays val.
+    Without ids it is the profile of the train split, with embeddings of the val split.
+
+    Args:
+        accepted: the accepted images and captions.
+        params: parameters with the splits, the threads and the device.
+        images: ids of the images; None for the train split.
+        model: folder of the model that embeds a sample; None for no embeddings.
 
     Raises:
         DiptychError: a shard is missing, or the folder holds no whole model.
@@ -130,11 +140,11 @@ def make_profile(
         chosen = to_embed = manifest[manifest["image_id"].isin(list(images))]
     texts = captions[captions["image_id"].isin(chosen["image_id"])]
     words = [_words(text) for text in texts["caption"]]
-    counts, total, unknown = _vocabulary(texts["image_id"].tolist(), words)
+    counts, total, unknown = vocabulary(texts["image_id"].tolist(), words)
     return Profile(
         images=len(chosen),
         captions=len(texts),
-        statistics=_statistics(accepted.data, params, chosen, [len(one) for one in words]),
+        statistics=_statistics(accepted.data, params, chosen, [len(caption) for caption in words]),
         words=counts,
         word_count=total,
         unknown_words=unknown,
@@ -144,13 +154,13 @@ def make_profile(
 
 
 def new_images(accepted: Accepted, params: Params, reference: Profile) -> list[int]:
-    """Ids of the accepted train images that are not among those of `reference`."""
+    """Return the ids of the accepted train images that are not among those of `reference`."""
     train = _playing(accepted.images, params.data.splits, "train")
-    return [int(one) for one in train["image_id"][~np.isin(_contents(train), reference.contents)]]
+    return train["image_id"][~np.isin(_contents(train), reference.contents)].tolist()
 
 
 def gone_images(accepted: Accepted, params: Params, reference: Profile) -> int:
-    """How many images of `reference` are not among the accepted train images any more."""
+    """Return the number of images of `reference` that are no longer among the accepted train images."""
     train = _playing(accepted.images, params.data.splits, "train")
     return int((~np.isin(reference.contents, _contents(train))).sum())
 
@@ -161,7 +171,7 @@ def _statistics(data: Path, params: Params, images: pd.DataFrame, lengths: list[
         **{name: Sketch.of(pictures[:, column]) for column, name in enumerate(PICTURES)},
         "width": Sketch.of(images["width"]),
         "height": Sketch.of(images["height"]),
-        # The captions of an image are alike, so there are as many independent ones as images.
+        # The captions of an image are alike, so the number of independent ones is that of the images.
         "words a caption": Sketch.of(lengths, len(images)),
     }
 
@@ -178,7 +188,7 @@ def _embed(data: Path, params: Params, images: pd.DataFrame, captions: pd.DataFr
 
 
 def _sample(images: pd.DataFrame, size: int) -> pd.DataFrame:
-    """At most `size`, drawn by content: the same images give the same sample."""
+    """Return at most `size` images, chosen by content: the same images give the same sample."""
     return images.sort_values("sha256", kind="stable").head(size)
 
 
@@ -186,8 +196,8 @@ def _words(caption: str) -> list[str]:
     return _WORD.findall(caption.lower())
 
 
-def _vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[str, int], int, float]:
-    """The most frequent words with their counts, the number of all, and the share that one image alone has."""
+def vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[str, int], int, float]:
+    """Return counts of the most frequent words, the number of all words, and the share that only one image has."""
     counts: Counter[str] = Counter()
     only: dict[str, int | None] = {}
     for image, words in zip(image_ids, captions, strict=True):
@@ -196,14 +206,14 @@ def _vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[s
             if only.setdefault(word, image) != image:
                 only[word] = None
     total = counts.total()
-    # Words that are equally frequent come by the alphabet.
-    kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:VOCABULARY])
-    known = sum(count for word, count in kept.items() if only[word] is None)
-    return kept, total, 1 - known / total if total else 0.0
+    # Equally frequent words are in alphabetical order.
+    frequent = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:VOCABULARY])
+    known = sum(count for word, count in frequent.items() if only[word] is None)
+    return frequent, total, 1 - known / total if total else 0.0
 
 
 def _playing(manifest: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:
-    """The images of the split that plays `role`, or those of train that are, or are not, held out for it."""
+    """Return the images of the split with this role; without a val split, val is the part of train that is held out."""
     images = manifest[manifest["split"] == (getattr(splits, role) or splits.train)]
     if splits.val is None and role in ("train", "val"):
         held_out = images["sha256"].map(splits.is_held_out).astype(bool)

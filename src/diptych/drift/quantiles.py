@@ -1,4 +1,4 @@
-"""Distributions kept as quantiles, and how far two of them are apart."""
+"""Distributions stored as quantiles, and the distance of two distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 POINTS = 101
-"""Quantiles kept of a distribution: distances of two are exact to 2/100."""
+"""Number of quantiles stored of a distribution: distances of two are exact to 2/100."""
 _SHARES = np.linspace(0, 1, POINTS)
 
 
@@ -19,7 +19,7 @@ _SHARES = np.linspace(0, 1, POINTS)
 class Sketch:
     """A distribution by its quantiles from the least value to the greatest; none where there are no values.
 
-    `count` is the number of independent values: that of images, where each has several.
+    `count` is the number of independent values: the number of images, where each image has several values.
     """
 
     count: int
@@ -27,62 +27,64 @@ class Sketch:
 
     @classmethod
     def of(cls, values: ArrayLike, count: int | None = None) -> Sketch:
-        """Of raw `values` (n,)."""
+        """Return the sketch of raw `values` (n,)."""
         raw = np.asarray(values, np.float64)
         if not raw.size:
             return cls(0, ())
-        # A value of the sample each, so that ties stay ties.
+        # Each quantile is a value of the sample, so that ties stay ties.
         quantiles = np.quantile(raw, _SHARES, method="inverted_cdf")
-        return cls(len(raw) if count is None else count, tuple(round(float(one), 6) for one in quantiles))
+        return cls(len(raw) if count is None else count, tuple(round(float(value), 6) for value in quantiles))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Sketch:
-        """What `to_json` made."""
-        quantiles = tuple(float(one) for one in content["quantiles"])
+        """Return the sketch that `to_json` has written.
+
+        Raises:
+            ValueError: `content` has another number of quantiles, or they are not in order.
+        """
+        quantiles = tuple(float(value) for value in content["quantiles"])
         if len(quantiles) not in (0, POINTS) or list(quantiles) != sorted(quantiles):
             raise ValueError(f"{len(quantiles)} quantiles, or not in order")
         return cls(int(content["count"]), quantiles)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return {"count": self.count, "quantiles": list(self.quantiles)}
 
     @property
     def median(self) -> float:
-        """NaN where there are no values."""
+        """The median; NaN where there are no values."""
         return self.quantiles[POINTS // 2] if self.quantiles else math.nan
 
 
 def ks_distance(first: Sketch, second: Sketch) -> float:
-    """The Kolmogorov-Smirnov distance, the largest between the cumulative shares; 0 where one has no values."""
+    """Return the Kolmogorov-Smirnov distance: the largest difference of the cumulative shares; 0 without values."""
     if not first.quantiles or not second.quantiles:
         return 0.0
-    at = np.union1d(first.quantiles, second.quantiles)
-    gaps = [_below(first.quantiles, at, side) - _below(second.quantiles, at, side) for side in ("left", "right")]
+    values = np.union1d(first.quantiles, second.quantiles)
+    gaps = [
+        _cumulative_share(first.quantiles, values, side) - _cumulative_share(second.quantiles, values, side)
+        for side in ("left", "right")
+    ]
     return float(np.abs(gaps).max())
 
 
-def ks_distance_of_values(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """The same of raw values (n,) and (m,), exactly."""
-    at = np.concatenate([first, second])
-    shares = [np.searchsorted(np.sort(side), at, side="right") / len(side) for side in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).max())
-
-
 def critical_distance(first: int, second: int, level: float) -> float:
-    """What the distance of two samples of so many values exceeds with probability `level` where both are drawn from one
-    distribution (Smirnov, Annals of Mathematical Statistics 19, 1948); a bound for small ones. Infinite without values.
+    """Return the distance that two samples of one distribution exceed with probability `level`.
+
+    `first` and `second` are the numbers of values (Smirnov, Annals of Mathematical Statistics 19, 1948). The distance
+    is an upper bound for small samples, and infinite without values.
     """
     if not first or not second:
         return math.inf
     return math.sqrt(-math.log(level / 2) / 2 * (first + second) / (first * second))
 
 
-def _below(quantiles: Sequence[float], at: NDArray[np.float64], side: str) -> NDArray[np.float64]:
-    """The share of values below `at` ("left") or not above it ("right"); between two quantiles it grows evenly."""
+def _cumulative_share(quantiles: Sequence[float], values: NDArray[np.float64], side: str) -> NDArray[np.float64]:
+    """Return the shares below `values` ("left"), or at most `values` ("right"), linear between two quantiles."""
     points = np.asarray(quantiles)
-    passed = np.searchsorted(points, at, side=side)  # type: ignore[call-overload]
+    passed = np.searchsorted(points, values, side=side)  # type: ignore[call-overload]
     before, after = np.clip(passed - 1, 0, POINTS - 1), np.clip(passed, 0, POINTS - 1)
     width = points[after] - points[before]
-    part = np.divide(at - points[before], width, out=np.zeros(len(at)), where=width > 0)
+    part = np.divide(values - points[before], width, out=np.zeros(len(values)), where=width > 0)
     return np.where(passed == 0, 0.0, (before + part) / (POINTS - 1))

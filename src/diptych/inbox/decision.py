@@ -1,65 +1,86 @@
-"""Whether a scheduled run has a reason to train, in sentences."""
+"""Reasons for or against training in a scheduled run, as sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from diptych.config import Params
 from diptych.drift.distance import Drift
-from diptych.inbox.ledger import Taken
+from diptych.inbox.ledger import DropResult
 
-_MADE = ("data", "artifacts/", "reports/")
-"""What stages hand on to each other; it changes with the data."""
+_STAGE_OUTPUTS = ("data", "artifacts/", "reports/")
+"""Dependencies that other stages write; they change with the data."""
+
+
+class Growth(NamedTuple):
+    """Number of train images that are new since the champion, and of those that the champion learned from."""
+
+    new: int
+    champion: int
+
+    @property
+    def share(self) -> float:
+        """New images per image that the champion learned from."""
+        return self.new / self.champion
+
+    def describe(self) -> str:
+        """Return the counts as a clause."""
+        return f"{self.new:,} train images are new, {self.share:.1%} of the champion's {self.champion:,}"
 
 
 def reasons_to_train(
-    taken: Sequence[Taken], drift: Drift | None, changed_stages: Iterable[str], growth: float | None, params: Params
+    results: Sequence[DropResult],
+    drift: Drift | None,
+    changed_stages: Iterable[str],
+    growth: Growth | None,
+    params: Params,
 ) -> list[str]:
-    """Why a scheduled run trains; empty where it has no reason to, which `why_not` says.
+    """Return the reasons why a scheduled run trains; empty where it has none.
 
     Args:
-        taken: what became of the drops of this run.
-        drift: of the images that are new since the champion; None where there are none, or nothing to compare with.
-        changed_stages: those whose code or parameters have changed: `changed_beyond_data`.
-        growth: new train images as a share of those that the champion learned from; None where that is not known.
+        results: outcomes of the drops of this run.
+        drift: drift of the images that are new since the champion; None where there are none, or no profile to
+            compare them with.
+        changed_stages: stages whose code or parameters have changed, from `changed_beyond_data`.
+        growth: None where it is not known what the champion learned from.
+        params: parameters with `retrain.new_share`.
     """
     reasons = []
     if growth is None:
         reasons.append(f"{params.register_.model_name} has no champion yet, or none that tells what it learned from.")
-    elif growth > 0 and growth >= params.retrain.new_share:
-        reasons.append(
-            f"There are {growth:.1%} more train images than the champion learned from; retrain.new_share is "
-            f"{params.retrain.new_share:.1%}.{_by_drops(taken)}"
-        )
+    elif growth.new and growth.share >= params.retrain.new_share:
+        reasons.append(f"{growth.describe()}; retrain.new_share is {params.retrain.new_share:.1%}.{_by_drops(results)}")
     if stages := list(changed_stages):
         reasons.append(f"Code or parameters have changed for {', '.join(stages)}.")
     return reasons + (drift.reasons if drift else [])
 
 
-def why_not(taken: Sequence[Taken], growth: float | None, params: Params) -> str:
-    """Why a run that has no reason to train does not."""
-    if not growth:
-        refused = sum(one.outcome == "refused" for one in taken)
-        aside = f" ({refused} of {len(taken)} drops were refused)" if refused else ""
+def explain_no_training(results: Sequence[DropResult], growth: Growth, params: Params) -> str:
+    """Return why a run that has no reason to train does not."""
+    if not growth.new:
+        refused = sum(result.outcome == "refused" for result in results)
+        aside = f" ({refused} of {len(results)} drops were refused)" if refused else ""
         return f"Nothing is new since the champion{aside}, and nothing has changed."
     return (
-        f"There are {growth:.1%} more train images than the champion learned from, fewer than the "
-        f"{params.retrain.new_share:.1%} of retrain.new_share, and they have not drifted."
+        f"{growth.describe()}, fewer than the {params.retrain.new_share:.1%} of retrain.new_share, and they have not "
+        "drifted."
     )
 
 
 def changed_beyond_data(status: Mapping[str, Any]) -> list[str]:
-    """Of what `dvc.status` says, the stages that would run anew by their code, command or parameters, not by data."""
-    return [stage for stage, changes in status.items() if not stage.endswith(".dvc") and any(map(_is_own, changes))]
+    """Return the stages in `dvc.status` that would run again because of their code, command or parameters."""
+    return [
+        stage for stage, changes in status.items() if not stage.endswith(".dvc") and any(map(_beyond_data, changes))
+    ]
 
 
-def _is_own(change: Any) -> bool:
+def _beyond_data(change: Any) -> bool:
     if not isinstance(change, Mapping):
         return True  # "changed command"
-    return any(not name.startswith(_MADE) for name in change.get("changed deps", ()))
+    return any(not name.startswith(_STAGE_OUTPUTS) for name in change.get("changed deps", ()))
 
 
-def _by_drops(taken: Sequence[Taken]) -> str:
-    images = sum(one.images for one in taken)
+def _by_drops(results: Sequence[DropResult]) -> str:
+    images = sum(result.images for result in results)
     return f" The drops of this run brought {images:,} images, of all splits." if images else ""

@@ -1,7 +1,7 @@
-"""The inbox: a folder, or a prefix in S3, into which new pairs are dropped; which drops are there, and are complete.
+"""The inbox: a folder, or a prefix in S3, into which new pairs are dropped, and the complete drops in it.
 
-A drop is a subfolder that holds a captions file, written last: without one it is not complete yet and is left alone, as
-is what has a name that begins with "." or "_". Names in a drop are data: none of them leads out of its folder.
+A drop is a subfolder that holds a captions file, written last. Without one it is not complete yet, and is skipped, as
+is every name that begins with "." or "_". Names in a drop are data: none of them leads out of its folder.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from diptych.data.captions import CAPTIONS_FILE, encodable
-from diptych.errors import DiptychError
+from diptych.data.captions import CAPTIONS_FILE
+from diptych.errors import DiptychError, printable
 
 TABLES = ("captions.csv", "captions.tsv")
 CAPTIONS = (CAPTIONS_FILE, *TABLES)
-"""What makes a subfolder a drop; one of them."""
+"""Names of a captions file; a drop holds one of them."""
 S3 = "s3://"
 _CONTROL = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode categories that no name in a drop may have. Odd blanks and joiners are usual: screenshots and emoji."""
+"""Unicode categories that no name in a drop may have. Unusual spaces and joiners are allowed: screenshots and emoji."""
 _LONGEST_NAME = 255
-"""Bytes that a file system takes."""
+"""Bytes of a name that file systems accept."""
 
 Stamps = Mapping[str, str]
-"""The files of a drop by their names within it, and what changes when they do."""
+"""Files of a drop by their names within it, each with a text that changes when the file does."""
 
 
 @dataclass(frozen=True)
@@ -36,50 +36,51 @@ class Drop:
     """A complete drop.
 
     Attributes:
-        name: of its subfolder, as it can be printed.
-        fingerprint: of the names, sizes and times or etags of its files: another one, and it is another drop.
-        place: where it lies in the inbox.
-        problem: why it is not even to be opened; empty if it is.
+        name: name of its subfolder, in printable characters.
+        fingerprint: SHA-256 of the names, sizes and times or etags of its files; a drop that changes is another drop.
+        folder: name of its subfolder in the inbox.
+        files: names of its files within it.
+        problem: why it must not be opened; empty if it may be.
     """
 
     name: str
     fingerprint: str
-    place: str
+    folder: str
     files: tuple[str, ...] = field(default=(), repr=False)
     problem: str = ""
 
 
 class ChangedError(DiptychError):
-    """A drop is not what it was when the inbox was looked at: it is for the next look to say what it has become."""
+    """A drop has changed since the inbox was read; the next run reads it again."""
 
 
 class Inbox(ABC):
-    """Where drops are."""
+    """A source of drops."""
 
     @abstractmethod
     def drops(self) -> list[Drop]:
-        """Those that are complete, by name.
+        """Return the complete drops, sorted by name.
 
         Raises:
             DiptychError: the inbox cannot be read.
         """
 
     def strays(self) -> list[str]:
-        """What lies there and is no drop, or none yet, a sentence each."""
+        """Return a sentence for each thing in the inbox that is no drop, or none yet."""
         return []
 
     @abstractmethod
     def opened(self, drop: Drop) -> AbstractContextManager[Path]:
-        """The folder with the drop's files, while the context lasts.
+        """Give the folder with the drop's files for the duration of the block.
 
         Raises:
-            ChangedError: they have changed since the drop was found.
-            DiptychError: they cannot be read now; that says nothing about the drop.
+            ChangedError: they have changed since `drops` returned the drop.
+            DiptychError: they cannot be read now, which is no fault of the drop.
         """
 
 
-def make_drop(place: str, stamps: Stamps, problem: str = "") -> Drop:
-    """The drop that lies at `place`; its files may yet be a problem."""
+def make_drop(folder: str, stamps: Stamps, problem: str = "") -> Drop:
+    """Return the drop in the subfolder `folder` of the inbox; more than one captions file is a problem of it."""
     digest = hashlib.sha256(problem.encode())
     for name, stamp in sorted(stamps.items()):
         # A name has no zero in it, so no two lists of names and stamps look the same.
@@ -87,16 +88,16 @@ def make_drop(place: str, stamps: Stamps, problem: str = "") -> Drop:
     captions = [name for name in CAPTIONS if name in stamps]
     if not problem and len(captions) > 1:
         problem = f"It holds {' and '.join(captions)}, of which one is to be there."
-    return Drop(printable(place), digest.hexdigest(), place, tuple(sorted(stamps)), problem)
+    return Drop(printable(folder), digest.hexdigest(), folder, tuple(sorted(stamps)), problem)
 
 
-def is_looked_at(name: str) -> bool:
-    """Whether what has this name may be a drop."""
+def may_be_drop(name: str) -> bool:
+    """Return whether a drop may have this name."""
     return not name.startswith((".", "_"))
 
 
-def unsafe_names(names: Iterable[str]) -> str:
-    """What is wrong with the first of `names` that cannot be the name of a file below a folder; empty if none is."""
+def name_problem(names: Iterable[str]) -> str:
+    """Return the problem of the first of `names` that cannot name a file below a folder; empty if all can."""
     files = set(names)
     for name in sorted(files):
         parts = name.split("/")
@@ -110,11 +111,6 @@ def unsafe_names(names: Iterable[str]) -> str:
             return f"The name {name!r} has a control character in it."
         if max(len(part.encode(errors="replace")) for part in parts) > _LONGEST_NAME:
             return f"The name {name[:60]!r}… is longer than a file's can be."
-        if taken := files & {str(parent) for parent in PurePosixPath(name).parents}:
-            return f"{min(taken)!r} is a file, and a folder with files in it too."
+        if ambiguous := files & {str(parent) for parent in PurePosixPath(name).parents}:
+            return f"{min(ambiguous)!r} is a file, and a folder with files in it too."
     return ""
-
-
-def printable(name: str) -> str:
-    """With a question mark for what would begin another line, or tell a terminal what to do."""
-    return "".join(one if one.isprintable() else "?" for one in encodable(name))

@@ -1,4 +1,7 @@
-"""What became of each drop. It only saves work: without it every drop is looked at again, and nothing stored twice."""
+"""Ledger of the drops that were handled.
+
+It only saves work: without it every drop is read again, and nothing is stored twice.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,17 @@ from diptych.inbox.drops import Drop
 from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
-    from diptych.registry.history import Action
     from diptych.registry.registered_model import RegisteredModel
 
 Outcome = Literal["taken", "refused", "known"]
-"""known: all of it was in the dataset already."""
+"""Outcome of a drop. taken: it was ingested; known: the dataset had all of it already."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What became of a drop; `images` and `captions` are those that it added, `quarantined` those of them set aside."""
+class DropResult:
+    """Outcome of a drop, the number of images and captions that it added, and of those among them in quarantine."""
 
     name: str
     outcome: Outcome
@@ -36,11 +38,11 @@ class Taken:
     quarantined: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return asdict(self)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         if self.outcome == "refused":
             return f"drop {self.name} is refused: {self.reason}"
         if self.outcome == "known":
@@ -49,41 +51,45 @@ class Taken:
         return f"drop {self.name} brings {self.images:,} images and {self.captions:,} captions{aside}"
 
 
-def pending(workspace: Workspace, drops: list[Drop]) -> list[Drop]:
-    """Those of which the ledger knows nothing, in their order."""
+def new_drops(workspace: Workspace, drops: list[Drop]) -> list[Drop]:
+    """Return the drops that the ledger does not have, in their order."""
     known = {(entry["name"], entry["fingerprint"]) for entry in _read(workspace)}
     return [drop for drop in drops if (drop.name, drop.fingerprint) not in known]
 
 
-def note(workspace: Workspace, drop: Drop, taken: Taken) -> None:
-    """Keeps what became of a drop."""
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"name": drop.name, "fingerprint": drop.fingerprint, "outcome": taken.outcome, "reason": taken.reason}
-    told = taken.outcome == "taken"
-    write_json(_path(workspace), [*_read(workspace), {**entry, "when": when, "told": told}])
+def record_result(workspace: Workspace, drop: Drop, result: DropResult) -> None:
+    """Add the outcome of a drop to the ledger."""
+    entry = {
+        "name": drop.name,
+        "fingerprint": drop.fingerprint,
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        # The history of the model has no events of ingested drops.
+        "told": result.outcome == "taken",
+    }
+    write_json(_path(workspace), [*_read(workspace), entry])
 
 
-def has_untold(workspace: Workspace) -> bool:
-    """Whether there are drops that `tell_history` has something to say of."""
-    return any(map(_is_untold, _read(workspace)))
+def has_unreported(workspace: Workspace) -> bool:
+    """Return whether there are drops that `report_to_history` has to report."""
+    return any(map(_is_unreported, _read(workspace)))
 
 
-def tell_history(workspace: Workspace, model: RegisteredModel) -> None:
-    """Adds the drops that brought nothing, refused or known, to what was decided about the model: also those of a run
-    that ended before it came to that.
-    """
+def report_to_history(workspace: Workspace, model: RegisteredModel) -> None:
+    """Add refused and known drops to the history of the model, also those that an earlier run did not report."""
     from diptych.registry.history import Event, record
 
     entries = _read(workspace)
-    for entry in filter(_is_untold, entries):
-        action: Action = "drop refused" if entry["outcome"] == "refused" else "drop known"
-        why = Taken(entry["name"], entry["outcome"], entry["reason"]).describe()
-        record(model, Event(action, None, None, why, when=entry["when"]))
+    for entry in filter(_is_unreported, entries):
+        reason = DropResult(entry["name"], entry["outcome"], entry["reason"]).describe()
+        action: Any = "drop refused" if entry["outcome"] == "refused" else "drop known"
+        record(model, Event(action, None, None, reason, when=entry["when"]))
         entry["told"] = True
         write_json(_path(workspace), entries)
 
 
-def _is_untold(entry: Mapping[str, Any]) -> bool:
+def _is_unreported(entry: Mapping[str, Any]) -> bool:
     return entry.get("told") is False
 
 
@@ -95,7 +101,7 @@ def _read(workspace: Workspace) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError):
-        log.warning("%s is damaged and begun anew: every drop is looked at again.", path)
+        log.warning("%s is damaged. A new ledger begins, and every drop is read again.", path)
         return []
 
 

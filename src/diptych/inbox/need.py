@@ -1,4 +1,4 @@
-"""Whether there is a reason to train, by what the champion learned from."""
+"""Comparison of the accepted pairs with those that the champion learned from, which decides whether a run trains."""
 
 from __future__ import annotations
 
@@ -12,58 +12,59 @@ from diptych.data.accepted import Accepted, read_accepted
 from diptych.drift.distance import Drift, compare
 from diptych.drift.profile import Profile, gone_images, make_profile, new_images
 from diptych.errors import DiptychError
-from diptych.inbox.decision import changed_beyond_data, reasons_to_train, why_not
-from diptych.inbox.ledger import Taken
+from diptych.inbox.decision import Growth, changed_beyond_data, explain_no_training, reasons_to_train
+from diptych.inbox.ledger import DropResult
 from diptych.project.workspace import Workspace
-from diptych.registry.data_profile import profile_of_run
-from diptych.registry.registered_model import RegisteredModel, Version, explained, model_folder
+from diptych.registry.data_profile import load_profile
+from diptych.registry.errors import mlflow_errors_explained
+from diptych.registry.registered_model import RegisteredModel, Version, model_folder
 
 
 class Need(NamedTuple):
-    """Why a run trains, or why not: one of both is empty."""
+    """Reasons why a run trains, or the explanation why it does not: one of both is empty."""
 
     reasons: list[str]
-    why_not: str = ""
+    explanation: str = ""
     drift: Drift | None = None
-    """Of the images that are new since the champion; None where there are none, or nothing to compare with."""
+    """Drift of the images that are new since the champion; None where there are none, or nothing to compare with."""
 
 
-def need_to_train(workspace: Workspace, params: Params, taken: Sequence[Taken], status: Mapping[str, Any]) -> Need:
-    """Compares the accepted pairs with those of the champion; the validate stage has run.
+def need_to_train(
+    workspace: Workspace, params: Params, results: Sequence[DropResult], status: Mapping[str, Any]
+) -> Need:
+    """Compare the accepted pairs with those of the champion; the validate stage has run.
 
-    A champion that cannot be looked at is a reason: to train once too often costs less than to wait for who looks.
+    A champion that cannot be read is a reason: an unneeded training costs less than waiting for a person to look.
 
-    Args:
-        taken: what became of the drops of this run.
-        status: what differed from the last results: `dvc.status`, not empty.
+    `results` are the outcomes of the drops of this run, and `status` is what `dvc.status` returned, not empty.
     """
     try:
-        return _compare_with_champion(workspace, params, taken, status)
+        return _compare_with_champion(workspace, params, results, status)
     except DiptychError as error:
         return Need([f"It is not known what is new since the champion: {error}"])
 
 
 def _compare_with_champion(
-    workspace: Workspace, params: Params, taken: Sequence[Taken], status: Mapping[str, Any]
+    workspace: Workspace, params: Params, results: Sequence[DropResult], status: Mapping[str, Any]
 ) -> Need:
     model = RegisteredModel.of(workspace, params)
     champion = model.champion() if model.exists() else None
-    with explained(model.uri):
-        reference = profile_of_run(model.client, champion.run_id) if champion else None
+    with mlflow_errors_explained(model.uri):
+        reference = load_profile(model.client, champion.run_id) if champion else None
     changed = changed_beyond_data(status)
     if champion is None or reference is None or not reference.images:
-        return Need(reasons_to_train(taken, None, changed, None, params))
+        return Need(reasons_to_train(results, None, changed, None, params))
     accepted = read_accepted(workspace.data, workspace.manifest, workspace.captions)
     new = new_images(accepted, params, reference)
-    growth = len(new) / reference.images
+    growth = Growth(len(new), reference.images)
     drift = _drift(accepted, params, model, champion, reference, new) if new else None
-    reasons = reasons_to_train(taken, drift, changed, growth, params)
-    # Somebody took them out, by `diptych data revert` say, so that no model learns from them.
+    reasons = reasons_to_train(results, drift, changed, growth, params)
+    # A person removed them, for example with `diptych data revert`, so that no model learns from them.
     if gone := gone_images(accepted, params, reference):
         reasons.append(f"{gone:,} images that the champion learned from are in train no more.")
     if not reasons and not params.retrain.new_share:
         reasons = ["The dataset has changed."]
-    return Need(reasons, "" if reasons else why_not(taken, growth, params), drift)
+    return Need(reasons, "" if reasons else explain_no_training(results, growth, params), drift)
 
 
 def _drift(

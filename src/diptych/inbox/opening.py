@@ -1,4 +1,4 @@
-"""The inbox that an address names."""
+"""Opening of the inbox at an address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from diptych.project.workspace import Workspace
 
 
 def open_inbox(workspace: Workspace, address: str) -> Inbox:
-    """The inbox at `address`: a folder (a relative one is in the project), or s3://bucket/prefix.
+    """Return the inbox at `address`: a folder (a relative path starts at the project), or s3://bucket/prefix.
 
     Raises:
         DiptychError: there is no such folder, or s3fs is not installed.

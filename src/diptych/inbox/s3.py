@@ -1,6 +1,7 @@
-"""An inbox in S3, or in what speaks its protocol; AWS_ENDPOINT_URL and the other usual variables say where and as whom.
+"""An inbox in S3, or in another store with its protocol.
 
-Its drops are fetched one at a time into a folder of the project's own.
+AWS_ENDPOINT_URL and the other usual variables name the server and the user. Drops are fetched one at a time into a
+folder of the project.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 
 from diptych.errors import DiptychError
 from diptych.files import remove
-from diptych.inbox.drops import CAPTIONS, S3, Drop, Inbox, is_looked_at, make_drop, unsafe_names
+from diptych.inbox.drops import CAPTIONS, S3, Drop, Inbox, make_drop, may_be_drop, name_problem
 
-_OWN_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
+_LOCAL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
 _VERSION = "?versionId="
 
 
 class S3Inbox(Inbox):
-    """The prefix that `address` names; what is fetched lies in `folder` meanwhile.
+    """The prefix at `address`; `folder` holds the drop that is fetched.
 
     Raises:
         DiptychError: s3fs is not installed, or the address names no bucket.
@@ -36,51 +37,51 @@ class S3Inbox(Inbox):
         self._files = _file_system()
 
     def drops(self) -> list[Drop]:
-        """As `Inbox`."""
-        found: dict[str, dict[str, str]] = defaultdict(dict)
-        for name, stamp in self._listed():
-            place, _, file = name.partition("/")
-            if file and is_looked_at(place):
-                found[place][file] = stamp
-        complete = {place: stamps for place, stamps in found.items() if set(stamps) & set(CAPTIONS)}
+        """Return the complete drops, as `Inbox`."""
+        folders: dict[str, dict[str, str]] = defaultdict(dict)
+        for name, stamp in self._list():
+            folder, _, file = name.partition("/")
+            if file and may_be_drop(folder):
+                folders[folder][file] = stamp
+        complete = {folder: stamps for folder, stamps in folders.items() if set(stamps) & set(CAPTIONS)}
         return [
-            make_drop(place, stamps, unsafe_names([place]) or unsafe_names(stamps) or _with_version([place, *stamps]))
-            for place, stamps in sorted(complete.items())
+            make_drop(folder, stamps, name_problem([folder]) or name_problem(stamps) or _versioned([folder, *stamps]))
+            for folder, stamps in sorted(complete.items())
         ]
 
     @contextmanager
     def opened(self, drop: Drop) -> Iterator[Path]:
-        """As `Inbox`."""
+        """Fetch the drop and give its folder, as `Inbox`."""
         remove(self.folder)
-        # The drop's own name is not needed, so it is not used.
+        # A name from outside should not become a path here.
         target = self.folder / "drop"
         target.mkdir(parents=True)
         try:
-            keys = [f"{self._root}{drop.place}/{name}" for name in drop.files]
-            with self._explained():
+            keys = [f"{self._root}{drop.folder}/{name}" for name in drop.files]
+            with self._errors_explained():
                 self._files.get(keys, [str(target / name) for name in drop.files])
             yield target
         finally:
             remove(self.folder)
 
-    def _listed(self) -> list[tuple[str, str]]:
-        """Names below the prefix, and the size and etag of each; what stands for a folder is left out."""
-        with self._explained():
-            found: dict[str, dict[str, Any]] = self._files.find(self._root, detail=True)
+    def _list(self) -> list[tuple[str, str]]:
+        """Return the files' names below the prefix, each with its size and etag, without placeholders of folders."""
+        with self._errors_explained():
+            objects: dict[str, dict[str, Any]] = self._files.find(self._root, detail=True)
         return [
             (key.removeprefix(self._root), f"{info['size']} {info['ETag']}")
-            for key, info in found.items()
+            for key, info in objects.items()
             if key.startswith(self._root) and info["type"] == "file" and not key.endswith("/")
         ]
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _errors_explained(self) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
         try:
             yield
         except (OSError, BotoCoreError, ClientError) as error:
-            if isinstance(error, OSError) and error.errno in _OWN_DISK and error.filename:
+            if isinstance(error, OSError) and error.errno in _LOCAL_DISK and error.filename:
                 raise
             raise DiptychError(
                 f"The inbox {self.address} cannot be read: {error}. "
@@ -88,10 +89,10 @@ class S3Inbox(Inbox):
             ) from None
 
 
-def _with_version(names: Iterable[str]) -> str:
-    """What is wrong with the first of `names` that s3fs reads as that of a version of another object."""
-    found = next((name for name in names if _VERSION in name), None)
-    return f"The name {found!r} has {_VERSION} in it, which stands for a version of an object." if found else ""
+def _versioned(names: Iterable[str]) -> str:
+    """Return the problem of the first of `names` that s3fs reads as a version of another object; empty if none is."""
+    name = next((name for name in names if _VERSION in name), None)
+    return f"The name {name!r} has {_VERSION} in it, which stands for a version of an object." if name else ""
 
 
 def _file_system() -> Any:
@@ -99,5 +100,5 @@ def _file_system() -> Any:
         from s3fs import S3FileSystem  # type: ignore[import-untyped]
     except ImportError:
         raise DiptychError("An inbox in S3 needs s3fs: install diptych with its extra `stack`.") from None
-    # Each look at the inbox is a new one.
+    # Each run has to see what is there now.
     return S3FileSystem(use_listings_cache=False, skip_instance_cache=True)

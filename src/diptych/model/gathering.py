@@ -2,59 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+class Shares(NamedTuple):
+    """Sizes of every process's share of a batch, in the order of ranks."""
+
+    images: list[int]
+    captions: list[int]
+    tokens: list[int]
+    """Tokens of the longest caption, padding included."""
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this process is."""
+    """Return the index of this process among those that train together."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def wait_for_all() -> None:
-    """Returns when every process is here."""
+    """Wait until every process has come here."""
     if world_size() > 1:
         dist.barrier()
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """`rows` (n, ...) of every process one below the other, in the order of ranks; n may differ between processes."""
+def exchange_shares(images: int, captions: int, tokens: int, device: torch.device) -> Shares:
+    """Return the sizes of all processes' shares, given those of this one.
+
+    Every process calls this at the same point of a batch; `device` is the one that they communicate with.
+    """
+    sizes = stack_processes(torch.tensor([images, captions, tokens], device=device))
+    return Shares(*sizes.T.tolist())
+
+
+def stack_processes(tensor: Tensor) -> Tensor:
+    """Return `tensor` (...) of every process, stacked in the order of ranks (W, ...); its shape is the same in all."""
+    if world_size() == 1:
+        return tensor.unsqueeze(0)
+    return torch.stack(all_gather(tensor))
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Return the rows of all processes, one process's below the other's, in the order of ranks.
+
+    Args:
+        rows: (n, ...); n may differ between processes.
+        counts: the number of rows of each process. None: every process has as many as this one.
+    """
     if world_size() == 1:
         return rows
-    counts = row_counts(len(rows), rows.device)
-    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-    blocks = _AllGather.apply(padded)
+    if counts is None:
+        return stack_processes(rows).flatten(0, 1)
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    blocks = stack_processes(torch.cat([rows, padding]))
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
-
-
-def row_counts(count: int, device: torch.device) -> list[int]:
-    """Every process's `count`, in the order of ranks."""
-    if world_size() == 1:
-        return [count]
-    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([count], device=device))
-    return [int(value) for value in counts]
-
-
-class _AllGather(torch.autograd.Function):
-    """All-gather; its backward pass sums what every process says about a row and hands that to the row's owner."""
-
-    @staticmethod
-    def forward(context: Any, rows: Tensor) -> tuple[Tensor, ...]:
-        blocks = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(blocks, rows.contiguous())
-        return tuple(blocks)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = torch.stack(gradients)
-        dist.all_reduce(total)
-        return total[rank()]

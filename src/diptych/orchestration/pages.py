@@ -17,7 +17,7 @@ from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.drift.distance import Drift
-    from diptych.registry.lifecycle import Considered
+    from diptych.registry.lifecycle import GateResult
 
 PROGRESS_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
@@ -40,7 +40,7 @@ def show_results(workspace: Workspace) -> None:
     create_link_artifact((workspace.reports / "report.html").resolve().as_uri(), link_text="Report", key="report")
 
 
-def show_decision(considered: Considered) -> None:
+def show_decision(considered: GateResult) -> None:
     """Publish the gate's decision as an artifact, and announce a promotion or rejection."""
     decision, version = considered.decision, considered.version
     if decision is None:

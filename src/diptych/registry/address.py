@@ -1,4 +1,4 @@
-"""The address of MLflow: which store is meant, and where its file and artifacts lie if it is a file."""
+"""The address of MLflow, and the places of its file and artifacts where it is a SQLite file."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def store_file(uri: str) -> Path | None:
 
 
 def artifact_folder(workspace: Workspace, uri: str) -> Path | None:
-    """Return where the artifacts of the SQLite store at `uri` lie; None where another kind of store decides that.
+    """Return the folder of the artifacts of the SQLite store at `uri`; None for another kind of store.
 
-    A store outside of the project may have several projects: its artifacts lie beside it.
+    Several projects may share a store outside of the project: its artifacts lie next to it.
     """
     store = store_file(uri)
     if store is None:
@@ -53,8 +53,8 @@ def is_inside(workspace: Workspace, store: Path) -> bool:
     return any(store.is_relative_to(folder.resolve()) for folder in (workspace.root, workspace.local))
 
 
-def place(workspace: Workspace, uri: str) -> str:
-    """Return what tells one MLflow from another for notes in the project: without secrets, and also after a move."""
+def location_key(workspace: Workspace, uri: str) -> str:
+    """Return a key of the MLflow at `uri` for notes in the project: without secrets, and the same after a move."""
     store = store_file(uri)
     for name, folder in ((".diptych/", workspace.local.resolve()), ("", workspace.root.resolve())):
         if store is not None and store.is_relative_to(folder):

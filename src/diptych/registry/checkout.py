@@ -17,18 +17,18 @@ from diptych.project.git import GitError, converted_files, git, git_bytes, git_o
 from diptych.project.workspace import Workspace
 
 _KEPT = "kept"
-"""A file in the folder of a checkout that the user wants to look at."""
+"""Name of a file that marks the folder of a checkout which the user wants to keep."""
 
 
 @contextmanager
 def checked_out(workspace: Workspace, commit: str, title: str, *, keep: bool = False) -> Iterator[Workspace]:
-    """The project as it was at `commit`, in .diptych/reproductions/, until the block ends; or for good, if `keep`.
+    """Check out the project at `commit` in .diptych/reproductions/ until the block ends; for good, if `keep`.
 
-    The project itself does not notice, and several may be checked out at once. What a killed process has left behind
-    is removed first.
+    The project itself stays as it is, and several commits may be checked out at once. Leftovers of killed processes are
+    removed first.
 
     Raises:
-        DiptychError: git cannot check it out; the disk is full, most likely.
+        DiptychError: git cannot check it out, most likely because the disk is full.
     """
     home = workspace.local / "reproductions"
     home.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def checked_out(workspace: Workspace, commit: str, title: str, *, keep: bool = F
 def _check_out(workspace: Workspace, commit: str, root: Path) -> Workspace:
     try:
         prefix = git(workspace.root, "rev-parse", "--show-prefix")
-        # No hooks: that of DVC would bring all outputs.
+        # No hooks: the hook of DVC would fetch all outputs.
         options = ("-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--detach")
         git(workspace.root, *options, str(root), commit)
         _undo_conversion(root)
@@ -63,27 +63,25 @@ def _check_out(workspace: Workspace, commit: str, root: Path) -> Workspace:
 
 
 def _undo_conversion(root: Path) -> None:
-    """Give every file the very bytes of the commit, of which the tags are hashes: settings of git may have converted
-    line endings.
-    """
+    """Give every file the exact bytes of the commit, which the tags hash: git may have converted line endings."""
     for name in converted_files(root):
         (root / name).write_bytes(git_bytes(root, "cat-file", "blob", f":./{name}"))
 
 
 def _share_dvc(workspace: Workspace, project: Workspace) -> None:
-    """Give it the cache and the remotes that the workspace has now, with paths that hold there too."""
+    """Configure the cache and the remotes of the workspace, with paths that are valid in `project` too."""
     from dvc.config import Config
 
     settings = Config(str(workspace.root / ".dvc")).load_config_to_level()
     settings["cache"].setdefault("dir", str(workspace.root / ".dvc" / "cache"))
-    # What DVC remembers of the files of a folder goes when the folder goes.
+    # DVC's records of the files are removed together with the folder.
     settings["core"]["site_cache_dir"] = str(project.root / ".dvc" / "tmp" / "site")
     (project.root / ".dvc").mkdir(exist_ok=True)
     _write_settings(project.root / ".dvc" / "config.local", settings)
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a file of DVC's configuration, which DVC itself would write in ASCII: no path with an umlaut fits in."""
+    """Write a configuration file of DVC in UTF-8: DVC itself writes ASCII, which holds no path with an umlaut."""
     from configobj import ConfigObj
 
     content = ConfigObj(encoding="utf-8", interpolation=False)
@@ -108,7 +106,7 @@ def _link_towers(workspace: Workspace, project: Workspace) -> None:
 
 
 def _tower_folders(project: Workspace) -> list[str]:
-    """As its params.yaml names them, which may be of another version of diptych."""
+    """Return the folders in the project's params.yaml, which another version of diptych may have written."""
     try:
         model: Any = yaml.safe_load(project.params.read_text(encoding="utf-8"))["model"]
         names = [model.get(tower, {}).get("pretrained") for tower in ("image_tower", "text_tower")]
@@ -118,7 +116,7 @@ def _tower_folders(project: Workspace) -> list[str]:
 
 
 def _remove_leftovers(workspace: Workspace, home: Path) -> None:
-    """Folders that no process uses, but for those that are kept and that hold a project still."""
+    """Remove the folders that no process uses, except kept ones that still hold a project."""
     for folder in [path for path in home.iterdir() if path.is_dir()]:
         if (folder / _KEPT).exists() and (folder / "project").exists():
             continue
@@ -135,7 +133,7 @@ def _remove_leftovers(workspace: Workspace, home: Path) -> None:
 
 
 def _remove(workspace: Workspace, folder: Path) -> None:
-    # Not `prune`, which would also forget worktrees of the user's that are on a disk which is not there now.
+    # `git worktree prune` would also remove worktrees of the user on a disk that is not mounted now.
     git_or_empty(workspace.root, "worktree", "remove", "--force", "--force", str(folder / "project"))
     remove(folder)
 

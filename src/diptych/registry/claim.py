@@ -1,8 +1,8 @@
-"""One decision about a registered model at a time, wherever it is made from.
+"""Claims, which allow one decision about a registered model at a time, on any machine.
 
-MLflow has no locks. A claim is a tag of the registered model under a key of its own: who wants to decide first writes
-one, then reads all; whoever finds another's beside its own takes its own back and tries again later. Of two that write
-before they read, at least one sees the other, so never do two of them go on.
+MLflow has no locks. A claim is a tag of the registered model under a key of its own. A process writes its claim, then
+reads all claims. If it sees another one it removes its own, and tries again later. Of two processes that both write
+before they read, at least one sees the other, so two never go on at once.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from diptych.registry.registered_model import RegisteredModel
 
 PREFIX = "diptych.claim."
 STALE = timedelta(minutes=10)
-"""A claim from another machine that is as old was left by a process that was killed: a decision takes seconds."""
-PATIENCE = 30.0
-"""Seconds to wait for another's decision."""
+"""Age of a claim from another machine that a killed process must have left: a decision takes seconds."""
+CLAIM_TIMEOUT = 30.0
+"""Seconds to wait for the decision of another process."""
 
 
 @contextmanager
 def claimed(model: RegisteredModel, purpose: str) -> Iterator[None]:
-    """Keeps others from deciding about `model` while the block runs.
+    """Keep other processes from deciding about `model` while the block runs.
 
     Raises:
-        DiptychError: another process is at it, and does not end within `PATIENCE`; the message says which.
+        DiptychError: another process holds a claim for longer than `CLAIM_TIMEOUT`; the message names it.
     """
     key = f"{PREFIX}{secrets.token_hex(8)}"
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + CLAIM_TIMEOUT
     while (other := _try(model, key, purpose)) is not None:
         if time.monotonic() > deadline:
             raise DiptychError(f"{model.name} is being decided about by {other}. Wait for it, then look again.")
@@ -49,13 +49,13 @@ def claimed(model: RegisteredModel, purpose: str) -> Iterator[None]:
 
 
 def is_claimed(model: RegisteredModel) -> bool:
-    """Whether somebody decides about `model` now, or was killed while deciding."""
-    with model.known():
+    """Return whether a process decides about `model` now, or was killed while deciding."""
+    with model.errors_explained():
         return any(name.startswith(PREFIX) for name in model.client.get_registered_model(model.name).tags)
 
 
 def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
-    """Who else is at it; None if nobody is, and the claim stands."""
+    """Claim the model and return None; where another process has claimed it, return a description of that."""
     claim = {
         "purpose": purpose,
         "host": socket.gethostname(),
@@ -63,8 +63,8 @@ def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        # Within: a call that was interrupted, or not answered, may have written it.
-        with model.known():
+        # An interrupted or unanswered call may have written the tag, so it is removed below.
+        with model.errors_explained():
             model.client.set_registered_model_tag(model.name, key, json.dumps(claim))
         other = next((_describe(text) for text in _others(model, key)), None)
     except BaseException:
@@ -77,8 +77,8 @@ def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
 
 
 def _others(model: RegisteredModel, key: str) -> list[str]:
-    """The claims of others; those that nobody stands behind any more are removed."""
-    with model.known():
+    """Return the claims of other processes, and remove those whose process is gone."""
+    with model.errors_explained():
         tags = model.client.get_registered_model(model.name).tags
     claims = {name: text for name, text in tags.items() if name.startswith(PREFIX) and name != key}
     for name in [name for name, text in claims.items() if _is_stale(text)]:
@@ -88,7 +88,7 @@ def _others(model: RegisteredModel, key: str) -> list[str]:
 
 
 def _withdraw(model: RegisteredModel, key: str) -> None:
-    with model.known():
+    with model.errors_explained():
         model.client.delete_registered_model_tag(model.name, key)
 
 
@@ -96,9 +96,9 @@ def _is_stale(text: str) -> bool:
     try:
         claim = json.loads(text)
         _describe(text)
-        # Only Linux tells which processes are alive.
-        here = sys.platform == "linux" and claim["host"] == socket.gethostname()
-        if here and not is_alive(int(claim["pid"])):
+        # `is_alive` works on Linux alone.
+        is_local = sys.platform == "linux" and claim["host"] == socket.gethostname()
+        if is_local and not is_alive(int(claim["pid"])):
             return True
         return datetime.now(UTC) - datetime.fromisoformat(claim["since"]) > STALE
     except (ValueError, KeyError, TypeError):

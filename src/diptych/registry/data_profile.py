@@ -1,4 +1,4 @@
-"""The profile of the data that a model was trained on, kept with its MLflow run for the drift check."""
+"""The profile of the data that a model was trained on, stored with its MLflow run for the drift check."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def log_profile(client: MlflowClient, run_id: str, workspace: Workspace, params:
         accepted = read_accepted(workspace.data, workspace.manifest, workspace.captions)
         client.log_dict(run_id, make_profile(accepted, params, model=workspace.model).to_json(), ARTIFACT)
     except DiptychError as error:
-        log.warning("Drift from the data of this model cannot be told later: %s", error)
+        log.warning("Drift from the data of this model cannot be measured later: %s", error)
 
 
-def profile_of_run(client: MlflowClient, run_id: str) -> Profile | None:
-    """Return the profile of the data that the model of an MLflow run was trained on; None where none can be read."""
+def load_profile(client: MlflowClient, run_id: str) -> Profile | None:
+    """Return the profile stored with an MLflow run; None where there is none, or it cannot be read."""
     folder = ARTIFACT.rpartition("/")[0]
     if not run_id or ARTIFACT not in {artifact.path for artifact in client.list_artifacts(run_id, folder)}:
         return None

@@ -1,4 +1,4 @@
-"""What becomes of a version: the gate, the decision's traces, and the promotion, as commands and flows do them."""
+"""Steps from a registered version to a champion, as commands and flows run them."""
 
 from __future__ import annotations
 
@@ -8,61 +8,63 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
-from diptych.registry.history import history, standing
+from diptych.registry.history import effective_events, history
 from diptych.registry.promotion import promote, reject, require_reason
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
 
 if TYPE_CHECKING:
-    from diptych.registry.gate import Decision
+    from diptych.registry.decision import Decision
     from diptych.retrieval.comparison import Comparison
 
 Promotion = Literal["auto", "manual", "never"]
-"""Of what passes the gate: at once, by a person's `diptych promote`, or without even asking the gate."""
+"""Way of promotion: at once, by a person's `diptych promote`, or not at all, without asking the gate."""
 Outcome = Literal["promoted", "rejected", "accepted", "champion already"]
-"""`accepted`: it may be promoted by hand."""
+"""Outcome for a version. `accepted`: a person may promote it."""
 
 
-class Considered(NamedTuple):
-    """What became of a version."""
+class GateResult(NamedTuple):
+    """Outcome for a version that the gate judged."""
 
     outcome: Outcome
     version: Version
     before: str | None
-    """The champion until then."""
+    """Number of the champion until then."""
     decision: Decision | None
     """None where the version is the champion already."""
 
     @property
-    def why(self) -> str:
-        """The decision in a sentence."""
+    def reason(self) -> str:
+        """The decision, in one sentence."""
         return self.decision.summary if self.decision else "it is the champion already"
 
     @property
     def refused(self) -> bool:
-        """Whether the gate stood in the way."""
+        """True if the gate rejected the version."""
         return self.outcome == "rejected"
 
     def to_json(self) -> dict[str, Any]:
-        """The version, and what became of it."""
+        """Return the version, the outcome and the decision as plain values."""
         decision = self.decision.to_json() if self.decision else None
         return {**self.version.to_json(), "outcome": self.outcome, "before": self.before, "decision": decision}
 
     def describe(self) -> str:
-        """Lines for people: every check, and the outcome."""
+        """Return lines for people: every check, and the outcome."""
         lines = []
         if self.decision is not None:
-            lines = [f"{'ok' if one.passed else 'NO':3} {one.name}: {one.found}" for one in self.decision.checks]
+            lines = [
+                f"{'ok' if check.passed else 'NO':3} {check.name}: {check.found}" for check in self.decision.checks
+            ]
         before = f" in place of version {self.before}" if self.before else ""
-        said = {
+        outcomes = {
             "promoted": f"{self.version.title} is the champion{before}.",
             "rejected": f"{self.version.title} does not become champion.",
             "accepted": f"{self.version.title} may become champion: `diptych promote {self.version.version}`.",
             "champion already": f"{self.version.title} is the champion already.",
         }
-        return "\n".join([*lines, said[self.outcome]])
+        return "\n".join([*lines, outcomes[self.outcome]])
 
 
-def consider(
+def gate_and_promote(
     model: RegisteredModel,
     version: Version,
     workspace: Workspace,
@@ -71,27 +73,25 @@ def consider(
     promotion: Promotion = "auto",
     why: str = "",
     force: bool = False,
-) -> Considered:
-    """Asks the gate about `version`, keeps what it says, and promotes if that is wanted.
+) -> GateResult:
+    """Ask the gate about `version`, store its decision, and promote if `promotion` says so.
 
-    Args:
-        promotion: "auto" moves the alias, "manual" leaves that to a person.
-        why: a person's reason, if there is one.
-        force: promote even what the gate refuses.
+    `promotion` "auto" moves the alias, "manual" leaves that to a person. `why` is the reason of a person, if there is
+    one. With `force` even a version that the gate rejects is promoted.
 
     Raises:
-        DiptychError: `promote` or `decide` say why.
+        DiptychError: as `decide` and `promote`.
     """
-    # What computes takes seconds to import, which a run that has nothing to decide need not wait for.
-    from diptych.registry.gate import decide, keep
+    # It imports torch, which a run that has nothing to decide does not need.
+    from diptych.registry.gate import decide, store_decision
 
     if force:
         require_reason(why)
     champion = model.champion()
     if champion is not None and champion.version == version.version:
-        return Considered("champion already", version, champion.version, None)
+        return GateResult("champion already", version, champion.version, None)
     decision = decide(model, version, workspace, params, unfetched=force)
-    keep(model, version, decision)
+    store_decision(model, version, decision)
     if promotion != "auto":
         outcome: Outcome = "accepted" if decision.accepted else "rejected"
     elif decision.accepted or force:
@@ -101,22 +101,22 @@ def consider(
         outcome = "rejected"
     if outcome == "rejected":
         reject(model, version, decision)
-    return Considered(outcome, model.find(version.version), decision.champion, decision)
+    return GateResult(outcome, model.find(version.version), decision.champion, decision)
 
 
 def needs_decision(model: RegisteredModel, version: Version, data_md5: str, promotion: Promotion) -> bool:
-    """Whether a run has to ask the gate: it does not undo a decision, such as a person's rollback, nor ask twice."""
+    """Return whether a run has to ask the gate: it neither undoes a decision, such as a rollback, nor asks twice."""
     if promotion == "never":
         return False
-    decided = any(version.version in (event.target, event.origin) for event in standing(history(model)))
+    decided = any(version.version in (event.target, event.origin) for event in effective_events(history(model)))
     asked = version.tags.get("gate_champion"), version.tags.get("gate_data_md5")
     champion = model.champion()
-    same = asked == (champion.version if champion else "none", data_md5)
-    return not decided and not (promotion == "manual" and same)
+    is_unchanged = asked == (champion.version if champion else "none", data_md5)
+    return not decided and not (promotion == "manual" and is_unchanged)
 
 
 def copy_to(model: RegisteredModel, version: Version, other: RegisteredModel) -> tuple[RegisteredModel, Version]:
-    """`version` as a version of another registered model, which knows where it came from; copied once."""
+    """Return `version` as a version of another registered model, which records its origin; it is copied once."""
     if other.name == model.name:
         return model, version
     model.copy(version, other.name)
@@ -128,15 +128,15 @@ def copy_to(model: RegisteredModel, version: Version, other: RegisteredModel) ->
 def compare_versions(
     model: RegisteredModel, first: Version, second: Version, workspace: Workspace, params: Params
 ) -> Comparison:
-    """The second after the first, on the project's test split."""
+    """Return the comparison of the second version with the first on the project's test split."""
     from diptych.registry.measuring import gallery, measure
     from diptych.retrieval.comparison import compare
 
-    on = gallery(workspace, params)
+    test = gallery(workspace, params)
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
-        for place, version in enumerate((first, second)):
-            (target := Path(folder) / str(place)).mkdir()
+        for name, version in (("first", first), ("second", second)):
+            (target := Path(folder) / name).mkdir()
             package = model.download(version, target)
             ranks.append(measure(model_folder(package), workspace, params, f"version {version.version}").ranks)
-    return compare(ranks[0], ranks[1], on.image_of_caption, on.parts)
+    return compare(ranks[0], ranks[1], test.image_of_caption, test.parts)

@@ -1,17 +1,19 @@
-"""What the tags of a version say of its origin, before anything relies on it."""
+"""Origin of a version, read from its tags and checked before anything relies on it."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, printable
 from diptych.project.git import git_or_empty
 from diptych.project.recording import BRANCH
 from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import Version
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST = 300
+"""Characters of a tag that a message shows."""
 _THREADS = re.compile(r"[1-9][0-9]{0,3}")
 _PATTERNS = {
     "git_sha": re.compile(r"[0-9a-f]{40}"),
@@ -24,7 +26,7 @@ _PATTERNS = {
 
 
 class Origin(NamedTuple):
-    """The commit that a version was made at, and the hashes of what it was made of and of what came out."""
+    """The commit that a version was made at, and the hashes of its inputs and outputs."""
 
     git_sha: str
     data_md5: str
@@ -33,17 +35,19 @@ class Origin(NamedTuple):
     weights_sha256: str
     model_sha256: str
     threads: int | None = None
-    """CPU threads that computed it; None: not recorded."""
+    """Number of CPU threads that computed it; None where it is not recorded."""
 
 
 def origin_of(version: Version) -> Origin:
-    """The tags, each of them a hash: whoever may write to the registry must not get a word into a command or a path.
+    """Return the tags of `version` after a check that each is a hash.
+
+    Whoever may write to the registry must not get text into a command or a path.
 
     Raises:
-        DiptychError: the version cannot be made again, or a tag is not what it should be; the message says why.
+        DiptychError: the version cannot be made again, or a tag is malformed; the message says why.
     """
     tags = version.tags
-    reason = _printable(tags.get("not_reproducible", ""))
+    reason = printable(tags.get("not_reproducible", ""))[:_LONGEST]
     if not reason and tags.get("git_dirty") != "false":
         reason = "made with uncommitted changes" if tags.get("git_dirty") == "true" else "made outside of git"
     if reason:
@@ -51,9 +55,8 @@ def origin_of(version: Version) -> Origin:
     for name, pattern in _PATTERNS.items():
         value = tags.get(name, "")
         if not pattern.fullmatch(value):
-            raise DiptychError(
-                f"{version.title} cannot be made again: its tag {name} is {_printable(value)!r}, which is no hash."
-            )
+            shown = printable(value)[:_LONGEST]
+            raise DiptychError(f"{version.title} cannot be made again: its tag {name} is {shown!r}, which is no hash.")
     threads = tags.get("threads", "")
     return Origin(
         **{name: tags[name] for name in _PATTERNS}, threads=int(threads) if _THREADS.fullmatch(threads) else None
@@ -61,7 +64,7 @@ def origin_of(version: Version) -> Origin:
 
 
 def require_commit(workspace: Workspace, version: Version, commit: str) -> None:
-    """Sees to it that the commit is in this repository.
+    """Raise an error unless the commit is in this repository.
 
     Raises:
         DiptychError: it is not.
@@ -71,8 +74,3 @@ def require_commit(workspace: Workspace, version: Version, commit: str) -> None:
             f"{version.title} was made at commit {commit[:10]}, which this repository does not have: `git fetch`, or "
             f"`git fetch REMOTE {BRANCH}`, where REMOTE is what retrain.git_remote was when it was made."
         )
-
-
-def _printable(text: str) -> str:
-    """What a terminal shows as it is, and not too much of it."""
-    return "".join(character for character in text if character.isprintable())[:300]

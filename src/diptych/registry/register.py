@@ -24,20 +24,21 @@ from diptych.project.provenance import provenance
 from diptych.project.recording import recorded_provenance
 from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri
-from diptych.registry.answering import UnreachableError
+from diptych.registry.connection import connect, global_tracking_uri
 from diptych.registry.data_profile import log_profile
-from diptych.registry.registered_model import CHALLENGER, explained
-from diptych.registry.tracking import addressed, connect, flatten, metric_name
-from diptych.registry.unsent import send_kept, send_metrics, send_params
+from diptych.registry.errors import UnreachableError, mlflow_errors_explained
+from diptych.registry.registered_model import CHALLENGER
+from diptych.registry.tracking import flatten, metric_name
+from diptych.registry.unsent import send_metrics, send_params, send_unsent
 
-KEPT = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
+_ADVICE = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of the registered model; `created` tells whether this call made it."""
+    """A version of the registered model; `created` is true if this call made it."""
 
     name: str
     version: str
@@ -50,25 +51,25 @@ class RegisteredVersion:
     tags: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return asdict(self)
 
     def describe(self) -> str:
-        """One line for people."""
-        known = "registered" if self.created else "registered already, as it is"
-        return f"{self.name} version {self.version} ({CHALLENGER}): {known}"
+        """Return one line for people."""
+        state = "registered" if self.created else "registered already, as it is"
+        return f"{self.name} version {self.version} ({CHALLENGER}): {state}"
 
 
 def check_registry(workspace: Workspace, params: Params) -> str:
-    """Have MLflow checked before anything expensive is computed for it; return why it does not answer, if so.
+    """Check MLflow before anything expensive is computed; return why it does not answer, or an empty text.
 
-    A training needs no MLflow: its figures are kept, and it is registered once MLflow answers.
+    A training needs no MLflow: its figures are stored, and it is registered once MLflow answers.
 
     Raises:
-        DiptychError: nothing could be registered there later either; the message says what to do.
+        DiptychError: registering there would fail later too; the message says what to do.
     """
     try:
-        with explained(tracking_uri(workspace, params)):
+        with mlflow_errors_explained(tracking_uri(workspace, params)):
             connect(workspace, params)
     except UnreachableError as error:
         return f"{error} The run goes on meanwhile; what it trains is registered once MLflow answers."
@@ -81,8 +82,7 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
     A version is made by one call that brings its tags along, after its package is complete, so a kill leaves either a
     whole version or none. What it was made of is recorded in git first.
 
-    Args:
-        run_tags: of the MLflow run alone, beside those of the version.
+    The MLflow run also gets `run_tags`, which the version does not get.
 
     Raises:
         DiptychError: there is no trained model or no metrics yet, or MLflow does not answer.
@@ -91,12 +91,12 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
     metrics = _read_metrics(workspace)
     if "weights_sha256" not in tags:
         raise DiptychError(f"{workspace.model} holds no trained model yet: run `diptych run`.")
-    with explained(tracking_uri(workspace, params), KEPT):
+    with mlflow_errors_explained(tracking_uri(workspace, params), _ADVICE):
         client, experiment = connect(workspace, params)
-        send_kept(workspace, tracking_uri(workspace, params), client, experiment)
+        send_unsent(workspace, tracking_uri(workspace, params), client, experiment)
         name = params.register_.model_name
         known = find_version(client, name, tags["model_sha256"])
-        with addressed(tracking_uri(workspace, params)):
+        with global_tracking_uri(tracking_uri(workspace, params)):
             version = known or _create(client, experiment, workspace, params, metrics, run_tags or {})
         version = client.get_model_version(name, version.version)
         if CHALLENGER not in version.aliases:
@@ -117,13 +117,13 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
 
 
 def find_version(client: MlflowClient, name: str, model_sha256: str) -> ModelVersion | None:
-    """The newest version that is this very model: its weights, and how they are used."""
-    found = client.search_model_versions(f"name = '{name}' and tags.model_sha256 = '{model_sha256}'")
-    return max(found, key=lambda version: int(version.version), default=None)
+    """Return the newest version with this model: the same weights, used in the same way; None where there is none."""
+    versions = client.search_model_versions(f"name = '{name}' and tags.model_sha256 = '{model_sha256}'")
+    return max(versions, key=lambda version: int(version.version), default=None)
 
 
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as `reranked/i2t/recall_at_1` to value; what is no number is left out."""
+    """Return the numbers of nested metrics by names such as `reranked/i2t/recall_at_1`."""
     flat: dict[str, float] = {}
     for key, value in metrics.items():
         if isinstance(value, Mapping):
@@ -141,7 +141,7 @@ def _create(
     metrics: dict[str, float],
     run_tags: Mapping[str, str],
 ) -> ModelVersion:
-    # With `threads: null` nothing else would tell, and the last bits depend on it.
+    # The last bits depend on the number of threads, which `threads: null` does not record.
     tags = recorded_provenance(workspace) | {"threads": str(worker_count(params.threads))}
     run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
     _complete_run(client, run_id, workspace, metrics, {**tags, **run_tags})
@@ -166,7 +166,7 @@ def _find_run(client: MlflowClient, experiment: str, weights: str) -> str | None
 
 
 def _make_run(client: MlflowClient, experiment: str, workspace: Workspace, params: Params) -> str:
-    """A run from the files: its training's own is in another store, or MLflow did not answer then."""
+    """Make a run from the files: the training's own is in another store, or MLflow did not answer then."""
     run_id = str(client.create_run(experiment, run_name="train").info.run_id)
     send_params(client, run_id, flatten(params.model_dump(by_alias=True)))
     send_metrics(client, run_id, _training_figures(workspace))
@@ -177,7 +177,7 @@ def _make_run(client: MlflowClient, experiment: str, workspace: Workspace, param
 def _complete_run(
     client: MlflowClient, run_id: str, workspace: Workspace, metrics: dict[str, float], tags: dict[str, str]
 ) -> None:
-    """What is known only after the evaluation: its figures, the reports, and the final dvc.lock."""
+    """Add what is known only after the evaluation: its figures, the reports, and the final dvc.lock."""
     now = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
     client.log_artifacts(run_id, str(workspace.reports), "reports")
@@ -189,7 +189,7 @@ def _complete_run(
 
 
 def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
-    """Address and id of the logged package."""
+    """Log the package and return its address and id."""
     import mlflow
 
     from diptych.registry.packaging import ENTRY, copy_library, requirements
@@ -201,7 +201,7 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(ENTRY),
-                # Of a path MLflow would decode what it takes for an address: 50%25 is a name like any other.
+                # MLflow would decode a path as an address, and 50%25 is a name like any other.
                 artifacts={"model": workspace.model.resolve().as_uri()},
                 code_paths=[str(code)],
                 signature=signature(),
@@ -212,7 +212,7 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
 
 
 def _read_metrics(workspace: Workspace) -> dict[str, float]:
-    """Of the model, and the RSUM of what it is compared with."""
+    """Return the metrics of the model, and the RSUM of each baseline."""
     figures = {}
     for name in ("metrics", "baselines"):
         path = workspace.reports / f"{name}.json"
@@ -225,7 +225,7 @@ def _read_metrics(workspace: Workspace) -> dict[str, float]:
 
 
 def _training_figures(workspace: Workspace) -> list[Metric]:
-    """reports/training.csv, a row an epoch."""
+    """Return the metrics in reports/training.csv, which has one row for each epoch."""
     path = workspace.reports / "training.csv"
     if not path.exists():
         return []

@@ -1,7 +1,7 @@
-"""The embedded registry of a project that was moved, copied, restored, or is seen under another path.
+"""Relocation of the embedded registry of a project that was moved, copied or restored, or is mounted elsewhere.
 
-MLflow's store keeps the absolute path of everything that was logged. So in a project that has another path than before,
-packages are not found, and new ones would be written to the old path. The addresses follow the project here.
+MLflow's store holds the absolute path of everything that was logged. After the project's path has changed, packages
+would not be found, and new ones would be written to the old path. So the addresses in the store are rewritten here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from diptych.files import atomic_path
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
-from diptych.registry.answering import PATIENCE, damaged, unanswered
+from diptych.registry.answering import ANSWER_TIMEOUT
+from diptych.registry.errors import damaged, unanswered
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -32,17 +33,17 @@ _ADDRESSES = (
 )
 """Tables and columns of MLflow's store that hold where artifacts lie."""
 _FOLDERS = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
-"""Those of them that name a folder for each row."""
+"""Tables and columns that name a folder for each row."""
 _SCHEME = "file://"
 
 log = logging.getLogger(__name__)
 
 
 def follow_project(workspace: Workspace, store: Path) -> None:
-    """Have the addresses in `store`, which lies in the project, follow the project to where it is now.
+    """Rewrite the addresses in `store`, which lies in the project, to the project's present path.
 
-    Whatever was written to the former path since is fetched. While another process works on the project nothing
-    happens: who writes artifacts holds the project, and may see it under another path.
+    Artifacts written to the former path since are fetched. While another process holds the project nothing happens:
+    that process may write artifacts, and may use another path of the project.
 
     Raises:
         UnreachableError: another program has the store locked.
@@ -50,7 +51,7 @@ def follow_project(workspace: Workspace, store: Path) -> None:
     """
     artifacts = workspace.local.resolve() / "mlartifacts"
     try:
-        with closing(sqlite3.connect(store, timeout=PATIENCE)) as database:
+        with closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
             if not (_former(database, artifacts) or _defaults(database, workspace)):
                 return
             with _alone(workspace) as alone:
@@ -66,7 +67,7 @@ def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path)
     for old in _former(database, artifacts):
         log.info("The registry's artifacts were in %s before: their addresses follow the project.", old)
         _fetch(database, old, artifacts)
-        # Where .diptych is or was a link, the rest of the project has nothing to do with the path that it leads to.
+        # The target of a link .diptych says nothing about the path of the project.
         within = old.parts[-2:] == artifacts.parts[-2:] and not workspace.local.is_symlink()
         with database:
             _rewrite(database, *((old.parents[1], artifacts.parents[1]) if within else (old, artifacts)))
@@ -77,20 +78,20 @@ def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path)
 
 
 def _former(database: sqlite3.Connection, artifacts: Path) -> list[Path]:
-    """Return this project's folders of artifacts under other paths, as its experiments have them."""
-    # Where .diptych is or was a link, the folder that it leads to may have any name.
+    """Return the other paths of this project's artifacts that its experiments hold."""
+    # The target of a link .diptych may have any name.
     paths = _locations(database).values()
     return sorted({path for path in paths if path.name == artifacts.name and path != artifacts})
 
 
 def _defaults(database: sqlite3.Connection, workspace: Workspace) -> list[str]:
-    """Return addresses outside of the project that nobody chose: MLflow's default is below the folder of that day."""
+    """Return MLflow's default addresses outside of the project, which lie below the working folder of that day."""
     paths, root = _locations(database), workspace.root.resolve()
     return [address for address, path in paths.items() if path.parts[-2:-1] == ("mlruns",) and root not in path.parents]
 
 
 def _locations(database: sqlite3.Connection) -> dict[str, Path]:
-    """Return where in the file system the experiments keep their artifacts, by address."""
+    """Return the paths of the experiments' artifacts in the file system, by address."""
     # A fresh file has no tables yet.
     if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return {}
@@ -99,7 +100,7 @@ def _locations(database: sqlite3.Connection) -> dict[str, Path]:
 
 
 def _rewrite(database: sqlite3.Connection, old: Path, new: Path) -> None:
-    """Put `new` in the place of the folder `old` in all addresses, as a path and as an address."""
+    """Replace the folder `old` by `new` in all addresses, as a path and as an address."""
     for before, after in ((str(old), str(new)), (old.as_uri(), new.as_uri())):
         for table, column in _ADDRESSES:
             values = database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall()
@@ -129,13 +130,13 @@ def _fetch(database: sqlite3.Connection, old: Path, new: Path) -> None:
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
                     raise
-                # copytree raises one of its own, around those of all files.
-                told = "%s cannot be fetched (%s). It belongs to this project: copy it to %s."
-                log.warning(told, source, error.strerror or error, target)
+                # An error of copytree holds the errors of all files.
+                message = "%s cannot be fetched (%s). It belongs to this project: copy it to %s."
+                log.warning(message, source, error.strerror or error, target)
 
 
 def local_path(address: str | None) -> Path | None:
-    """Return the absolute path that an address names; None where it names none, or none in the file system."""
+    """Return the absolute path that an address names; None where it is no path of the file system."""
     if address is None or not address.startswith((_SCHEME, "/")):
         return None
     return Path(unquote(address.removeprefix(_SCHEME)) if address.startswith(_SCHEME) else address)
@@ -143,7 +144,7 @@ def local_path(address: str | None) -> Path | None:
 
 @contextmanager
 def _alone(workspace: Workspace) -> Iterator[bool]:
-    """Tell whether no other process works on the project, and keep it so."""
+    """Hold the project during the block, and give whether that succeeded: another process may hold it."""
     if HOLDER in os.environ:
         yield True
         return

@@ -1,6 +1,6 @@
-"""Reproduction: a version is made again from its tags alone, and compared with what was registered.
+"""Reproduction: a version is rebuilt from its tags alone, and compared with what was registered.
 
-It works in a folder of its own and needs no lock: the project may be at work meanwhile, and so may other reproductions.
+It works in a folder of its own and needs no lock: runs of the project and other reproductions may work meanwhile.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ from diptych.registry.verdict import (
 )
 
 _UNSET = (HOLDER, "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
-"""Environment variables that would have the stages work for another project, or report elsewhere."""
+"""Environment variables that would direct the stages to another project or another MLflow."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came out."""
+    """Result of a reproduction."""
 
     name: str
     version: str
     git_sha: str
     from_cache: bool
-    """Nothing was trained: what is kept was compared."""
+    """True if nothing was trained, and the stored files were compared."""
     findings: list[Finding]
     packages: list[str]
-    """Those installed that are others than in the commit's lock."""
+    """Installed packages that differ from the commit's lock."""
     threads: tuple[int, int] | None
-    """CPU threads that computed it, and those that could not but compute it now; None where they are as many."""
+    """Number of CPU threads that computed it, and of those that compute it now; None where they are equal."""
     folder: str | None
-    """Where it was kept."""
+    """Path of the folder in which it was rebuilt; None where that is removed."""
 
     @property
     def identical(self) -> bool:
-        """Whether everything that was registered is there again, to the bit."""
+        """True if everything equals what was registered, to the bit."""
         return all(finding.identical for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        findings = [{**one._asdict(), "differences": dict(one.differences)} for one in self.findings]
+        """Return plain values."""
+        findings = [{**finding._asdict(), "differences": dict(finding.differences)} for finding in self.findings]
         return {**vars(self), "identical": self.identical, "findings": findings}
 
 
@@ -76,86 +76,84 @@ def reproduce(
     keep: bool = False,
     on_line: Callable[[str], None],
 ) -> Reproduction:
-    """Makes `which` (a number or an alias, of the registered model of params.yaml, or NAME/ and one of these) again.
+    """Rebuild `which` (a number or an alias of the registered model of params.yaml, or NAME/ and one of these).
 
-    Where the data or the parameters of its commit are not those of its tags, that is the verdict, and nothing is
-    trained.
+    Where the data or the parameters of its commit differ from its tags, the findings say so, and nothing is trained.
 
-    Args:
-        workspace: the project, which stays as it is.
-        params: where the registry is.
-        which: the version.
-        from_cache: train nothing; compare what git, DVC and MLflow have kept with the tags.
-        keep: leave the folder in which it was made.
-        on_line: takes what DVC and the stages say.
+    With `from_cache` nothing is trained, and what git, DVC and MLflow have stored is compared with the tags. With
+    `keep` the folder in which it was rebuilt stays. Lines of DVC and the stages go to `on_line`. The project itself
+    stays as it is.
 
     Raises:
-        DiptychError: there is no such version, it cannot be made again, or a stage fails.
+        DiptychError: there is no such version, it cannot be rebuilt, or a stage fails.
     """
-    if os.pathsep in str(workspace.root):
-        # The stages find the commit's code by PYTHONPATH, and would find this one.
-        raise DiptychError(
-            f"The project's path, {workspace.root}, holds {os.pathsep!r}: move the project, then run again."
-        )
+    _require_importable(workspace)
     name, _, number = which.rpartition("/")
     model = RegisteredModel.of(workspace, params, name or None)
     version = model.find(number)
     origin = origin_of(version)
     require_commit(workspace, version, origin.git_sha)
     with checked_out(workspace, origin.git_sha, f"{version.name}-{version.version}", keep=keep) as project:
-        findings = _sources(project, origin)
+        findings = _compare_sources(project, origin, on_line)
         if all(finding.identical for finding in findings):
-            on_line(f"data/ is {fetch_dataset(project)}")
-            findings[0] = compare("data", origin.data_md5, folder_md5(project.data), "DVC's cache is damaged")
-        if all(finding.identical for finding in findings):
-            compared = _compare_kept if from_cache else _make_again
-            findings += compared(project, model, version, origin, on_line)
+            if not from_cache:
+                _run_stages(project, origin, on_line)
+            findings += _compare_results(project, model, version, origin, fetch=from_cache)
         else:
             findings += [Finding(what, None) for what in ("dvc.lock", "package", "weights", "metrics")]
         lock = project.root / LOCK
-        packages = other_than_locked(lock) if lock.is_file() else []
-        threads = None if from_cache else _other_threads(project, origin)
-        folder = str(project.root) if keep else None
-    return Reproduction(version.name, version.version, origin.git_sha, from_cache, findings, packages, threads, folder)
+        return Reproduction(
+            name=version.name,
+            version=version.version,
+            git_sha=origin.git_sha,
+            from_cache=from_cache,
+            findings=findings,
+            packages=other_than_locked(lock) if lock.is_file() else [],
+            threads=None if from_cache else _other_threads(project, origin),
+            folder=str(project.root) if keep else None,
+        )
 
 
-def _sources(project: Workspace, origin: Origin) -> list[Finding]:
-    """Whether the commit has the data and the parameters of the tags."""
-    there = dataset_version(project) or NOTHING
-    return [
-        compare("data", origin.data_md5, there, "the commit's data.dvc records another version"),
-        compare_file("params", origin.params_sha256, project.params),
-    ]
+def _require_importable(workspace: Workspace) -> None:
+    # The stages import the commit's code by PYTHONPATH, and would import the present code instead.
+    if os.pathsep in str(workspace.root):
+        raise DiptychError(
+            f"The project's path, {workspace.root}, holds {os.pathsep!r}: move the project, then run again."
+        )
 
 
-def _make_again(
-    project: Workspace, model: RegisteredModel, version: Version, origin: Origin, on_line: Callable[[str], None]
-) -> list[Finding]:
-    """All stages anew, and what they made."""
+def _compare_sources(project: Workspace, origin: Origin, on_line: Callable[[str], None]) -> list[Finding]:
+    """Compare the data and the parameters of the commit with the tags, and fetch the data where both are identical."""
+    recorded = dataset_version(project) or NOTHING
+    data = compare("data", origin.data_md5, recorded, "the commit's data.dvc records another version")
+    params = compare_file("params", origin.params_sha256, project.params)
+    if data.identical and params.identical:
+        on_line(f"data/ is {fetch_dataset(project)}")
+        data = compare("data", origin.data_md5, folder_md5(project.data), "DVC's cache is damaged")
+    return [data, params]
+
+
+def _run_stages(project: Workspace, origin: Origin, on_line: Callable[[str], None]) -> None:
     with _limited_to_cores(origin.threads if _leaves_threads_open(project) else None):
         dvc.repeat(project, _environment(project), on_line)
-    return [_compare_lock(project, origin), *_compare_model(project, model, version, origin)]
 
 
-def _compare_kept(
-    project: Workspace, model: RegisteredModel, version: Version, origin: Origin, on_line: Callable[[str], None]
+def _compare_results(
+    project: Workspace, model: RegisteredModel, version: Version, origin: Origin, *, fetch: bool
 ) -> list[Finding]:
-    """What the commit's dvc.lock names, from the cache or the remote."""
-    lock = _compare_lock(project, origin)
-    if lock.found == NOTHING:
-        return [lock, *(Finding(what, None) for what in ("outputs", "package", "weights", "metrics"))]
-    missing = dvc.fetch_outputs(project)
-    detail = f"neither the cache nor a remote has {', '.join(missing)}" if missing else ""
-    outputs = Finding("outputs", not missing, detail=detail)
-    return [lock, outputs, *_compare_model(project, model, version, origin)]
-
-
-def _compare_lock(project: Workspace, origin: Origin) -> Finding:
-    return compare_file("dvc.lock", origin.dvc_lock_sha256, project.root / "dvc.lock")
+    """Compare dvc.lock and the outputs; with `fetch`, fetch the outputs from the cache or the remote first."""
+    findings = [compare_file("dvc.lock", origin.dvc_lock_sha256, project.root / "dvc.lock")]
+    if fetch and findings[0].found == NOTHING:
+        return findings + [Finding(what, None) for what in ("outputs", "package", "weights", "metrics")]
+    if fetch:
+        missing = dvc.fetch_outputs(project)
+        detail = f"neither the cache nor a remote has {', '.join(missing)}" if missing else ""
+        findings.append(Finding("outputs", not missing, detail=detail))
+    return findings + _compare_model(project, model, version, origin)
 
 
 def _compare_model(project: Workspace, model: RegisteredModel, version: Version, origin: Origin) -> list[Finding]:
-    """The package that is registered, the weights and the figures."""
+    """Compare the registered package, the weights and the metrics."""
     package, registered = Finding("package", True, origin.model_sha256, origin.model_sha256), None
     try:
         folder = model.download(version, project.root.parent / f"package-{version.version}")
@@ -167,14 +165,14 @@ def _compare_model(project: Workspace, model: RegisteredModel, version: Version,
 
 
 def _leaves_threads_open(project: Workspace) -> bool:
-    """Whether the stages take a thread a core; the commit's parameters may have fields that are not today's."""
+    """Return whether the stages take one thread for each core; another diptych may have written the parameters."""
     content = yaml.safe_load(project.params.read_text(encoding="utf-8"))
     return isinstance(content, Mapping) and content.get("threads") is None
 
 
 @contextmanager
 def _limited_to_cores(count: int | None) -> Iterator[None]:
-    """This process and what it starts may use so many of the cores, if there are more; Linux only."""
+    """Limit this process and its children to `count` cores, if there are more; on Linux only."""
     if count is None or count >= worker_count(None) or not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -195,13 +193,13 @@ def _other_threads(project: Workspace, origin: Origin) -> tuple[int, int] | None
 
 
 def _environment(project: Workspace) -> dict[str, str]:
-    """Of the stages: they import the commit's code, and report to a store that goes when the folder goes."""
+    """Return the environment of the stages: the commit's code, and a store that is removed with the folder."""
     inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
     paths = [str(project.root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     project.local.mkdir(exist_ok=True)
-    own = {
+    changed = {
         "PYTHONPATH": os.pathsep.join(paths),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{project.local.resolve()}/mlflow.db",
     }
-    return inherited | own
+    return inherited | changed

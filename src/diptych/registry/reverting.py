@@ -1,4 +1,4 @@
-"""Going back to an earlier dataset version, where something came in that should not have."""
+"""Return to an earlier dataset version, to undo a bad addition."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from diptych.registry.registered_model import Version
 
 
-class Reverted(NamedTuple):
-    """The dataset versions before and after, and the commit that records the latter."""
+class Reversion(NamedTuple):
+    """Dataset versions before and after, and the commit that records the latter."""
 
     before: str | None
     after: str
     commit: str
 
 
-def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
-    """Makes the dataset that `commit` records that of the project again; commits, results and the inbox stay as they
-    are. The caller holds the workspace.
+def revert_dataset(workspace: Workspace, commit: str) -> Reversion:
+    """Return the project to the dataset that `commit` records; commits, results and the inbox stay as they are.
+
+    The caller holds the workspace.
 
     Raises:
         DiptychError: there is no such commit, it records no dataset, data/ has changes that no version holds, or
@@ -36,7 +37,7 @@ def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
     try:
         sha = git(workspace.root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     except GitError:
-        raise DiptychError(f"git knows no commit {commit!r} here; `git fetch` brings those of others.") from None
+        raise DiptychError(f"git knows no commit {commit!r} here; `git fetch` fetches those of others.") from None
     try:
         recorded = git_bytes(workspace.root, "cat-file", "blob", f"{sha}:./data.dvc").decode("utf-8", errors="replace")
     except GitError:
@@ -48,11 +49,11 @@ def revert_dataset(workspace: Workspace, commit: str) -> Reverted:
     before = dataset_version(workspace)
     with changing(workspace):
         switch_dataset(workspace, recorded)
-    return Reverted(before, dataset_version(workspace) or "", sha)
+    return Reversion(before, dataset_version(workspace) or "", sha)
 
 
 def _names_dataset(recorded: str) -> bool:
-    """Whether this is what `dvc add data` writes; merging may have left its marks in what was committed."""
+    """Return whether `recorded` is a data.dvc that `dvc add data` wrote; a committed merge conflict is none."""
     try:
         (output,) = yaml.safe_load(recorded)["outs"]
         return output["path"] == "data" and isinstance(output["md5"], str)
@@ -60,8 +61,8 @@ def _names_dataset(recorded: str) -> bool:
         return False
 
 
-def commit_of(workspace: Workspace, params: Params, which: str) -> tuple[Version, str]:
-    """The version of the registered model that `which` (a number or an alias) means, and the commit that has its data.
+def find_commit(workspace: Workspace, params: Params, which: str) -> tuple[Version, str]:
+    """Return the version with the number or alias `which`, and the commit that records its dataset.
 
     Raises:
         DiptychError: there is no such version, or its commit is not in this repository.

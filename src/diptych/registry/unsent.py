@@ -1,4 +1,4 @@
-"""What MLflow is told of a training: sent when it answers, and kept in the project until then."""
+"""Figures of a training that MLflow does not have yet: stored in the project until MLflow answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from diptych.files import write_json
 from diptych.project.workspace import Workspace
-from diptych.registry.address import place
-from diptych.registry.answering import reason
+from diptych.registry.address import location_key
+from diptych.registry.errors import reason
 
 _METRICS_A_CALL, _PARAMS_A_CALL = 500, 100
 _LONGEST_PARAM = 6000
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Figures:
-    """Parameters, metrics, and at the end tags and a status, as far as MLflow does not have them."""
+    """Unsent parameters and metrics of a training, and at its end tags and a status."""
 
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
@@ -36,21 +36,24 @@ class Figures:
     """FINISHED, FAILED or KILLED; empty while the training goes on."""
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Self:
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Return the figures that `to_json` has written.
 
         Raises:
-            ValueError, TypeError, KeyError: it has not.
+            ValueError, TypeError, KeyError: `content` is something else.
         """
         metrics = [Metric(key, float(value), when, step) for key, value, when, step in content["metrics"]]
         return cls(content["params"], metrics, content["tags"], content["status"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; JSON has no NaN, so that numbers are texts."""
-        return {**vars(self), "metrics": [[one.key, repr(one.value), one.timestamp, one.step] for one in self.metrics]}
+        """Return plain values; numbers become texts, since JSON has no NaN."""
+        return {
+            **vars(self),
+            "metrics": [[item.key, repr(item.value), item.timestamp, item.step] for item in self.metrics],
+        }
 
     def send(self, client: MlflowClient, run_id: str) -> None:
-        """Send all of it to the run; what has arrived is removed here."""
+        """Send everything to the run; what has arrived is removed here."""
         send_params(client, run_id, self.params)
         self.params = {}
         send_metrics(client, run_id, self.metrics)
@@ -74,42 +77,40 @@ def send_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> No
         del metrics[:_METRICS_A_CALL]
 
 
-def keep(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:
-    """Keep the figures of a training that has ended, for `send_kept`.
+def store_unsent(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:
+    """Store the figures of a training that has ended, for `send_unsent`.
 
-    Args:
-        uri: the MLflow that they are for.
-        run_id: the training's run there; empty where none could be made.
+    They belong to the run `run_id` of the MLflow at `uri`; the id is empty where no run could be made.
     """
-    content = {"uri": place(workspace, uri), "run_id": run_id, **figures.to_json()}
+    content = {"uri": location_key(workspace, uri), "run_id": run_id, **figures.to_json()}
     write_json(_folder(workspace) / f"{time.time_ns()}.json", content)
 
 
-def send_kept(workspace: Workspace, uri: str, client: MlflowClient, experiment: str) -> None:
-    """Send what earlier trainings could not to the MLflow at `uri`, each to its run or to a new one.
+def send_unsent(workspace: Workspace, uri: str, client: MlflowClient, experiment: str) -> None:
+    """Send the stored figures of earlier trainings to the MLflow at `uri`, each to its run or to a new one.
 
-    What MLflow does not take stays for the next time, and keeps nothing else from being done.
+    Figures that MLflow refuses stay for the next call, with a warning.
     """
     for path in sorted(_folder(workspace).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            figures, meant, run_id = Figures.of(content), content["uri"], content["run_id"]
+            figures, location, run_id = Figures.from_json(content), content["uri"], content["run_id"]
         except (ValueError, TypeError, KeyError) as error:
             log.warning("%s is damaged (%r), so MLflow lacks the figures of a training.", path, error)
             path.unlink()
             continue
-        if meant != place(workspace, uri):
+        if location != location_key(workspace, uri):
             continue
         try:
             if not (run_id and is_active(client, run_id)):
                 run_id = str(client.create_run(experiment, run_name="train").info.run_id)
-                # Whoever is killed, or refused, while sending must not make another one the next time.
+                # After a kill or an error the next call must not make another run.
                 write_json(path, {**content, "run_id": run_id})
             figures.send(client, run_id)
             path.unlink()
         except MlflowException as error:
-            told = "MLflow does not take the figures of an earlier training (%s); to give them up, remove %s"
-            log.warning(told, reason(error, uri), path)
+            message = "MLflow does not take the figures of an earlier training (%s); to give them up, remove %s"
+            log.warning(message, reason(error, uri), path)
 
 
 def is_active(client: MlflowClient, run_id: str) -> bool:

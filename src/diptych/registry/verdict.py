@@ -1,80 +1,84 @@
-"""Whether what was made again is what was registered: each thing compared, and by how much it differs."""
+"""Comparison of a reproduced version with the registered one: hashes, and differences of tensors and metrics."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from diptych.errors import some
 from diptych.files import file_sha256
 
-SHOWN = 3
-"""Of the things that differ, how many people are shown; the JSON has them all."""
+_SHOWN = 3
+"""Number of differences in the text for people; the JSON has them all."""
 NOTHING = "nothing"
-
+"""Hash of a file that does not exist."""
 
 Difference = dict[str, float | None]
-"""Of a figure the `recorded` and the `found`, None where there is none; of a tensor the `largest` and the `mean`
-absolute difference, None where there is no such number.
+"""Difference of a metric or a tensor.
+
+A metric has its `recorded` and its `found` value, None where there is none. A tensor has the `largest` and the `mean`
+absolute difference, None where the tensors cannot be compared.
 """
 
 
 class Finding(NamedTuple):
-    """One thing, as it was registered and as it is now."""
+    """A file or a set of metrics as it was registered and as it is now."""
 
     what: str
     identical: bool | None
-    """None: it was not looked at, because something before it differs."""
+    """None where it was not compared, because an earlier finding differs."""
     recorded: str = ""
     found: str = ""
     detail: str = ""
     differences: Mapping[str, Difference] = MappingProxyType({})
-    """By the names of figures or tensors; of those alone that differ."""
+    """Differences by the name of the metric or tensor, of those that differ."""
 
 
 def compare(what: str, recorded: str, found: str, detail: str = "") -> Finding:
-    """Two hashes."""
+    """Return the finding on two hashes."""
     return Finding(what, recorded == found, recorded, found, "" if recorded == found else detail)
 
 
 def compare_file(what: str, recorded: str, path: Path) -> Finding:
-    """A file, by its SHA-256."""
+    """Return the finding on a file, by its SHA-256."""
     return compare(what, recorded, file_sha256(path) if path.is_file() else NOTHING)
 
 
 def compare_weights(recorded: str, made: Path, registered: Path | None) -> Finding:
-    """The weights by their SHA-256 and, where it differs, tensor by tensor with those of the registered package."""
+    """Return the finding on the weights, by SHA-256; where it differs, by each tensor of the registered package."""
     finding = compare_file("weights", recorded, made)
     if finding.identical or finding.found == NOTHING:
         return finding
     if registered is None or not registered.is_file():
         return finding._replace(detail="by how much is not known: the registered package is not at hand")
     differences = _tensor_differences(registered, made)
-    return finding._replace(detail=_of_tensors(differences), differences=differences)
+    return finding._replace(detail=_describe_tensors(differences), differences=differences)
 
 
 def compare_metrics(recorded: Mapping[str, float], path: Path) -> Finding:
-    """Each figure of reports/metrics.json with that of the version's run."""
+    """Return the finding on the metrics in reports/metrics.json, by those of the version's run."""
     from diptych.registry.register import flat_metrics
 
     if not path.is_file():
         return Finding("metrics", False, f"{len(recorded)} figures", NOTHING)
     found = flat_metrics(json.loads(path.read_text(encoding="utf-8")))
     rankings = {name.partition("/")[0] for name in found}
-    of_the_test = {name: value for name, value in recorded.items() if name.partition("/")[0] in rankings}
+    recorded = {name: value for name, value in recorded.items() if name.partition("/")[0] in rankings}
     differences: dict[str, Difference] = {
         name: {"recorded": recorded.get(name), "found": found.get(name)}
-        for name in sorted(of_the_test | found)
+        for name in sorted(recorded | found)
         if recorded.get(name) != found.get(name)
     }
-    counts = f"{len(of_the_test)} figures", f"{len(found)} figures"
-    return Finding("metrics", not differences, *counts, _of_figures(differences), differences)
+    counts = f"{len(recorded)} figures", f"{len(found)} figures"
+    return Finding("metrics", not differences, *counts, _describe_metrics(differences), differences)
 
 
 def _tensor_differences(registered: Path, made: Path) -> dict[str, Difference]:
-    """Of the tensors that are not equal; None where one side has none, or one of another shape."""
+    """Return the differences of the tensors that are not equal; None where one is missing or has another shape."""
     from safetensors import safe_open
 
     differences: dict[str, Difference] = {}
@@ -91,39 +95,33 @@ def _tensor_differences(registered: Path, made: Path) -> dict[str, Difference]:
 
 
 def _finite(value: Any) -> float | None:
-    """JSON has no NaN; a tensor that is not a number on one side has no distance."""
+    """Return the value, or None for NaN and infinity, which JSON does not have."""
     number = float(value)
     return number if number - number == 0 else None
 
 
-def _of_tensors(differences: Mapping[str, Difference]) -> str:
+def _describe_tensors(differences: Mapping[str, Difference]) -> str:
     if not differences:
         return "all tensors are equal, the file around them is not"
-    unlike = [name for name, one in differences.items() if one["largest"] is None]
-    ordered = sorted(
-        (name for name in differences if name not in unlike), key=lambda name: -(differences[name]["largest"] or 0)
-    )
-    shown = [f"{name} cannot be compared" for name in unlike[:SHOWN]]
-    shown += [
-        f"{name} at most {differences[name]['largest']:.2g}, {differences[name]['mean']:.2g} on average"
-        for name in ordered[: SHOWN - len(shown)]
+    # Tensors that cannot be compared come first, then the largest differences.
+    ordered = sorted(differences.items(), key=lambda item: -math.inf if (size := item[1]["largest"]) is None else -size)
+    texts = [
+        f"{name} cannot be compared"
+        if tensor["largest"] is None
+        else f"{name} at most {tensor['largest']:.2g}, {tensor['mean']:.2g} on average"
+        for name, tensor in ordered
     ]
-    return _with_more(f"{len(differences)} tensors differ: ", shown, len(differences))
+    return f"{len(differences)} tensors differ: {some(texts, _SHOWN, '; ')}"
 
 
-def _of_figures(differences: Mapping[str, Difference]) -> str:
+def _describe_metrics(differences: Mapping[str, Difference]) -> str:
     if not differences:
         return ""
-    shown = []
-    for name, one in list(differences.items())[:SHOWN]:
-        before, now = one["recorded"], one["found"]
+    texts = []
+    for name, metric in differences.items():
+        before, now = metric["recorded"], metric["found"]
         if before is None or now is None:
-            shown.append(f"{name} is {'new' if before is None else 'gone'}")
+            texts.append(f"{name} is {'new' if before is None else 'gone'}")
         else:
-            shown.append(f"{name} {now - before:+.6g}")
-    return _with_more(f"{len(differences)} differ: ", shown, len(differences))
-
-
-def _with_more(head: str, shown: list[str], count: int) -> str:
-    more = f"; and {count - len(shown)} more" if count > len(shown) else ""
-    return head + "; ".join(shown) + more
+            texts.append(f"{name} {now - before:+.6g}")
+    return f"{len(differences)} differ: {some(texts, _SHOWN, '; ')}"

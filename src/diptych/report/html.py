@@ -244,7 +244,7 @@ def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple
 
 
 def _slice_cell(part: Slice | None) -> tuple[int, list[Figure], bool] | None:
-    return part and (part.queries, [Figure(*recall) for recall in part.recalls.values()], part.worse)
+    return (part.queries, [Figure(*recall) for recall in part.recalls.values()], part.worse) if part else None
 
 
 def _examples(split: CaptionedImages, findings: Findings, queries: int) -> dict[str, Any]:

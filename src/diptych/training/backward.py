@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from diptych.errors import DiptychError
-from diptych.model.gathering import row_counts, world_size
+from diptych.model.gathering import world_size
 from diptych.model.kernels import learning_kernels
 from diptych.training.batches import Batch
 from diptych.training.gradients import average_gradients, backward_in_chunks
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 class Backward:
-    """Gives every weight of `step` its gradient.
+    """The backward pass: it gives every weight of `step` its gradient.
 
     Args:
         step: the model under its objectives.
-        accelerator: precision, and the scaling of losses that fp16 needs.
-        chunk_size: images encoded at once; None: all, or what fits into a GPU's memory.
+        accelerator: gives the precision, and the scaling of losses that fp16 needs.
+        chunk_size: the number of images encoded at once; None: all, or what fits into a GPU's memory.
     """
 
     def __init__(self, step: TrainingStep, accelerator: Accelerator, chunk_size: int | None) -> None:
@@ -35,34 +35,38 @@ class Backward:
         self.chunk_size = chunk_size
 
     def __call__(self, batch: Batch) -> Losses:
-        """The losses of this process's share of a step; gradients are the means over all processes.
+        """Return the losses of this process's share of a step; gradients are the means over all processes.
+
+        Where memory does not suffice, the step is repeated in chunks half as large.
 
         Raises:
-            DiptychError: a GPU's memory does not suffice.
+            DiptychError: a GPU's memory does not suffice for one image, or for one of several processes.
         """
         before = random_state(self.accelerator.device)
-        buffers = [
-            buffer for module in self.step.modules() if module.training for buffer in module.buffers(recurse=False)
-        ]
-        kept = [buffer.clone() for buffer in buffers]
-        while True:
-            try:
-                losses = self._attempt(batch)
-                break
-            except torch.OutOfMemoryError as error:
-                # Not the error itself: its traceback would hold on to all that the attempt had in memory.
-                reason = str(error)
-            self._shrink_chunks(len(batch.images), reason)
+        learning = [module for module in self.step.modules() if module.training]
+        buffers = [buffer for module in learning for buffer in module.buffers(recurse=False)]
+        values = [buffer.clone() for buffer in buffers]
+        while (result := self._attempt(batch)) is None:
             self.step.zero_grad()
             set_random_state(before, self.accelerator.device)
-            for buffer, value in zip(buffers, kept, strict=True):
+            for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value)
         average_gradients(self.step.parameters())
-        return losses
+        return result
 
-    def _attempt(self, batch: Batch) -> Losses:
+    def _attempt(self, batch: Batch) -> Losses | None:
+        """Return the losses, or None where memory did not suffice and the chunks are smaller now."""
+        try:
+            return self._backward(batch)
+        except torch.OutOfMemoryError as error:
+            # The error's traceback holds on to all that the attempt had in memory, so only its text is kept.
+            reason = str(error)
+        self._shrink_chunks(len(batch.images), reason)
+        return None
+
+    def _backward(self, batch: Batch) -> Losses:
         backward, size = self.accelerator.backward, self.chunk_size
-        if size is not None and size < max(row_counts(len(batch.images), self.accelerator.device)):
+        if size is not None and size < max(batch.shares.images):
             return backward_in_chunks(self.step, batch, size, autocast=self._computing, backward=backward)
         with self._computing():
             losses: Losses = self.step(batch)
@@ -75,14 +79,14 @@ class Backward:
             yield
 
     def _shrink_chunks(self, images: int, reason: str) -> None:
-        now = min(self.chunk_size or images, images)
+        size = min(self.chunk_size or images, images)
         # Other processes may be waiting for this one already.
-        if now == 1 or world_size() > 1:
+        if size == 1 or world_size() > 1:
             raise DiptychError(
-                f"the GPU's memory does not suffice for {now} image(s) at once ({reason}). "
+                f"the GPU's memory does not suffice for {size} image(s) at once ({reason}). "
                 "Set train.chunk_size to less, or lower train.batch_size."
             )
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.chunk_size = -(-now // 2)
-        log.warning("Memory does not suffice for %d images at once: going on with %d.", now, self.chunk_size)
+        self.chunk_size = -(-size // 2)
+        log.warning("Memory does not suffice for %d images at once: going on with %d.", size, self.chunk_size)

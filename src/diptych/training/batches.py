@@ -1,10 +1,11 @@
-"""Which images and captions meet in which step: drawn from seed, epoch and step alone, so that a run can resume."""
+"""Batches of images and captions, drawn from seed, epoch and step alone, so that a run can resume."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,24 +15,25 @@ from torch import Tensor
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
+from diptych.model.gathering import Shares, exchange_shares
 from diptych.model.towers import Groups
 from diptych.training.draws import Purpose, generator
 
 CALL_TOKENS = 128
-"""What one more call of the text tower is taken to cost, in tokens computed instead: an estimate."""
+"""Estimated cost of one more call of the text tower, in tokens that could be computed instead."""
 GPU_CALL_TOKENS = 4096
-"""The same on a GPU, for which the host launches hundreds of kernels a call."""
+"""The same cost on a GPU, where the host launches hundreds of kernels in each call."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B distinct images with C captions of theirs, the captions in the order of their lengths."""
+    """A batch of B distinct images with C of their captions, which are in the order of their lengths."""
 
     epoch: int
     step: int
-    """Both from 0 on."""
+    """Epoch and step count from 0."""
     image_ids: list[int]
-    """As in the dataset, for messages (B)."""
+    """Ids of the B images in the dataset, for messages."""
     images: Tensor
     """Pixels (B, S, S, 3) uint8, or features of a frozen tower (B, N, C)."""
     texts: Tensor
@@ -39,32 +41,37 @@ class Batch:
     mask: Tensor
     """(C, T) bool."""
     groups: Groups
-    """Of captions to compute together."""
+    """Groups of captions that are computed together."""
     image_of_caption: Tensor
-    """(C,) int64, indices into the batch's images."""
+    """Index (C,) int64 of each caption's image in the batch."""
     views: Tensor | None = None
-    """Other views of the images, (B, S, S, 3) uint8, where the objectives ask for them."""
+    """Other views of the images (B, S, S, 3) uint8, where the objectives need them."""
+
+    @cached_property
+    def shares(self) -> Shares:
+        """Sizes of all processes' shares of the step; the processes exchange them where this is first read."""
+        return exchange_shares(len(self.images), len(self.mask), self.mask.shape[1], self.mask.device)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """The same batch in memory from which a GPU copies while both go on."""
+        """Return the batch in pinned memory, from which a GPU copies while the host goes on."""
         return self._moved(torch.Tensor.pin_memory)
 
     def first_images(self, count: int) -> Batch:
-        """The batch of its first `count` images alone."""
-        theirs = self.image_of_caption < count
-        mask = self.mask[theirs]
+        """Return a batch of the first `count` images and their captions."""
+        of_first = self.image_of_caption < count
+        mask = self.mask[of_first]
         return replace(
             self,
             image_ids=self.image_ids[:count],
             images=self.images[:count],
-            texts=self.texts[theirs],
+            texts=self.texts[of_first],
             mask=mask,
             groups=groups_of_like_length(mask.sum(dim=1).cpu().numpy()),
-            image_of_caption=self.image_of_caption[theirs],
+            image_of_caption=self.image_of_caption[of_first],
             views=None if self.views is None else self.views[:count],
         )
 
@@ -79,15 +86,17 @@ class Batch:
 
 
 class BatchPlan:
-    """The batches of every epoch: each image once an epoch, with captions of its own drawn anew.
+    """Batches of every epoch: each image comes once an epoch, with some of its captions drawn anew.
 
     Args:
-        split: what to train on.
-        batch_size: images a step over all processes; a remainder too small to give every process two is left out.
-        captions_per_image: how many captions an image brings at the most.
-        seed: of everything drawn here.
-        rank, world_size: which share of each step is this process's: of its images in a row, as even as can be.
-        call_tokens: by which captions are grouped, `CALL_TOKENS` or `GPU_CALL_TOKENS`.
+        split: the training images and captions.
+        batch_size: the number of images in a step over all processes. A remainder with fewer than two images for each
+            process is left out.
+        captions_per_image: the number of captions of an image at most.
+        seed: seed of all draws.
+        rank: index of this process; each process takes an equal share of a step's images, or one image more.
+        world_size: the number of processes.
+        call_tokens: cost of a call when captions are grouped, `CALL_TOKENS` or `GPU_CALL_TOKENS`.
 
     Raises:
         DiptychError: the split is too small for a batch, or a batch for the processes.
@@ -114,20 +123,20 @@ class BatchPlan:
         _check_sizes(len(split), batch_size, world_size)
         remainder = len(split) % batch_size
         self.whole_steps = len(split) // batch_size
-        """The steps of an epoch that have `batch_size` images; one with the remainder may follow."""
+        """Number of steps in an epoch that have `batch_size` images; one with the remainder may follow."""
         self.steps = self.whole_steps + (remainder >= 2 * world_size)
 
     def epoch(self, epoch: int, first_step: int = 0, inputs: Inputs | None = None) -> Iterator[Batch]:
-        """This process's batches of an epoch from `first_step` on; the same whatever came before."""
+        """Yield this process's batches of an epoch from `first_step` on, whatever came before."""
         order = generator(self.seed, Purpose.ORDER, epoch).permutation(len(self.split))
         for step in range(first_step, self.steps):
             images = order[step * self.batch_size : (step + 1) * self.batch_size]
             captions = self._draw_captions(images, generator(self.seed, Purpose.CAPTIONS, epoch, step))
-            mine = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
-            yield self._load(epoch, step, images[mine], [captions[i] for i in mine], inputs or Inputs(self.split))
+            local = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
+            yield self._load(epoch, step, images[local], [captions[i] for i in local], inputs or Inputs(self.split))
 
     def _draw_captions(self, images: NDArray[np.int64], random: np.random.Generator) -> list[NDArray[np.int64]]:
-        """The whole step's, whatever this process's share, so that the draw is the same for any number of processes."""
+        """Draw the captions of the whole step, so that they are the same for any number of processes."""
         starts, ends = self.split.caption_ranges[images], self.split.caption_ranges[images + 1]
         return [
             start + np.sort(random.permutation(end - start)[: self.captions_per_image])
@@ -137,7 +146,7 @@ class BatchPlan:
     def _load(
         self, epoch: int, step: int, images: NDArray[np.int64], captions: list[NDArray[np.int64]], inputs: Inputs
     ) -> Batch:
-        owner = np.repeat(np.arange(len(images)), [len(own) for own in captions])
+        owner = np.repeat(np.arange(len(images)), [len(of_image) for of_image in captions])
         flat = np.concatenate(captions)
         lengths = self.split.token_lengths[flat]
         order = np.argsort(lengths, kind="stable")
@@ -171,10 +180,10 @@ def _check_sizes(images: int, batch_size: int, processes: int) -> None:
 
 
 def groups_of_like_length(lengths: NDArray[np.int64], call_tokens: int = CALL_TOKENS) -> Groups:
-    """Cuts captions of ascending `lengths` (C,) into the groups that cost least, in tokens with padding, and calls."""
+    """Cut captions of ascending `lengths` (C,) into the groups that cost least in padded tokens and calls."""
     ends = [*np.flatnonzero(np.diff(lengths)) + 1, len(lengths)]
     best: list[tuple[int, int]] = [(0, 0)]
-    """For the first i ends: the least cost, and the index before which their last group begins."""
+    """Least cost of the captions before the i-th end, and the index of the end where their last group begins."""
     for i, end in enumerate(ends, start=1):
         starts = [0, *ends[: i - 1]]
         costs = [best[j][0] + call_tokens + int(end - start) * int(lengths[end - 1]) for j, start in enumerate(starts)]
@@ -188,7 +197,7 @@ def groups_of_like_length(lengths: NDArray[np.int64], call_tokens: int = CALL_TO
 
 
 def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches, each read by a thread while the one before is computed; for a GPU from pinned memory."""
+    """Yield `batches`, each read by a thread while the one before is computed; for a GPU in pinned memory."""
     stop = object()
 
     def load() -> Batch | object:

@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: enough to go on as if it had never been interrupted."""
+"""Checkpoints of a training on disk, from which it goes on as if it had never been interrupted."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from diptych.model.gathering import rank
 log = logging.getLogger(__name__)
 
 _HAS_BEST = "has_best"
-"""Whether there were best weights beside the state, so that their loss is noticed before training goes on."""
+"""Key of the state: true if best weights were stored too, so that their loss is noticed before training goes on."""
 _KEPT = 3
-"""Trainings that were interrupted and may be taken up; of more, the last ones."""
+"""Number of interrupted trainings whose checkpoints stay when another training is discarded: the last ones."""
 
 
 class Checkpoints:
     """The checkpoint of one training, and the best weights that it has seen.
 
     Args:
-        folder: of all trainings' checkpoints.
-        identity: everything that the result depends on, as JSON; another training's checkpoint is never taken up.
+        folder: the folder of all trainings' checkpoints.
+        identity: everything that the result depends on, as JSON; another training's checkpoint is never loaded.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -40,12 +40,12 @@ class Checkpoints:
         self._best = self.folder / "best.safetensors"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint. `state` may hold tensors, numbers, strings, lists and dicts."""
+        """Replace the checkpoint by `state`, which may hold tensors, numbers, strings, lists and dicts."""
         with self._writing(), atomic_path(self._state) as temporary, digested(temporary) as file:
             torch.save({**state, _HAS_BEST: self._best.exists()}, file)
 
     def load(self) -> dict[str, Any] | None:
-        """The checkpoint, on the CPU, or None where there is none; a damaged one is dropped with a warning."""
+        """Return the checkpoint, on the CPU, or None where there is none; drop a damaged one with a warning."""
         if not self._state.exists():
             return None
         try:
@@ -61,12 +61,12 @@ class Checkpoints:
         return state
 
     def save_best(self, weights: dict[str, Tensor]) -> None:
-        """Replaces the best weights."""
+        """Replace the best weights."""
         with self._writing(), atomic_path(self._best) as temporary, digested(temporary) as file:
             file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
 
     def load_best(self) -> dict[str, Tensor]:
-        """The best weights, on the CPU.
+        """Return the best weights, on the CPU.
 
         Raises:
             DiptychError: they are missing or damaged.
@@ -77,7 +77,7 @@ class Checkpoints:
             raise DiptychError(f"{self._best} is lost ({error}); run again to train from the beginning.") from None
 
     def discard(self) -> None:
-        """Removes everything of this training, and what has not been taken up for long."""
+        """Remove this training's checkpoint, and those of trainings that were interrupted long ago."""
         remove(self.folder)
         # A folder changes with every file that is moved into place in it.
         others = sorted(self.folder.parent.glob("*"), key=lambda path: path.stat().st_mtime_ns)
@@ -89,7 +89,7 @@ class Checkpoints:
 
 
 def _read(path: Path) -> bytes:
-    """The file's content, if all of it is what was written."""
+    """Return the file's content, if all of it is what was written."""
     content = path.read_bytes()
     if not is_whole(memoryview(content)):
         raise ValueError(f"{path.name} has changed since it was written")
@@ -97,7 +97,7 @@ def _read(path: Path) -> bytes:
 
 
 class _DiskErrors:
-    """Torch and safetensors report a full disk as errors of their own, without the word or the path."""
+    """A context that turns errors of writing into one with the path; torch's and safetensors' do not name the disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

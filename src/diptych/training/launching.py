@@ -1,4 +1,4 @@
-"""Several processes that train together: who has started them, and which of them this one is."""
+"""Launching of several processes that train together, and the environment variables of their ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from diptych.errors import DiptychError
 from diptych.progress import has_rank
 
 LAUNCHED = "DIPTYCH_LAUNCHED"
-"""Environment variable of what `launch` has started: a launcher that passes on no ranks would start itself forever."""
+"""Environment variable of processes that `launch` has started; without it, a launcher that passes on no ranks would
+start itself forever."""
 
 _RANK = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"

@@ -18,7 +18,7 @@ from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model.device import choose_precision
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.gathering import gather_rows, rank, world_size
+from diptych.model.gathering import rank, stack_processes, world_size
 from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
@@ -39,40 +39,45 @@ from diptych.training.views import ImageViews
 log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, float], int], None]
-"""Takes figures by name, and the step (from 1 on) that they belong to."""
+"""A function that takes figures by name and the step, counted from 1, that they belong to."""
 
 COMPILED_FROM = 3000
-"""Steps from which on compiling pays on a GPU: of ResNet-50 and BERT-base it took 75 s on an H100, for 29 ms a step."""
+"""Number of steps from which compiling pays on a GPU: for ResNet-50 and BERT-base it takes 75 s on an H100, and saves
+29 ms a step."""
 REPORT_EVERY = 10
-"""Steps between two reports of the losses; the first step of an epoch is reported too."""
+"""Number of steps between two reports of the losses; the first step of an epoch is reported too."""
+VAL_RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
+VAL_METRICS = ["rsum", "mean_log_rank", *VAL_RECALLS]
 
 
 @dataclass
 class Position:
-    """Where the training stands."""
+    """Position of a training in its epochs and steps, with its history."""
 
     epoch: int = 0
-    """Epochs finished."""
+    """Number of finished epochs."""
     step: int = 0
-    """Steps finished in the present epoch."""
+    """Number of finished steps in the present epoch."""
     best_epoch: int = 0
-    """The epoch, from 1 on, whose towers rank val best (`mean_log_rank`); 0 before there is one."""
+    """Epoch, counted from 1, whose towers rank val best (`mean_log_rank`); 0 before there is one."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """A row an epoch: mean losses, learning rate, temperature, val recalls."""
+    """One row for each epoch: mean losses, learning rate, temperature, recalls on val."""
 
 
 class Trainer:
-    """Trains `model` on one split and selects its weights on another.
+    """Training of `model` on one split, with its weights selected on another.
 
     Args:
         model: changed in place; holds the best weights after `run`.
-        train, val: never the same images.
+        train: the split to train on.
+        val: the split to select weights on; it shares no image with `train`.
         settings: params.yaml's `train`.
-        seed: of batches, dropout, views and negatives.
-        evaluation_batch: how many images or captions are embedded at once on val.
-        checkpoints: where to stand by; what it holds already is taken up.
-        features: where features of frozen towers are kept; None: they are computed anew each time.
-        report: is told losses, rates, throughput and recalls.
+        seed: seed of batches, dropout, views and negatives.
+        evaluation_batch: the number of images or captions that are embedded at once on val.
+        checkpoints: the training's checkpoint; where there is one already, training goes on from it.
+        report: receives losses, rates, throughput and recalls.
+        device: where to train.
+        features: cache of the features of frozen towers; None: they are computed anew each time.
 
     Raises:
         DiptychError: the train split is too small for a batch, or a batch for the processes.
@@ -116,7 +121,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.report = report
         self.position = Position()
-        self.sums = self._no_sums()
+        self.sums = self._zero_sums()
         self.seed = seed
         self.backward = Backward(self.step, self.accelerator, settings.chunk_size)
         self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
@@ -125,75 +130,58 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.accelerator.device
 
     @property
     def val_inputs(self) -> Inputs:
-        """Of the val split, with the features of what is frozen."""
+        """Inputs of the val split, with the features of what is frozen."""
         return self.inputs.val()
 
     @property
     def train_inputs(self) -> Inputs:
-        """Of the train split, without views."""
+        """Inputs of the train split, without augmentation."""
         return self.inputs.plain()
 
     def run(self) -> Position:
-        """Trains to the end, or until `patience` runs out; the model holds the best weights afterwards.
+        """Train to the end, or until `patience` runs out; the model holds the best weights afterwards.
 
         Raises:
             DiptychError: a loss is NaN or infinite; the message names step and images. Or memory does not suffice.
         """
-        # Each process drops out by itself.
+        # Each process draws its own dropout.
         torch.manual_seed(self.seed + rank())
         self._resume()
+        self.inputs.enter(self.model, self._present_epoch())
         total = self.plan.steps * self.settings.all_epochs
-        finished = self.position.epoch == self.settings.all_epochs
-        # Of a finished training the last epoch that there was: patience may have left out those after it.
-        epoch = int(self.position.history[-1]["epoch"]) - 1 if finished else self.position.epoch
-        self.inputs.enter(self.model, epoch)
         with progress(None, "train", unit="steps", total=total, initial=self._steps()) as bar:
             while self.position.epoch < self.settings.all_epochs:
+                self._begin_epoch()
                 self._train_epoch(bar)
                 self._finish_epoch()
         for module in self.model.modules():
-            # What comes now has other sizes, and each would be compiled anew.
+            # Later inputs have other sizes, and each would be compiled anew.
             module._compiled_call_impl = None
         self.accelerator.wait_for_everyone()
         return self.position
 
-    @property
-    def _compiles(self) -> bool:
-        return compiles(self.settings, self.device, self.plan.steps)
+    # An epoch
 
-    def _computed_each_step(self) -> list[torch.nn.Module]:
-        """Of each tower, images first, what is computed in every step."""
-        towers = self.model.image_tower, self.model.text_tower
-        return [tower.upper.model if tower.upper else tower.backbone for tower in towers]
-
-    def _compile(self) -> None:
-        if self._compiles:
-            for computed, dynamic in zip(self._computed_each_step(), (False, True), strict=True):
-                if computed._compiled_call_impl is None:
-                    computed.compile(dynamic=dynamic)
-
-    def _eagerly(self, wanted: bool = True) -> AbstractContextManager[None]:
-        """Without what was compiled: for sizes that come too seldom to be compiled for."""
-        return torch.compiler.set_stance("force_eager") if wanted and self._compiles else nullcontext()
-
-    def _train_epoch(self, bar: Any) -> None:
+    def _begin_epoch(self) -> None:
         epoch = self.position.epoch
         with self._eagerly():
-            # Compiled, a tower would not come apart.
+            # A tower that was compiled could not be split into layers.
             self.inputs.enter(self.model, epoch)
         freeze(self.step, self.settings, epoch)
         self._compile()
         # A fusion that learns alone sees images and captions as it will see them afterwards, without dropout and views.
         self.step.train(not self._fusion_alone)
         self.model.fusion.train()
-        throughput = Throughput()
-        flops: float | None = None
+
+    def _train_epoch(self, bar: Any) -> None:
+        epoch, throughput = self.position.epoch, Throughput()
         batches = self.plan.epoch(epoch, self.position.step, self.inputs.train(epoch))
+        flops: float | None = None
         for loaded in throughput.watch(prefetched(batches, self.device)):
             batch = self._with_views(loaded.to(self.device))
             with self._eagerly(batch.step >= self.plan.whole_steps):
@@ -201,46 +189,69 @@ class Trainer:
             if flops is None:
                 with throughput.paused():
                     flops = flops_per_image(self.step, batch, self.accelerator.autocast, self.backward.chunk_size)
-            self.position.step += 1
-            self.sums += torch.stack([loss.detach() for loss in losses])
+            self._count_step(losses)
             bar.update()
-            if self._steps() % REPORT_EVERY == 0 or self.position.step == 1:
-                self._report_step(losses)
-            if self.position.step % self.settings.checkpoint_every == 0 and self.position.step < self.plan.steps:
-                self._save()
         self._check_loss()
-        speed = throughput.figures(world_size(), self.device, flops or 0.0)
-        rate = matrix_product_rate(self.device, self.precision)
-        speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
-        bar.set_postfix_str(_speed(speed))
-        self.report(speed, self._steps())
-
-    def _with_views(self, batch: Batch) -> Batch:
-        """The batch with its images augmented and their second views made, as the settings say."""
-        if self._fusion_alone:
-            return batch
-        images, place = batch.images, (batch.image_ids, batch.epoch)
-        # Of kept features the inputs have chosen the view already.
-        kept = images.is_floating_point()
-        return replace(
-            batch,
-            images=self._views(images, *place, view=0) if self._views and not kept else images,
-            views=self._second_views(images, *place, view=1) if self._second_views else None,
-        )
+        self._report_speed(throughput, flops or 0.0, bar)
 
     def _train_step(self, batch: Batch) -> Losses:
         losses = self.backward(batch)
         self.accelerator.clip_grad_norm_(self.step.parameters(), self.settings.clip_norm)
         self._check_loss()
-        self._unchecked = batch, *_on_its_way(losses.total.detach())
+        self._unchecked = batch, *_start_copy(losses.total.detach())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.bound_temperature()
         self.schedule.step()
         return losses
 
+    def _finish_epoch(self) -> None:
+        """Validate, save the weights if they are the best, and go on to the next epoch.
+
+        The fusion's own epochs leave the towers as they are, and repeat their figures on val.
+        """
+        alone = self._fusion_alone
+        metrics = self._best_metrics() if alone else self._validate()
+        self._append_to_history(metrics)
+        epoch, steps = self.position.epoch, self._steps()
+        if not alone:
+            self._save_if_best()
+            self._skip_epochs_without_patience()
+            if self._fusion_alone:
+                self._restore_best()
+        self.sums = self._zero_sums()
+        self._save()
+        self.report(metrics, steps)
+        phase = "fusion, epoch" if alone else "epoch"
+        log.info("%s %d of %d: %s", phase, epoch, self.settings.all_epochs, _line(self.position.history[-1]))
+
+    # Steps
+
+    def _with_views(self, batch: Batch) -> Batch:
+        """Return the batch with its images augmented and their second views made, as the settings say."""
+        if self._fusion_alone:
+            return batch
+        images, key = batch.images, (batch.image_ids, batch.epoch)
+        # The view of stored features was chosen when they were read.
+        stored = images.is_floating_point()
+        return replace(
+            batch,
+            images=self._views(images, *key, view=0) if self._views and not stored else images,
+            views=self._second_views(images, *key, view=1) if self._second_views else None,
+        )
+
+    def _count_step(self, losses: Losses) -> None:
+        position = self.position
+        position.step += 1
+        self.sums += torch.stack([loss.detach() for loss in losses])
+        if self._steps() % REPORT_EVERY == 0 or position.step == 1:
+            self._check_loss()
+            self.report({**_by_name(losses), **self._rates()}, self._steps())
+        if position.step % self.settings.checkpoint_every == 0 and position.step < self.plan.steps:
+            self._save()
+
     def _check_loss(self) -> None:
-        """Of the step before: to read the present one's would keep a GPU waiting."""
+        """Raise an error if the previous step's loss is not finite; reading the present one would make a GPU wait."""
         if self._unchecked is None:
             return
         batch, loss, arrival = self._unchecked
@@ -253,38 +264,14 @@ class Trainer:
                 f"with images {batch.image_ids}. Look at these, lower train.learning_rate or raise train.warmup."
             )
 
-    def _finish_epoch(self) -> None:
-        """Validates, keeps the weights if they are the best, and stands ready for the next epoch.
+    def _steps(self) -> int:
+        return self.position.epoch * self.plan.steps + self.position.step
 
-        The fusion's own epochs leave the towers as they are, and what these had on val.
-        """
-        position, alone = self.position, self._fusion_alone
-        metrics = _of_val(position.history[position.best_epoch - 1]) if alone else self._validate()
-        position.history.append({"epoch": position.epoch + 1, **self._means(), **metrics})
-        position.epoch, position.step = position.epoch + 1, 0
-        better = not alone and min(position.history, key=lambda row: row["val_mean_log_rank"]) is position.history[-1]
-        if better:
-            position.best_epoch = position.epoch
-        if better and self.accelerator.is_main_process:
-            self.checkpoints.save_best(self.model.state_dict())
-        epoch, steps = position.epoch, self._steps()
-        if not alone and self._out_of_patience():
-            self._leave_out_epochs()
-        if self._fusion_alone and not alone:
-            # The fusion's own epochs begin from the best weights, and without them these are the result.
-            self.accelerator.wait_for_everyone()
-            self.model.load_state_dict(self.checkpoints.load_best())
-        self.sums = self._no_sums()
-        self._save()
-        self.report(metrics, steps)
-        which = "fusion, epoch" if alone else "epoch"
-        log.info("%s %d of %d: %s", which, epoch, self.settings.all_epochs, _line(position.history[-1]))
+    # Validation and selection
 
     def _validate(self) -> dict[str, float]:
-        """Recalls of the towers on val; computed once, so that all processes select the same weights."""
-        recalls = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-        names = ["rsum", "mean_log_rank", *recalls]
-        figures = torch.zeros(len(names), dtype=torch.float64)
+        """Return the towers' recalls on val; one process computes them, so that all select the same weights."""
+        figures = torch.zeros(len(VAL_METRICS), dtype=torch.float64)
         if self.accelerator.is_main_process:
             with self._eagerly():
                 embedded = embed_split(
@@ -298,21 +285,59 @@ class Trainer:
                 )
             ranks = ranks_from_embeddings(embedded.image, embedded.text, self.val.image_of_caption)
             metrics = metrics_from_ranks(*ranks)
-            values = [metrics["rsum"], mean_log_rank(*ranks.ranks), *(metrics[name[:3]][name[4:]] for name in recalls)]
-            figures.copy_(torch.tensor(values))
-        # The first process's own; the others' are zero.
-        figures = gather_rows(figures.unsqueeze(0).to(self.device))[0]
-        return dict(zip([f"val_{name}" for name in names], figures.tolist(), strict=True))
+            recalls = [metrics[name[:3]][name[4:]] for name in VAL_RECALLS]
+            figures.copy_(torch.tensor([metrics["rsum"], mean_log_rank(*ranks.ranks), *recalls]))
+        # The first process's figures; the others' are zero.
+        figures = stack_processes(figures.to(self.device))[0]
+        return dict(zip([f"val_{name}" for name in VAL_METRICS], figures.tolist(), strict=True))
 
-    def _no_sums(self) -> Tensor:
-        """Of the losses of an epoch, on the device: to read them each step would keep a GPU waiting."""
+    def _best_metrics(self) -> dict[str, float]:
+        """Return what the best epoch's towers had on val."""
+        row = self.position.history[self.position.best_epoch - 1]
+        return {name: value for name, value in row.items() if name.startswith("val_")}
+
+    def _append_to_history(self, metrics: dict[str, float]) -> None:
+        position = self.position
+        means = stack_processes(self.sums).mean(dim=0) / self.plan.steps
+        losses = _by_name(Losses(*means))
+        position.history.append({"epoch": position.epoch + 1, **losses, **self._rates(), **metrics})
+        position.epoch, position.step = position.epoch + 1, 0
+
+    def _save_if_best(self) -> None:
+        history = self.position.history
+        if min(history, key=lambda row: row["val_mean_log_rank"]) is history[-1]:
+            self.position.best_epoch = self.position.epoch
+            if self.accelerator.is_main_process:
+                self.checkpoints.save_best(self.model.state_dict())
+
+    def _skip_epochs_without_patience(self) -> None:
+        """Go on with the fusion's own epochs, or with the end, where `patience` has run out."""
+        position, patience = self.position, self.settings.patience
+        if patience is not None and position.epoch - position.best_epoch >= patience:
+            for _ in range((self.settings.epochs - position.epoch) * self.plan.steps):
+                self.schedule.step()
+            position.epoch = self.settings.epochs
+
+    def _restore_best(self) -> None:
+        """Load the best weights, from which the fusion's own epochs begin, or which are the result."""
+        self.accelerator.wait_for_everyone()
+        self.model.load_state_dict(self.checkpoints.load_best())
+
+    @property
+    def _fusion_alone(self) -> bool:
+        return frozen_in(self.settings, self.position.epoch).encoders
+
+    def _present_epoch(self) -> int:
+        """Return the present epoch, or, of a finished training, the last one; `patience` may have skipped some."""
+        finished = self.position.epoch == self.settings.all_epochs
+        return int(self.position.history[-1]["epoch"]) - 1 if finished else self.position.epoch
+
+    # Figures
+
+    def _zero_sums(self) -> Tensor:
+        """Return the sums of an epoch's losses, on the device: to read losses in each step would make a GPU wait."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros(len(Losses._fields), dtype=dtype, device=self.device)
-
-    def _means(self) -> dict[str, float]:
-        """Over the epoch's steps and all processes."""
-        means = gather_rows(self.sums.unsqueeze(0)).mean(dim=0) / self.plan.steps
-        return {**_named(Losses(*means)), **self._rates()}
 
     def _rates(self) -> dict[str, float]:
         scale = self.model.logit_scale.item()
@@ -320,32 +345,38 @@ class Trainer:
             raise DiptychError("the temperature has grown beyond all bounds; lower train.learning_rate.")
         return {"learning_rate": float(self.schedule.get_last_lr()[0]), "temperature": 1 / scale}
 
-    def _out_of_patience(self) -> bool:
-        patience = self.settings.patience
-        return patience is not None and self.position.epoch - self.position.best_epoch >= patience
+    def _report_speed(self, throughput: Throughput, flops: float, bar: Any) -> None:
+        speed = throughput.figures(world_size(), self.device, flops)
+        rate = matrix_product_rate(self.device, self.precision)
+        speed["model_flops_utilization"] = speed.pop("flops_per_second") / rate
+        bar.set_postfix_str(_speed(speed))
+        self.report(speed, self._steps())
 
-    def _leave_out_epochs(self) -> None:
-        """Goes on with the fusion's own epochs, or with the end."""
-        for _ in range((self.settings.epochs - self.position.epoch) * self.plan.steps):
-            self.schedule.step()
-        self.position.epoch = self.settings.epochs
+    # Compiling
 
     @property
-    def _fusion_alone(self) -> bool:
-        return frozen_in(self.settings, self.position.epoch).encoders
+    def _compiles(self) -> bool:
+        return compiles(self.settings, self.device, self.plan.steps)
 
-    def _steps(self) -> int:
-        return self.position.epoch * self.plan.steps + self.position.step
+    def _compile(self) -> None:
+        """Compile what is computed in every step of each tower."""
+        if self._compiles:
+            for tower, dynamic in ((self.model.image_tower, False), (self.model.text_tower, True)):
+                computed = tower.upper.model if tower.upper else tower.backbone
+                if computed._compiled_call_impl is None:
+                    computed.compile(dynamic=dynamic)
 
-    def _report_step(self, losses: Losses) -> None:
-        self._check_loss()
-        self.report({**_named(losses), **self._rates()}, self._steps())
+    def _eagerly(self, wanted: bool = True) -> AbstractContextManager[None]:
+        """Return a context without compiled code, for sizes that come too seldom to compile for them."""
+        return torch.compiler.set_stance("force_eager") if wanted and self._compiles else nullcontext()
+
+    # Checkpoints
 
     def _save(self) -> None:
-        """Every process's random state goes into the one checkpoint, which the first process writes."""
+        """Write the checkpoint in the first process, with every process's random state and sums."""
         self._check_loss()
-        random = gather_rows(random_state(self.device).unsqueeze(0).to(self.device)).cpu()
-        sums = gather_rows(self.sums.unsqueeze(0)).cpu()
+        random = stack_processes(random_state(self.device).to(self.device)).cpu()
+        sums = stack_processes(self.sums).cpu()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             self.checkpoints.save(
@@ -379,20 +410,16 @@ class Trainer:
 
 
 def compiles(settings: Train, device: torch.device, epoch_steps: int) -> bool:
-    """Whether a training of epochs of `epoch_steps` compiles the towers."""
+    """Return True if a training with epochs of `epoch_steps` compiles the towers."""
     if settings.compile == "auto":
         return device.type == "cuda" and epoch_steps * settings.all_epochs >= COMPILED_FROM
     return settings.compile == "always"
 
 
-def _of_val(row: dict[str, float]) -> dict[str, float]:
-    """What an epoch had on val."""
-    return {name: value for name, value in row.items() if name.startswith("val_")}
+def _start_copy(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start to copy `value` to the CPU; return the copy and, from a GPU, the event of its arrival.
 
-
-def _on_its_way(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy of `value` on the CPU, and, from a GPU, when it will be there: reading `value` itself would wait for all
-    that the GPU has been given since.
+    Reading `value` itself would wait for all the work that the GPU has been given since.
     """
     if value.device.type != "cuda":
         return value, None
@@ -401,8 +428,8 @@ def _on_its_way(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return copy, arrival
 
 
-def _named(losses: Losses) -> dict[str, float]:
-    """By the names that reports use."""
+def _by_name(losses: Losses) -> dict[str, float]:
+    """Return the losses by the names that reports use."""
     values = {name: value.item() for name, value in losses._asdict().items()}
     return {"loss": values.pop("total"), **values}
 

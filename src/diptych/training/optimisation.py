@@ -15,13 +15,13 @@ from diptych.config import Train
 from diptych.training.step import TrainingStep
 
 FROZEN_STATISTICS_BELOW = 0.1
-"""Factor of the learning rate below which a tower's batch norms keep their statistics: these would follow the small
-batches of fine-tuning faster than the weights can.
+"""The `lr_multiplier` below which a tower's batch norms keep their statistics, which would follow the small batches of
+fine-tuning faster than the weights can.
 """
 
 
 class Frozen(NamedTuple):
-    """What stays as it is."""
+    """Parts of the model that do not learn in an epoch."""
 
     image: bool
     """The image tower."""
@@ -32,7 +32,10 @@ class Frozen(NamedTuple):
 
 
 def frozen_in(settings: Train, epoch: int) -> Frozen:
-    """In `epoch` (0, 1, …): towers with factor 0, or not released yet; at the end all but the fusion."""
+    """Return what is frozen in `epoch` (0, 1, …).
+
+    Towers with lr_multiplier 0 are frozen always, others until they are released; at the end, all but the fusion is.
+    """
     encoders = epoch >= settings.epochs
     return Frozen(
         encoders or not settings.image_tower.lr_multiplier or epoch < settings.image_tower.frozen_epochs,
@@ -42,29 +45,29 @@ def frozen_in(settings: Train, epoch: int) -> Frozen:
 
 
 def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
-    """Takes out of training what the settings leave alone in `epoch`: towers; the fusion, or all but the fusion."""
+    """Freeze what does not learn in `epoch` by the settings: towers; the fusion, or all but the fusion."""
     model, frozen = step.model, frozen_in(settings, epoch)
     step.requires_grad_(not frozen.encoders)
-    for tower, stays, factor, top_layers in (
+    for tower, is_frozen, lr_multiplier, top_layers in (
         (model.image_tower, frozen.image, settings.image_tower.lr_multiplier, settings.image_tower.top_layers),
         (model.text_tower, frozen.text, settings.text_tower.lr_multiplier, settings.text_tower.top_layers),
     ):
         # The layers above learned from the statistics of those that stay.
-        statistics_frozen = factor < FROZEN_STATISTICS_BELOW or top_layers is not None
-        tower.set_learning(not stays, top_layers=top_layers, statistics_frozen=statistics_frozen)
+        statistics_frozen = lr_multiplier < FROZEN_STATISTICS_BELOW or top_layers is not None
+        tower.set_learning(not is_frozen, top_layers=top_layers, statistics_frozen=statistics_frozen)
     with_others = settings.objectives.itm > 0 and settings.fusion_epochs is None
     model.fusion.requires_grad_(frozen.encoders or with_others)
 
 
 def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
-    """AdamW over the weights that learn in some epoch; no weight decay on biases, norms and scalars."""
+    """Return AdamW over the weights that learn in some epoch; biases, norms and scalars have no weight decay."""
     learning = set()
     for epoch in {settings.epochs - 1, settings.all_epochs - 1}:
         freeze(step, settings, epoch)
         learning |= {parameter for parameter in step.parameters() if parameter.requires_grad}
-    factors = {
-        id(parameter): factor
-        for backbone, factor in (
+    lr_multipliers = {
+        id(parameter): lr_multiplier
+        for backbone, lr_multiplier in (
             (step.model.image_tower.backbone, settings.image_tower.lr_multiplier),
             (step.model.text_tower.backbone, settings.text_tower.lr_multiplier),
         )
@@ -73,23 +76,23 @@ def make_optimizer(step: TrainingStep, settings: Train) -> torch.optim.AdamW:
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in step.parameters():
         if parameter in learning:
-            key = (factors.get(id(parameter), 1.0), parameter.ndim >= 2)
+            key = (lr_multipliers.get(id(parameter), 1.0), parameter.ndim >= 2)
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "lr": settings.learning_rate * factor,
+                "lr": settings.learning_rate * lr_multiplier,
                 "weight_decay": settings.weight_decay if decays else 0.0,
             }
-            for (factor, decays), parameters in groups.items()
+            for (lr_multiplier, decays), parameters in groups.items()
         ],
         fused=True,
     )
 
 
 def phases(settings: Train) -> list[int]:
-    """The epochs of each phase of the training: a new one begins where a tower is released, and with the fusion's."""
+    """Return the number of epochs of each phase: one begins where a tower is released, and with the fusion's epochs."""
     released = {settings.image_tower.frozen_epochs, settings.text_tower.frozen_epochs}
     ends = sorted({*released, settings.epochs, settings.all_epochs} - {0})
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
@@ -98,9 +101,14 @@ def phases(settings: Train) -> list[int]:
 def make_schedule(
     optimizer: torch.optim.Optimizer, steps: Sequence[int], warmup: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """In each phase of so many `steps` a linear warm-up over a share `warmup` of it, then a cosine down to zero.
+    """Return a schedule with a linear warm-up and a cosine down to zero in each phase.
 
-    So heads settle before a tower is released, and what is released then has a full course of its own.
+    So heads settle before a tower is released, and a released tower has a full course.
+
+    Args:
+        optimizer: the optimizer whose learning rates are scheduled.
+        steps: the number of steps of each phase.
+        warmup: the share of each phase in which the rate rises.
     """
     starts = [0, *itertools.accumulate(steps)]
 

@@ -1,4 +1,4 @@
-"""What a training costs: how fast it goes, how long it waits for data, how much memory it takes."""
+"""Cost of a training: its speed, its time waiting for data, and its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 class Throughput:
-    """Watches the batches of one epoch, or of the rest of one, from its making on."""
+    """Clock and counts of an epoch, or of the rest of one; it starts when it is made."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -25,7 +25,7 @@ class Throughput:
         self._captions = 0
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; what they take to come is time spent waiting."""
+        """Yield `batches`, and count the time until each comes as time spent waiting."""
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -38,15 +38,16 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What the block takes is not counted."""
+        """Leave the time that the block takes out of the count."""
         paused = time.perf_counter()
         yield
         self._started += time.perf_counter() - paused
 
     def figures(self, processes: int, device: torch.device, flops_per_image: float = 0.0) -> dict[str, float]:
-        """Images and captions a second over all `processes` of equal shares, and of this process the share of its time
-        that it waited for data, its floating-point operations a second, and the most memory that it has had, of the GPU
-        or else of the machine, in GiB.
+        """Return the speed over all `processes`, which have equal shares, and the cost of this one.
+
+        Images and captions a second are those of all processes. The share of time spent waiting for data, the
+        floating-point operations a second and the peak memory (GiB, of the GPU or else of the machine) are this one's.
         """
         seconds = time.perf_counter() - self._started
         return {
@@ -59,7 +60,7 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch has allocated on a GPU, or that this process has had resident."""
+    """Return the most bytes that torch has allocated on a GPU, or that this process has had resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # macOS counts bytes, Linux KiB.

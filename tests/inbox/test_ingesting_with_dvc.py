@@ -20,17 +20,16 @@ from diptych.config import Params
 from diptych.data.captions import read_dataset
 from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
-from diptych.inbox import taking
-from diptych.inbox.taking import take_drops
+from diptych.inbox.ingesting import ingest_drops
 from diptych.project import dvc
-from diptych.project.changing import recover
+from diptych.project.changing import begin, recover
 from diptych.project.dataset import dataset_version, record_dataset
 
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
 
 
 def take(workspace, inbox="inbox"):
-    return take_drops(workspace, Params(), inbox, lambda line: None)
+    return ingest_drops(workspace, Params(), inbox, lambda line: None)
 
 
 def ledger(workspace):
@@ -130,7 +129,7 @@ def test_a_stage_that_breaks_is_no_fault_of_the_drop(stocked, unchanged, monkeyp
 
 
 def test_a_version_that_is_in_no_cache_is_named(stocked):
-    taking.begin(stocked)
+    begin(stocked)
     shutil.rmtree(stocked.root / ".dvc" / "cache")
     write_scenes(stocked.data, train=1, val=1, test=1, size=32, replace=True)
 
@@ -145,10 +144,10 @@ import os, signal, sys
 from pathlib import Path
 from diptych.config import Params
 from diptych.data import importing
-from diptych.inbox import taking
+from diptych.inbox import ingesting
 from diptych.project.workspace import Workspace
 from diptych import files
-from diptych.project import dataset, dvc
+from diptych.project import changing, dataset, dvc
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 def before(module, name):
@@ -157,14 +156,14 @@ def after(module, name):
     function = getattr(module, name)
     setattr(module, name, lambda *arguments, **options: die(function(*arguments, **options)))
 where = sys.argv[1]
-if where == "with the journal": after(taking, "begin")
+if where == "with the journal": after(changing, "begin")
 elif where == "with the shards stored": before(importing, "write_dataset")
 elif where == "with the captions written": after(importing, "write_dataset")
 elif where == "with dvc add done": after(dataset, "_note_scenes")
-elif where == "before the judgement": before(taking, "_judge")
+elif where == "before the judgement": before(ingesting, "_judge")
 elif where == "while going back": before(dvc, "failure")
-elif where == "before the ledger": before(taking, "note")
-taking.take_drops(Workspace(Path.cwd()), Params(), "inbox", print)
+elif where == "before the ledger": before(ingesting, "record_result")
+ingesting.ingest_drops(Workspace(Path.cwd()), Params(), "inbox", print)
 """
 MOMENTS = [
     "with the journal",
@@ -175,13 +174,13 @@ MOMENTS = [
 ]
 
 
-def taking_process(workspace, where="", **environment):
+def ingesting_process(workspace, where="", **environment):
     command = [sys.executable, "-c", TAKE, where]
     return subprocess.Popen(command, cwd=workspace.root, env={**os.environ, **environment}, stdout=subprocess.PIPE)
 
 
 def killed(workspace, where):
-    process = taking_process(workspace, where)
+    process = ingesting_process(workspace, where)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
 
@@ -198,7 +197,7 @@ def test_a_kill_leaves_the_version_before(stocked, unchanged, moment):
 
 def test_a_kill_while_the_stage_runs_leaves_the_version_before_and_the_drop_to_be_taken(stocked, unchanged):
     write_drop(stocked.root / "inbox" / "a", photos(10))
-    process = taking_process(stocked, SLEEP="1")
+    process = ingesting_process(stocked, SLEEP="1")
     while not (stocked.root / "sleeping").exists():
         time.sleep(0.05)
     process.kill()

@@ -1,4 +1,4 @@
-"""Taking drops: all of one or nothing of it, and what becomes of it."""
+"""Ingesting drops: all of one or nothing of it, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from diptych.config import Params
 from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
-from diptych.inbox import taking
+from diptych.inbox import ingesting
+from diptych.inbox.ingesting import ingest_drops
 from diptych.inbox.opening import open_inbox
-from diptych.inbox.taking import take_drops
 from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version
 
@@ -25,7 +25,7 @@ NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
 
 
 def take(workspace, inbox="inbox"):
-    return take_drops(workspace, Params(), inbox, lambda line: None)
+    return ingest_drops(workspace, Params(), inbox, lambda line: None)
 
 
 def ledger(workspace):
@@ -87,7 +87,7 @@ def test_without_the_ledger_a_drop_is_found_known(stocked):
 
     assert (taken.outcome, taken.images) == ("known", 0)
     assert dataset_version(stocked) == version
-    assert taking.dvc.status(stocked) == {}
+    assert ingesting.dvc.status(stocked) == {}
 
 
 def test_images_known_in_another_split_stay_there(stocked):
@@ -111,7 +111,7 @@ def test_few_bad_rows_of_a_drop_are_set_aside(stocked):
     write_drop(stocked.root / "inbox" / "a", [*photos(10, 11), *NOT_AN_IMAGE])
     params = Params.model_validate({"validate": {"max_quarantined_share": 0.5}})
 
-    (taken,) = take_drops(stocked, params, "inbox", lambda line: None)
+    (taken,) = ingest_drops(stocked, params, "inbox", lambda line: None)
 
     assert (taken.outcome, taken.images, taken.quarantined) == ("taken", 3, 1)
 
@@ -119,7 +119,7 @@ def test_few_bad_rows_of_a_drop_are_set_aside(stocked):
 def test_what_was_bad_before_is_not_put_down_to_a_drop(stocked):
     params = Params.model_validate({"validate": {"max_quarantined_share": 0.5}})
     write_drop(stocked.root / "inbox" / "a", [*photos(10), *NOT_AN_IMAGE])
-    take_drops(stocked, params, "inbox", lambda line: None)
+    ingest_drops(stocked, params, "inbox", lambda line: None)
     write_drop(stocked.root / "inbox" / "b", photos(11))
 
     (taken,) = take(stocked)
@@ -173,22 +173,21 @@ def test_a_problem_of_a_drop_is_its_reason(stocked, unchanged, tmp_path):
 
 
 def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_for_the_next_run(
-    stocked, tmp_path, monkeypatch
+    stocked, instant, tmp_path, monkeypatch
 ):
     elsewhere = write_drop(tmp_path / "elsewhere", photos(11))
     write_drop(stocked.root / "inbox" / "a", photos(10))
     later = write_drop(stocked.root / "inbox" / "b", photos(11))
-    add, said = taking._add, []
+    record, said = instant.record_dataset, []
 
-    def add_and_wait(*arguments):
-        taken = add(*arguments)
+    def record_and_wait(workspace):
+        record(workspace)
         shutil.rmtree(later / "images")
         (later / "images").symlink_to(elsewhere / "images")
-        return taken
 
-    monkeypatch.setattr(taking, "_add", add_and_wait)
+    monkeypatch.setattr(ingesting, "record_dataset", record_and_wait)
 
-    (taken,) = take_drops(stocked, Params(), "inbox", said.append)
+    (taken,) = ingest_drops(stocked, Params(), "inbox", said.append)
 
     assert taken.name == "a"
     assert "drop b is being changed; the next run looks at it again" in said
@@ -202,7 +201,7 @@ def test_a_refused_drop_leaves_those_after_it_alone(stocked):
 
     assert [taken.outcome for taken in take(stocked)] == ["refused", "taken"]
     assert len(read_dataset(stocked.data).images) == 7
-    assert taking.dvc.status(stocked) == {}
+    assert ingesting.dvc.status(stocked) == {}
 
 
 def test_a_refused_drop_that_was_mended_is_taken(stocked):
@@ -219,13 +218,13 @@ def test_what_is_no_drop_is_told_of(stocked):
         (stocked.root / "inbox" / f"copying-{number}").mkdir()
     said = []
 
-    assert taking.take_drops(stocked, Params(), "inbox", said.append) == []
+    assert ingesting.ingest_drops(stocked, Params(), "inbox", said.append) == []
 
     assert [line.split()[0] for line in said] == ["copying-0", "copying-1", "copying-2", "and"]
 
 
 def test_no_inbox_means_nothing_to_take(stocked):
-    assert take_drops(stocked, Params(), None, lambda line: None) == []
+    assert ingest_drops(stocked, Params(), None, lambda line: None) == []
 
 
 def test_nothing_is_recovered_where_nothing_was_interrupted(stocked):

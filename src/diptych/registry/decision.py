@@ -1,0 +1,88 @@
+"""The decision of the gate about a version, with its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diptych.retrieval.comparison import Comparison
+from diptych.retrieval.metrics import Metrics
+
+
+class Check(NamedTuple):
+    """A requirement for a champion; `found` is what was measured."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The checks of `version`, its metrics, and its comparison with the champion; None where there was no champion."""
+
+    name: str
+    version: str
+    champion: str | None
+    data_md5: str
+    evaluator_sha256: str
+    checks: list[Check]
+    metrics: dict[str, Metrics]
+    """Metrics of the version, by stage; empty where it could not be measured."""
+    comparison: Comparison | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """True if the version passes every check."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def summary(self) -> str:
+        """The reason, in one sentence."""
+        failed = [f"{check.name}: {check.found}" for check in self.checks if not check.passed]
+        if failed:
+            return "the gate refuses it: " + "; ".join(failed)
+        if self.comparison is None:
+            return f"RSUM {self.metrics['reranked']['rsum']:.1f}, and there is no champion to compare with"
+        gain = self.comparison.rsum
+        return f"RSUM {gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}) against version {self.champion}"
+
+    def figures(self) -> dict[str, float]:
+        """Return the numbers that history stores."""
+        figures = {"rsum": self.metrics["reranked"]["rsum"]} if self.metrics else {}
+        if self.comparison is not None:
+            gain = self.comparison.rsum
+            figures |= {"gain": gain.rsum, "gain_low": gain.low, "gain_high": gain.high}
+        return {name: round(value, 4) for name, value in figures.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "decision": "accepted" if self.accepted else "rejected",
+            "name": self.name,
+            "version": self.version,
+            "champion": self.champion,
+            "summary": self.summary,
+            "data_md5": self.data_md5,
+            "evaluator_sha256": self.evaluator_sha256,
+            "checks": [check._asdict() for check in self.checks],
+            "metrics": self.metrics,
+            "comparison": self.comparison.to_json() if self.comparison else None,
+        }
+
+    def render(self) -> str:
+        """Return the decision as Markdown."""
+        against = f"against version {self.champion}" if self.champion else "with no champion to compare with"
+        word = "accepted" if self.accepted else "rejected"
+        rows = [f"| {check.name} | {'yes' if check.passed else 'NO'} | {check.found} |" for check in self.checks]
+        return "\n".join(
+            [
+                f"# {self.name} version {self.version}: {word}",
+                "",
+                f"Measured on dataset version {self.data_md5[:12]}, {against}.",
+                "",
+                "| check | passed | found |",
+                "|---|---|---|",
+                *rows,
+            ]
+        )

@@ -1,0 +1,56 @@
+"""A Prefect server of the tests' own, and a project to deploy on it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL
+from prefect_server import prefect_server
+
+ROOT = Path(__file__).parents[2]
+NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Address of a server, which takes ten seconds to start.
+
+    Not for the whole folder: Prefect would take it for the server that a run starts for itself (test_server.py).
+    """
+    with prefect_server():
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def client(address, monkeypatch):
+    """A client of the server, with nothing on it."""
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
+        for pool in client.read_work_pools():
+            client.delete_work_pool(pool.name)
+        for automation in client.read_automations():
+            client.delete_automation(automation.id)
+        yield client
+
+
+@pytest.fixture
+def workspace(project, monkeypatch):
+    """A project with the flow and prefect.yaml; it is the current folder."""
+    shutil.copytree(ROOT / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", project.root)
+    monkeypatch.chdir(project.root)
+    return project
+
+
+@pytest.fixture
+def deployed(client):
+    """The deployment, nightly, as if it had been deployed."""
+    flow = client.create_flow_from_name("retrain")
+    nightly = DeploymentScheduleCreate(schedule=NIGHTLY, active=True)
+    client.create_deployment(flow_id=flow, name="retrain", entrypoint="flows/retrain.py:retrain", schedules=[nightly])
+    return client
