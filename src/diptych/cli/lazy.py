@@ -33,7 +33,7 @@ class LazyGroup(click.Group):
         width = formatter.width - 6 - max(map(len, self.table))
         rows = [
             (name, click.Command(name, help=self.table[name][1]).get_short_help_str(width))
-            for name in sorted(self.table)
+            for name in self.list_commands(ctx)
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
