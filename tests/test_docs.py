@@ -231,6 +231,13 @@ def test_every_link_leads_to_a_file() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_module_that_the_architecture_names_exists() -> None:
+    modules = set(re.findall(r"`((?:\w+/)+\w+\.py)`", TEXT["docs/architecture.md"]))
+    assert "model/towers.py" in modules
+    for module in modules:
+        assert (ROOT / module).exists() or (ROOT / "src/diptych" / module).exists(), module
+
+
 def test_every_preset_is_described() -> None:
     described = set(re.findall(r"^\| `([\w-]+)` \|", TEXT["README.md"], re.M))
     assert {path.stem for path in (ROOT / "presets").glob("*.yaml")} <= described

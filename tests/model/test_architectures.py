@@ -144,7 +144,7 @@ def test_the_top_layer_and_what_comes_after_it_learn(side: str, config: dict[str
     start = next(i for i, name in enumerate(names) if name.startswith(top))
     assert start > 0
     learning = {name for name, parameter in tower.backbone.named_parameters() if parameter.requires_grad}
-    assert set(names[start:]) - tower._idle == learning
+    assert set(names[start:]) - tower.unused_weights == learning
     for name, module in tower.backbone.named_modules():
         if list(module.parameters(recurse=False)) and not isinstance(module, nn.BatchNorm2d):
             own = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]

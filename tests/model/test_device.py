@@ -29,7 +29,7 @@ def test_a_precision_that_is_named_is_taken(name: str) -> None:
 def test_auto_takes_bf16_where_the_device_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": native})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native)
     assert choose_precision("auto", torch.device("cpu")) == expected
     assert choose_precision("auto", torch.device("cuda")) == expected

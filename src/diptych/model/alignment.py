@@ -1,9 +1,10 @@
-"""How well the words of a caption and the places of an image agree: cheap enough for all pairs of a batch.
+"""Token-alignment scores of images and captions, cheap enough for all pairs of a batch.
 
-Stacked cross attention (Lee et al., ECCV 2018): each token of the side that looks attends to the other side's tokens by
-their cosines, and what it says of the pair is the cosine between itself and what it found. That vector is never made:
-with weights w, cosines c to the tokens it is made of, and these tokens' products G with each other, its inner product
-with the token is wᵀc and its length √(wᵀGw). So a pair costs a product of two matrices, and not layers of attention.
+This is stacked cross attention (Lee et al., ECCV 2018). Each token of one side, the query, attends to the tokens of the
+other side by their cosines. Its score is the cosine between itself and the vector that it attended to. That vector is
+never computed. With attention weights w, cosines c of the query with the other tokens, and these tokens' Gram matrix G,
+the vector's inner product with the query is wᵀc and its length is √(wᵀGw). A pair thus costs one product of two
+matrices instead of layers of attention.
 """
 
 from __future__ import annotations
@@ -19,38 +20,39 @@ from torch.utils.checkpoint import checkpoint
 from diptych.model.kernels import can_ask
 
 BLOCK_COSINES = 64_000_000
-"""Cosines held at once, with some five times their memory beside them; of larger batches they are computed twice."""
-_SHORTEST = 1e-3
-"""Of what a token found: opposite places, looked at alike, cancel out."""
+"""Number of cosines held at once; about five times their memory comes on top. Larger batches compute them twice."""
+_MIN_LENGTH = 1e-3
+"""Lower bound on the length of an attended vector: opposite tokens with equal weights cancel out."""
 
 
 class Tokens(NamedTuple):
-    """One side's tokens as they are compared."""
+    """One side's tokens, prepared for comparison."""
 
     directions: Tensor
-    """(…, S, d), of length one."""
+    """(…, S, d), of unit length."""
     products: Tensor
-    """(…, S, S), of the tokens of an item with each other."""
+    """(…, S, S), Gram matrix of each item's tokens."""
 
-    def chosen(self, item: Tensor | None) -> Tokens:
-        """Those of each `item` (P,) int64; None: all."""
+    def select(self, item: Tensor | None) -> Tokens:
+        """Return the tokens of each of `item` (P,) int64; None selects all."""
         return self if item is None else Tokens(*(part.index_select(0, item) for part in self))
 
 
 class Alignment(nn.Module):
-    """A logit that an image and a caption belong together, by their tokens' cosines alone.
+    """Token-alignment score of an image and a caption, from the cosines of their tokens alone.
 
-    It begins with the tokens as they are given, which should lie in one space.
+    At initialization the tokens are compared unchanged, so they should lie in one space.
 
     Args:
-        text_looks: each word looks at the grid.
-        image_looks: each place of the grid looks at the words. With both, the logit is the mean.
+        dim: dimension d of the tokens.
+        text_attends: each word attends to the grid.
+        image_attends: each grid token attends to the words. With both, the score is the mean of the two directions.
     """
 
-    def __init__(self, dim: int, *, text_looks: bool, image_looks: bool) -> None:
+    def __init__(self, dim: int, *, text_attends: bool, image_attends: bool) -> None:
         super().__init__()
-        self.text_looks = text_looks
-        self.image_looks = image_looks
+        self.text_attends = text_attends
+        self.image_attends = image_attends
         self.place = _identity(dim)
         self.word = _identity(dim)
         self.log_sharpness = nn.Parameter(torch.tensor(2.0))
@@ -59,26 +61,28 @@ class Alignment(nn.Module):
     def of_pairs(
         self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
     ) -> Tensor:
-        """Logits (P,) float32 of pairs by position, or by indices `image` (P,) and `text` (P,) int64.
+        """Return the scores (P,) float32 of pairs, given by position or by indices.
 
         Args:
             grid: (B, N, d).
             tokens: (C, T, d).
             mask: (C, T) bool, True where there is a word.
+            image: (P,) int64, image of each pair; None: pair p has image p.
+            text: (P,) int64, caption of each pair; None: pair p has caption p.
         """
-        places, words = _tokens(self.place(grid)).chosen(image), _tokens(self.word(tokens)).chosen(text)
+        places, words = _tokens(self.place(grid)).select(image), _tokens(self.word(tokens)).select(text)
         mask = mask if text is None else mask[text]
         cosines = (places.directions @ words.directions.mT).float()
-        logits = []
-        if self.text_looks:
-            found = self._found(cosines, places.products)
-            logits.append((found * mask).sum(dim=1) / mask.sum(dim=1))
-        if self.image_looks:
-            logits.append(self._found(cosines.mT, words.products, mask).mean(dim=1))
-        return self.log_scale.exp() * torch.stack(logits).mean(dim=0)
+        scores = []
+        if self.text_attends:
+            attended = self._attended(cosines, places.products)
+            scores.append((attended * mask).sum(dim=1) / mask.sum(dim=1))
+        if self.image_attends:
+            scores.append(self._attended(cosines.mT, words.products, mask).mean(dim=1))
+        return self.log_scale.exp() * torch.stack(scores).mean(dim=0)
 
     def all_pairs(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, C) float32 of each of B images with each of C captions."""
+        """Return the scores (B, C) float32 of each of B images with each of C captions."""
         places, words = _tokens(self.place(grid)), _tokens(self.word(tokens))
         rows = max(1, BLOCK_COSINES // (mask.numel() * grid.shape[1]))
         if rows >= len(grid):
@@ -91,26 +95,30 @@ class Alignment(nn.Module):
         )
 
     def _of_block(self, places: Tensor, grams: Tensor, words: Tensor, products: Tensor, mask: Tensor) -> Tensor:
-        """As `all_pairs`, in products of few large matrices, and without the padding, where that can be asked for."""
+        """Compute `all_pairs` in a few large matrix products, and on a CPU without the padding."""
         images, captions = len(places), len(words)
-        taken = mask.flatten() if can_ask(mask) else slice(None)
-        cosines = (places.flatten(0, 1) @ words.flatten(0, 1)[taken].T).float()
-        logits = []
-        if self.text_looks:
-            found = self._found(cosines.view(images, -1, cosines.shape[1]), grams)
+        present = mask.flatten() if can_ask(mask) else slice(None)
+        cosines = (places.flatten(0, 1) @ words.flatten(0, 1)[present].T).float()
+        scores = []
+        if self.text_attends:
+            attended = self._attended(cosines.view(images, -1, cosines.shape[1]), grams)
             # Half precision would round the means.
-            with torch.autocast(found.device.type, enabled=False):
-                logits.append(found @ _averages(mask)[taken])
-        if self.image_looks:
+            with torch.autocast(attended.device.type, enabled=False):
+                scores.append(attended @ _averages(mask)[present])
+        if self.image_attends:
             padded = cosines.new_zeros(len(cosines), mask.numel())
-            padded[:, taken] = cosines
-            found = self._found(padded.view(-1, *mask.shape).permute(1, 2, 0), products, mask)
-            logits.append(found.view(captions, images, -1).mean(dim=2).T)
-        return self.log_scale.exp() * torch.stack(logits).mean(dim=0)
+            padded[:, present] = cosines
+            attended = self._attended(padded.view(-1, *mask.shape).permute(1, 2, 0), products, mask)
+            scores.append(attended.view(captions, images, -1).mean(dim=2).T)
+        return self.log_scale.exp() * torch.stack(scores).mean(dim=0)
 
-    def _found(self, cosines: Tensor, products: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Cosines (…, L) of each of L tokens with what it found among K others, by their `cosines` (…, K, L) and
-        `products` (…, K, K), where `mask` (…, K) is True.
+    def _attended(self, cosines: Tensor, products: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the cosine (…, L) of each of L queries with the vector that it attends to.
+
+        Args:
+            cosines: (…, K, L), of K other tokens with the queries.
+            products: (…, K, K), Gram matrix of the other tokens.
+            mask: (…, K) bool, True for the tokens that may be attended to; None: all.
         """
         logits = self.log_sharpness.exp() * cosines
         if mask is not None:
@@ -118,16 +126,14 @@ class Alignment(nn.Module):
         weights = logits.softmax(dim=-2)
         inner = (weights * cosines).sum(dim=-2)
         squared = (weights * (products @ weights).float()).sum(dim=-2)
-        return inner * squared.clamp_min(_SHORTEST**2).rsqrt()
+        return inner * squared.clamp_min(_MIN_LENGTH**2).rsqrt()
 
 
 def _averages(mask: Tensor) -> Tensor:
-    """What takes the words of all captions, one after the other, to the mean of each caption by `mask` (C, T), (C·T, C)
-    float32.
-    """
+    """Return the matrix (C·T, C) float32 that maps the words of all captions, concatenated, to each caption's mean."""
     caption = torch.arange(len(mask), device=mask.device)
-    own = caption.repeat_interleave(mask.shape[1], output_size=mask.numel())[:, None] == caption
-    return (own & mask.flatten()[:, None]) / mask.sum(dim=1)
+    belongs = caption.repeat_interleave(mask.shape[1], output_size=mask.numel())[:, None] == caption
+    return (belongs & mask.flatten()[:, None]) / mask.sum(dim=1)
 
 
 def _identity(dim: int) -> nn.Linear:

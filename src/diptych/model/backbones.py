@@ -1,4 +1,4 @@
-"""Backbones of transformers for the towers: from a folder, from the hub's cache, or from scratch."""
+"""Transformers backbones for the towers: from a folder, from the hub's cache, or from scratch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diptych.errors import DiptychError
 
 
 def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:
-    """The image backbone of params.yaml with the mean and std of its input."""
+    """Return the image backbone of params.yaml, and the mean and std of its input."""
     if tower.pretrained is None:
         return _from_scratch("image_tower", tower, "resnet"), tower.mean, tower.std
     folder = locate(tower)
@@ -28,9 +28,9 @@ def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[floa
 
 
 def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedModel:
-    """The text backbone of params.yaml; from scratch it has the vocabulary learned from the train captions."""
+    """Return the text backbone of params.yaml; from scratch it has `vocabulary_size` tokens."""
     if tower.pretrained is None:
-        # RoBERTa counts places from its padding token on, which by default is the id of our [UNK].
+        # RoBERTa counts positions from its padding token on; its default padding id is the id of our [UNK].
         return _from_scratch("text_tower", tower, "bert", vocab_size=vocabulary_size, pad_token_id=0)
     backbone = _load(locate(tower))
     if backbone.config.vocab_size < vocabulary_size:
@@ -42,7 +42,7 @@ def text_backbone(tower: config.TextTower, vocabulary_size: int) -> PreTrainedMo
 
 
 def restore_backbone(configuration: dict[str, Any]) -> PreTrainedModel:
-    """A backbone with random weights from the transformers configuration of a saved model."""
+    """Build a backbone with random weights from the transformers configuration of a saved model."""
     return _build(AutoConfig.for_model(**configuration))
 
 
@@ -51,26 +51,26 @@ def _build(configuration: PretrainedConfig) -> PreTrainedModel:
 
 
 def _without_pooler(configuration: PretrainedConfig) -> dict[str, bool]:
-    """Leaves out a layer above the class token that some architectures add; pooling is the model's own."""
+    """Return the arguments that leave out an architecture's pooling layer; the model pools by itself."""
     model: Any = MODEL_MAPPING[type(configuration)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
 
 
 def _from_scratch(key: str, tower: config.Tower, model_type: str, **fields: Any) -> PreTrainedModel:
-    """Transformers takes any field without a word, so names are checked against the configuration's own."""
+    """Build a random backbone; transformers accepts unknown fields silently, so their names are checked here."""
     default = AutoConfig.for_model(tower.config.get("model_type", model_type))
     for name in tower.config:
         if not hasattr(default, name):
             raise DiptychError(f"params.yaml: model.{key}.config.{name}: {type(default).__name__} has no such field.")
     try:
         return _build(AutoConfig.for_model(**{"model_type": model_type, **tower.config, **fields}))
-    except Exception as error:  # each architecture checks its fields in a way of its own
+    except Exception as error:  # each architecture checks its fields differently
         raise DiptychError(f"params.yaml: model.{key}.config makes no {type(default).__name__}: {error!r}") from None
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    """Weights from safetensors alone: other formats may carry pickles."""
-    # What it warns of is an error below, or to be expected.
+    """Load a backbone from safetensors only: other formats may contain pickles."""
+    # Its warnings are either expected or errors below.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -80,7 +80,7 @@ def _load(folder: Path) -> PreTrainedModel:
             config=configuration,
             local_files_only=True,
             use_safetensors=True,
-            # Small steps would be lost on weights in half precision, in which some are published.
+            # Some weights are published in half precision, in which small optimizer steps would be lost.
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -88,8 +88,8 @@ def _load(folder: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a transformers model with safetensors weights: {error}") from None
-    if lacking := info["missing_keys"]:
-        raise DiptychError(f"{folder}: model.safetensors lacks {_some(lacking)}")
+    if missing := info["missing_keys"]:
+        raise DiptychError(f"{folder}: model.safetensors lacks {_some(missing)}")
     if mismatched := info["mismatched_keys"]:
         name, stored, expected = min(mismatched)
         raise DiptychError(
@@ -108,20 +108,22 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _foreign(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
-    """Of the weights that the backbone has no place for, those that claim one beside its own.
+    """Return the `unexpected` weights that lie within the backbone's own modules.
 
-    A head for another task, which many published models bring, is none of them.
+    Weights of a head for another task, which many published models contain, are not among them.
     """
     prefix = f"{model.base_model_prefix}."
     parts = {name.split(".")[0] for name in model.state_dict()}
-    own = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in parts]
-    return [name for name in own if not name.removeprefix(prefix).startswith("pooler.")]
+    within = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in parts]
+    return [name for name in within if not name.removeprefix(prefix).startswith("pooler.")]
 
 
 def _normalization(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and std of the tower's input: transformers and timm keep them at different places."""
+    """Return mean and std of the tower's input, from the file in which transformers or timm keeps them."""
     path = folder / "preprocessor_config.json"
-    wanted = "must give the image tower's image_mean and image_std: three numbers of 0..1 each, for red, green and blue"
+    requirement = (
+        "must give the image tower's image_mean and image_std: three numbers of 0..1 each, for red, green and blue"
+    )
     try:
         if path.exists():
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -130,8 +132,9 @@ def _normalization(folder: Path) -> tuple[list[float], list[float]]:
             content = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
             checked = config.ImageTower(mean=content["mean"], std=content["std"])
     except ValidationError as error:
-        given = error.errors()[0]
-        raise DiptychError(f"{path} {wanted}; it has {'.'.join(map(str, given['loc']))} {given['input']}.") from None
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DiptychError(f"{path} {requirement}; it has {key} {first['input']}.") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DiptychError(f"{path} {wanted}.") from None
+        raise DiptychError(f"{path} {requirement}.") from None
     return checked.mean, checked.std

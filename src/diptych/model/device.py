@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Choice of the device, its precision, CPU threads and memory settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diptych.model.kernels import choose_attention
 Precision = Literal["no", "bf16", "fp16"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""As malloc.h numbers them."""
+"""Parameter numbers of `mallopt`, from malloc.h."""
 
 
 def prepare(name: str, threads: int | None) -> torch.device:
@@ -30,14 +30,14 @@ def prepare(name: str, threads: int | None) -> torch.device:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that params.yaml names, with its attention chosen; ``auto`` takes a GPU where there is one.
+    """Return the device that params.yaml names and choose its attention kernel; ``auto`` prefers a GPU.
 
     Raises:
         DiptychError: the device asked for is not on this machine.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = next(device for device, is_available in available.items() if is_available)
     if not available[name]:
         raise DiptychError(f"params.yaml: device is {name}, which this machine does not have; set it to auto or cpu.")
     device = torch.device(name)
@@ -46,20 +46,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """The precision that params.yaml names; ``auto`` takes bf16 where `device` has units for its matrix products.
+    """Return the precision that params.yaml names; ``auto`` is bf16 where `device` has matrix units for it.
 
-    Of CPUs these are those with AMX: AVX-512's bf16 instructions alone took half as long again as float32.
+    Among CPUs, those with AMX have such units. With AVX-512's bf16 instructions alone, bf16 took 1.5 times as long as
+    float32.
     """
     if name != "auto":
         return cast(Precision, name)
-    native = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_amx_tile_supported}
+    native = {"cuda": torch.cuda.is_bf16_supported, "cpu": lambda: torch.cpu.get_capabilities().get("amx_tile", False)}
     return "bf16" if native.get(device.type, bool)() else "no"
 
 
 def keep_freed_memory() -> None:
-    """Has the C library (glibc; elsewhere nothing happens) keep the memory that tensors give back, for those to come.
+    """Make glibc keep freed memory for later tensors; with another C library, do nothing.
 
-    It would return large blocks to the kernel, which then clears each page again: a third of a step's time on a CPU.
+    By default it returns large blocks to the kernel, which clears each page again: a third of a step's time on a CPU.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -70,10 +71,10 @@ def keep_freed_memory() -> None:
 
 
 def set_threads(threads: int | None) -> int:
-    """Has torch compute with `threads` CPU threads and returns their number; by default one a core, or this process's
-    share of them where several train together on a machine.
+    """Set the number of CPU threads of torch, and return it.
 
-    The order in which a sum is taken depends on it, and so do the last bits of a result.
+    The default is one thread per core, divided among the processes that train together on this machine. The order of
+    summation depends on the number, and so do the last bits of a result.
     """
     threads = threads or max(1, worker_count(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The model: an image tower and a text tower, hinged by a cross-attention fusion."""
+"""The model: an image tower, a text tower and a cross-attention fusion of their tokens."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from diptych.model.pooling import POOLINGS
 from diptych.model.towers import Groups, ImageTower, TextTower
 
 MAX_LOGIT_SCALE = 100.0
-"""CLIP's bound: Radford et al. 2021, section 2.5."""
+"""Bound of CLIP: Radford et al. 2021, section 2.5."""
 
 
 class ImageFeatures(NamedTuple):
-    """What the image tower says of B images."""
+    """Image-tower outputs for B images."""
 
     grid: Tensor
     """(B, N, d)."""
     pooled: Tensor
-    """(B, d) float32, of length one."""
+    """(B, d) float32, of unit length."""
 
 
 class TextFeatures(NamedTuple):
-    """What the text tower says of B captions."""
+    """Text-tower outputs for B captions."""
 
     tokens: Tensor
     """(B, T, d)."""
     mask: Tensor
     """(B, T) bool, True where there is a token."""
     pooled: Tensor
-    """(B, d) float32, of length one."""
+    """(B, d) float32, of unit length."""
 
 
 class DualEncoder(nn.Module):
-    """Two towers into one space, and a fusion that looks at a pair more closely."""
+    """Two towers that embed into one space, and a fusion that scores single pairs."""
 
     def __init__(
         self, image_tower: ImageTower, text_tower: TextTower, model: config.Model, temperature: float = 0.07
@@ -58,27 +58,28 @@ class DualEncoder(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """What cosines are multiplied by (1 / temperature), a scalar."""
+        """Multiplier of the cosines (1 / temperature), a scalar."""
         return self.log_scale.exp()
 
     @torch.no_grad()
     def bound_temperature(self) -> None:
-        """Has the scale at most 100; to be called after each step. A bound on the scale itself would, once it is
-        reached, leave no gradient that leads back.
+        """Clamp the parameter so that the scale is at most 100; call this after each step.
+
+        Clamping in the forward pass instead would leave no gradient once the bound is reached.
         """
         self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
-        """`images` (B, S, S, 3) uint8 RGB, or what the image tower's backbone made of them (B, N, C)."""
+        """Encode `images`: (B, S, S, 3) uint8 RGB, or the backbone's features of them (B, N, C)."""
         grid = self.image_tower(images)
         everywhere = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device)
         pooled = self.image_head(self.image_pooling(grid, everywhere))
         return ImageFeatures(grid, normalize(pooled.float(), dim=-1))
 
     def encode_texts(self, texts: Tensor, mask: Tensor, groups: Groups | None = None) -> TextFeatures:
-        """`texts` (B, T) int64 token ids, or what the text tower's backbone made of them (B, T, L, C).
+        """Encode `texts`: (B, T) int64 token ids, or the backbone's features of them (B, T, L, C).
 
-        `mask` (B, T) bool is True where there is a token; `groups` spare padding, as `TextTower.features` says.
+        `mask` (B, T) bool is True where there is a token. `groups` save padding, see `TextTower.features`.
         """
         tokens = self.text_tower(texts, mask, groups)
         pooled = self.text_head(self.text_pooling(tokens, mask))
@@ -87,8 +88,10 @@ class DualEncoder(nn.Module):
     def fuse(
         self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
     ) -> Fused:
-        """Pairs by position, `grid` (P, N, d), `tokens` (P, T, d), `mask` (P, T) bool; or by indices, `image` (P,) and
-        `text` (P,) int64, into fewer images and captions.
+        """Fuse P pairs: compute their joint vectors, ITM logits and token-alignment scores.
+
+        Pairs are given by position, as `grid` (P, N, d), `tokens` (P, T, d) and `mask` (P, T) bool; or by indices
+        `image` (P,) and `text` (P,) int64 into fewer images and captions.
         """
         fused: Fused = self.fusion(grid, tokens, mask, image, text)
         return fused._replace(alignment=self.aligned(grid, tokens, mask, image, text)) if self.aligns else fused
@@ -96,30 +99,30 @@ class DualEncoder(nn.Module):
     def aligned(
         self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
     ) -> Tensor:
-        """The alignment alone of the pairs that `fuse` takes, (P,)."""
+        """Return the token-alignment scores (P,) alone, of pairs given as in `fuse`."""
         assert self.fusion.alignment is not None
-        aligned: Tensor = self.fusion.alignment.of_pairs(
+        scores: Tensor = self.fusion.alignment.of_pairs(
             self.image_head(grid), self.text_head(tokens), mask, image, text
         )
-        return aligned
+        return scores
 
     @property
     def aligns(self) -> bool:
-        """Whether the fusion aligns tokens, as the control to attention does not."""
+        """True if the fusion has token alignment; the control for attention has none."""
         return self.fusion.alignment is not None
 
     def align(self, grid: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The alignment of all pairs of `grid` (B, N, d) with `tokens` (C, T, d), (B, C).
+        """Return the token-alignment scores (B, C) of all pairs of `grid` (B, N, d) and `tokens` (C, T, d).
 
-        It learns to read what the towers say, and does not teach them: their gradients of it cost more recall than it
-        brought (docs/training.md).
+        They give the towers no gradient: training the towers through them lost more recall than it gained
+        (docs/training.md).
         """
         assert self.fusion.alignment is not None
         return self.fusion.alignment.all_pairs(self.image_head(grid).detach(), self.text_head(tokens).detach(), mask)
 
 
 def build_model(model: config.Model, image_size: int, vocabulary_size: int, temperature: float) -> DualEncoder:
-    """The model that params.yaml describes, with pretrained towers where it names them.
+    """Build the model that params.yaml describes, with pretrained towers where it names them.
 
     Raises:
         DiptychError: a tower's weights are not on this machine, or its configuration is impossible.

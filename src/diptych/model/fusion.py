@@ -1,4 +1,7 @@
-"""Cross-attention between the tokens of a caption and the grid of an image, to one joint vector and a match score."""
+"""Cross-attention between a caption's tokens and an image's grid tokens, to one joint vector and an ITM logit.
+
+ITM is image-text matching: does the caption belong to the image?
+"""
 
 from __future__ import annotations
 
@@ -17,45 +20,44 @@ from diptych.model.pooling import masked_mean
 
 
 class Fused(NamedTuple):
-    """What the fusion says of P pairs."""
+    """Fusion outputs for P pairs."""
 
     joint: Tensor
-    """(P, d): the pair as one vector."""
+    """(P, d), one vector for each pair."""
     score: Tensor
-    """(P,): the logit that they belong together."""
+    """(P,) float32, ITM logits."""
     alignment: Tensor | None = None
-    """(P,): the same by the alignment of their tokens alone; None: there is none."""
+    """(P,) float32, token-alignment scores; None: the fusion has none."""
 
 
 class Side(NamedTuple):
-    """One side of P pairs: sequences of its own for each pair, or of fewer items, of which several pairs share one."""
+    """One side of P pairs: one sequence for each pair, or n sequences that the pairs share."""
 
     values: Tensor
-    """(P, S, d), or (n, S, d)."""
+    """(P, S, d), or (n, S, d) with `item`."""
     item: Tensor | None = None
-    """(P,) int64, which of the n items stands in each pair; None: each pair has its own."""
+    """(P,) int64, the sequence of each pair; None: pair p has sequence p."""
 
     def in_pairs(self, computed: Tensor) -> Tensor:
-        """What was `computed` of each item (n, ...), for each pair (P, ...)."""
+        """Expand `computed` (n, ...), a value of each sequence, to one of each pair (P, ...)."""
         return computed if self.item is None else computed.index_select(0, self.item)
 
 
-class Looked(NamedTuple):
-    """What one side of P pairs knows after it has looked at the other."""
+class Attended(NamedTuple):
+    """One side of P pairs after it has attended to the other."""
 
     tokens: Tensor
     """(P, S, d); or their mean, (P, d)."""
     agreement: Tensor
-    """(P, d): the mean of each token times what it found."""
+    """(P, d), the mean over tokens of the product of each token with its attended values."""
 
 
 class CrossAttention(nn.Module):
-    """One direction: every token of one side looks at all tokens of the other, compares itself with what it found, and
-    thinks it over.
+    """Cross-attention in one direction: each token attends to the other side, is compared, and passes a feed-forward.
 
-    It compares by a product: the sum in a residual connection does not say whether two vectors agree. Queries, keys and
-    values are computed once an item, however many pairs it stands in. Dropout is in what is added to the tokens and not
-    in the attention weights, so that torch's fused kernels can take these.
+    The comparison is a product, since the sum in a residual connection hides how far two vectors agree.
+    Queries, keys and values are computed once for each sequence, however many pairs share it. Dropout acts on what is
+    added to the tokens and not on attention weights, so that torch's fused kernels can be used.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -73,36 +75,46 @@ class CrossAttention(nn.Module):
 
     def forward(
         self, tokens: Side, mask: Tensor | None, context: Side, context_mask: Tensor | None, *, mean: bool = False
-    ) -> Looked:
-        """`tokens` (P, S, d) attend to `context` (P, C, d) where `context_mask` (P, C) is True; beyond their own `mask`
-        (P, S) they mean nothing. With `mean`, what comes of them is their mean.
+    ) -> Attended:
+        """Attend from `tokens` (P, S, d) to `context` (P, C, d).
+
+        Args:
+            tokens: the side that attends.
+            mask: (P, S) bool, True where there is a token; elsewhere the result is arbitrary. None: everywhere.
+            context: the side that is attended to.
+            context_mask: (P, C) bool, True where there is a token. None: everywhere.
+            mean: return the mean of the tokens (P, d) instead of the tokens.
         """
+        attended = self.output(self._attend(tokens, context, context_mask))
+        agreement = tokens.in_pairs(_standardized(self.compared(tokens.values))) * _standardized(attended)
+        residual = tokens.in_pairs(tokens.values) + attended
+        return Attended(self._feed_forward(residual, mask, mean), _mean(agreement, mask))
+
+    def _attend(self, tokens: Side, context: Side, context_mask: Tensor | None) -> Tensor:
+        """Return the attended values (P, S, d), the heads concatenated."""
         query = self._by_head(tokens.in_pairs(self.query(self.norm(tokens.values))))
         key_value = context.in_pairs(self.key_value(self.norm_context(context.values)))
         key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
-        attend = None if context_mask is None else context_mask[:, None, None, :]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=attend).transpose(1, 2).flatten(2)
-        found = self.output(attended)
-        agreement = tokens.in_pairs(_standardized(self.compared(tokens.values))) * _standardized(found)
-        seeing = tokens.in_pairs(tokens.values) + found
-        return Looked(self._thought_over(seeing, mask, mean), _mean(agreement, mask))
+        allowed = None if context_mask is None else context_mask[:, None, None, :]
+        return scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2).flatten(2)
 
-    def _thought_over(self, seeing: Tensor, mask: Tensor | None, mean: bool) -> Tensor:
-        """Of `seeing` (P, S, d), or the mean of it; no thoughts are spent on padding, which is most of a batch."""
+    def _feed_forward(self, tokens: Tensor, mask: Tensor | None, mean: bool) -> Tensor:
+        """Add the feed-forward output to `tokens` (P, S, d), skipping the padding, which is most of a batch."""
         if not mean:
-            return seeing + _of_tokens(self.feed_forward, seeing, mask)
-        # What is linear gives the same after the mean, for a token's work and not a sequence's.
-        thoughts = _mean(_of_tokens(self.feed_forward[:3], seeing, mask), mask)
-        return _mean(seeing, mask) + self.feed_forward[3:](thoughts)
+            return tokens + _of_tokens(self.feed_forward, tokens, mask)
+        # A linear layer commutes with the mean, and after it costs one token's work in place of a sequence's.
+        hidden = _mean(_of_tokens(self.feed_forward[:3], tokens, mask), mask)
+        return _mean(tokens, mask) + self.feed_forward[3:](hidden)
 
     def _by_head(self, values: Tensor) -> Tensor:
-        """(P, S, d) to (P, heads, S, d / heads)."""
+        """Split (P, S, d) into (P, heads, S, d / heads)."""
         return values.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class FusionLayer(nn.Module):
-    """One or both directions: a side that does not look stays as it is, and of two that do, neither sees what the other
-    learned in the same layer.
+    """Cross-attention in one or both directions.
+
+    A side that does not attend is unchanged. With both directions, each attends to the other's input of this layer.
     """
 
     def __init__(self, dim: int, config: Fusion) -> None:
@@ -113,31 +125,32 @@ class FusionLayer(nn.Module):
         )
 
     def forward(self, tokens: Side, grid: Side, mask: Tensor) -> tuple[Side, Side, Tensor]:
-        """`tokens` (P, T, d) with `mask` (P, T), and `grid` (P, N, d), to the same shapes, and the mean agreement of
-        each side that looks, beside each other: (P, d) or (P, 2·d).
+        """Return `tokens` (P, T, d) and `grid` (P, N, d) after attention, and the agreements of the attending sides.
+
+        `mask` (P, T) bool is True where there is a token. Agreements are concatenated: (P, d) or (P, 2·d).
         """
-        text, image = self._look(tokens, grid, mask, mean=False)
+        text, image = self._attend(tokens, grid, mask, mean=False)
         return Side(text.tokens) if text else tokens, Side(image.tokens) if image else grid, _agreements(text, image)
 
     def means(self, tokens: Side, grid: Side, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, but of both sides the means, (P, d): all that is asked of the last layer."""
-        text, image = self._look(tokens, grid, mask, mean=True)
+        """Return the results of `forward` with both sides' means (P, d): all that the last layer needs."""
+        text, image = self._attend(tokens, grid, mask, mean=True)
         return (
             text.tokens if text else masked_mean(tokens.in_pairs(tokens.values), mask),
             image.tokens if image else _grid_mean(grid),
             _agreements(text, image),
         )
 
-    def _look(self, tokens: Side, grid: Side, mask: Tensor, *, mean: bool) -> tuple[Looked | None, Looked | None]:
+    def _attend(self, tokens: Side, grid: Side, mask: Tensor, *, mean: bool) -> tuple[Attended | None, Attended | None]:
         text = self.text_to_image(tokens, mask, grid, None, mean=mean) if self.text_to_image else None
         image = self.image_to_text(grid, None, tokens, mask, mean=mean) if self.image_to_text else None
         return text, image
 
 
 class CrossAttentionFusion(nn.Module):
-    """Layers of cross-attention, means over both sides and over their agreement, and an MLP.
+    """Layers of cross-attention, then an MLP over the means of both sides and of their agreements.
 
-    It is given tokens, never pooled vectors: over sequences of length one a query has no effect on what it attends to.
+    Its inputs are tokens, never pooled vectors: with sequences of length one a query has no effect on its result.
     """
 
     def __init__(self, dim: int, grid_size: int, config: Fusion) -> None:
@@ -151,21 +164,22 @@ class CrossAttentionFusion(nn.Module):
             nn.Linear(2 * dim, dim),
         )
         self.score = nn.Linear(dim, 1)
-        looks = config.direction
-        self.alignment = Alignment(dim, text_looks=looks != "image_to_text", image_looks=looks != "text_to_image")
-        """For the model, which gives it the tokens in the space of its embeddings."""
+        self.alignment = Alignment(
+            dim, text_attends=config.direction != "image_to_text", image_attends=config.direction != "text_to_image"
+        )
+        """Token alignment, called by the model with tokens in the space of its embeddings."""
 
     def forward(
         self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
     ) -> Fused:
-        """P pairs, by position or by indices into the images and captions.
+        """Fuse P pairs, given by position or by indices into the images and captions.
 
         Args:
             grid: (B, N, d).
             tokens: (C, T, d).
             mask: (C, T) bool, True where there is a token.
-            image: (P,) int64, the image of each pair; None: the pairs have an image each, in order.
-            text: (P,) int64, the caption of each pair, likewise.
+            image: (P,) int64, image of each pair; None: pair p has image p.
+            text: (P,) int64, caption of each pair; None: pair p has caption p.
         """
         images, texts = Side(grid + self.position, image), Side(tokens, text)
         mask = texts.in_pairs(mask)
@@ -174,13 +188,13 @@ class CrossAttentionFusion(nn.Module):
         for layer in layers:
             texts, images, agreement = layer(texts, images, mask)
             agreements.append(agreement)
-        text, grid_mean, agreement = last.means(texts, images, mask)
-        joint = self.joint(torch.cat([text, grid_mean, *agreements, agreement], dim=1))
+        text_mean, grid_mean, agreement = last.means(texts, images, mask)
+        joint = self.joint(torch.cat([text_mean, grid_mean, *agreements, agreement], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
 class MeanFusion(nn.Module):
-    """The control to attention: both sides' means, and an MLP of about `weights` weights."""
+    """Control for attention: an MLP of about `weights` weights over the means of both sides."""
 
     alignment = None
 
@@ -199,14 +213,14 @@ class MeanFusion(nn.Module):
     def forward(
         self, grid: Tensor, tokens: Tensor, mask: Tensor, image: Tensor | None = None, text: Tensor | None = None
     ) -> Fused:
-        """As `CrossAttentionFusion`."""
+        """Fuse P pairs, with the arguments of `CrossAttentionFusion.forward`."""
         images, texts = Side(grid, image), Side(tokens, text)
         joint = self.joint(torch.cat([texts.in_pairs(masked_mean(tokens, mask)), _grid_mean(images)], dim=1))
         return Fused(joint, self.score(joint).squeeze(-1).float())
 
 
 def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusion | MeanFusion:
-    """The fusion that params.yaml describes."""
+    """Build the fusion that params.yaml describes."""
     if config.attention:
         return CrossAttentionFusion(dim, grid_size, config)
     with torch.device("meta"):
@@ -214,12 +228,12 @@ def make_fusion(dim: int, grid_size: int, config: Fusion) -> CrossAttentionFusio
     return MeanFusion(dim, sum(parameter.numel() for parameter in twin.parameters()), config.dropout)
 
 
-def _agreements(*sides: Looked | None) -> Tensor:
+def _agreements(*sides: Attended | None) -> Tensor:
     return torch.cat([side.agreement for side in sides if side], dim=1)
 
 
 def _of_tokens(compute: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """`compute` of each of `tokens` (P, S, d) where `mask` (P, S) is True; elsewhere what means nothing."""
+    """Apply `compute` to `tokens` (P, S, d) where `mask` (P, S) is True; elsewhere the result is arbitrary."""
     if mask is None or not can_ask(mask) or mask.all():
         return compute(tokens)
     computed = compute(tokens[mask])
@@ -231,10 +245,10 @@ def _mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _standardized(values: Tensor) -> Tensor:
-    """(…, d) with mean zero and variance one over d."""
+    """Shift and scale (…, d) to mean zero and variance one over d."""
     return layer_norm(values, values.shape[-1:])
 
 
 def _grid_mean(images: Side) -> Tensor:
-    """Over the grid of each pair, (P, d)."""
+    """Return the mean over the grid of each pair, (P, d)."""
     return images.in_pairs(images.values.mean(dim=1))

@@ -1,4 +1,4 @@
-"""A trained model as a folder: safetensors weights, configuration and tokenizer, and nothing that is executed."""
+"""A trained model as a folder: safetensors weights, configuration and tokenizer, no executable content."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from diptych.model.towers import ImageTower, TextTower
 
 FORMAT: Literal[2] = 2
 WEIGHTS = "model.safetensors"
-"""Of the model, and the querybank."""
+"""File name of the weights: the model's and the query bank's."""
 _BANK = "querybank."
 
 
 class Preprocessing(config.Section):
-    """How images and texts become what the towers were trained on; as in params.yaml."""
+    """Preprocessing of images and texts that the towers were trained with, as in params.yaml."""
 
     image_size: Annotated[int, Field(ge=32)]
     resize: Literal["stretch", "crop"]
@@ -35,7 +35,7 @@ class Preprocessing(config.Section):
 
 
 class Reranking(config.Section):
-    """What the fusion's logits count beside the scaled cosines of the `top_k`, and the biases of these."""
+    """Weights of the ITM logits and token-alignment scores in re-ranking the `top_k`, and of the qb_norm biases."""
 
     top_k: config.Positive
     match_weight: Annotated[float, Field(ge=0)]
@@ -55,7 +55,7 @@ class _Description(config.Section):
 
 
 class LoadedModel(NamedTuple):
-    """A model with all it takes to use it."""
+    """A model with everything needed to use it."""
 
     model: DualEncoder
     """In evaluation mode."""
@@ -63,7 +63,7 @@ class LoadedModel(NamedTuple):
     preprocessing: Preprocessing
     reranking: Reranking
     querybank: QueryBank
-    """By which items are ranked when they are found."""
+    """Query bank whose biases are subtracted from the cosines."""
 
 
 def save_model(
@@ -75,7 +75,7 @@ def save_model(
     reranking: Reranking,
     querybank: QueryBank,
 ) -> None:
-    """Writes the folder as a whole, in place of an older one; of the querybank's strength `reranking` has it."""
+    """Write the folder atomically, replacing an older one; the query bank's strength is kept in `reranking`."""
     description = _Description(
         format=FORMAT,
         model=settings,
@@ -94,7 +94,7 @@ def save_model(
 
 
 def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
-    """Reads what `save_model` wrote.
+    """Read a folder that `save_model` wrote.
 
     Raises:
         DiptychError: a file is missing, damaged or of another format, or one does not fit the others.
@@ -113,7 +113,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         model.load_state_dict(weights)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         _try(model.eval(), tokenizer, description.preprocessing)
-    except Exception as error:  # each architecture checks its own fields, in a way of its own
+    except Exception as error:  # each architecture checks its fields differently
         raise DiptychError(f"{folder} does not hold a whole model ({error}); run `dvc repro train`.") from None
     image, text = (queries.to(device) for queries in bank)
     querybank = QueryBank(image, text, description.reranking.bias_strength)
@@ -121,29 +121,27 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of the weights file, by which a model is known."""
+    """Return the SHA-256 of the weights file, which identifies a model."""
     return file_sha256(folder / WEIGHTS)
 
 
 @torch.inference_mode()
 def _try(model: DualEncoder, tokenizer: PreTrainedTokenizerBase, preprocessing: Preprocessing) -> None:
-    """What of a configuration does not fit the weights or the tokenizer shows in a blank image and the longest caption
-    of the last of all tokens.
-    """
+    """Run the model on a blank image and a longest caption of the last token, to check that its files fit together."""
     if tokenizer.pad_token is None:
         raise ValueError("the tokenizer has no padding token")
     size, length = preprocessing.image_size, preprocessing.max_tokens
     image = model.encode_images(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     last = max(tokenizer.get_vocab().values())
     text = model.encode_texts(torch.full((1, length), last), torch.ones(1, length, dtype=torch.bool))
-    score = model.fuse(image.grid, text.tokens, text.mask).score
-    for tensor in (image.pooled, text.pooled, score, model.logit_scale, 1 / model.logit_scale):
+    itm = model.fuse(image.grid, text.tokens, text.mask).score
+    for tensor in (image.pooled, text.pooled, itm, model.logit_scale, 1 / model.logit_scale):
         if not torch.isfinite(tensor).all():
-            raise ValueError("what it computes is not finite")
+            raise ValueError("the model's outputs are not finite")
 
 
 def _queries(queries: torch.Tensor, dim: int) -> torch.Tensor:
-    """One side of the querybank, if it can be one."""
+    """Return one side of the query bank after checking it."""
     lengths = queries.float().norm(dim=-1) if queries.is_floating_point() else queries
     if queries.ndim != 2 or queries.shape[1] != dim or not len(queries) or not ((lengths - 1).abs() < 0.01).all():
         raise ValueError(f"the querybank in {WEIGHTS} does not hold embeddings of {dim} dimensions and length one")
@@ -152,7 +150,7 @@ def _queries(queries: torch.Tensor, dim: int) -> torch.Tensor:
 
 def _restore(description: _Description) -> DualEncoder:
     settings, image_size = description.model, description.preprocessing.image_size
-    # Mean and std are among the weights; these only stand in until they are read.
+    # Mean and std are among the weights; these are placeholders until the weights are read.
     image_tower = ImageTower(
         restore_backbone(description.image_backbone), settings.dim, image_size, [0.0] * 3, [1.0] * 3
     )
@@ -161,6 +159,6 @@ def _restore(description: _Description) -> DualEncoder:
 
 
 def _configuration(backbone: Any) -> dict[str, Any]:
-    """What differs from the architecture's defaults; where the weights came from stays out."""
+    """Return the fields that differ from the architecture's defaults, without the origin of the weights."""
     content: dict[str, Any] = backbone.to_diff_dict()
     return {name: value for name, value in content.items() if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""The head between a tower's pooled vector and a self-supervised loss."""
+"""Projection head between a tower's pooled vector and a self-supervised loss."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch.nn.functional import normalize
 
 
 class ProjectionHead(nn.Module):
-    """SimCLR's projection: one hidden layer as wide as its input, then the loss's space.
+    """Projection head of SimCLR: one hidden layer as wide as its input, then the space of the loss.
 
-    Chen et al. 2020, section 2.1; without it the loss would take from the features what the views do not share
-    (section 4.2). Training alone needs it: it is no part of the model that retrieves.
+    Chen et al. 2020, section 2.1. Without it the loss would remove from the features what the views do not share
+    (section 4.2). Only training needs it: the saved model does not contain it.
 
     Args:
-        dim: of the features.
-        projection_dim: of the space in which views are compared; 128 in the paper.
+        dim: dimension of the features.
+        projection_dim: dimension of the space in which views are compared; 128 in the paper.
     """
 
     def __init__(self, dim: int, projection_dim: int = 128) -> None:
@@ -22,5 +22,5 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        """`features` (B, `dim`) to (B, `projection_dim`) float32, of length one."""
+        """Project `features` (B, `dim`) to (B, `projection_dim`) float32, of unit length."""
         return normalize(self.layers(features).float(), dim=-1)

@@ -1,10 +1,10 @@
-"""What an item scores on queries in general, taken off its score, so that no item is found by everybody.
+"""Query-bank normalization (qb_norm): subtract from each score what the item scores on queries in general.
 
-In a space of many dimensions some items, the hubs, are near to most queries. Contrastive training compares a query's
-items, and items' queries, within a batch; in a gallery only the former comparison is left. The inverted softmax of
-Smith et al. (ICLR 2017) brings the other one back: a score is compared with those of the same item on other queries.
-With training queries in that place, as in querybank normalization (Bogolin et al., CVPR 2022), nothing need be known of
-the queries to come.
+In a space of many dimensions some items, the hubs, are near to most queries and would be retrieved for all of them.
+Contrastive training compares the items for a query and the queries for an item, both within a batch. A ranking compares
+only the items for a query. The inverted softmax (Smith et al., ICLR 2017) restores the other comparison: it compares a
+score with the same item's scores on other queries. Querybank normalization (Bogolin et al., CVPR 2022) uses training
+queries there, so nothing about future queries has to be known.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import torch
 from torch import Tensor
 
 BLOCK_SCORES = 4_000_000
-"""Scores held at once."""
+"""Number of scores held in memory at once."""
 
 
 class QueryBank(NamedTuple):
-    """Embeddings of training images and training captions, each of length one."""
+    """Embeddings of training images and training captions, each of unit length."""
 
     image: Tensor
-    """(n, d) floating, queries to captions."""
+    """(n, d) floating point, queries for captions."""
     text: Tensor
-    """(m, d) floating, queries to images."""
+    """(m, d) floating point, queries for images."""
     strength: float = 1.0
-    """How much of a bias counts: 1 is the inverted softmax; where there are few queries to judge by, less is better."""
+    """Multiplier of the biases: 1 is the inverted softmax; with few queries in the bank, less is better."""
 
     def image_bias(self, image: Tensor, logit_scale: float) -> Tensor:
-        """What `image` (N, d) scores on the bank's captions, (N,) float32, in units of cosine.
+        """Return the biases (N,) float32 of `image` (N, d): their scores on the bank's captions, in units of cosine.
 
-        Of the cosines c it is strength · log(mean(exp(logit_scale · c))) / logit_scale, a soft maximum.
+        With cosines c, a bias is strength · log(mean(exp(logit_scale · c))) / logit_scale, a soft maximum.
         """
         return self.strength * _soft_maximum(image, self.text, logit_scale)
 
     def text_bias(self, text: Tensor, logit_scale: float) -> Tensor:
-        """What `text` (M, d) scores on the bank's images, (M,) likewise."""
+        """Return the biases (M,) float32 of `text` (M, d): the same on the bank's images."""
         return self.strength * _soft_maximum(text, self.image, logit_scale)
 
 

@@ -1,4 +1,4 @@
-"""The two towers: backbones of transformers, projected to the shared dimension."""
+"""The two towers: transformers backbones with a projection to the shared dimension."""
 
 from __future__ import annotations
 
@@ -12,87 +12,98 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, pad
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from diptych.errors import DiptychError
 from diptych.model.upper import UpperLayers, weights_below
 
 Groups = Sequence[tuple[int, int]]
-"""Of captions in the order of their lengths: the row at which each group ends, and its longest caption's tokens."""
+"""Groups of captions sorted by length: the row at which each ends, and the number of tokens of its longest caption."""
 
 
 class Tower(nn.Module):
-    """A backbone of transformers, which learns or stays as it came."""
+    """A transformers backbone with a projection; the backbone is trained, in part or whole, or frozen."""
 
     backbone: PreTrainedModel
     drops_out: bool
-    """Whether the backbone drops anything out while it learns."""
+    """True if the backbone's dropout is active in training."""
     upper: UpperLayers | None = None
-    """Where `features` end and `forward` goes on, if not at the end of the backbone."""
+    """Layers that `forward` applies to the `features` of a split tower; None: the tower is not split."""
     features: Callable[..., Tensor]
     above: Callable[..., Tensor]
-    """Of a tower that was split: from its `features` to those that it has when it is whole."""
+    """Function of a split tower: turns its `features` into those of the whole tower."""
     feature_shape: tuple[int, ...]
-    """Of the features of an image or of a token."""
+    """Shape of the features of an image or of a token."""
     whole_shape: tuple[int, ...]
-    """The same of a tower that is not split."""
+    """The same for a tower that is not split."""
     _sample: Callable[[], tuple[Tensor, ...]]
-    """Makes something to call the tower with."""
+    """Function that returns inputs to try the tower with."""
     _shape: Callable[[Tensor], tuple[int, ...]]
-    """Takes the `feature_shape` from features."""
-    _idle: frozenset[str] = frozenset()
-    """Names of the backbone's weights that have no part in its output."""
+    """Function that returns the `feature_shape` of features."""
+    unused_weights: frozenset[str] = frozenset()
+    """Names of the backbone's weights that its output does not depend on."""
     _statistics_frozen = False
 
     def set_learning(self, learning: bool, *, top_layers: int | None = None, statistics_frozen: bool = False) -> None:
-        """Which of the backbone's weights learn, and whether its batch norms keep the statistics that they came with.
+        """Choose which of the backbone's weights are trained.
 
-        What does not learn also drops nothing out, so its features depend on its input alone.
+        Frozen parts have no active dropout, so their features depend on their input alone.
 
         Args:
-            learning: whether any of its weights learn.
-            top_layers: how many of its last layers learn; None: all of it.
-            statistics_frozen: of batch norms that learn; those that do not keep them anyway.
+            learning: True to train weights of the backbone, False to freeze it.
+            top_layers: the number of last layers to train; None: all.
+            statistics_frozen: keep the running statistics of trained batch norms; frozen ones keep theirs anyway.
 
         Raises:
-            DiptychError: it has fewer layers.
+            DiptychError: the backbone has fewer layers.
         """
-        staying = self._idle if top_layers is None else self._idle | weights_below(self.backbone, top_layers)
+        frozen = (
+            self.unused_weights
+            if top_layers is None
+            else self.unused_weights | weights_below(self.backbone, top_layers)
+        )
         for name, parameter in self.backbone.named_parameters():
-            # Several processes would wait for the gradient of a weight that has none.
-            parameter.requires_grad_(learning and name not in staying)
+            # An unused weight gets no gradient, and several processes would wait for it.
+            parameter.requires_grad_(learning and name not in frozen)
         self._statistics_frozen = statistics_frozen
         self.train(self.training)
 
     def split(self, top_layers: int) -> bool:
-        """Has `features` end below the last `top_layers` layers, and `forward` go on from there.
+        """Make `features` end below the last `top_layers` layers, and `forward` continue from there.
 
-        False where the architecture does not come apart like this; then all stays as it was.
+        Returns:
+            False if the architecture cannot be split like this; the tower is then unchanged.
         """
         training, sample = self.training, self._sample()
         self.eval()
         with torch.no_grad():
-            whole = self(*sample)
-            try:
-                self.upper = UpperLayers(self.backbone, top_layers)
-                features = self.features(*sample)
-                same = torch.allclose(self(features, *sample[1:]), whole, rtol=1e-3, atol=1e-4)
-            except Exception:  # whatever an architecture says of states in the place of its input
-                same = False
-        if same:
-            self.feature_shape = self._shape(features)
-        else:
+            features = self._try_split(top_layers, sample)
+        if features is None:
             self.upper = None
+        else:
+            self.feature_shape = self._shape(features)
         self.train(training)
-        return same
+        return features is not None
+
+    def _try_split(self, top_layers: int, sample: tuple[Tensor, ...]) -> Tensor | None:
+        """Set `upper` and return the new features of `sample`; None if they do not lead to the same output."""
+        expected = self(*sample)
+        try:
+            self.upper = UpperLayers(self.backbone, top_layers)
+            features: Tensor = self.features(*sample)
+            same = torch.allclose(self(features, *sample[1:]), expected, rtol=1e-3, atol=1e-4)
+        except Exception:  # architectures fail in many ways when they get states in place of their input
+            return None
+        return features if same else None
 
     def join(self) -> None:
-        """Has `features` end with the backbone again, if it was split."""
+        """Undo `split`: make `features` end with the backbone again."""
         self.upper = None
         self.feature_shape = self.whole_shape
 
     def features_sha256(self, *, whole: bool = False) -> str:
-        """Of the weights and configuration that `features` depend on; or, with `whole`, what `above` makes of them."""
+        """Return a SHA-256 of the weights and configuration behind `features`, or behind those of the whole tower."""
         digest = hashlib.sha256(json.dumps(self.backbone.config.to_diff_dict(), sort_keys=True, default=str).encode())
         digest.update(str(self.upper and self.upper.count).encode())
         parts = self.upper.below if self.upper and not whole else [self.backbone]
@@ -103,7 +114,7 @@ class Tower(nn.Module):
         return digest.hexdigest()
 
     def train(self, mode: bool = True) -> Self:
-        """As ever, but what is frozen stays in evaluation mode, and so does what drops out if nothing is to."""
+        """Set the mode, but keep frozen modules in evaluation mode, and the whole backbone without `drops_out`."""
         super().train(mode)
         parts = [self.backbone] if self.upper is None else [self.backbone, self.upper.model.train(mode)]
         if not mode:
@@ -113,39 +124,40 @@ class Tower(nn.Module):
                 part.eval()
         for module in itertools.chain(*(part.modules() for part in parts)):
             parameters = list(module.parameters())
-            learns = any(parameter.requires_grad for parameter in parameters)
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(learns and not self._statistics_frozen)
-            elif parameters and not learns:
+            trained = any(parameter.requires_grad for parameter in parameters)
+            if isinstance(module, _BatchNorm):
+                module.train(trained and not self._statistics_frozen)
+            elif parameters and not trained:
                 module.eval()
         return self
 
 
 class ChannelDropout(nn.Module):
-    """Leaves out channels of a whole sequence: what is left out of single tokens, pooling puts together again."""
+    """Dropout of channels over a whole sequence; what is dropped from single tokens only, pooling would restore."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`tokens` (B, T, C), to the same shape."""
+        """Drop channels of `tokens` (B, T, C); the shape stays."""
         if not (self.training and self.probability):
             return tokens
         return tokens * dropout(torch.ones_like(tokens[:, :1]), self.probability)
 
 
 class ImageTower(Tower):
-    """A vision backbone's feature map as a sequence of grid tokens.
+    """Image tower: a vision backbone's feature map as a sequence of grid tokens.
 
     Args:
-        backbone: a transformers model whose `last_hidden_state` is a feature map (B, C, H, W), or the tokens (B, N, C)
-            of a square grid of patches with class and register tokens, if it has any, before them.
-        dim: of the projection.
-        image_size: pixels of both sides of its input.
-        mean, std: of its input in RGB, with values from 0 to 1.
-        channel_dropout: of the backbone's features where the projection learns from them.
-        drops_out: whether the backbone drops anything out while it learns.
+        backbone: a transformers model. Its `last_hidden_state` is a feature map (B, C, H, W), or tokens (B, N, C): any
+            class and register tokens, then a square grid of patches.
+        dim: dimension of the projection.
+        image_size: side of the square input in pixels.
+        mean: mean of the input's RGB channels, with values from 0 to 1.
+        std: standard deviation of the same.
+        channel_dropout: probability with which a channel of the backbone's features is dropped in training.
+        drops_out: True to use the backbone's own dropout in training.
     """
 
     scale: Tensor
@@ -165,10 +177,10 @@ class ImageTower(Tower):
         self.backbone = backbone
         self.drops_out = drops_out
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-        # Scaled to uint8, so that pixels are normalized by one multiplication and one addition.
+        # Scaled for uint8 values, so that one multiplication and one addition normalize pixels.
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(3, 1, 1))
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1))
-        features, self._idle = _features(backbone, image_size)
+        features, self.unused_weights = _features(backbone, image_size)
         self.image_size = image_size
         self.grid_size = features.shape[1]
         self.has_class_token = math.isqrt(self.grid_size) ** 2 != self.grid_size
@@ -177,9 +189,9 @@ class ImageTower(Tower):
         self.projection = nn.Sequential(nn.Linear(features.shape[2], dim), nn.LayerNorm(dim))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """`pixels` (B, S, S, 3) uint8 RGB to the backbone's tokens (B, N, C), a class token first if there is one.
+        """Return the backbone's tokens (B, N, C) of `pixels` (B, S, S, 3) uint8 RGB, a class token first if it has one.
 
-        Of a tower that was split, to the states (B, ...) that its upper layers are given.
+        A split tower returns the input states (B, ...) of its upper layers.
         """
         normalized = _channels_last(pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift)
         if self.upper:
@@ -187,12 +199,12 @@ class ImageTower(Tower):
         return _as_tokens(self.backbone(normalized).last_hidden_state)
 
     def above(self, features: Tensor) -> Tensor:
-        """Of a tower that was split: the states (B, ...) below its upper layers to its tokens (B, N, C)."""
+        """Turn a split tower's `features` (B, ...) into the backbone's tokens (B, N, C)."""
         assert self.upper is not None
         return _as_tokens(self.upper.model(_channels_last(features.float())).last_hidden_state)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pixels (B, S, S, 3) uint8, or what `features` made of them, to grid tokens (B, N, d)."""
+        """Return the grid tokens (B, N, d) of pixels (B, S, S, 3) uint8, or of their `features`."""
         features = images if images.is_floating_point() else self.features(images)
         if self.upper:
             features = self.above(features)
@@ -208,7 +220,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """A BERT's token states, its last layers mixed by learned weights.
+    """Text tower: token states of a BERT, with learned weights to mix its last layers.
 
     The mix is that of Peters et al., "Deep contextualized word representations", NAACL 2018, equation 1.
     """
@@ -235,20 +247,24 @@ class TextTower(Tower):
         self.projection = nn.Sequential(nn.Linear(backbone.config.hidden_size, dim), nn.LayerNorm(dim))
 
     def features(self, token_ids: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
-        """`token_ids` (B, T) int64 and `mask` (B, T) bool, True where there is a token, to the token states of the last
-        layers (B, T, L, C); of a tower that was split, to the states (B, T, C) that its upper layers are given.
+        """Return the token states of the last layers (B, T, L, C).
 
-        `groups` says how far down (rows) the captions have at most how many tokens: each group is computed by itself,
-        without the padding that only longer captions need; beyond it states are zero.
+        A split tower returns the input states (B, T, C) of its upper layers.
+
+        Args:
+            token_ids: (B, T) int64.
+            mask: (B, T) bool, True where there is a token.
+            groups: rows of captions that are computed separately, each group padded to its own longest caption only.
+                Beyond that length states are zero.
         """
         return _by_group(self._below if self.upper else self._through, token_ids, mask, groups)
 
     def above(self, states: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
-        """Of a tower that was split: the states (B, T, C) below its upper layers to those of its last (B, T, L, C)."""
+        """Turn a split tower's `features` (B, T, C) into the token states of the last layers (B, T, L, C)."""
         return _by_group(self._above, states.float(), mask, groups)
 
     def forward(self, texts: Tensor, mask: Tensor, groups: Groups | None = None) -> Tensor:
-        """Token ids (B, T) int64, or what `features` made of them, to token states (B, T, d)."""
+        """Return the token states (B, T, d) of token ids (B, T) int64, or of their `features`."""
         states = texts if texts.is_floating_point() else self.features(texts, mask, groups)
         if self.upper:
             states = self.above(states, mask, groups)
@@ -256,7 +272,7 @@ class TextTower(Tower):
         return self.projection(self.dropout(mixed))
 
     def split(self, top_layers: int) -> bool:
-        """As ever, but no lower than the layers that are mixed."""
+        """Split as `Tower.split` does, but below all layers whose states are mixed."""
         return super().split(max(top_layers, len(self.mix) - 1))
 
     def _through(self, token_ids: Tensor, mask: Tensor) -> Tensor:
@@ -287,7 +303,7 @@ class TextTower(Tower):
 def _by_group(
     compute: Callable[[Tensor, Tensor], Tensor], texts: Tensor, mask: Tensor, groups: Groups | None
 ) -> Tensor:
-    """`compute` of each group of `texts` (B, T, ...) with its mask, without the padding that it does not need."""
+    """Apply `compute` to each group of `texts` (B, T, ...) and its mask, without the padding that it does not need."""
     states, first = [], 0
     for end, length in groups or ((len(texts), texts.shape[1]),):
         rows = (slice(first, end), slice(length))
@@ -298,17 +314,17 @@ def _by_group(
 
 
 def _channels_last(images: Tensor) -> Tensor:
-    """Feature maps (B, C, H, W) as convolutions want them; tokens (B, N, C) as they are."""
+    """Put feature maps (B, C, H, W) into the channels-last layout; return tokens (B, N, C) unchanged."""
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def _as_tokens(output: Tensor) -> Tensor:
-    """A feature map (B, C, H, W) as tokens (B, H·W, C); tokens as they are."""
+    """Reshape a feature map (B, C, H, W) to tokens (B, H·W, C); return tokens unchanged."""
     return output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
 
 
 def _features(backbone: PreTrainedModel, image_size: int) -> tuple[Tensor, frozenset[str]]:
-    """Grid tokens (1, N, C) of a picture of this size, and the names of the weights that have no part in them."""
+    """Return the tokens (1, N, C) of a blank image, and the names of the weights that they do not depend on."""
     training = backbone.training
     try:
         tokens = _as_tokens(backbone.eval()(torch.zeros(1, 3, image_size, image_size)).last_hidden_state)

@@ -1,5 +1,6 @@
-"""The upper layers of a backbone, which learn, apart from the lower ones, which stay: what these say of an image or a
-caption never changes, so it is computed once.
+"""Upper layers of a backbone, which are trained, separated from its lower layers, which stay frozen.
+
+The output of the lower layers never changes, so it is computed once for each image and caption.
 """
 
 from __future__ import annotations
@@ -16,34 +17,31 @@ from diptych.errors import DiptychError
 
 
 class UpperLayers:
-    """The last layers of a backbone, and all that it computes after them.
+    """The last layers of a backbone, and everything that it computes after them.
 
-    `model` is the backbone with every part below replaced by one that hands on what it is given: fed with the states
-    that come out of the lower layers, it computes what the backbone would. Its weights are the backbone's own.
+    `model` is a copy of the backbone that shares its weights. In it, each part below the upper layers is replaced by
+    one that passes its input on. Given the output states of the lower layers, `model` returns what the backbone would.
 
     Args:
-        backbone: on its device already.
-        count: how many layers; of a CNN, stages.
+        backbone: on its final device.
+        count: the number of layers; for a CNN, of stages.
 
     Raises:
-        DiptychError: the backbone has fewer.
+        DiptychError: the backbone has fewer layers.
     """
 
     def __init__(self, backbone: PreTrainedModel, count: int) -> None:
         self.count = count
         self._first = _layers(backbone, count)[-count]
-        weights = {id(backbone.get_parameter(name)) for name in weights_below(backbone, count)}
-        self.below = _whole_parts(backbone, weights)
-        shared = itertools.chain(backbone.parameters(), backbone.buffers())
-        memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-        memo |= {id(part): _HandingOn(part) for part in self.below}
-        self.model: PreTrainedModel = copy.deepcopy(backbone, memo)
+        frozen = {id(backbone.get_parameter(name)) for name in weights_below(backbone, count)}
+        self.below = _largest_parts(backbone, frozen)
+        self.model = _copy_without(backbone, self.below)
 
     def lower(self, backbone: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
-        """What the first of the upper layers is given when the backbone is called like this."""
+        """Return the input of the first upper layer when `backbone` is called with these arguments."""
 
-        def stop(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            raise _ReachedError(given[0] if given else named["hidden_states"])
+        def stop(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _ReachedError(args[0] if args else kwargs["hidden_states"])
 
         with self._first.register_forward_pre_hook(stop, with_kwargs=True):
             try:
@@ -53,15 +51,15 @@ class UpperLayers:
         raise AssertionError("the backbone never calls its own layers")
 
 
-class _HandingOn(nn.Module):
-    """In the place of a part below: gives the states that it is given.
+class _PassThrough(nn.Module):
+    """Stand-in for a lower part: returns the states that it is given.
 
-    All else that a backbone may ask of the part, such as the dtype of its weights, is the part's own.
+    Any other attribute that a backbone may read, such as the dtype of the weights, is that of the part.
     """
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        # Not as a submodule: its weights are none of the upper layers'.
+        # A submodule would add the part's weights to those of the upper layers.
         self.__dict__["part"] = part
 
     def __getattr__(self, name: str) -> Any:
@@ -73,14 +71,13 @@ class _HandingOn(nn.Module):
             return getattr(self.__dict__["part"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The first of what is given that can be states; before them embeddings of text have token ids, or None."""
-        return next(
-            value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and torch.is_floating_point(value)
-        )
+        """Return the first floating-point tensor; text embeddings are called with token ids, or None, before it."""
+        values = (*args, *kwargs.values())
+        return next(value for value in values if torch.is_tensor(value) and torch.is_floating_point(value))
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass where the upper layers begin."""
+    """Signal that ends a forward pass at the first upper layer."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -88,10 +85,10 @@ class _ReachedError(Exception):
 
 
 def weights_below(backbone: nn.Module, count: int) -> set[str]:
-    """Names of the weights that come before the last `count` layers.
+    """Return the names of the weights that come before the last `count` layers.
 
     Raises:
-        DiptychError: it has fewer layers.
+        DiptychError: the backbone has fewer layers.
     """
     names = {id(parameter): name for name, parameter in backbone.named_parameters()}
     first = names[id(next(_layers(backbone, count)[-count].parameters()))]
@@ -99,7 +96,7 @@ def weights_below(backbone: nn.Module, count: int) -> set[str]:
 
 
 def _layers(backbone: nn.Module, count: int) -> nn.ModuleList | nn.Sequential:
-    """The list of layers that holds most weights: it holds the others, if there are any within it."""
+    """Return the list with the most weights: where lists are nested, the outermost, whose items are the layers."""
     lists = [module for module in backbone.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
     layers = max(lists, key=_size, default=nn.ModuleList())
     if count > len(layers):
@@ -113,13 +110,22 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _whole_parts(module: nn.Module, weights: set[int]) -> list[nn.Module]:
-    """The largest modules within `module` that have weights, and none but these."""
+def _largest_parts(module: nn.Module, weights: set[int]) -> list[nn.Module]:
+    """Return the largest modules within `module` that have weights, all of them among `weights` (by id)."""
     parts = []
     for child in module.children():
-        own = {id(parameter) for parameter in child.parameters()}
-        if own and own <= weights:
+        held = {id(parameter) for parameter in child.parameters()}
+        if held and held <= weights:
             parts.append(child)
         else:
-            parts.extend(_whole_parts(child, weights))
+            parts.extend(_largest_parts(child, weights))
     return parts
+
+
+def _copy_without(backbone: PreTrainedModel, parts: list[nn.Module]) -> PreTrainedModel:
+    """Copy `backbone` with `parts` passing their input on; weights and buffers are shared, not copied."""
+    shared = itertools.chain(backbone.parameters(), backbone.buffers())
+    # deepcopy takes what the memo holds under an object's id instead of copying the object.
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    memo |= {id(part): _PassThrough(part) for part in parts}
+    return copy.deepcopy(backbone, memo)
