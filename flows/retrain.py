@@ -19,7 +19,8 @@ from prefect.runtime import flow_run
 from diptych.data.pretrained import locate_towers
 from diptych.inbox import ingesting, ledger
 from diptych.orchestration import pages
-from diptych.project import dvc
+from diptych.project import dvc, leftovers
+from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
 from diptych.project.params import read_params
@@ -63,7 +64,7 @@ def retrain(
         # Invalid parameters end the run here.
         read_params(workspace)
         warn_of_unknown_commit(workspace)
-        dvc.mend(workspace)
+        leftovers.repair(workspace)
         drops = ingest_drops(workspace, inbox)
         data, changed = fetch_data(workspace)
         why, stages = run_stages(workspace, drops, changed, force)
@@ -156,8 +157,8 @@ def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
         import diptych.registry.register  # noqa: F401
 
         changed, origin = status.result(), "present"
-    if not workspace.data.exists() or "data.dvc" in changed or dvc.dataset_version(workspace) is None:
-        origin = dvc.bring_dataset(workspace)
+    if not workspace.data.exists() or "data.dvc" in changed or dataset_version(workspace) is None:
+        origin = fetch_dataset(workspace)
         changed = dvc.status(workspace)
     get_run_logger().info("data/ is %s", origin)
     return origin, changed
@@ -207,7 +208,7 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     repair(model)
     outcome, why = "not asked", ""
     version = model.find(number) if promotion != "never" else None
-    if version and needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
+    if version and needs_decision(model, version, dataset_version(workspace) or "", promotion):
         considered = gate_and_promote(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         pages.show_decision(considered)
