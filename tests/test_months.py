@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diptych.data.images import ImageError, inspect_image
+from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import import_table
 from diptych.errors import DiptychError
 
@@ -22,7 +23,7 @@ CORRUPT, IDENTICAL, DRIFTED, WRONG, DAMAGED = (
 def bring(tmp_path: Path, month):
     """Imports the month's drop into a dataset."""
     table = drop(tmp_path / "inbox", month)
-    return import_table(tmp_path / "data", table, table.parent)
+    return import_table(tmp_path / "data", table, ImagesFolder(table.parent))
 
 
 def test_every_month_of_the_year_has_another_drop_and_its_number():

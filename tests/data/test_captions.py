@@ -77,8 +77,8 @@ def test_a_cut_off_file_is_named_with_the_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "no JSON that can be read"),
-        ("[" * 200_000, "no JSON that can be read"),
+        ('{"images": [{"id": ' + "9" * 5000 + "}]}", "JSON that cannot be read"),
+        ("[" * 200_000, "JSON that cannot be read"),
     ],
 )
 def test_json_that_python_does_not_read_is_refused(tmp_path: Path, content: str, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Names of image files: matched where one file fits, and where none does the message shows the difference."""
+"""Names of image files: matched where one file matches, and where none does the message shows the difference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,19 @@ def described(folder: Path, name: str) -> str:
     files = ImagesFolder(folder)
     files.find([name], "row 1")
     assert files.missing == [name]
-    return files.describe(name)
+    with pytest.raises(DiptychError) as caught:
+        files.refuse_missing(Path("captions.json"), 7, "Complete it.")
+    start, end = f"captions.json: 1 of 7 image files are not in {folder}: ", ". Complete it."
+    message = str(caught.value)
+    assert message.startswith(start)
+    assert message.endswith(end)
+    return message.removeprefix(start).removesuffix(end)
+
+
+def test_a_complete_folder_is_not_refused(folder: Path) -> None:
+    files = ImagesFolder(folder)
+    files.find(["a.jpg"], "row 1")
+    files.refuse_missing(Path("captions.json"), 1, "Complete it.")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +87,7 @@ def test_an_absolute_name_through_a_link_to_the_folder_is_inside(folder: Path) -
 def test_a_name_that_fits_two_files_is_refused_with_both(folder: Path) -> None:
     for name in ("é.png", "e\u0301.png"):
         (folder / name).touch()
-    with pytest.raises(DiptychError, match=r"row 1: file name ' \\xe9.png' fits 2 files alike: .*\\xe9.*u0301"):
+    with pytest.raises(DiptychError, match=r"row 1: file name ' \\xe9.png' matches 2 files: .*\\xe9.*u0301"):
         ImagesFolder(folder).find([" é.png"], "row 1")
 
 

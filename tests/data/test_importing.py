@@ -13,6 +13,7 @@ import pytest
 from diptych.data import importing
 from diptych.data.captions import read_dataset, write_dataset
 from diptych.data.growth import Rules
+from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_karpathy, import_table
 from diptych.data.scenes.drawing import write_scenes
 from diptych.data.shards import list_members, read_member
@@ -41,7 +42,7 @@ class Photos:
         self.json.write_text(json.dumps(content))
 
     def bring(self, split: str | None = "train", **rules: Any) -> ImportSummary:
-        return import_coco(self.data, [CocoSource(self.json, self.folder, split)], Rules(**rules))
+        return import_coco(self.data, [CocoSource(self.json, ImagesFolder(self.folder), split)], Rules(**rules))
 
     def files(self) -> dict[str, bytes]:
         """The dataset as it lies there."""
@@ -105,13 +106,13 @@ def test_known_images_are_told_what_is_in_them_and_once_is_enough(photos: Photos
     annotations = [{"id": 1, "image_id": 2, "category_id": 1}]
     categories = [{"id": 1, "name": "dog"}]
     instances.write_text(json.dumps({"images": [{"id": 2}], "annotations": annotations, "categories": categories}))
-    source = CocoSource(photos.json, photos.folder, "train", instances)
-    told = import_coco(photos.data, [source])
-    assert (told.images_added, told.objects_told) == (0, 1)
+    source = CocoSource(photos.json, ImagesFolder(photos.folder), "train", instances)
+    summary = import_coco(photos.data, [source])
+    assert (summary.images_added, summary.objects_changed) == (0, 1)
     assert [record.get("objects") for record in read_dataset(photos.data).images] == [None, ["dog"]]
     after = photos.files()
     assert {name for name in after if after[name] != before.get(name)} == {"captions.json"}
-    assert import_coco(photos.data, [source]).objects_told == 0
+    assert import_coco(photos.data, [source]).objects_changed == 0
     photos.bring()
     assert photos.files() == after
 
@@ -137,7 +138,9 @@ def test_content_that_is_in_another_split_is_refused_with_names_and_nothing_chan
     photos.bring("train")
     before = photos.files()
     photos.write({1: b"one", 2: b"two", 3: b"three"})
-    with pytest.raises(DiptychError, match=r"2 images are already there in another split.*1\.jpg \(val; .* in train\)"):
+    with pytest.raises(
+        DiptychError, match=r"2 images are in the dataset in another split.*1\.jpg \(val; .* in train\)"
+    ):
         photos.bring("val")
     assert photos.files() == before
 
@@ -170,13 +173,13 @@ def test_dealing_overrides_the_records_and_excludes_a_given_split(photos: Photos
     with pytest.raises(DiptychError, match="not both"):
         photos.bring("train", deal=(1, 1, 1))
     with pytest.raises(DiptychError, match="not both"):
-        import_table(photos.data, photos.json, photos.folder, "train", Rules(deal=(1, 1, 1)))
+        import_table(photos.data, photos.json, ImagesFolder(photos.folder), "train", Rules(deal=(1, 1, 1)))
 
 
 def test_dealing_in_other_parts_what_is_there_already_is_refused(photos: Photos) -> None:
     photos.write({number: str(number).encode() for number in range(1, 40)})
     photos.bring("train")
-    with pytest.raises(DiptychError, match=r"already there in another split.* deal .* anew, remove data/"):
+    with pytest.raises(DiptychError, match=r"in the dataset in another split.* again, remove data/"):
         photos.bring(None, deal=(1, 1, 1))
     photos.bring(None, deal=(1, 1, 1), keep_split=True)
     photos.bring(None, deal=(1, 0, 0))
@@ -196,7 +199,10 @@ def test_several_files_each_have_their_split(photos: Photos, tmp_path: Path) -> 
     other = Path(tmp_path / "other.json")
     other.write_text(photos.json.read_text().replace("1.jpg", "2.jpg"))
     (photos.folder / "2.jpg").write_bytes(b"two")
-    sources = [CocoSource(photos.json, photos.folder, "train"), CocoSource(other, photos.folder, "val")]
+    sources = [
+        CocoSource(photos.json, ImagesFolder(photos.folder), "train"),
+        CocoSource(other, ImagesFolder(photos.folder), "val"),
+    ]
     import_coco(photos.data, sources)
     assert [record["split"] for record in read_dataset(photos.data).images] == ["train", "val"]
 
@@ -212,9 +218,9 @@ def test_a_karpathy_split_and_a_table_are_imported(photos: Photos, tmp_path: Pat
             }
         )
     )
-    import_karpathy(photos.data, tmp_path / "k.json", photos.folder)
+    import_karpathy(photos.data, tmp_path / "k.json", ImagesFolder(photos.folder))
     (tmp_path / "t.csv").write_text("file,caption,split\n2.jpg,b,val\n")
-    import_table(photos.data, tmp_path / "t.csv", photos.folder)
+    import_table(photos.data, tmp_path / "t.csv", ImagesFolder(photos.folder))
     assert [(record["id"], record["split"]) for record in read_dataset(photos.data).images] == [
         (11, "train"),
         (12, "val"),
@@ -260,7 +266,7 @@ def test_a_dataset_of_ones_own_is_not_replaced_and_that_is_said(
     photos.write({2: b"two"})
     assert not caplog.records
     photos.bring(onto_scenes="replace")
-    assert "To begin anew, remove" in caplog.text
+    assert "To start again, remove" in caplog.text
     assert len(read_dataset(photos.data).images) == 2
 
 

@@ -46,7 +46,7 @@ def test_a_missing_revision_names_the_cache_and_the_command_that_fills_it(cache:
 
 def test_a_revision_without_a_configuration_counts_as_missing(cache: Path) -> None:
     (cache / "models--some--model" / "snapshots" / REVISION).mkdir(parents=True)
-    with pytest.raises(DiptychError, match="not completely"):
+    with pytest.raises(DiptychError, match="missing or incomplete"):
         locate(Tower(pretrained="some/model", revision=REVISION))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from diptych.data.captions import read_instances
+from diptych.data.images_folder import ImagesFolder
 from diptych.data.sources import coco_source, karpathy_source, table_source
 from diptych.errors import DiptychError
 
@@ -46,25 +47,27 @@ def karpathy(folder: Path, *records: Any) -> Path:
 
 
 def test_a_coco_record_keeps_its_split_and_further_fields(folder: Path) -> None:
-    (image,) = coco_source(coco(folder, [{"id": 1, "file_name": "a.jpg", "split": "val", "license": 3}]), folder).images
+    (image,) = coco_source(
+        coco(folder, [{"id": 1, "file_name": "a.jpg", "split": "val", "license": 3}]), ImagesFolder(folder)
+    ).images
     assert (image.split, image.fields, image.captions[0].text) == ("val", {"license": 3}, "an a")
 
 
 @pytest.mark.parametrize("field", [{"score": float("nan")}, {"author": "\ud800"}, {"\ud800": 1}])
 def test_a_field_that_no_file_can_hold_is_refused_with_its_record(folder: Path, field: dict) -> None:
     path = coco(folder, [{"id": 1, "file_name": "a.jpg", **field}])
-    with pytest.raises(DiptychError, match="image 1: a field cannot be kept"):
-        coco_source(path, folder)
+    with pytest.raises(DiptychError, match="image 1: a field cannot be stored"):
+        coco_source(path, ImagesFolder(folder))
 
 
 def test_an_address_that_is_none_is_no_obstacle(folder: Path) -> None:
     record = {"id": 1, "file_name": "a.jpg", "coco_url": "http://[x"}
-    assert coco_source(coco(folder, [record]), folder).images[0].name == "a.jpg"
+    assert coco_source(coco(folder, [record]), ImagesFolder(folder)).images[0].name == "a.jpg"
 
 
 def test_a_split_that_is_given_goes_before_the_records_own(folder: Path) -> None:
     path = coco(folder, [{"id": 1, "file_name": "a.jpg", "split": "val"}])
-    assert coco_source(path, folder, "test").images[0].split == "test"
+    assert coco_source(path, ImagesFolder(folder), "test").images[0].split == "test"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_a_split_that_is_given_goes_before_the_records_own(folder: Path) -> None
 def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, place: str) -> None:
     (folder / place).parent.mkdir()
     (folder / place).write_bytes(b"x")
-    (image,) = coco_source(coco(folder, [{"id": 1, **record}]), folder).images
+    (image,) = coco_source(coco(folder, [{"id": 1, **record}]), ImagesFolder(folder)).images
     assert image.path == folder / place
 
 
@@ -95,11 +98,11 @@ def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, plac
         ([{"id": 1, "file_name": "caf\udce9.jpg"}], None, r"image 1: file name 'caf\?.jpg' is not in UTF-8"),
         ([{"id": 1, "file_name": "c.jpg"}], None, "1 of 1 image files are not in .*: c.jpg"),
         ([{"id": 1, "file_name": "x" * 5000}], None, "1 of 1 image files are not in"),
-        ([{"id": 1, "file_name": "a.jpg"}] * 2, None, "each image id must be there once.*: 1"),
-        (None, [{"id": 1, "image_id": 1, "caption": "a"}] * 2, "each annotation id must be there once"),
+        ([{"id": 1, "file_name": "a.jpg"}] * 2, None, "each image id must be unique.*: 1"),
+        (None, [{"id": 1, "image_id": 1, "caption": "a"}] * 2, "each annotation id must be unique"),
         (None, [{"id": 4, "image_id": 9, "caption": "a"}], r"annotation 4 \(image 9\)"),
-        ([{"id": 1, "file_name": "a.jpg", "split": "a/b"}], None, "split 'a/b' is not a name"),
-        ([{"id": 1, "file_name": "a.jpg", "split": 3}], None, "split 3 is not a name"),
+        ([{"id": 1, "file_name": "a.jpg", "split": "a/b"}], None, "split 'a/b' may have only letters"),
+        ([{"id": 1, "file_name": "a.jpg", "split": 3}], None, "split 3 may have only letters"),
         ([], [], "lists no images"),
         ([{"id": "one", "file_name": "a.jpg"}], [], "id"),
         ([{"id": 1}], [], "file_name"),
@@ -112,7 +115,7 @@ def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, plac
 )
 def test_what_is_wrong_with_a_coco_file_is_told(folder: Path, images: Any, annotations: Any, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
-        coco_source(coco(folder, images, annotations), folder)
+        coco_source(coco(folder, images, annotations), ImagesFolder(folder))
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_within_followed(folder: Path) -> None:
@@ -121,18 +124,18 @@ def test_a_link_out_of_the_folder_is_refused_and_one_within_followed(folder: Pat
     (folder / "out.jpg").symlink_to(secret)
     (folder / "in.jpg").symlink_to(folder / "a.jpg")
     with pytest.raises(DiptychError, match=r"out\.jpg is a link that leads out"):
-        coco_source(coco(folder, [{"id": 1, "file_name": "out.jpg"}]), folder)
-    assert coco_source(coco(folder, [{"id": 1, "file_name": "in.jpg"}]), folder).images
+        coco_source(coco(folder, [{"id": 1, "file_name": "out.jpg"}]), ImagesFolder(folder))
+    assert coco_source(coco(folder, [{"id": 1, "file_name": "in.jpg"}]), ImagesFolder(folder)).images
 
 
 def test_a_folder_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(DiptychError, match="nowhere, does not exist"):
-        coco_source(coco(folder), folder / "nowhere")
+        coco_source(coco(folder), ImagesFolder(folder / "nowhere"))
 
 
 def test_a_karpathy_record_is_read_with_its_ids(folder: Path) -> None:
     record = {"filename": "a.jpg", "split": "restval", "cocoid": 7, "sentences": [{"raw": "an a", "sentid": 3}]}
-    (image,) = karpathy_source(karpathy(folder, record), folder).images
+    (image,) = karpathy_source(karpathy(folder, record), ImagesFolder(folder)).images
     assert (image.split, image.id, image.captions[0].id) == ("train", 7, 3)
 
 
@@ -140,7 +143,7 @@ def test_a_karpathy_filepath_is_looked_into(folder: Path) -> None:
     (folder / "val2014").mkdir()
     (folder / "val2014" / "c.jpg").write_bytes(b"x")
     record = {"filepath": "val2014", "filename": "c.jpg", "split": "test", "imgid": 1, "sentences": []}
-    (image,) = karpathy_source(karpathy(folder, record), folder).images
+    (image,) = karpathy_source(karpathy(folder, record), ImagesFolder(folder)).images
     assert image.path == folder / "val2014" / "c.jpg"
 
 
@@ -150,13 +153,13 @@ def test_a_karpathy_filepath_is_looked_into(folder: Path) -> None:
         ({"split": "train", "sentences": []}, r"images\[0\] is not a Karpathy record \(KeyError\('filename'\)\)"),
         ("a.jpg", "is not a Karpathy record"),
         ({"filename": "a.jpg", "split": "train", "imgid": "x", "sentences": []}, "ids must be whole numbers"),
-        ({"filename": "a.jpg", "split": "train", "imgid": 1, "sentences": [{"raw": 3}]}, "raw is no text"),
+        ({"filename": "a.jpg", "split": "train", "imgid": 1, "sentences": [{"raw": 3}]}, "of a sentence is not a text"),
         ({"filename": "../a.jpg", "split": "train", "imgid": 1, "sentences": []}, "leads out"),
     ],
 )
 def test_what_is_wrong_with_a_karpathy_record_is_told(folder: Path, record: Any, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
-        karpathy_source(karpathy(folder, record), folder)
+        karpathy_source(karpathy(folder, record), ImagesFolder(folder))
 
 
 @pytest.mark.parametrize(
@@ -164,25 +167,25 @@ def test_what_is_wrong_with_a_karpathy_record_is_told(folder: Path, record: Any,
 )
 def test_a_file_that_is_no_karpathy_split_is_told(folder: Path, text: str, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
-        karpathy_source(table(folder, text, "k.json"), folder)
+        karpathy_source(table(folder, text, "k.json"), ImagesFolder(folder))
     with pytest.raises(DiptychError, match="cannot be read"):
-        karpathy_source(folder / "none.json", folder)
+        karpathy_source(folder / "none.json", ImagesFolder(folder))
 
 
 def test_rows_of_a_table_are_gathered_by_file(folder: Path) -> None:
     text = '\ufefffile,caption,split\r\na.jpg,"one, two",train\r\na.jpg,three,train\r\nb.jpg,four,\r\n'
-    first, second = table_source(table(folder, text), folder).images
+    first, second = table_source(table(folder, text), ImagesFolder(folder)).images
     assert ([caption.text for caption in first.captions], first.split) == (["one, two", "three"], "train")
     assert second.split is None
 
 
 def test_the_time_for_an_image_with_many_rows_grows_with_their_number(folder: Path) -> None:
-    source = table_source(table(folder, "file,caption\n" + "a.jpg,one\n" * 200_000), folder)
+    source = table_source(table(folder, "file,caption\n" + "a.jpg,one\n" * 200_000), ImagesFolder(folder))
     assert len(source.images[0].captions) == 200_000
 
 
 def test_a_table_may_have_tabs_and_no_splits(folder: Path) -> None:
-    (image,) = table_source(table(folder, "file\tcaption\na.jpg\tone\n", "t.tsv"), folder, "val").images
+    (image,) = table_source(table(folder, "file\tcaption\na.jpg\tone\n", "t.tsv"), ImagesFolder(folder), "val").images
     assert image.split == "val"
 
 
@@ -194,7 +197,10 @@ def test_a_table_may_have_tabs_and_no_splits(folder: Path) -> None:
         ("", "the header has nothing"),
         ("file,caption\na.jpg\nb.jpg,x,y\n,z\n", "line 2, 3, 4"),
         ("file,caption\n", "lists no images"),
-        ("file,caption,split\na.jpg,x,train\na.jpg,y,val\n", "line 3: a.jpg is in split val, but in train"),
+        (
+            "file,caption,split\na.jpg,x,train\na.jpg,y,val\n",
+            "line 3: a.jpg is in split val, but an earlier line has it in train",
+        ),
         ("file,caption,split\na.jpg,x,a/b\n", "line 2: split 'a/b'"),
         ("file,caption\n../a.jpg,x\n", "line 2: file name '../a.jpg' leads out"),
         ('file,caption\na.jpg,"x\n', "line 2: the quote that opens a cell here is never closed"),
@@ -202,21 +208,21 @@ def test_a_table_may_have_tabs_and_no_splits(folder: Path) -> None:
 )
 def test_what_is_wrong_with_a_table_is_told_by_its_line(folder: Path, text: str, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
-        table_source(table(folder, text), folder)
+        table_source(table(folder, text), ImagesFolder(folder))
 
 
 def test_rows_that_spell_a_name_in_two_ways_are_of_one_image(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     text = f"file, caption,caption_2\n./sub/../a.jpg,one,two\na.jpg ,three,\n{folder}/a.jpg,four,\nb.jpg,five,nan\n"
-    first, second = table_source(table(folder, text), folder).images
+    first, second = table_source(table(folder, text), ImagesFolder(folder)).images
     assert [caption.text for caption in first.captions] == ["one", "two", "three", "four"]
     assert (first.name, second.name) == ("a.jpg", "b.jpg")
-    assert "3 file names are spelled otherwise" in caplog.text
+    assert "3 file names are spelled differently" in caplog.text
 
 
 def test_a_split_that_stands_for_a_missing_value_is_refused(folder: Path) -> None:
     with pytest.raises(DiptychError, match="line 2: split 'nan' stands for a missing value; leave it empty"):
-        table_source(table(folder, "file,caption,split\na.jpg,x,nan\n"), folder)
+        table_source(table(folder, "file,caption,split\na.jpg,x,nan\n"), ImagesFolder(folder))
 
 
 def test_each_kind_of_source_matches_names_in_the_same_way(folder: Path) -> None:
@@ -224,9 +230,9 @@ def test_each_kind_of_source_matches_names_in_the_same_way(folder: Path) -> None
     (folder / file).touch()
     record = {"filename": name, "split": "test", "imgid": 1, "sentences": []}
     for source in (
-        coco_source(coco(folder, [{"id": 1, "file_name": name}]), folder),
-        karpathy_source(karpathy(folder, record), folder),
-        table_source(table(folder, f"file,caption\n{name},x\n"), folder),
+        coco_source(coco(folder, [{"id": 1, "file_name": name}]), ImagesFolder(folder)),
+        karpathy_source(karpathy(folder, record), ImagesFolder(folder)),
+        table_source(table(folder, f"file,caption\n{name},x\n"), ImagesFolder(folder)),
     ):
         assert [image.path.name for image in source.images] == [file]
 
@@ -237,20 +243,20 @@ def test_links_may_lead_into_the_folder_that_is_given(folder: Path) -> None:
     (lake / "c.jpg").touch()
     (folder / "c.jpg").symlink_to(lake / "c.jpg")
     path = table(folder, "file,caption\nc.jpg,x\n")
-    assert table_source(path, folder, links_within=lake).images
+    assert table_source(path, ImagesFolder(folder, lake)).images
     with pytest.raises(DiptychError, match=r"line 2.*--links-within"):
-        table_source(path, folder)
+        table_source(path, ImagesFolder(folder))
 
 
 def test_a_table_of_another_kind_or_encoding_is_refused(folder: Path) -> None:
     with pytest.raises(DiptychError, match=r"a \.csv or a \.tsv"):
-        table_source(table(folder, "", "t.xlsx"), folder)
+        table_source(table(folder, "", "t.xlsx"), ImagesFolder(folder))
     path = folder.parent / "latin.csv"
     path.write_bytes("file,caption\na.jpg,é\n".encode("latin-1"))
     with pytest.raises(DiptychError, match="is not in UTF-8"):
-        table_source(path, folder)
+        table_source(path, ImagesFolder(folder))
     with pytest.raises(DiptychError, match="cannot be read"):
-        table_source(folder / "none.csv", folder)
+        table_source(folder / "none.csv", ImagesFolder(folder))
 
 
 def instances(folder: Path, **changes: Any) -> Path:
@@ -273,7 +279,7 @@ def test_instances_tell_what_is_in_the_images_that_they_list(folder: Path) -> No
     assert read_instances(instances(folder)) == {1: ["ball", "dog", "dog"], 2: []}
     images = [{"id": number, "file_name": "a.jpg"} for number in (1, 2, 5)]
     annotations = [{"id": number, "image_id": number, "caption": "a"} for number in (1, 2, 5)]
-    source = coco_source(coco(folder, images, annotations), folder, "train", instances(folder))
+    source = coco_source(coco(folder, images, annotations), ImagesFolder(folder), "train", instances(folder))
     assert [image.objects for image in source.images] == [["ball", "dog", "dog"], [], None]
 
 
@@ -281,15 +287,21 @@ def test_instances_tell_what_is_in_the_images_that_they_list(folder: Path) -> No
     ("changes", "words"),
     [
         ({"categories": None}, 'it has no list "categories"'),
-        ({"categories": [{"id": 7}]}, r"categories\[0\] has no name but None"),
-        ({"categories": [{"id": 7, "name": "\ud800"}]}, r"categories\[0\] has no name but"),
-        ({"categories": [{"id": 7, "name": " "}]}, r"categories\[0\] has no name but ' '"),
-        ({"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]}, r"categories\[1\] has no id of its own"),
+        ({"categories": [{"id": 7}]}, r"categories\[0\] has the invalid name None"),
+        ({"categories": [{"id": 7, "name": "\ud800"}]}, r"categories\[0\] has the invalid name"),
+        ({"categories": [{"id": 7, "name": " "}]}, r"categories\[0\] has the invalid name ' '"),
+        ({"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]}, r"categories\[1\] has no unique id"),
         ({"images": [3]}, "an image has no id"),
-        ({"annotations": [{"image_id": 1, "category_id": 8}]}, r"annotations\[0\] is of no image or category"),
-        ({"annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 9}]}, r"annotations\[1\] is of no image"),
-        ({"annotations": ["dog"]}, r"annotations\[0\] is of no image or category"),
-        ({"annotations": [{"image_id": 1, "category_id": 7, "iscrowd": float("inf")}]}, r"annotations\[0\] is of no"),
+        ({"annotations": [{"image_id": 1, "category_id": 8}]}, r"annotations\[0\] names an image or category"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 7}, {"image_id": 9}]},
+            r"annotations\[1\] names an image or category",
+        ),
+        ({"annotations": ["dog"]}, r"annotations\[0\] names an image or category"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 7, "iscrowd": float("inf")}]},
+            r"annotations\[0\] names an image or category",
+        ),
     ],
 )
 def test_what_is_wrong_with_an_instances_file_is_told(folder: Path, changes: Any, words: str) -> None:
@@ -300,4 +312,4 @@ def test_what_is_wrong_with_an_instances_file_is_told(folder: Path, changes: Any
 def test_instances_of_other_images_are_refused(folder: Path) -> None:
     images, annotations = [{"id": 5, "file_name": "a.jpg"}], [{"id": 1, "image_id": 5, "caption": "a"}]
     with pytest.raises(DiptychError, match=r"instances.json lists none of the images of .*json"):
-        coco_source(coco(folder, images, annotations), folder, "train", instances(folder))
+        coco_source(coco(folder, images, annotations), ImagesFolder(folder), "train", instances(folder))

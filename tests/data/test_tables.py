@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.data.tables import TableRow, read_table
+from diptych.data.tables import TableRow, read_caption_table
 from diptych.errors import DiptychError
 
 
@@ -18,7 +18,7 @@ def table(folder: Path, content: str | bytes, name: str = "t.csv") -> Path:
 
 
 def rows(folder: Path, content: str | bytes, name: str = "t.csv") -> list[tuple[int, str, tuple[str, ...]]]:
-    return [(row.line, row.file, row.captions) for row in read_table(table(folder, content, name))]
+    return [(row.line, row.file, row.captions) for row in read_caption_table(table(folder, content, name))]
 
 
 def test_a_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_cells_of_a_tsv_that_look_quoted_are_kept_and_mentioned(
 )
 def test_a_tsv_with_what_belongs_to_a_csv_is_told_so(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
-        read_table(table(tmp_path, text, "t.tsv"))
+        read_caption_table(table(tmp_path, text, "t.tsv"))
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_a_tsv_with_what_belongs_to_a_csv_is_told_so(tmp_path: Path, text: str, 
 def test_a_cell_that_takes_in_rows_is_refused_with_the_line_where_it_opens(
     tmp_path: Path, text: str, line: int
 ) -> None:
-    with pytest.raises(DiptychError, match=f"t.csv, line {line}: the cell that a quote opens here holds line breaks"):
-        read_table(table(tmp_path, text))
+    with pytest.raises(DiptychError, match=f"t.csv, line {line}: the cell that a quote opens here contains a line"):
+        read_caption_table(table(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_a_cell_that_takes_in_rows_is_refused_with_the_line_where_it_opens(
 )
 def test_a_quote_that_is_never_closed_is_named_by_the_line_where_it_opens(tmp_path: Path, text: str, line: int) -> None:
     with pytest.raises(DiptychError, match=f"line {line}: the quote that opens a cell here is never closed"):
-        read_table(table(tmp_path, text))
+        read_caption_table(table(tmp_path, text))
 
 
 def test_text_after_a_closing_quote_is_named_by_the_line_of_the_opening_one(tmp_path: Path) -> None:
-    with pytest.raises(DiptychError, match=r"line 2: the cell that a quote opens here goes on .* at line 3"):
-        read_table(table(tmp_path, 'file,caption\na.jpg,"open\nb.jpg,"two" x\n'))
+    with pytest.raises(DiptychError, match=r"line 2: the cell that a quote opens here continues .* at line 3"):
+        read_caption_table(table(tmp_path, 'file,caption\na.jpg,"open\nb.jpg,"two" x\n'))
 
 
 def test_a_caption_of_several_lines_is_read_and_rows_are_numbered_by_where_they_begin(tmp_path: Path) -> None:
@@ -140,20 +140,22 @@ def test_several_columns_of_captions_are_all_captions(
     [
         ("file,File,caption\na.jpg,b.jpg,x\n", "line 1: 2 columns are called file"),
         ("file,caption,split,split\na.jpg,x,val,val\n", "line 1: 2 columns are called split"),
-        ("file,caption\na.jpg,one, two\n", r"\(the header has 2\).*line 2. Put cells that hold a delimiter in quotes"),
+        ("file,caption\na.jpg,one, two\n", r"\(the header has 2\).*line 2. Quote the cells that contain a delimiter"),
         ("file,caption\na.jpg,one\0\n", "line 2: a zero byte"),
         ("PK\3\4", "is a zip archive or a spreadsheet"),
     ],
 )
 def test_what_would_lose_something_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(DiptychError, match=words):
-        read_table(table(tmp_path, text))
+        read_caption_table(table(tmp_path, text))
 
 
 def test_captions_that_stand_for_a_missing_value_are_mentioned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = read_table(table(tmp_path, "file,caption,split\na.jpg,nan,\nb.jpg,None of them,val\nc.jpg, NaN , val \n"))
+    found = read_caption_table(
+        table(tmp_path, "file,caption,split\na.jpg,nan,\nb.jpg,None of them,val\nc.jpg, NaN , val \n")
+    )
     assert found[1] == TableRow(3, "b.jpg", ("None of them",), "val")
     assert [row.split for row in found] == [None, "val", "val"]
     assert "stand for a missing value, such as nan or None: line 2, 4." in caplog.text
@@ -161,4 +163,4 @@ def test_captions_that_stand_for_a_missing_value_are_mentioned(
 
 def test_a_zero_byte_is_named_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match=r"t\.csv, line 3: a zero byte"):
-        read_table(table(tmp_path, "file,caption\na.jpg,one\u2028two\n\0b.jpg,three\n"))
+        read_caption_table(table(tmp_path, "file,caption\na.jpg,one\u2028two\n\0b.jpg,three\n"))

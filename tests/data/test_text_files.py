@@ -109,5 +109,5 @@ def test_a_text_that_ends_within_its_only_odd_character_may_be_in_another_encodi
 def test_json_that_lies_too_deep_to_be_written_again_is_refused(tmp_path: Path) -> None:
     assert read_json(write(tmp_path, "[" * 100 + "]" * 100))
     for depth in (101, 900, 100_000):
-        with pytest.raises(DiptychError, match="is no JSON that can be read"):
+        with pytest.raises(DiptychError, match="is JSON that cannot be read"):
             read_json(write(tmp_path, "[" * depth + "]" * depth))

@@ -174,14 +174,14 @@ def test_a_tower_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
 
 def test_the_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
     (make_bert(tmp_path / "bert") / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
-    with pytest.raises(DiptychError, match=r"bert: the tokenizer has 10 tokens, but the model .* knows 9"):
+    with pytest.raises(DiptychError, match=r"bert: the tokenizer has 10 tokens, but the model .* has 9"):
         copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40, cache=tmp_path / "cache")
 
 
 def test_more_tokens_than_the_tower_has_places_for_are_an_error(tmp_path: Path) -> None:
     tower = TextTower(pretrained=str(make_bert(tmp_path / "bert")))
     copy_tokenizer(tower, tmp_path / "copy", 512, cache=tmp_path / "cache")
-    with pytest.raises(DiptychError, match=r"max_tokens is 513, but .* has places for 512"):
+    with pytest.raises(DiptychError, match=r"max_tokens is 513, but .* has only 512 positions"):
         copy_tokenizer(tower, tmp_path / "other", 513, cache=tmp_path / "cache")
 
 
@@ -200,7 +200,7 @@ def test_a_tower_without_a_tokenizer_or_with_a_fraction_of_one_is_an_error(tmp_p
         (source / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": size}))
     else:
         (source / "vocab.txt").unlink()
-    with pytest.raises(DiptychError, match="10 tokens, but the model .* knows 30522" if size else "holds no tokenizer"):
+    with pytest.raises(DiptychError, match="10 tokens, but the model .* has 30522" if size else "holds no tokenizer"):
         copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40, cache=tmp_path / "cache")
 
 
@@ -211,7 +211,7 @@ def test_a_kept_copy_that_was_changed_is_made_anew(tmp_path: Path, caplog: pytes
     [kept] = (tmp_path / "cache").iterdir()
     (kept / "tokenizer_config.json").write_text("{}")
     copy_tokenizer(tower, tmp_path / "again", 40, cache=tmp_path / "cache")
-    assert "is damaged and is made anew" in caplog.text
+    assert "is damaged and is written again" in caplog.text
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
         path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()
     }

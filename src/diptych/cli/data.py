@@ -12,6 +12,7 @@ import click
 
 from diptych.data import importing
 from diptych.data.growth import DEFAULT_RULES, OntoScenes, Rules
+from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary
 from diptych.data.scenes.drawing import write_scenes
 from diptych.project.changing import changing, recover
@@ -103,11 +104,12 @@ def import_(
         sources = _coco_sources(coco, images, split, instances, links_within)
         import_all = partial(importing.import_coco, workspace.data, sources, rules)
     elif karpathy:
-        folder = _only(images, "--images")
-        import_all = partial(importing.import_karpathy, workspace.data, karpathy, folder, rules, links_within)
+        files = ImagesFolder(_only(images, "--images"), links_within)
+        import_all = partial(importing.import_karpathy, workspace.data, karpathy, files, rules)
     elif table:
         folder, only_split = _only(images, "--images"), _only(split, "--split") if split else None
-        import_all = partial(importing.import_table, workspace.data, table, folder, only_split, rules, links_within)
+        files = ImagesFolder(folder, links_within)
+        import_all = partial(importing.import_table, workspace.data, table, files, only_split, rules)
     with holding(workspace, "diptych data import"), changing(workspace):
         if onto_scenes != "replace":
             fetch_before_import(workspace)
@@ -164,7 +166,8 @@ def _coco_sources(
     folders = _one_each(images, len(coco), "--images")
     splits = _one_each(split, len(coco), "--split") if split else none
     objects = _one_each(instances, len(coco), "--instances") if instances else none
-    return [CocoSource(*source, links_within) for source in zip(coco, folders, splits, objects, strict=True)]
+    files = [ImagesFolder(folder, links_within) for folder in folders]
+    return [CocoSource(*source) for source in zip(coco, files, splits, objects, strict=True)]
 
 
 def _one_each(values: tuple[T, ...], count: int, option: str) -> list[T]:
@@ -200,5 +203,5 @@ def _describe(summary: ImportSummary) -> str:
     added = f"{summary.images_added:,} images and {summary.captions_added:,} captions added"
     known = f"{summary.images_known:,} images and {summary.captions_known:,} captions were there already"
     size = f"{summary.bytes / 1e6:,.1f} MB in {summary.shards} new shard(s)"
-    objects = f"; {summary.objects_told:,} images have new lists of objects" if summary.objects_told else ""
+    objects = f"; {summary.objects_changed:,} images have new lists of objects" if summary.objects_changed else ""
     return f"{added} ({size}), {known}{objects}; {summary.seconds:.1f} s. Train on data/ with `diptych run`."

@@ -1,4 +1,4 @@
-"""The images and captions that validation accepted."""
+"""Tables of the images and captions that the validate stage accepted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diptych.errors import DiptychError
 
 @dataclass(frozen=True, eq=False)
 class Accepted:
-    """The accepted pairs of a dataset.
+    """Accepted images and captions of a dataset.
 
     Attributes:
         data: folder of the dataset, which holds the shards.
-        images: a row an image, as in manifest.parquet.
-        captions: a row a caption, as in captions.parquet.
+        images: one row for each image, as in manifest.parquet.
+        captions: one row for each caption, as in captions.parquet.
     """
 
     data: Path
@@ -26,21 +26,21 @@ class Accepted:
 
 
 def read_accepted(data: Path, manifest: Path, captions: Path) -> Accepted:
-    """Return the pairs that the validate stage accepted of the dataset in `data`.
+    """Return the images and captions that the validate stage accepted of the dataset in `data`.
 
     Raises:
-        DiptychError: one of both tables is missing or damaged.
+        DiptychError: one of the tables is missing or damaged.
     """
     return Accepted(data, read_table(manifest), read_table(captions))
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Return a table that the validate stage has written.
+def read_table(path: Path, repair: str = "Run `dvc repro validate`.") -> pd.DataFrame:
+    """Return the content of a Parquet file, by default one of the validate stage.
 
     Raises:
-        DiptychError: it is missing or damaged.
+        DiptychError: the file is missing or damaged; the message ends with `repair`.
     """
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise DiptychError(f"{path} is missing or damaged ({error}). Run `dvc repro validate`.") from None
+        raise DiptychError(f"{path} is missing or damaged ({error}). {repair}") from None

@@ -1,4 +1,4 @@
-"""COCO captions files: reading them, any one and the dataset's own, and writing the dataset's own."""
+"""COCO captions files: the reader of any such file, and the reader and writer of the dataset's."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from diptych.files import atomic_path
 CAPTIONS_FILE = "captions.json"
 
 MISSING_WORDS = ("nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>", "#N/A")
-"""What programs write for a value that they do not have; as a whole caption none of them is one."""
+"""Words that programs write for a missing value. A caption that consists of such a word only is no caption."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A COCO captions file: what it says of itself, image records (`id`, `file_name`, …), annotations (`caption`)."""
+    """Content of a COCO captions file; image records have `id`, `file_name` and more, annotations have `caption`."""
 
     info: Record = field(default_factory=dict)
     licenses: list[Any] = field(default_factory=list)
@@ -35,22 +35,22 @@ class Dataset:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """The captions file of the dataset in `folder`.
+    """Return the content of the captions file of the dataset in `folder`.
 
     Raises:
-        DiptychError: as `read_coco`, or there is no dataset.
+        DiptychError: there is no dataset, or `read_coco` fails.
     """
     path = folder / CAPTIONS_FILE
     if not path.is_file():
         raise DiptychError(
-            f"{path} is missing: there is no dataset. Draw one with `diptych data scenes`, bring your own with "
-            "`diptych data import`, or restore what data.dvc records with `dvc pull data.dvc`."
+            f"{path} is missing: there is no dataset. Draw one with `diptych data scenes`, import your images "
+            "with `diptych data import`, or restore what data.dvc records with `dvc pull data.dvc`."
         )
     return read_coco(path)
 
 
 def read_coco(path: Path) -> Dataset:
-    """Return what a COCO captions file holds. Captions may be null, and ids need not be unique.
+    """Return the content of a COCO captions file. Captions may be null, and ids need not be unique.
 
     Raises:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO captions; the message names the record.
@@ -66,8 +66,9 @@ def read_coco(path: Path) -> Dataset:
 
 
 def read_instances(path: Path) -> dict[int, list[str]]:
-    """What a COCO instances file says is in each image: by its id the categories of its objects, one an object, sorted;
-    crowds are left out.
+    """Return the objects of each image in a COCO instances file: by image id, the sorted names of their categories.
+
+    A category is repeated for each of its objects. Crowds are left out.
 
     Raises:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO instances; the message names the record.
@@ -79,10 +80,12 @@ def read_instances(path: Path) -> dict[int, list[str]]:
     names: dict[int, str] = {}
     for index, category in enumerate(content["categories"]):
         if not isinstance(category, dict) or not isinstance(category.get("id"), int) or category["id"] in names:
-            raise DiptychError(f"{path} is not a COCO instances file: categories[{index}] has no id of its own.")
+            raise DiptychError(f"{path} is not a COCO instances file: categories[{index}] has no unique id.")
         name = category.get("name")
         if not isinstance(name, str) or not name.strip() or encodable(name) != name:
-            raise DiptychError(f"{path} is not a COCO instances file: categories[{index}] has no name but {name!r}.")
+            raise DiptychError(
+                f"{path} is not a COCO instances file: categories[{index}] has the invalid name {name!r}."
+            )
         names[category["id"]] = name
     try:
         objects: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
@@ -94,28 +97,29 @@ def read_instances(path: Path) -> dict[int, list[str]]:
                 objects[annotation["image_id"]].append(names[annotation["category_id"]])
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise DiptychError(
-                f"{path} is not a COCO instances file: annotations[{index}] is of no image or category that it lists."
+                f"{path} is not a COCO instances file: annotations[{index}] names an image or category that "
+                "is not listed."
             ) from None
-    return {image: sorted(there) for image, there in objects.items()}
+    return {image: sorted(names) for image, names in objects.items()}
 
 
 def indexed(dataset: Dataset) -> COCO:
     """Return pycocotools' index of a captions file: annotations by image in `imgToAnns`, records by id."""
     index = COCO()
     index.dataset = {"images": dataset.images, "annotations": dataset.annotations}
-    # It prints what it does.
+    # createIndex prints its progress.
     with redirect_stdout(io.StringIO()):
         index.createIndex()
     return index
 
 
 def encodable(text: str) -> str:
-    """`text` with a question mark for each half of a surrogate pair, which JSON can hold and no file can."""
+    """Return `text` with a question mark for each half of a surrogate pair, which JSON can hold but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:
-    """Writes the captions file of the dataset in `folder`: one record a line, always the same bytes, atomically."""
+    """Write the captions file of the dataset in `folder` atomically: one record a line, always the same bytes."""
     with (
         atomic_path(folder / CAPTIONS_FILE) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as file,

@@ -1,4 +1,4 @@
-"""A dataset while it takes in images: what is new, under which id, in which split."""
+"""Dataset during an import: it adds new images and captions, and chooses their ids and splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diptych.errors import DiptychError, some
 
 OntoScenes = Literal["refuse", "replace", "add"]
 Shares = tuple[int, int, int]
-"""Parts of train, val and test when splits are dealt."""
+"""Proportions of train, val and test when splits are dealt."""
 
 DEFAULT_SHARES: Shares = (80, 10, 10)
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
@@ -27,11 +27,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rules:
-    """How an import treats splits and generated scenes.
+    """Rules of an import for splits and generated scenes.
 
-    `deal` deals all images to train, val and test in these parts, by their content, whatever their records say; without
-    it, only images that no split is given for are dealt. `keep_split` leaves images that are already in another split
-    where they are, instead of refusing the import.
+    Attributes:
+        deal: proportions in which all images are dealt to train, val and test by their content, whatever their records
+            say. Without it, only images without a split are dealt.
+        keep_split: whether images that are already in another split stay there, instead of refusing the import.
+        onto_scenes: treatment of a dataset of generated scenes.
     """
 
     deal: Shares | None = None
@@ -43,12 +45,12 @@ DEFAULT_RULES = Rules()
 
 
 class Growth:
-    """The dataset as it becomes during an import; `offered` are all images of the sources, known or not."""
+    """Dataset that an import extends; `offered` are all images of the sources, known or new."""
 
     def __init__(self, dataset: Dataset, sources: Sequence[Source], rules: Rules) -> None:
         self.images_added = 0
         self.captions_added = 0
-        self.objects_told = 0
+        self.objects_changed = 0
         self._info = _info_after_import(dataset)
         self._images = list(dataset.images)
         self._annotations = list(dataset.annotations)
@@ -64,11 +66,15 @@ class Growth:
         self._image_ids = _Ids(self._images, [image.id for image in self.offered])
         self._caption_ids = _Ids(self._annotations, [item.id for image in self.offered for item in image.captions])
         self._conflicts: list[str] = []
-        self._told: set[int] = set()
+        self._with_objects: set[int] = set()
         self._dealt = 0
 
     def add(self, image: SourceImage, shards: ShardWriter) -> None:
-        """Stores the image, unless it is known, and those of its captions that are not."""
+        """Store the image and its captions, except those that the dataset has already.
+
+        Raises:
+            DiptychError: the image file cannot be read.
+        """
         content = _read_image(image.path)
         sha256 = hashlib.sha256(content).hexdigest()
         split = _deal(sha256, self._rules.deal) if self._rules.deal else image.split
@@ -76,43 +82,47 @@ class Growth:
         if known is None:
             record = self._new_record(image, sha256, split)
             shards.add(record["file_name"], content)
-            self._tell(record, image)
+            self._set_objects(record, image)
             self._add_captions(record["id"], image.captions)
             return
         if split not in (None, known.get("split")):
             self._conflicts.append(
                 f"{image.name} ({split}; known as {known.get('source', known['file_name'])} in {known.get('split')})"
             )
-        self._tell(known, image)
+        self._set_objects(known, image)
         texts = self._texts[known["id"]]
         self._add_captions(known["id"], [caption for caption in image.captions if _clean(caption.text) not in texts])
 
     def refuse_conflicts(self) -> None:
-        """Raises DiptychError if images are in two splits and may not."""
+        """Raise if images are in two splits, unless the rules allow it.
+
+        Raises:
+            DiptychError: there are such images; the message names them.
+        """
         if self._conflicts and not self._rules.keep_split:
             raise DiptychError(
-                f"Nothing was imported: {len(self._conflicts)} images are already there in another split, and a split "
-                f"must not leak into another: {some(self._conflicts)}. Import with --keep-split to leave them in the "
-                "split where they are; to deal or to split all anew, remove data/ and import with --replace."
+                f"Nothing was imported: {len(self._conflicts)} images are in the dataset in another split, and no "
+                f"image may be in two splits: {some(self._conflicts)}. Import with --keep-split to leave them in their "
+                "present split; to split all images again, remove data/ and import with --replace."
             )
 
     def report(self) -> None:
-        """Logs what was decided for the user."""
+        """Log the number of dealt images, and the images that stay in another split."""
         if self._dealt:
             shares = self._rules.deal or DEFAULT_SHARES
             _log.info("%d images were dealt to train, val and test by their content, %d:%d:%d", self._dealt, *shares)
         if self._conflicts:
-            _log.warning("%d images stay in the split where they are: %s", len(self._conflicts), some(self._conflicts))
+            _log.warning("%d images stay in their present split: %s", len(self._conflicts), some(self._conflicts))
 
     def result(self) -> Dataset:
-        """The dataset with all that was added."""
+        """Return the dataset with the added images and captions."""
         return Dataset(self._info, self._licenses, self._images, self._annotations)
 
-    def _tell(self, record: Record, image: SourceImage) -> None:
-        """What is in the image, by the first of equal images that says so."""
-        if image.objects is not None and record["id"] not in self._told:
-            self._told.add(record["id"])
-            self.objects_told += record.get("objects") != image.objects
+    def _set_objects(self, record: Record, image: SourceImage) -> None:
+        """Set the objects of the image; of equal images the first that has a list counts."""
+        if image.objects is not None and record["id"] not in self._with_objects:
+            self._with_objects.add(record["id"])
+            self.objects_changed += record.get("objects") != image.objects
             record["objects"] = image.objects
 
     def _new_record(self, image: SourceImage, sha256: str, split: str | None) -> Record:
@@ -144,36 +154,36 @@ class Growth:
 
 @dataclass
 class _Ids:
-    """Hands out ids: the source's own where free, otherwise one beyond all that are taken or wanted."""
+    """Supply of ids: that of the source if it is free, else one above all ids that are used or wanted."""
 
     records: list[Record]
     wanted: list[Any]
-    _taken: set[int] = field(init=False)
+    _used: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._taken = {record["id"] for record in self.records}
-        self._next = 1 + max(self._taken | {value for value in self.wanted if _usable(value)}, default=0)
+        self._used = {record["id"] for record in self.records}
+        self._next = 1 + max(self._used | {value for value in self.wanted if _usable(value)}, default=0)
 
     def take(self, wanted: Any) -> int:
-        if not _usable(wanted) or wanted in self._taken:
+        if not _usable(wanted) or wanted in self._used:
             wanted, self._next = self._next, self._next + 1
-        self._taken.add(wanted)
+        self._used.add(wanted)
         return int(wanted)
 
 
 def _usable(value: Any) -> bool:
-    """Whether it can be an id here: ids fill columns of 64 bits, and name files."""
+    """Return whether `value` can be an id, which must fit into 64 bits and into a file name."""
     return isinstance(value, int) and 0 <= value < 2**62
 
 
 def _deal(sha256: str, shares: Shares) -> str:
-    """The split by content alone, so that it stays as the dataset grows and equal images meet in one."""
-    place = int(sha256[:12], 16) % sum(shares)
-    return "train" if place < shares[0] else "val" if place < shares[0] + shares[1] else "test"
+    """Return a split that depends on the content alone: it never changes, and equal images get the same split."""
+    position = int(sha256[:12], 16) % sum(shares)
+    return "train" if position < shares[0] else "val" if position < shares[0] + shares[1] else "test"
 
 
 def _clean(text: str | None) -> str | None:
-    """JSON can escape halves of characters, which no file can hold: pairs are joined, lone ones replaced."""
+    """Join surrogate pairs and replace lone halves, which JSON can escape but UTF-8 cannot hold."""
     return None if text is None else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -184,7 +194,7 @@ def _info_after_import(dataset: Dataset) -> Record:
 
 
 def _with_common_licenses(source: Source, licenses: list[Any]) -> list[SourceImage]:
-    """The source's images with the ids that their licences have in `licenses`, which gets those that are new."""
+    """Return the images of `source` with licence ids of `licenses`, to which new licences are appended."""
     new_ids = {item["id"]: _common_id(item, licenses) for item in _numbered(source.licenses)}
     return [_relicensed(image, new_ids) for image in source.images]
 
@@ -194,8 +204,8 @@ def _common_id(licence: Record, licenses: list[Any]) -> int:
     for item in known:
         if {**item, "id": 0} == {**licence, "id": 0}:
             return int(item["id"])
-    taken = {item["id"] for item in known}
-    new_id: int = 1 + max(taken) if licence["id"] in taken else licence["id"]
+    used = {item["id"] for item in known}
+    new_id: int = 1 + max(used) if licence["id"] in used else licence["id"]
     licenses.append({**licence, "id": new_id})
     return new_id
 

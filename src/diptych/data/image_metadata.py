@@ -1,4 +1,4 @@
-"""What a JPEG or PNG holds beside its pixels, such as colour profiles and notes, and the same file without it."""
+"""Removal of metadata, such as colour profiles and notes, from the bytes of a JPEG or PNG."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _METADATA_CHUNKS = set(
     b"acTL bKGD caBX cHRM cICP cLLI eXIf fcTL fdAT gAMA hIST iCCP iTXt mDCV pHYs sBIT sPLT sRGB tEXt tIME zTXt".split()
 )
-"""Chunks that neither pixels nor a first frame depend on. Another name may be a damaged one of a chunk that counts."""
+"""Chunks that are irrelevant to the pixels and to the first frame. Any other name may be the damaged name of a chunk
+that matters.
+"""
 _XMP = b"XML:com.adobe.xmp\0\0"
-"""How an uncompressed iTXt chunk with XMP begins. Like Exif it may hold the orientation."""
+"""First bytes of an uncompressed iTXt chunk with XMP, which, like Exif, may hold the orientation."""
 
 
 def without_metadata(content: bytes, file_format: str) -> bytes:
-    """Return the file without what pixels and orientation do not depend on; other formats than JPEG and PNG as is."""
+    """Return a JPEG or PNG with only the parts that pixels and orientation depend on; other formats unchanged."""
     if file_format in ("JPEG", "MPO"):
         return _jpeg_without_metadata(content)
     if file_format == "PNG":
@@ -26,7 +28,10 @@ def without_metadata(content: bytes, file_format: str) -> bytes:
 
 
 def start_of_scan(content: bytes) -> int:
-    """Return the offset of a JPEG's first scan; a thumbnail in the segments before it has an end marker of its own."""
+    """Return the offset of the first scan of a JPEG.
+
+    An end marker before it may belong to a thumbnail in the metadata. Without a scan the offset is the file's length.
+    """
     start = len(content)
     for marker, start, _ in _jpeg_segments(content):
         if marker == _START_OF_SCAN:
@@ -45,7 +50,7 @@ def _jpeg_without_metadata(content: bytes) -> bytes:
 
 
 def _is_kept(marker: int, payload: bytes) -> bool:
-    """Whether a JPEG segment says how to decode the pixels, or how the camera was held."""
+    """Return whether a JPEG segment affects the decoding of the pixels or holds the orientation."""
     if marker == 0xE0:
         return payload.startswith(b"JFIF\0") and len(payload) >= 14
     if marker == 0xE1:
@@ -56,31 +61,31 @@ def _is_kept(marker: int, payload: bytes) -> bool:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each segment before the scan, and the start of the scan."""
-    at = 2
-    while at + 4 <= len(content):
-        marker = content[at + 1]
-        if content[at] != 0xFF or marker == 0xFF:
-            at += 1
+    """Yield marker, start and end of each segment up to the first scan, which is included."""
+    offset = 2
+    while offset + 4 <= len(content):
+        marker = content[offset + 1]
+        if content[offset] != 0xFF or marker == 0xFF:
+            offset += 1
             continue
         standalone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
-        end = at + 2 if standalone else at + 2 + int.from_bytes(content[at + 2 : at + 4])
-        yield marker, at, end
+        end = offset + 2 if standalone else offset + 2 + int.from_bytes(content[offset + 2 : offset + 4])
+        yield marker, offset, end
         if marker == _START_OF_SCAN:
             return
-        at = end
+        offset = end
 
 
 def _png_without_metadata(content: bytes) -> bytes:
     kept = [_PNG_SIGNATURE]
-    at = len(_PNG_SIGNATURE)
-    while at + 12 <= len(content):
-        length, name = struct.unpack_from(">I4s", content, at)
-        end = at + 12 + length
-        chunk = content[at:end]
+    offset = len(_PNG_SIGNATURE)
+    while offset + 12 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, offset)
+        end = offset + 12 + length
+        chunk = content[offset:end]
         if name not in _METADATA_CHUNKS or (_may_hold_orientation(name, chunk[8:]) and _is_intact(chunk)):
             kept.append(chunk)
-        at = end
+        offset = end
     return b"".join(kept)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a source's images: which file a name in captions means, and what to say where there is none."""
+"""Folder with the images of a source: it finds the file of a name, and describes names without a file."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from diptych.data.captions import encodable
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, some
 
 _OUTER_BLANKS = re.compile(r"^[\s\u200b-\u200f\u2060\ufeff]+|[\s\u200b-\u200f\u2060\ufeff]+$")
-"""Blanks, and characters without a width."""
-_FITS_SHOWN = 3
+"""Leading and trailing blanks and zero-width characters."""
+_MATCHES_SHOWN = 3
 
 
 class ImagesFolder:
-    """Finds the files of names in a folder and nowhere else, and remembers names that have none.
+    """Folder in which the image files of one source are found by name; it collects the names without a file.
 
-    A name that is not spelled as any file is matched where exactly one file fits: by Unicode normalization, by blanks
-    around it, with backslashes as separators, or as an absolute path into the folder. Letter case counts: names that
-    are hashes or ids may differ by it alone.
+    A name may differ in spelling from its file if exactly one file matches it. It may differ by Unicode normalization,
+    by blanks around it, by backslashes as separators, or by being an absolute path into the folder. Letter case must
+    match, because hashes and ids may differ by case alone.
 
     Args:
         path: the folder.
-        links_within: a second folder that links may lead into.
+        links_within: a second folder into which links may lead.
 
     Attributes:
         missing: names without a file.
-        respelled: names that are spelled otherwise than their file, and that file.
+        respelled: file of each name that differs in spelling from its file.
 
     Raises:
         DiptychError: there is no such folder.
@@ -42,7 +42,7 @@ class ImagesFolder:
                 raise DiptychError(f"The folder of the images, {folder}, does not exist.")
         self.path = path
         self._roots = [folder.resolve() for folder in (path, links_within) if folder is not None]
-        # After a link `..` is another folder than it looks: then the spelling tells nothing.
+        # After a link, `..` is not the parent in the path: then only the real path can be compared.
         spelled = os.path.normpath(path.absolute())
         real = str(self._roots[0])
         self._bases = dict.fromkeys((spelled, real) if os.path.realpath(spelled) == real else (real,))
@@ -53,11 +53,11 @@ class ImagesFolder:
         self._by_stem: dict[str, list[str]] | None = None
 
     def find(self, candidates: Sequence[str], where: str) -> Path:
-        """Return the file of the first of the candidate names that has one.
+        """Return the file of the first candidate name that has one; otherwise record the first name as missing.
 
         Raises:
-            DiptychError: a name or a link leads out of the folder, fits several files, or is none that a file can have;
-                `where` tells the record.
+            DiptychError: a name or a link leads out of the folder, a name matches several files, or no file can have
+                the name. `where` names the record in the message.
         """
         _refuse_impossible(candidates[0], where)
         candidates = [name for name in candidates if encodable(name) == name and "\0" not in name]
@@ -66,13 +66,15 @@ class ImagesFolder:
             if _is_plain(name) and _is_file(path):
                 return self._checked(path, where)
         for name in candidates:
-            fits = self._fits(name)
-            if len(fits) > 1:
-                shown = ", ".join(ascii(fit.relative_to(self.path).as_posix()) for fit in fits[:_FITS_SHOWN])
-                raise DiptychError(f"{where}: file name {name!a} fits {len(fits)} files alike: {shown}.")
-            if fits:
-                self.respelled[candidates[0]] = fits[0]
-                return self._checked(fits[0], where)
+            matches = self._matches(name)
+            if len(matches) > 1:
+                shown = ", ".join(ascii(path.relative_to(self.path).as_posix()) for path in matches[:_MATCHES_SHOWN])
+                raise DiptychError(
+                    f"{where}: file name {name!a} matches {len(matches)} files: {shown}. Write the exact name of one."
+                )
+            if matches:
+                self.respelled[candidates[0]] = matches[0]
+                return self._checked(matches[0], where)
         if all(self._relative(reading) is None for reading in _readings(candidates[0])):
             raise DiptychError(
                 f"{where}: file name {candidates[0]!r} leads out of the images folder {self.path}."
@@ -81,13 +83,25 @@ class ImagesFolder:
         self.missing.append(candidates[0])
         return self.path / candidates[0]
 
+    def refuse_missing(self, annotations: Path, total: int, repair: str) -> None:
+        """Raise if any of the `total` image files that `annotations` names is missing.
+
+        Raises:
+            DiptychError: there are such names; the message shows some of them, and `repair`.
+        """
+        if self.missing:
+            names = some([self._describe(name) for name in self.missing])
+            raise DiptychError(
+                f"{annotations}: {len(self.missing)} of {total} image files are not in {self.path}: {names}. {repair}"
+            )
+
     def name_of(self, name: str) -> str:
-        """Return how the file of `name` is called in the folder, if it is spelled otherwise, else `name` itself."""
+        """Return the file's name in the folder if `name` differs from it in spelling, else `name` itself."""
         path = self.respelled.get(name)
         return path.relative_to(self.path).as_posix() if path else name
 
-    def describe(self, name: str) -> str:
-        """Return a missing name as a message shows it, with what is there instead."""
+    def _describe(self, name: str) -> str:
+        """Return a missing name for a message, with what stands in its place."""
         path = self.path / name
         problem = ""
         try:
@@ -99,26 +113,26 @@ class ImagesFolder:
             problem = f" ({error.strerror})"
         return _visible(name) + (problem or self._hint(name))
 
-    def _fits(self, name: str) -> list[Path]:
-        """Return the files whose names differ from `name` only in how they are spelled."""
-        found: dict[Path, None] = {}
+    def _matches(self, name: str) -> list[Path]:
+        """Return the files whose names differ from `name` only in spelling."""
+        matches: dict[Path, None] = {}
         for relative in filter(None, map(self._relative, _readings(name))):
             folders = [self.path]
             *parents, last = relative.split("/")
             for part in parents:
-                folders = [folder / same for folder in folders for same in self._same(folder, part)]
-            paths = (folder / same for folder in folders for same in self._same(folder, last))
-            found |= dict.fromkeys(path for path in paths if _is_file(path))
-        return list(found)
+                folders = [folder / other for folder in folders for other in self._equivalent(folder, part)]
+            paths = (folder / other for folder in folders for other in self._equivalent(folder, last))
+            matches |= dict.fromkeys(path for path in paths if _is_file(path))
+        return list(matches)
 
-    def _same(self, folder: Path, name: str) -> list[str]:
-        """Return the names in `folder` that are spelled as `name`, or else look the same."""
+    def _equivalent(self, folder: Path, name: str) -> list[str]:
+        """Return `name` if `folder` has it, else the names there that differ by normalization and outer blanks."""
         if folder not in self._listings:
             listing: dict[str, list[str]] = {}
             for other in _names(folder):
-                listing.setdefault(_same_look(other), []).append(other)
+                listing.setdefault(_normalized(other), []).append(other)
             self._listings[folder] = listing
-        names = self._listings[folder].get(_same_look(name), [])
+        names = self._listings[folder].get(_normalized(name), [])
         return [name] if name in names else names
 
     def _relative(self, name: str) -> str | None:
@@ -137,13 +151,13 @@ class ImagesFolder:
         if not any(real.is_relative_to(root) for root in self._roots):
             raise DiptychError(
                 f"{where}: {path} is a link that leads out of the images folder, to {encodable(str(real))}. Copy the "
-                "folder with what its links lead to (`cp -rL`), or, with `diptych data import` and `diptych evaluate`, "
-                "name by --links-within a folder that links may lead into."
+                "folder with the targets of its links (`cp -rL`). With `diptych data import` and `diptych evaluate` "
+                "you may instead give --links-within the folder that links may lead into."
             )
         return path
 
     def _real(self, path: Path) -> Path:
-        """Return `path` without links; folders are resolved once, which counts with a hundred thousand files."""
+        """Return `path` without links. Each folder is resolved once, because there may be a hundred thousand files."""
         if path.is_symlink():
             return path.resolve()
         if path.parent not in self._parents:
@@ -151,23 +165,23 @@ class ImagesFolder:
         return self._parents[path.parent] / path.name
 
     def _hint(self, name: str) -> str:
-        """Return which file with nearly this name is there, in brackets; empty if none is."""
+        """Return, in brackets, a file with nearly this name; empty if there is none."""
         if self._by_stem is None:
             self._by_stem = {}
             for folder, _, names in os.walk(self.path):
                 for other in names:
                     path = Path(folder, other).relative_to(self.path).as_posix()
                     self._by_stem.setdefault(_stem(other), []).append(path)
-        near = self._by_stem.get(_stem(name), [])
-        return f" (there is {_visible(min(near))})" if near else ""
+        similar = self._by_stem.get(_stem(name), [])
+        return f" (there is {_visible(min(similar))})" if similar else ""
 
 
 def _refuse_impossible(name: str, where: str) -> None:
-    # JSON can spell it, and file systems hold it.
+    # JSON and file systems allow names that are not valid Unicode.
     if encodable(name) != name:
-        raise DiptychError(f"{where}: file name {encodable(name)!r} is not in UTF-8: give the file another.")
+        raise DiptychError(f"{where}: file name {encodable(name)!r} is not in UTF-8: rename the file.")
     if "\0" in name:
-        raise DiptychError(f"{where}: file name {name!r} has a zero byte in it, which no file's name can have.")
+        raise DiptychError(f"{where}: file name {name!r} contains a zero byte, which no file name can have.")
     if not _OUTER_BLANKS.sub("", name):
         raise DiptychError(f"{where}: the file name is empty.")
 
@@ -177,20 +191,19 @@ def _is_plain(name: str) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """A name too long for the file system is the name of no file."""
     try:
         return path.is_file()
-    except OSError:
+    except OSError:  # The name is too long for the file system.
         return False
 
 
 def _readings(name: str) -> Iterator[str]:
-    """Yield what a name may mean: itself, without blanks, the path of a file:// address, with backslashes turned."""
+    """Yield readings of a name: itself, without outer blanks, as the path of a file:// URL, with / for backslashes."""
     bare = _OUTER_BLANKS.sub("", name)
     if bare.startswith("file://"):
         bare = unquote(bare.removeprefix("file://"))
-    # An address may spell a zero byte, which no file's name has.
-    yield from (one for one in dict.fromkeys((name, bare, bare.replace("\\", "/"))) if "\0" not in one)
+    # A URL may encode a zero byte, which no file name has.
+    yield from (text for text in dict.fromkeys((name, bare, bare.replace("\\", "/"))) if "\0" not in text)
 
 
 def _names(folder: Path) -> list[str]:
@@ -200,18 +213,18 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _same_look(name: str) -> str:
+def _normalized(name: str) -> str:
     return unicodedata.normalize("NFC", _OUTER_BLANKS.sub("", name))
 
 
 def _stem(name: str) -> str:
-    """Return what is left of the last part of a name without its ending, letter case and all but letters and digits."""
+    """Return the letters and digits of a file name without its folder and suffix, in lower case."""
     last = re.split(r"[/\\]", unquote(_OUTER_BLANKS.sub("", name)))[-1]
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", PurePosixPath(last).stem).casefold())
 
 
 def _visible(name: str) -> str:
-    """Return a name so that blanks, invisible characters and Unicode normalization are seen."""
+    """Return a name in a form that shows outer blanks, invisible characters and unusual normalization."""
     name = encodable(name)
     if unicodedata.normalize("NFC", name) != name:
         return ascii(name)

@@ -1,4 +1,4 @@
-"""What the towers are given: pixels and token ids, or the features that a frozen tower once made of them."""
+"""Inputs of the towers: pixels and token ids, or stored features that a frozen tower computed from them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ Half = NDArray[np.float16]
 
 
 class ImageInputs(Protocol):
-    """Images by their places in a split."""
+    """Function from indices of images in a split to the input of the image tower."""
 
     def __call__(self, images: NDArray[np.int64]) -> Tensor:
-        """Pixels (B, S, S, 3) uint8, or features (B, N, C) float16."""
+        """Return pixels (B, S, S, 3) uint8, or features (B, N, C) float16."""
 
 
 class TextInputs(Protocol):
-    """Captions by their places in a split."""
+    """Function from indices of captions in a split to the input of the text tower."""
 
     def __call__(self, captions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Token ids (C, T) int64, or features (C, T, L, D) float16, padded to the longest; mask bool (C, T)."""
+        """Return token ids (C, T) int64, or features (C, T, L, D) float16, and the mask bool (C, T).
+
+        Both are padded to the longest caption.
+        """
 
 
 class Inputs:
-    """What the towers are given for a split; without features of a tower, what that tower computes them from."""
+    """Inputs of both towers for a split; a tower without stored features gets pixels or token ids."""
 
     def __init__(
         self, split: PreparedSplit, images: ImageInputs | None = None, texts: TextInputs | None = None
@@ -48,35 +51,35 @@ class Inputs:
 
 
 class KeptImages:
-    """Features of the images of a split, which lie in blocks.
+    """Stored features of the images of a split, in blocks.
 
     Args:
-        blocks: float16 (n, N, C) each.
-        block_of_image: int64 (images,), the block of each image; its images are in the split's order.
+        blocks: float16 (n, N, C) each; the images of a block are in the order of the split.
+        block_of_image: int64 (images,), the block of each image.
     """
 
     def __init__(self, blocks: Sequence[Half], block_of_image: NDArray[np.int64]) -> None:
         self._blocks = blocks
         self._block = block_of_image
-        self._row = _places(block_of_image)
+        self._row = _rows_in_blocks(block_of_image)
 
     def __call__(self, images: NDArray[np.int64]) -> Tensor:
-        """As `ImageInputs` says."""
-        chosen, rows = self._block[images], self._row[images]
+        """Return the features of `images` (B,) as float16 (B, N, C)."""
+        blocks, rows = self._block[images], self._row[images]
         features = np.empty((len(images), *self._blocks[0].shape[1:]), np.float16)
-        for block in np.unique(chosen):
-            here = np.flatnonzero(chosen == block)
-            features[here] = self._blocks[block][rows[here]]
+        for block in np.unique(blocks):
+            members = np.flatnonzero(blocks == block)
+            features[members] = self._blocks[block][rows[members]]
         return torch.from_numpy(features)
 
 
 class KeptTexts:
-    """Features of the captions of a split, which lie in blocks, the tokens of one caption behind those of another.
+    """Stored features of the captions of a split, in blocks that concatenate the tokens of their captions.
 
     Args:
-        blocks: float16 (tokens, L, D) each.
-        block_of_caption: int64 (captions,), the block of each caption; its captions are in the split's order.
-        lengths: int64 (captions,), tokens of each.
+        blocks: float16 (tokens, L, D) each; the captions of a block are in the order of the split.
+        block_of_caption: int64 (captions,), the block of each caption.
+        lengths: int64 (captions,), the number of tokens of each caption.
     """
 
     def __init__(self, blocks: Sequence[Half], block_of_caption: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
@@ -85,27 +88,27 @@ class KeptTexts:
         self._lengths = lengths
         self._start = np.empty_like(lengths)
         for block in range(len(blocks)):
-            here = np.flatnonzero(block_of_caption == block)
-            self._start[here] = lengths[here].cumsum() - lengths[here]
+            members = np.flatnonzero(block_of_caption == block)
+            self._start[members] = lengths[members].cumsum() - lengths[members]
 
     def __call__(self, captions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """As `TextInputs` says; zero beyond a caption's end."""
+        """Return the features of `captions` (C,) as float16 (C, T, L, D), with zeros as padding; mask bool (C, T)."""
         lengths = self._lengths[captions]
         steps = np.arange(lengths.max(initial=0))
         mask = steps < lengths[:, None]
         features = np.zeros((*mask.shape, *self._blocks[0].shape[1:]), np.float16)
         for block in np.unique(self._block[captions]):
-            here = np.flatnonzero(self._block[captions] == block)
-            positions = (self._start[captions[here]][:, None] + steps)[mask[here]]
-            rows, places = np.nonzero(mask[here])
-            features[here[rows], places] = self._blocks[block][positions]
+            members = np.flatnonzero(self._block[captions] == block)
+            sources = (self._start[captions[members]][:, None] + steps)[mask[members]]
+            rows, positions = np.nonzero(mask[members])
+            features[members[rows], positions] = self._blocks[block][sources]
         return torch.from_numpy(features), torch.from_numpy(mask)
 
 
-def _places(block_of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each item's place within its block."""
-    places = np.empty_like(block_of)
+def _rows_in_blocks(block_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the index of each item within its block."""
+    rows = np.empty_like(block_of)
     for block in np.unique(block_of):
-        here = np.flatnonzero(block_of == block)
-        places[here] = np.arange(len(here))
-    return places
+        members = np.flatnonzero(block_of == block)
+        rows[members] = np.arange(len(members))
+    return rows

@@ -1,14 +1,14 @@
-"""Reading what preprocess wrote: pixels and token ids, mapped into memory split by split.
+"""Reader of the prepared dataset: pixels and token ids, mapped into memory, one split at a time.
 
-The folder holds
-    settings.json    format, image_size, resize, decoding (SHA-256 of how files became pixels), max_tokens,
+The preprocess stage writes a folder with these files:
+    settings.json    format, image_size, resize, decoding (SHA-256 of the decoding recipe), max_tokens,
                      vocabulary_size, pad_token_id
     images.parquet   image_id, split, sha256 of the file, shard (stem of its .npy), row, file_name, source; in the
-                     manifest's order
-    images/*.npy     uint8 (n, S, S, 3), one a data shard
-    captions.parquet caption_id, image_id, caption; grouped by image, in the images' order
-    tokens.npy       int32 (T,), the token ids of all captions one after the other
-    offsets.npy      int64 (captions + 1,), where each caption's tokens begin
+                     order of the manifest
+    images/*.npy     uint8 (n, S, S, 3); one file for each shard of the dataset
+    captions.parquet caption_id, image_id, caption; grouped by image, in the order of the images
+    tokens.npy       int32 (T,): the token ids of all captions, concatenated
+    offsets.npy      int64 (captions + 1,): the index in tokens.npy at which each caption begins
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diptych.config import Role, Splits
+from diptych.data.accepted import read_table
 from diptych.errors import DiptychError
 
 FORMAT = 1
-"""Raised whenever the same data would be written differently."""
+"""Version of the folder's format; raised whenever the same data would be written differently."""
 
 _REPAIR = "Run `dvc repro preprocess`."
 
 
 class Prepared:
-    """The prepared dataset in `folder`, its splits by role.
+    """Prepared dataset in `folder`, whose splits are chosen by their role.
 
     Attributes:
-        settings: what settings.json holds.
+        settings: the content of settings.json.
 
     Raises:
         DiptychError: the folder is missing, damaged, or of another format.
@@ -44,9 +45,9 @@ class Prepared:
         self.folder = folder
         self.settings = _read_settings(folder)
         self._splits = splits
+        self._images = read_table(folder / "images.parquet", _REPAIR)
+        self._captions = read_table(folder / "captions.parquet", _REPAIR)
         try:
-            self._images = pd.read_parquet(folder / "images.parquet")
-            self._captions = pd.read_parquet(folder / "captions.parquet")
             self._tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
             self._offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -55,7 +56,7 @@ class Prepared:
             raise DiptychError(f"{folder} is damaged: token ids and captions do not match. {_REPAIR}")
 
     def split(self, role: Role) -> PreparedSplit:
-        """The images and captions of the split that plays `role`.
+        """Return the images and captions of the split that has `role`.
 
         Raises:
             DiptychError: that split has no images, or none of them has a caption.
@@ -69,10 +70,10 @@ class Prepared:
                     f"data.splits.held_out ({self._splits.held_out}) leaves no captioned images of split {name!r} for "
                     f"{role}. Correct it in params.yaml, or name a split in data.splits.val."
                 )
-            there = ", ".join(sorted(self._images["split"].unique())) or "none"
+            available = ", ".join(sorted(self._images["split"].unique())) or "none"
             raise DiptychError(
                 f"{self.folder} has no captioned images in split {name!r}, which data.splits.{role} names "
-                f"(splits there: {there}). Correct data.splits in params.yaml, then run `dvc repro preprocess`."
+                f"(available splits: {available}). Correct data.splits in params.yaml, then run `dvc repro preprocess`."
             )
         return PreparedSplit(
             folder=self.folder / "images",
@@ -86,7 +87,10 @@ class Prepared:
         )
 
     def _images_of(self, role: Role) -> tuple[str, pd.DataFrame]:
-        """The name of the split that plays `role`, and its images, or those that are or are not held out of it."""
+        """Return the name of the split that has `role`, and its images.
+
+        Where no split is named for val, train and val share one split: val has the images that are held out of it.
+        """
         splits = self._splits
         name = getattr(splits, role) or splits.train
         images = self._images[self._images["split"] == name]
@@ -97,19 +101,19 @@ class Prepared:
 
 
 class PreparedSplit:
-    """One split: N images, M captions grouped by image; its length is N.
+    """Split with N images and M captions, which are grouped by image; its length is N.
 
     Attributes:
         image_ids: int64 (N,).
-        sources: where each image came from, for messages and reports (N).
+        sources: origin of each image (N), for messages and reports.
         caption_ids: int64 (M,).
-        captions: the texts (M).
-        image_of_caption: int64 (M,), each caption's image as an index into this split; non-decreasing.
-        caption_ranges: int64 (N + 1,); the captions of image i are caption_ranges[i]:caption_ranges[i + 1].
-        token_lengths: int64 (M,), special tokens included.
-        shard_of_image: int64 (N,), which of the files of pixels holds each image.
+        captions: texts (M).
+        image_of_caption: int64 (M,), index of each caption's image in this split; non-decreasing.
+        caption_ranges: int64 (N + 1,); image i has the captions caption_ranges[i]:caption_ranges[i + 1].
+        token_lengths: int64 (M,), number of tokens of each caption, special tokens included.
+        shard_of_image: int64 (N,), index of the pixel file that holds each image.
         image_hashes: SHA-256 of each image's file (N).
-        decoding: SHA-256 of how files became pixels.
+        decoding: SHA-256 of the recipe by which files became pixels.
     """
 
     def __init__(
@@ -146,24 +150,25 @@ class PreparedSplit:
         return len(self.image_ids)
 
     def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `indices` (B,): uint8 (B, S, S, 3), RGB.
+        """Return the images at `indices` (B,): uint8 (B, S, S, 3), RGB.
 
         Raises:
-            DiptychError: a file of pixels is missing or damaged.
+            DiptychError: a pixel file is missing or damaged.
         """
         indices = np.asarray(indices)
         batch = np.empty((len(indices), self._size, self._size, 3), np.uint8)
         shards, rows = self.shard_of_image[indices], self._rows[indices]
         for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            batch[here] = self._map(int(shard), int(rows[here].max()))[rows[here]]
+            positions = np.flatnonzero(shards == shard)
+            shard_rows = rows[positions]
+            batch[positions] = self._map(int(shard), int(shard_rows.max()))[shard_rows]
         return batch
 
     def tokens(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The captions at `indices` (B,), padded to the longest of them.
+        """Return the captions at `indices` (B,), padded to the longest of them.
 
         Returns:
-            Token ids int64 (B, T) and mask bool (B, T), True where there is a real token.
+            Token ids int64 (B, T) and mask bool (B, T), True for real tokens and False for padding.
         """
         indices = np.asarray(indices)
         lengths = self.token_lengths[indices]
@@ -173,7 +178,7 @@ class PreparedSplit:
         return np.where(mask, self._tokens[positions], self._pad).astype(np.int64), mask
 
     def _map(self, shard: int, last_row: int) -> NDArray[np.uint8]:
-        """The memory map of a file of pixels, opened at its first use."""
+        """Return the memory map of a pixel file, which is opened at its first use."""
         if shard not in self._maps:
             path = self._folder / f"{self._shards[shard]}.npy"
             try:

@@ -1,4 +1,4 @@
-"""Finding a pretrained tower's files without a network: in a local folder, or in the Hugging Face cache."""
+"""Search for the files of a pretrained tower, without a network: in a local folder or in the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from diptych.config import Model, Tower
 from diptych.errors import DiptychError
 
 FILES = ("*.json", "*.safetensors", "*.txt")
-"""What a tower is loaded from: configuration, weights without pickle, vocabulary."""
+"""Patterns of the files from which a tower is loaded: configuration, weights without pickle, vocabulary."""
 
 
 def locate_towers(model: Model) -> None:
-    """Has both towers, where they are pretrained, looked for before anything is computed for them.
+    """Check that the files of each pretrained tower are available, before anything is computed for it.
 
     Raises:
-        DiptychError: as `locate`, of both towers at once; or there are no weights that are read.
+        DiptychError: `locate` fails, or a tower has no safetensors; one message covers both towers.
     """
-    said = []
+    problems = []
     for key, tower in (("image_tower", model.image_tower), ("text_tower", model.text_tower)):
         try:
             if tower.pretrained is not None and not any(locate(tower).glob("*.safetensors")):
                 raise DiptychError(
-                    f"{tower.pretrained} holds no safetensors, and other weights are never read. Load the model with "
-                    "transformers where you trust it, and write it there with save_pretrained."
+                    f"{tower.pretrained} holds no safetensors, and weights in other formats are never read. If you "
+                    "trust the model, load it with transformers and save it there with save_pretrained."
                 )
         except DiptychError as error:
-            said.append(f"params.yaml: model.{key}.pretrained: {error}")
-    if said:
-        raise DiptychError("\n".join(said))
+            problems.append(f"params.yaml: model.{key}.pretrained: {error}")
+    if problems:
+        raise DiptychError("\n".join(problems))
 
 
 def locate(tower: Tower) -> Path:
-    """The local folder that holds the configuration, weights and tokenizer of `tower`, whose `pretrained` is given.
+    """Return the local folder with the configuration, weights and tokenizer of `tower`, whose `pretrained` is given.
 
     Raises:
         DiptychError: the folder, or the cached revision, is missing or incomplete; the message says how to fill it.
@@ -65,8 +65,8 @@ def _cached(repository: str, revision: str | None) -> Path:
         pass
     includes = " ".join(f"--include '{pattern}'" for pattern in FILES)
     raise DiptychError(
-        f"{repository} at revision {revision} is not, or not completely, in the cache {constants.HF_HUB_CACHE}. "
-        f"Fill it where there is a network (then copy the cache here, or let HF_HOME point to it):\n"
+        f"{repository} at revision {revision} is missing or incomplete in the cache {constants.HF_HUB_CACHE}. "
+        f"Fetch it where there is a network (then copy the cache here, or set HF_HOME to it):\n"
         f"  hf download {repository} --revision {revision} {includes}\n"
         "or name a local folder in params.yaml."
     )

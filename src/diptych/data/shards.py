@@ -1,4 +1,4 @@
-"""The images of a dataset in uncompressed tar files of at most a thousand members; written once, never changed."""
+"""Shards of a dataset: uncompressed tar files of at most a thousand images, written once and never changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import Self
 from diptych.errors import DiptychError
 
 MAX_MEMBERS = 1000
-"""A shard that changed would be stored and prepared anew in full, so shards are small and closed for good."""
+"""Maximum number of images in a shard. A changed shard would be stored and prepared again as a whole, so shards are
+small and never change.
+"""
 
 _SHARD_NAME = re.compile(r"images-(\d{5,})\.tar")
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -23,7 +25,7 @@ _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 @dataclass(frozen=True)
 class Member:
-    """Where an image lies: `size` bytes from `offset` of the file `shard`. `name` is a key, never used as a path."""
+    """Position of an image: `size` bytes from `offset` of the file `shard`. `name` is a key, never used as a path."""
 
     shard: str
     name: str
@@ -32,13 +34,13 @@ class Member:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards in `folder` in the order of their numbers."""
+    """Return the shards in `folder` in the order of their numbers."""
     numbered = [(int(match[1]), path) for path in folder.glob("images-*.tar") if (match := _match(path))]
     return [path for _, path in sorted(numbered)]
 
 
 def list_members(folder: Path) -> list[Member]:
-    """All images of all shards, in order; whatever else a tar file may hold is passed over.
+    """Return the images of all shards, in order; other members of a tar file are ignored.
 
     Raises:
         DiptychError: a shard is damaged or cut off.
@@ -47,7 +49,7 @@ def list_members(folder: Path) -> list[Member]:
 
 
 def read_member(folder: Path, member: Member) -> bytes:
-    """The image's bytes.
+    """Return the bytes of the image.
 
     Raises:
         DiptychError: the shard is missing or shorter than it was when it was listed.
@@ -66,10 +68,14 @@ def read_member(folder: Path, member: Member) -> bytes:
 
 
 class ShardWriter:
-    """Packs images into new shards of `folder`, after those that are there.
+    """Context manager that packs images into new shards of `folder`, numbered after the existing ones.
 
-    Used as a context: the shards get their names when it ends, and vanish if it ends by an exception. The same
-    additions make the same bytes. Shards that a killed process left half-written are removed at the start.
+    The shards get their names when the context ends, and are removed if an exception ends it. The same images give the
+    same bytes. Incomplete shards of a killed process are removed at the start.
+
+    Attributes:
+        shards: file names of the new shards.
+        bytes: number of bytes of the images in them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,10 +93,10 @@ class ShardWriter:
         return self
 
     def add(self, name: str, content: bytes) -> None:
-        """Appends one image; a full shard is followed by a new one.
+        """Append an image; begin a new shard when the last one is full.
 
         Raises:
-            DiptychError: `name` is more than a plain file name.
+            DiptychError: `name` is not a plain file name.
         """
         if not _MEMBER_NAME.fullmatch(name) or ".." in name:
             raise DiptychError(f"{name!r} cannot name an image in a shard: letters, digits and single dots only.")
@@ -149,7 +155,7 @@ def _members_of(path: Path) -> list[Member]:
             entries = tar.getmembers()
     except (tarfile.TarError, EOFError, ValueError):
         raise _damaged(path) from None
-    # tarfile takes any end of file for the end of the archive; the two empty blocks tell whether it is.
+    # tarfile accepts any end of file as the end of the archive; only a complete archive ends with two empty blocks.
     last = max((entry.offset_data + _padded(entry.size if entry.isreg() else 0) for entry in entries), default=0)
     with path.open("rb") as file:
         file.seek(last)

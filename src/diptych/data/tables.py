@@ -1,4 +1,4 @@
-"""Tables of captions: CSV, with the quoting of CSV, and TSV, which has none. No row is lost in another's cell."""
+"""Reader of caption tables: CSV with its quoting, and TSV without quoting. No row is lost in a cell of another row."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from diptych.errors import DiptychError, some
 log = logging.getLogger(__name__)
 
 _CAPTION = re.compile(r"caption(?:[ _.-]?\d+)?")
-"""Columns of captions: pandas calls the second of two equal ones caption.1."""
+"""Names of caption columns; pandas writes the second of two equal names as caption.1."""
 _DELIMITERS = (",", ";", "\t")
-"""Those of a .csv: where a comma is the decimal sign, spreadsheets write semicolons."""
+"""Delimiters of a .csv; spreadsheet programs write semicolons where the comma is the decimal sign."""
 _SEPARATOR_LINE = re.compile(r"sep=(.)[\r\n]*", re.IGNORECASE)
-"""The line that tells Excel the delimiter."""
+"""First line that gives Excel the delimiter."""
 _USUAL_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class TableRow(NamedTuple):
-    """A row: the line where it begins, and its cells."""
+    """Row of a caption table; `line` is the number of its first line."""
 
     line: int
     file: str
@@ -37,7 +37,7 @@ class TableRow(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """Cells, and the line of the file where they begin."""
+    """Cells of a row, and the number of the line at which it begins."""
 
     number: int
     cells: list[str]
@@ -53,11 +53,11 @@ class _Columns:
     split: int | None
 
 
-def read_table(table: Path) -> list[TableRow]:
-    """Return the rows of a table with a header: columns `file`, `caption` (one or several) and perhaps `split`.
+def read_caption_table(table: Path) -> list[TableRow]:
+    """Return the rows of a table whose header has `file`, `caption` (one or several columns) and optionally `split`.
 
     Raises:
-        DiptychError: the file is no such table, rows are incomplete, or a cell in quotes takes in other rows; the
+        DiptychError: the file is not such a table, rows are incomplete, or a quoted cell contains other rows; the
             message names the lines.
     """
     suffix = table.suffix.lower()
@@ -66,40 +66,42 @@ def read_table(table: Path) -> list[TableRow]:
     text = read_text(table)
     if "\0" in text:
         line = _line_breaks(text[: text.index("\0")]) + 1
-        raise DiptychError(f"{table}, line {line}: a zero byte, which a text does not have.")
-    # Line breaks stay as they are: universal, and none but these.
+        raise DiptychError(
+            f"{table}, line {line}: a zero byte, which no text file has. Remove it or export the table again."
+        )
+    # newline="" splits at \r\n, \r and \n only, and keeps the line breaks.
     lines = list(io.StringIO(text, newline=""))
     if suffix == ".tsv":
         header, rows = _read_tsv(lines)
         columns = _columns(table, header)
-        _mention_quotes(table, rows, columns)
+        _warn_of_quotes(table, rows, columns)
     else:
         header, rows, delimiter = _read_csv(table, lines)
         columns = _columns(table, header)
-        _refuse_swallowed(table, rows, columns, delimiter)
+        _refuse_contained_rows(table, rows, columns, delimiter)
     _refuse_incomplete(table, rows, columns)
     return _captioned(table, rows, columns)
 
 
 def _read_tsv(lines: list[str]) -> tuple[_Line, list[_Line]]:
-    found = (_Line(number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1))
-    header, *rows = [line for line in found if _is_filled(line)] or [_Line(1, [])]
+    split = (_Line(number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1))
+    header, *rows = [line for line in split if _is_filled(line)] or [_Line(1, [])]
     return header, rows
 
 
 def _read_csv(table: Path, lines: list[str]) -> tuple[_Line, list[_Line], str]:
-    told = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
-    skipped = 1 if told else 0
+    separator = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
+    skipped = 1 if separator else 0
     first = next((line for line in lines[skipped:] if line.strip()), "")
-    delimiter = told[1] if told else _delimiter(first)
+    delimiter = separator[1] if separator else _delimiter(first)
     with _unlimited_cells(sum(map(len, lines))):
-        found = _parse_csv(table, lines[skipped:], delimiter, skipped + 1)
-    header, *rows = [line for line in found if _is_filled(line)] or [_Line(1, [])]
+        parsed = _parse_csv(table, lines[skipped:], delimiter, skipped + 1)
+    header, *rows = [line for line in parsed if _is_filled(line)] or [_Line(1, [])]
     return header, rows, delimiter
 
 
 def _delimiter(header: str) -> str:
-    """Return the delimiter by which the header has the columns that are needed, else a comma."""
+    """Return the delimiter that splits the header into the required columns, else a comma."""
     for delimiter in _DELIMITERS:
         names = [cell.strip(' "\r\n').casefold() for cell in header.split(delimiter)]
         if "file" in names and any(map(_CAPTION.fullmatch, names)):
@@ -108,47 +110,47 @@ def _delimiter(header: str) -> str:
 
 
 def _parse_csv(table: Path, lines: list[str], delimiter: str, first: int) -> list[_Line]:
-    """Return all rows; the first of `lines` is the file's line number `first`."""
+    """Return all rows; the first of `lines` has the number `first` in the file."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    found = []
+    rows: list[_Line] = []
     while True:
         start = reader.line_num
         try:
-            found.append(_Line(first + start, next(reader)))
+            rows.append(_Line(first + start, next(reader)))
         except StopIteration:
-            return found
+            return rows
         except csv.Error as error:
             row = "".join(lines[start : reader.line_num])
             opening = first + start + _line_breaks(row[: _open_quote(row, delimiter)])
             last = first + reader.line_num - 1
-            raise DiptychError(f"{table}, line {opening}: {_quote_fault(str(error), last)}") from None
+            raise DiptychError(f"{table}, line {opening}: {_quote_problem(str(error), last)}") from None
 
 
-def _quote_fault(message: str, last: int) -> str:
+def _quote_problem(message: str, last: int) -> str:
     if "end of data" in message:
         return (
             "the quote that opens a cell here is never closed. Close it; or, if it belongs to the text, double it and "
-            "put the whole cell in quotes."
+            "quote the whole cell."
         )
     return (
-        f"the cell that a quote opens here goes on after its closing quote, at line {last}. Within a cell in quotes, "
-        "each quote of the text is doubled."
+        f"the cell that a quote opens here continues after its closing quote, at line {last}. Within a quoted cell, "
+        "double each quote of the text."
     )
 
 
 def _open_quote(row: str, delimiter: str) -> int:
-    """Return where the cell opens that keeps `row` from being split into cells."""
+    """Return the index at which the first malformed cell of `row` begins."""
     mark = re.escape(delimiter)
     cell = re.compile(rf'(?:"(?:[^"]|"")*+"|[^"{mark}\r\n][^{mark}\r\n]*+|)(?:{mark}|\r\n|\r|\n)')
-    at = 0
-    while match := cell.match(row, at):
-        at = match.end()
-    return at
+    index = 0
+    while match := cell.match(row, index):
+        index = match.end()
+    return index
 
 
 @contextmanager
 def _unlimited_cells(limit: int) -> Iterator[None]:
-    """Let a cell be as long as the file: a limit would speak of the limit, not of the quote that was left open."""
+    """Allow cells as long as the file: otherwise an open quote is reported as an exceeded limit."""
     before = csv.field_size_limit(max(limit, csv.field_size_limit()))
     try:
         yield
@@ -157,73 +159,75 @@ def _unlimited_cells(limit: int) -> Iterator[None]:
 
 
 def _is_filled(line: _Line) -> bool:
-    """Whether it is neither an empty line nor an empty row of a spreadsheet."""
+    """Return whether a cell has text; empty lines and empty rows of a spreadsheet have none."""
     return any(cell.strip() for cell in line.cells)
 
 
 def _columns(table: Path, header: _Line) -> _Columns:
     names = [name.strip().casefold() for name in header.cells]
-    captions = [place for place, name in enumerate(names) if _CAPTION.fullmatch(name)]
-    absent = [name for name, there in (("caption", captions), ("file", "file" in names)) if not there]
-    if absent:
-        found = ", ".join(name.strip() for name in header.cells) or "nothing"
+    captions = [column for column, name in enumerate(names) if _CAPTION.fullmatch(name)]
+    missing = [name for name, is_there in (("caption", captions), ("file", "file" in names)) if not is_there]
+    if missing:
+        present = ", ".join(name.strip() for name in header.cells) or "nothing"
         raise DiptychError(
-            f"{table}, line {header.number}: no column {' and '.join(absent)}; the header has {found}."
-            f"{_other_kind(table, header) or ' Give the columns these names.'}"
+            f"{table}, line {header.number}: no column {' and '.join(missing)}; the header has {present}."
+            f"{_hint_at_csv(table, header) or ' Rename the columns.'}"
         )
     for name in ("file", "split"):
         if names.count(name) > 1:
-            raise DiptychError(f"{table}, line {header.number}: {names.count(name)} columns are called {name}.")
-    unread = [name for name in names if name and name not in ("file", "split") and not _CAPTION.fullmatch(name)]
-    if unread:
-        log.info("%s: columns that are not read: %s", table, ", ".join(unread))
+            raise DiptychError(
+                f"{table}, line {header.number}: {names.count(name)} columns are called {name}. Keep one."
+            )
+    ignored = [name for name in names if name and name not in ("file", "split") and not _CAPTION.fullmatch(name)]
+    if ignored:
+        log.info("%s: columns that are not read: %s", table, ", ".join(ignored))
     return _Columns(len(names), names.index("file"), captions, names.index("split") if "split" in names else None)
 
 
-def _other_kind(table: Path, header: _Line) -> str:
-    """Return what to do with a .tsv that is written as a CSV is."""
+def _hint_at_csv(table: Path, header: _Line) -> str:
+    """Return advice for a .tsv whose header is written as in a CSV."""
     if table.suffix.lower() == ".tsv" and re.search('[",;]', "".join(header.cells)):
-        return " A .tsv has tabs and no quoting: call the file .csv if it has commas, semicolons or cells in quotes."
+        return " A .tsv has tabs and no quoting: call the file .csv if it has commas, semicolons or quoted cells."
     return ""
 
 
 def _refuse_incomplete(table: Path, rows: list[_Line], columns: _Columns) -> None:
-    bad = [row for row in rows if len(row.cells) != columns.total or not row.cells[columns.file].strip()]
-    if not bad:
+    incomplete = [row for row in rows if len(row.cells) != columns.total or not row.cells[columns.file].strip()]
+    if not incomplete:
         return
     hint = ""
-    if any(len(row.cells) > columns.total for row in bad):
-        hint = " Put cells that hold a delimiter in quotes."
+    if any(len(row.cells) > columns.total for row in incomplete):
+        hint = " Quote the cells that contain a delimiter."
     if table.suffix.lower() == ".tsv":
-        hint = " A .tsv has no quoting: its cells hold neither tabs nor line breaks. Call it .csv if it has quoting."
-    lines = some([str(row.number) for row in bad])
+        hint = " A .tsv has no quoting: its cells contain neither tabs nor line breaks. Call it .csv if it has quoting."
+    lines = some([str(row.number) for row in incomplete])
     raise DiptychError(
         f"{table}: rows with too few or too many columns (the header has {columns.total}), or without a file: "
         f"line {lines}.{hint}"
     )
 
 
-def _refuse_swallowed(table: Path, rows: list[_Line], columns: _Columns, delimiter: str) -> None:
-    """Raise if a cell in quotes holds what looks like rows: a quote was opened and not closed."""
+def _refuse_contained_rows(table: Path, rows: list[_Line], columns: _Columns, delimiter: str) -> None:
+    """Raise if a quoted cell contains lines that look like rows, since then its quote was not closed."""
     is_name = _name_like(rows, columns)
     for row in rows:
-        for place, cell in enumerate(row.cells):
-            swallowed = _row_within(cell, place, columns.file, delimiter, is_name)
-            if swallowed:
-                line = row.number + sum(map(_line_breaks, row.cells[:place]))
+        for column, cell in enumerate(row.cells):
+            contained = _contained_row(cell, column, columns.file, delimiter, is_name)
+            if contained:
+                line = row.number + sum(map(_line_breaks, row.cells[:column]))
                 raise DiptychError(
-                    f"{table}, line {line}: the cell that a quote opens here holds line breaks and what looks like a "
-                    f"row, {swallowed[:60]!r}. Close the quote where the cell ends; or, if it belongs to the text, "
-                    "double it and put the whole cell in quotes. A caption that has such a line must be on one line."
+                    f"{table}, line {line}: the cell that a quote opens here contains a line that looks like a row, "
+                    f"{contained[:60]!r}. Close the quote where the cell ends; or, if it belongs to the text, double "
+                    "it and quote the whole cell. If the line is part of a caption, write the caption on one line."
                 )
 
 
-def _row_within(cell: str, place: int, file: int, delimiter: str, is_name: Callable[[str], bool]) -> str:
-    """Return the first line of a cell of column `place` that looks like a row; empty if none does."""
+def _contained_row(cell: str, column: int, file: int, delimiter: str, is_name: Callable[[str], bool]) -> str:
+    """Return the first line of a cell of column number `column` that looks like a row; empty if none does."""
     first, *others = re.split(r"\r\n|\r|\n", cell)
     if not others:
         return ""
-    starts = [(first, file - place), *((line, file) for line in others)]
+    starts = [(first, file - column), *((line, file) for line in others)]
     for line, position in starts:
         cells = line.split(delimiter)
         if len(cells) > 1 and 0 <= position < len(cells) and is_name(cells[position]):
@@ -232,7 +236,7 @@ def _row_within(cell: str, place: int, file: int, delimiter: str, is_name: Calla
 
 
 def _name_like(rows: list[_Line], columns: _Columns) -> Callable[[str], bool]:
-    """Return whether a cell looks like the table's file names do."""
+    """Return a test whether a cell looks like the file names of the table."""
     names = {row.cells[columns.file].strip() for row in rows if len(row.cells) > columns.file}
     shapes = set(map(_shape, names))
 
@@ -245,47 +249,50 @@ def _name_like(rows: list[_Line], columns: _Columns) -> Callable[[str], bool]:
 
 
 def _shape(name: str) -> tuple[str, bool]:
-    """Return the ending of a name, its digits as zeros; and, as sentences have blanks, whether one without has any."""
+    """Return the suffix of a name with zeros for its digits, and whether a name without a suffix has blanks.
+
+    Blanks distinguish sentences from names.
+    """
     suffix = re.sub(r"\d+", "0", PurePosixPath(name).suffix.lower())
     return suffix, not suffix and bool(re.search(r"\s", name))
 
 
-def _mention_quotes(table: Path, rows: list[_Line], columns: _Columns) -> None:
-    """Warn of captions that are wholly in quotes: perhaps a program wrote them as in a CSV."""
+def _warn_of_quotes(table: Path, rows: list[_Line], columns: _Columns) -> None:
+    """Warn of captions that begin and end with a quote: perhaps a program wrote the file with CSV quoting."""
     quoted = [
         str(row.number)
         for row in rows
-        for cell in (row.cells[place] for place in columns.captions if place < len(row.cells))
+        for cell in (row.cells[column] for column in columns.captions if column < len(row.cells))
         if len(cell) > 1 and cell[0] == cell[-1] == '"'
     ]
     if quoted:
         log.warning(
-            "%s: captions that begin and end with a quote: line %s. A .tsv has no quoting, so the quotes are kept; "
-            "call the file .csv if it was written with quoting.",
+            "%s: captions that begin and end with a quote: line %s. A .tsv has no quoting, so the quotes stay in the "
+            "text; call the file .csv if it was written with quoting.",
             table,
             some(quoted),
         )
 
 
 def _captioned(table: Path, rows: list[_Line], columns: _Columns) -> list[TableRow]:
-    found = [_captioned_row(row, columns) for row in rows]
-    empty = sum(len(columns.captions) - len(row.captions) for row in found)
+    captioned = [_captioned_row(row, columns) for row in rows]
+    empty = sum(len(columns.captions) - len(row.captions) for row in captioned)
     if empty:
         log.info("%s: %d empty cells in the %d caption columns are left out", table, empty, len(columns.captions))
-    missing = [str(row.line) for row in found for text in row.captions if text.strip() in MISSING_WORDS]
+    missing = [str(row.line) for row in captioned for text in row.captions if text.strip() in MISSING_WORDS]
     if missing:
         log.warning(
-            "%s: captions that stand for a missing value, such as nan or None: line %s. The validation sets them "
-            "aside; leave out such rows when the table is written.",
+            "%s: captions that stand for a missing value, such as nan or None: line %s. The validation puts "
+            "them in quarantine; leave such rows out of the table.",
             table,
             some(missing),
         )
-    return found
+    return captioned
 
 
 def _captioned_row(row: _Line, columns: _Columns) -> TableRow:
-    """Return the row; of several captions the empty ones are left out, but one stays."""
-    texts = [row.cells[place] for place in columns.captions]
+    """Return the row without its empty captions; if all are empty, one stays."""
+    texts = [row.cells[column] for column in columns.captions]
     captions = tuple(text for text in texts if text.strip()) or (texts[0],)
     split = row.cells[columns.split].strip() if columns.split is not None else ""
     return TableRow(row.number, row.cells[columns.file], captions, split or None)

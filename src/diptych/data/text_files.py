@@ -1,4 +1,6 @@
-"""Text and JSON files that users bring: decoded whatever their encoding is, or refused with what they really are."""
+"""Readers of users' text and JSON files. A file in another encoding or of another kind is refused by a message that
+names it.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,21 @@ _OTHER_FILES = {
     b"<html": "a web page, not the file that it leads to: download that file",
     b"version https://git-lfs": "a Git LFS pointer in place of the file: fetch it with `git lfs pull`",
 }
-"""What is saved under the name of a text file by mistake, by its first bytes; letters in any case."""
+"""First bytes, in any letter case, of files that are saved under the name of a text file by mistake."""
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _DEEPEST = 100
-"""Lists and objects within each other; no format of captions has more than a few."""
+"""Maximum depth of nested lists and objects; no format of captions has more than a few levels."""
 _NUMBER_BEGUN = re.compile(r"\.|\.?\d*[eE][+-]?")
-"""What the parser leaves of a number that was cut off."""
+"""Pattern of the rest that the parser leaves of a number that was cut off."""
 _BLANKS = "\0 \t\r\n"
-"""What may stand at the end of a file that was cut off: an interrupted download may leave zeros."""
+"""Bytes that are ignored at the end of a file that was cut off: an interrupted download may leave zeros."""
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, UTF-16 or UTF-32, without its byte order mark.
 
     Raises:
-        DiptychError: the file cannot be read, is in another encoding, or is no text.
+        DiptychError: the file cannot be read, is in another encoding, or is not a text file.
     """
     try:
         content = path.read_bytes()
@@ -53,10 +55,11 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, in any of the encodings that `read_text` knows.
+    """Return the content of a JSON file, in any of the encodings of `read_text`.
 
     Raises:
-        DiptychError: as `read_text`; the file is not JSON, with what it is instead; an object has a key twice.
+        DiptychError: `read_text` fails; the file is not JSON (the message says what it is); its values are nested too
+            deep; or an object has a key twice.
     """
     text = read_text(path)
     if not text.strip(_BLANKS):
@@ -68,18 +71,18 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise DiptychError(f"{path} {_no_json(text, error)}") from None
     except (ValueError, RecursionError) as error:
-        raise DiptychError(f"{path} is no JSON that can be read: {error}.") from None
+        raise DiptychError(f"{path} is JSON that cannot be read: {error}.") from None
 
 
 def _refuse_deep(content: Any) -> None:
-    """Raise if values lie too deep within each other: what is read here must be written and read in any stage."""
+    """Raise if values are nested too deep: later stages must be able to write and read them again."""
     level: list[Any] = [[content]]
     for _ in range(_DEEPEST + 1):
-        inner = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        children = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in children for value in values if isinstance(value, dict | list)]
         if not level:
             return
-    raise ValueError(f"its values lie more than {_DEEPEST} deep within each other")
+    raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
 
 
 def _undecodable(path: Path, content: bytes, encoding: str, error: UnicodeDecodeError) -> str:
@@ -99,7 +102,7 @@ def _undecodable(path: Path, content: bytes, encoding: str, error: UnicodeDecode
 
 
 def _ends_within_character(content: bytes, encoding: str, error: UnicodeDecodeError) -> bool:
-    """Whether the bytes from the error on begin a character, and nothing but zeros follows."""
+    """Return whether the bytes after the error begin a character, and only zeros follow it."""
     if not encoding.startswith("utf-8"):
         return error.end >= len(content) and error.reason == "truncated data"
     begun = content[error.start :].rstrip(b"\0")
@@ -111,7 +114,7 @@ def _ends_within_character(content: bytes, encoding: str, error: UnicodeDecodeEr
 
 
 def _has_characters(content: bytes, encoding: str) -> bool:
-    """Whether the encoding has proved itself: by characters that others spell otherwise."""
+    """Return whether `content` confirms the encoding: it has bytes that mean something else in other encodings."""
     return not encoding.startswith("utf-8") or not content.removeprefix(codecs.BOM_UTF8).isascii()
 
 
@@ -123,19 +126,19 @@ def _conversion(path: Path) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object; a second value of a key would replace the first without a word."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """Return the object; refuse a key with two values, of which the second would silently replace the first."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
         for key, value in pairs:
-            if found[key] != value:
+            if content[key] != value:
                 raise ValueError(f"an object has the key {key!r} twice, with different values")
-    return found
+    return content
 
 
 def _no_json(text: str, error: json.JSONDecodeError) -> str:
-    place = f"{error.msg} at line {error.lineno}, column {error.colno}"
+    position = f"{error.msg} at line {error.lineno}, column {error.colno}"
     if _ends_early(text, error):
-        return f"is not complete JSON: {place}. A file that was cut off while it was copied ends so; fetch it again."
+        return f"is not complete JSON: {position}. It was probably cut off while it was copied; fetch it again."
     if error.msg == "Extra data" and text[error.pos :].lstrip()[:1] in ("{", "["):
         return (
             f"holds several JSON values, the second at line {error.lineno} (as in JSON Lines). One object with "
@@ -143,15 +146,15 @@ def _no_json(text: str, error: json.JSONDecodeError) -> str:
         )
     if error.pos == 0 or not text[: error.pos].strip():
         return f"is not JSON: it begins with {text.lstrip()[:20]!r}."
-    around = text[max(error.pos - 20, 0) : error.pos + 20]
-    return f"is not valid JSON: {place}, near {around!r}. Correct it there, or have it written anew."
+    context = text[max(error.pos - 20, 0) : error.pos + 20]
+    return f"is not valid JSON: {position}, near {context!r}. Correct it there, or export the file again."
 
 
 def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether the error is that the text ends."""
+    """Return whether the error is that the text ends too early."""
     rest = text[error.pos :].strip(_BLANKS)
     if error.msg == "Extra data":
-        # The value is whole; what follows are zeros, or what is no JSON.
+        # The value is complete; zeros or something other than JSON follow it.
         return False
     if error.msg.startswith("Unterminated string"):
         return True

@@ -1,4 +1,4 @@
-"""The text tower's tokenizer: a WordPiece vocabulary learned from the captions, or the pretrained tower's own."""
+"""Tokenizer of the text tower: a WordPiece vocabulary learned from the captions, or that of the pretrained tower."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-"""Of a learned vocabulary, ids 0 to 4."""
+"""Special tokens of a learned vocabulary; their ids are 0 to 4."""
 
 _BATCH = 10_000
-"""Captions handed over at once: enough to keep the tokenizer's threads busy, little enough to hold in memory."""
+"""Number of captions in a batch: enough to keep the tokenizer's threads busy, and few enough for memory."""
 
 
 def learn_tokenizer(captions: Sequence[str], vocabulary_size: int) -> Tokenizer:
-    """An uncased BERT tokenizer whose WordPiece vocabulary fits `captions`.
+    """Return an uncased BERT tokenizer whose WordPiece vocabulary is learned from `captions`.
 
-    The same captions give the same vocabulary, whatever the process or the number of threads.
+    The same captions give the same vocabulary, in any process and with any number of threads.
 
     Returns:
         A tokenizer with at most `vocabulary_size` tokens, the special ones first.
@@ -53,8 +53,8 @@ def learn_tokenizer(captions: Sequence[str], vocabulary_size: int) -> Tokenizer:
             min_frequency=2,
             initial_alphabet=alphabet,
             limit_alphabet=len(alphabet),
-            # The trainer numbers "##x" in the order of a hash map, which differs from process to process, and breaks
-            # ties by number (huggingface/tokenizers#1794). What is given as special is numbered first, in this order.
+            # The trainer numbers "##x" in the order of a hash map, which differs between processes, and breaks ties by
+            # number (huggingface/tokenizers#1794). Special tokens are numbered first, in the order given here.
             special_tokens=[*SPECIAL_TOKENS.values(), *(f"##{character}" for character in continuing)],
             show_progress=False,
         ),
@@ -63,7 +63,7 @@ def learn_tokenizer(captions: Sequence[str], vocabulary_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
-    """Writes a learned tokenizer as a folder that transformers' AutoTokenizer loads."""
+    """Write a learned tokenizer as a folder that AutoTokenizer of transformers loads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, **SPECIAL_TOKENS}
@@ -71,30 +71,30 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
 
 
 def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int, *, cache: Path) -> None:
-    """Writes the tokenizer of a pretrained text tower to `folder`, complete in itself.
+    """Write the tokenizer of a pretrained text tower to `folder`; the copy does not depend on the tower.
 
-    The last copy stays in `cache`, under a key of what it was made from: transformers takes seconds to import.
+    The last copy stays in `cache`, under a key of its inputs, because the import of transformers takes seconds.
 
     Raises:
-        DiptychError: the tower is not there (see `locate`), brings no tokenizer or that of another model, or has no
-            place for `max_tokens`.
+        DiptychError: the tower is missing (see `locate`), has no tokenizer or that of another model, or has fewer than
+            `max_tokens` positions.
     """
     source = locate(tower)
-    kept = cache / _copy_key(source, max_tokens)
-    if not _is_sound(kept):
+    cached = cache / _copy_key(source, max_tokens)
+    if not _is_intact(cached):
         remove(cache)
-        with atomic_path(kept) as copy:
-            _copy_anew(source, copy, max_tokens)
+        with atomic_path(cached) as copy:
+            _write_copy(source, copy, max_tokens)
             write_sums(copy)
-    shutil.copytree(kept, folder, ignore=shutil.ignore_patterns(SUMS))
+    shutil.copytree(cached, folder, ignore=shutil.ignore_patterns(SUMS))
 
 
-def _copy_anew(source: Path, folder: Path, max_tokens: int) -> None:
+def _write_copy(source: Path, folder: Path, max_tokens: int) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     lacking = f"{source} holds no tokenizer that transformers can load"
     advice = "Add the tokenizer.json and tokenizer_config.json that belong to the model."
-    # Of a folder without one transformers makes a tokenizer that knows no word.
+    # For a folder without a tokenizer, transformers returns a tokenizer with an empty vocabulary.
     if not any(path for pattern in ("tokenizer.json", "vocab.*", "*.model") for path in source.glob(pattern)):
         raise DiptychError(f"{lacking}. {advice}")
     try:
@@ -102,27 +102,27 @@ def _copy_anew(source: Path, folder: Path, max_tokens: int) -> None:
         configuration = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise DiptychError(f"{lacking} ({error}). {advice}") from None
-    known = getattr(configuration, "vocab_size", len(tokenizer))
-    if not known / 2 < len(tokenizer) <= known:
+    vocabulary_size = getattr(configuration, "vocab_size", len(tokenizer))
+    if not vocabulary_size / 2 < len(tokenizer) <= vocabulary_size:
         raise DiptychError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, but the model of config.json knows {known}. "
-            "Put the tokenizer there that belongs to the model."
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, but the model of config.json has "
+            f"{vocabulary_size}. Put the tokenizer of the model there."
         )
-    places = min(tokenizer.model_max_length, getattr(configuration, "max_position_embeddings", max_tokens))
-    if places < max_tokens:
+    positions = min(tokenizer.model_max_length, getattr(configuration, "max_position_embeddings", max_tokens))
+    if positions < max_tokens:
         raise DiptychError(
-            f"params.yaml: preprocess.max_tokens is {max_tokens}, but the text tower in {source} has places for "
-            f"{places}."
+            f"params.yaml: preprocess.max_tokens is {max_tokens}, but the text tower in {source} has only "
+            f"{positions} positions."
         )
     tokenizer.save_pretrained(folder)
     _forget_origin(folder / "tokenizer_config.json")
 
 
 def encode(folder: Path, captions: Sequence[str], max_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Token ids of `captions` with the tokenizer in `folder`: [CLS] … [SEP], cut to `max_tokens` in all.
+    """Encode `captions` with the tokenizer in `folder` as [CLS] … [SEP], each cut to `max_tokens` in all.
 
     Returns:
-        Token ids int32 (T,), one caption after the other, and offsets int64 (captions + 1,) of their beginnings.
+        Token ids int32 (T,), concatenated, and offsets int64 (captions + 1,), at which the captions begin.
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -136,33 +136,36 @@ def encode(folder: Path, captions: Sequence[str], max_tokens: int) -> tuple[NDAr
 
 
 def vocabulary_facts(folder: Path) -> tuple[int, int]:
-    """Number of tokens, and the id of the padding token, of the tokenizer in `folder`."""
+    """Return the number of tokens and the id of the padding token of the tokenizer in `folder`.
+
+    Raises:
+        DiptychError: the tokenizer has no padding token.
+    """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     padding = tokenizer.token_to_id(settings.get("pad_token") or "")
     if padding is None:
-        raise DiptychError(f"The tokenizer in {folder} has no padding token. Use that of a BERT-family tower.")
+        raise DiptychError(f"The tokenizer in {folder} has no padding token. Use the tokenizer of a BERT-family tower.")
     return tokenizer.get_vocab_size(), padding
 
 
 def _copy_key(source: Path, max_tokens: int) -> str:
-    """What a copy depends on: all files of a tower but its weights, transformers, and this file's code."""
+    """Return the cache key of a copy: SHA-256 of the tower's files but its weights, transformers, and this module."""
     files = sorted(file for pattern in ("*.json", "*.txt", "*.model") for file in source.glob(pattern))
     content = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in [*files, Path(__file__)]]
-    how = [max_tokens, version("transformers"), version("tokenizers"), content]
-    return hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    recipe = [max_tokens, version("transformers"), version("tokenizers"), content]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
-def _is_sound(copy: Path) -> bool:
-    """Whether the kept copy is there and can be read."""
-    sound = copy.is_dir() and sums_hold(copy)
-    if copy.exists() and not sound:
-        _log.warning("%s is damaged and is made anew.", copy)
-    return sound
+def _is_intact(copy: Path) -> bool:
+    intact = copy.is_dir() and sums_hold(copy)
+    if copy.exists() and not intact:
+        _log.warning("%s is damaged and is written again.", copy)
+    return intact
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
-    """BERT's uncased normalization, splitting and [CLS] … [SEP] around `vocabulary`."""
+    """Return a tokenizer of `vocabulary` with BERT's uncased normalization, its splitting, and [CLS] … [SEP]."""
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -177,7 +180,7 @@ def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _alphabet(captions: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
-    """The `limit` most frequent characters of the captions' words, and those of them that continue a word."""
+    """Return the `limit` most frequent characters of the captions' words, and those of them that continue a word."""
     words = _count_words(captions)
     counts: Counter[str] = Counter()
     for word, count in words.items():
@@ -189,7 +192,7 @@ def _alphabet(captions: Sequence[str], limit: int) -> tuple[list[str], list[str]
 
 
 def _count_words(captions: Sequence[str]) -> Counter[str]:
-    """How often each word occurs after BERT's normalization and splitting."""
+    """Count each word after BERT's normalization and splitting."""
     tokenizer = _bert_tokenizer({})
     chunks: Counter[str] = Counter()
     for batch in _batches(captions):
@@ -206,7 +209,7 @@ def _batches(captions: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _forget_origin(settings_file: Path) -> None:
-    """Takes out where the tokenizer was loaded from, a path that differs from machine to machine."""
+    """Remove the path from which the tokenizer was loaded, because it differs between machines."""
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
     for key in ("name_or_path", "tokenizer_file", "vocab_file", "is_local", "local_files_only"):
         settings.pop(key, None)

@@ -1,4 +1,4 @@
-"""Spreading work over processes: results in order, a bounded queue, and one clear error when a process dies."""
+"""Parallel work in processes: results in order, a bounded queue, and one clear error when a process dies."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 _CGROUP = Path("/sys/fs/cgroup")
 _QUEUED_PER_WORKER = 4
-"""So many tasks wait or run per process: no process idles, and the list of tasks is never held as a whole."""
+"""Number of tasks that wait or run per process. No process idles, and tasks are created only when they are needed."""
 
 
 def worker_count(threads: int | None) -> int:
-    """Return the number of processes where params.yaml says `threads`: that many, or one a core that this process may
-    use, by its affinity and by the CPU limit of its container.
+    """Return the number of processes: `threads` of params.yaml if given, else one for each usable core.
+
+    The usable cores are limited by the affinity of this process and by the CPU limit of its container.
     """
     if threads:
         return threads
@@ -40,9 +41,9 @@ def worker_count(threads: int | None) -> int:
 
 
 def _cpu_limit(cgroup: Path) -> float:
-    """Return the CPUs that a container may use (`docker run --cpus`); infinite without a limit.
+    """Return the number of CPUs that a container may use (`docker run --cpus`); infinite without a limit.
 
-    Control groups of version 2 have the limit in cpu.max, those of version 1 in two files.
+    Control groups of version 2 have the limit in cpu.max; those of version 1 have it in two files.
     """
     files = ([cgroup / "cpu.max"], [cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"])
     for paths in files:
@@ -53,24 +54,27 @@ def _cpu_limit(cgroup: Path) -> float:
 
 
 def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Generator[Result]:
-    """Yields `function(task)` of each task, in order, computed by `workers` processes (by this one if `workers` is 1).
+    """Yield `function(task)` for each task, in order, computed by `workers` processes.
 
-    `function` is of a module's top level and imports little; tasks and results are small, since they are pickled.
+    If `workers` is 1, this process computes them. `function` stands at the top level of a module that imports little.
+    Tasks and results are pickled, so they should be small.
 
     Raises:
         DiptychError: a process was killed.
-        Exception: whatever `function` raises; tasks not yet begun are dropped.
+        Exception: any error that `function` raises; tasks that have not begun are dropped.
     """
     if workers == 1:
         yield from map(function, tasks)
         return
-    # Forking takes milliseconds where starting Python and importing takes a second; the children only decode images.
+    # A fork takes milliseconds; starting Python and importing takes a second. The children only decode images.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     try:
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
     except OSError as error:
-        # Semaphores lie in /dev/shm, which some containers do not have, or have read-only.
-        _log.warning("no processes can work together here (%s), so one works alone: mount /dev/shm", error.strerror)
+        # Semaphores are files in /dev/shm, which is missing or read-only in some containers.
+        _log.warning(
+            "worker processes cannot be started (%s), so one process does all work: mount /dev/shm", error.strerror
+        )
         yield from map(function, tasks)
         return
     pending: deque[Future[Result]] = deque()
@@ -91,7 +95,7 @@ def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], work
 
 
 def _follow_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when the parent has been killed."""
+    """Ignore Ctrl-C, which the parent handles, and end this process when the parent has been killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from diptych.config import Params
 from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset
 from diptych.data.growth import Rules
+from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError, some
 from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox
@@ -94,7 +95,7 @@ def _add(workspace: Workspace, params: Params, drop: Drop, folder: Path, on_line
     """
     before = read_dataset(workspace.data)
     summary = _import(workspace, drop, folder)
-    if not (summary.images_added or summary.captions_added or summary.objects_told):
+    if not (summary.images_added or summary.captions_added or summary.objects_changed):
         return DropResult(drop.name, "known")
     record_dataset(workspace)
     _validate(workspace, on_line)
@@ -107,8 +108,8 @@ def _import(workspace: Workspace, drop: Drop, folder: Path) -> ImportSummary:
     images = folder / "images" if (folder / "images").is_dir() else folder
     try:
         if captions.name == CAPTIONS_FILE:
-            return import_coco(workspace.data, [CocoSource(captions, images)], RULES)
-        return import_table(workspace.data, captions, images, rules=RULES)
+            return import_coco(workspace.data, [CocoSource(captions, ImagesFolder(images))], RULES)
+        return import_table(workspace.data, captions, ImagesFolder(images), rules=RULES)
     except DiptychError as error:
         if _is_machine_error(error):
             raise

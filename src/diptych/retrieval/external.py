@@ -117,10 +117,5 @@ def _refuse_without_captions(path: Path, listed: Dataset) -> None:
 
 def _find_files(path: Path, records: list[Record], folder: ImagesFolder) -> list[Path]:
     files = [folder.find(coco_candidates(record), f"{path}: image {record['id']}") for record in records]
-    if folder.missing:
-        missing = some([folder.describe(name) for name in folder.missing])
-        raise DiptychError(
-            f"{path}: {len(folder.missing)} of {len(records)} image files are not in {folder.path}: "
-            f"{missing}. Check the images folder, or leave --images out."
-        )
+    folder.refuse_missing(path, len(records), "Check the images folder, or leave --images out.")
     return files
