@@ -201,6 +201,12 @@ def test_broken_exif_does_not_spoil_the_pixels(photo: Image.Image) -> None:
     assert open_image(content, MAX_PIXELS).size == (80, 60)
 
 
+def test_orientation_is_applied_beside_exif_tags_that_cannot_be_written_again(photo: Image.Image) -> None:
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")
+    content = encode(photo, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\2\0" + tags + bytes(4))
+    assert open_image(content, MAX_PIXELS).size == (60, 80)
+
+
 NOTES = b"a note\0\0" + zlib.compress(bytes(3 << 20))
 
 

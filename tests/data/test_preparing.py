@@ -177,7 +177,7 @@ def test_the_cache_forgets_what_the_last_runs_did_not_use(project: Project) -> N
     sizes = [32, 40, 48, 56]
     for size in sizes:
         project.prepare(settings=Preprocess(image_size=size))
-    assert len(list(project.cache.glob("*.npy"))) == 3 * preparing.KEPT_RUNS
+    assert len(list(project.cache.glob("*.npy"))) == 3 * preparing.CACHED_RUNS
     assert project.prepare(settings=Preprocess(image_size=40))[0] == 3
     assert project.prepare(settings=Preprocess(image_size=32))[0] == 0
 
@@ -240,7 +240,7 @@ def test_short_writes_are_continued(tmp_path: Path) -> None:
             return min(5, len(content))
 
     slow, pixels = Slow(), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    preparing._write(slow, pixels)  # type: ignore[arg-type]
+    preparing.write_all(slow, pixels)  # type: ignore[arg-type]
     assert slow.content == pixels.tobytes()
 
 

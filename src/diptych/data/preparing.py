@@ -1,7 +1,7 @@
-"""Decoding and resizing the accepted images into files that training maps into memory.
+"""Preparation of the accepted images: decoded and resized into files that training maps into memory.
 
-One data shard becomes one .npy file. Finished files stay in a cache under a key of what they hold, so a dataset to
-which a shard was added has only that shard to prepare.
+Each shard of the dataset becomes one .npy file. Finished files stay in a cache under a key of their content, so that
+only new shards of a dataset are prepared.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from diptych.errors import DiptychError
 from diptych.files import write_json
 from diptych.progress import progress
 
-KEPT_RUNS = 3
-"""The cache keeps what the last so many runs used, and so never holds more than that many prepared datasets."""
+CACHED_RUNS = 3
+"""Number of runs whose files stay in the cache, which so holds at most this number of prepared datasets."""
 
 _BATCH = 32
-"""Images a process takes at a time."""
+"""Number of images in a task of a process."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A few images of one shard, and where their pixels go: bytes from `start` of the file `output`."""
+    """Batch of images of one shard; its pixels are written to the file `output` from the byte `start`."""
 
     data: Path
     members: list[Member]
@@ -58,7 +58,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The accepted images of one data shard, and the cache file for their pixels."""
+    """Accepted images of one shard of the dataset, and the cache file for their pixels."""
 
     stem: str
     members: list[Member]
@@ -77,26 +77,26 @@ class _Shard:
 def prepare_images(
     data: Path, manifest: pd.DataFrame, output: Path, *, cache: Path, settings: Preprocess, workers: int
 ) -> int:
-    """Writes `output`/images/*.npy and `output`/images.parquet for the images of `manifest`, in its order.
+    """Write `output`/images/*.npy and `output`/images.parquet for the images of `manifest`, in its order.
 
     Returns:
-        How many files of pixels came from `cache`.
+        The number of pixel files that came from `cache`.
 
     Raises:
-        DiptychError: an image is not what it was when it was validated, the disk is full, or a process was killed.
-            Finished files of pixels are in the cache for the next run; nothing half-written is left.
+        DiptychError: an image has changed since it was validated, the disk is full, or a process was killed.
+            Finished pixel files are in the cache for the next run; incomplete ones are removed.
     """
     cache.mkdir(parents=True, exist_ok=True)
     (output / "images").mkdir(parents=True)
     shards = _plan(manifest, settings, cache)
-    missing = [shard for shard in shards if not _is_sound(shard)]
-    # Validation recorded the sizes; a larger image now is another image.
+    missing = [shard for shard in shards if not _is_intact(shard)]
+    # Validation recorded the sizes; a larger image has been replaced since.
     max_pixels = int((manifest["width"].astype(np.int64) * manifest["height"]).max())
     if missing:
         _fill(data, missing, settings, max_pixels, workers)
     for shard in shards:
-        _link(shard.cached, output / "images" / f"{shard.stem}.npy")
-    _forget_old_runs(cache, [shard.cached.name for shard in shards])
+        _link_or_copy(shard.cached, output / "images" / f"{shard.stem}.npy")
+    _remove_unused(cache, [shard.cached.name for shard in shards])
     table = manifest[["image_id", "split", "sha256"]].assign(
         shard=manifest["shard"].str.removesuffix(".tar"),
         row=manifest.groupby("shard").cumcount().astype(np.int32),
@@ -108,7 +108,7 @@ def prepare_images(
 
 
 def prepare_captions(captions: pd.DataFrame, output: Path, *, tokenizer: Path, settings: Preprocess) -> None:
-    """Writes captions.parquet, tokens.npy, offsets.npy and settings.json of the prepared dataset `output`."""
+    """Write captions.parquet, tokens.npy, offsets.npy and settings.json of the prepared dataset `output`."""
     flat, offsets = encode(tokenizer, captions["caption"].tolist(), settings.max_tokens)
     np.save(output / "tokens.npy", flat)
     np.save(output / "offsets.npy", offsets)
@@ -140,49 +140,49 @@ def _plan(manifest: pd.DataFrame, settings: Preprocess, cache: Path) -> list[_Sh
 
 
 def _key(hashes: list[str], settings: Preprocess) -> str:
-    """What the pixels of a shard depend on, as one SHA-256."""
+    """Return the cache key of a shard: the SHA-256 of everything that its pixels depend on."""
     return hashlib.sha256(json.dumps([_decoding(settings), hashes]).encode()).hexdigest()
 
 
 def _decoding(settings: Preprocess) -> str:
-    """How files become pixels, the code included, as one SHA-256."""
+    """Return the SHA-256 of the recipe by which files become pixels, including the code."""
     code = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()
-    how = [FORMAT, settings.image_size, settings.resize, PIL.__version__, code]
-    return hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    recipe = [FORMAT, settings.image_size, settings.resize, PIL.__version__, code]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
-def _is_sound(shard: _Shard) -> bool:
-    """Whether the shard's cache file is there, with the right header and size."""
+def _is_intact(shard: _Shard) -> bool:
+    """Return whether the cache file of the shard exists and has the right header and size."""
     try:
         pixels = np.load(shard.cached, mmap_mode="r", allow_pickle=False)
-        sound = pixels.dtype == np.uint8 and pixels.shape == shard.shape
-        sound = sound and shard.cached.stat().st_size == pixels.offset + pixels.nbytes
+        intact = pixels.dtype == np.uint8 and pixels.shape == shard.shape
+        intact = intact and shard.cached.stat().st_size == pixels.offset + pixels.nbytes
     except FileNotFoundError:
         return False
     except (OSError, ValueError, EOFError):
-        sound = False
-    if not sound:
-        _log.warning("%s is damaged and is made anew.", shard.cached)
-    return sound
+        intact = False
+    if not intact:
+        _log.warning("%s is damaged and is written again.", shard.cached)
+    return intact
 
 
 def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: int, workers: int) -> None:
-    """Makes the cache files of `shards`; the processes run on into the next shard while one is finished."""
+    """Write the cache files of `shards`; processes begin the next shard before the last one is finished."""
     for leftover in shards[0].cached.parent.glob(".*.tmp"):
         leftover.unlink()
     total = sum(len(shard.members) for shard in shards)
     batches = (batch for shard in shards for batch in _batches(data, shard, settings, max_pixels))
-    done = in_processes(_prepare, batches, workers)
+    counts = in_processes(_prepare, batches, workers)
     try:
         with progress(None, "preprocess", unit="images", total=total) as bar:
             for shard in shards:
                 for _ in shard.starts:
-                    bar.update(next(done))
+                    bar.update(next(counts))
                 _finish(shard)
     except OSError as error:
         raise DiptychError(f"{shards[0].cached.parent} cannot be written: {error.strerror}.") from None
     finally:
-        done.close()
+        counts.close()
         for shard in shards:
             shard.temporary.unlink(missing_ok=True)
 
@@ -203,7 +203,11 @@ def _batches(data: Path, shard: _Shard, settings: Preprocess, max_pixels: int) -
 
 
 def _create(shard: _Shard) -> int:
-    """Makes the shard's temporary file in full size, so that a disk without room says so now; the header's length."""
+    """Create the shard's temporary file in its full size, so that a full disk is noticed now.
+
+    Returns:
+        The number of bytes of its header.
+    """
     with shard.temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shard.shape}
@@ -216,12 +220,12 @@ def _create(shard: _Shard) -> int:
 
 
 def _prepare(batch: _Batch) -> int:
-    """In a worker: decodes and resizes a batch straight into its place in the file; returns the number of images."""
-    # Written, not mapped: on a full disk a write fails with an error, a mapped page with a fatal signal.
+    """Decode and resize a batch in a worker, write it to its position in the file, and return the number of images."""
+    # The file is not mapped: on a full disk a write fails with an error, but a mapped page with a fatal signal.
     with batch.output.open("r+b", buffering=0) as file:
         file.seek(batch.start)
         for member in batch.members:
-            _write(file, to_pixels(_open(batch, member), batch.size, batch.resize))
+            write_all(file, to_pixels(_open(batch, member), batch.size, batch.resize))
     return len(batch.members)
 
 
@@ -230,13 +234,13 @@ def _open(batch: _Batch, member: Member) -> Image.Image:
         return open_image(read_member(batch.data, member), batch.max_pixels)
     except ImageError as error:
         raise DiptychError(
-            f"{member.name} in {batch.data / member.shard} was sound when it was validated and is not now ({error}). "
+            f"{member.name} in {batch.data / member.shard} has changed since it was validated ({error}). "
             "Run `dvc repro validate`."
         ) from None
 
 
-def _write(file: FileIO, pixels: NDArray[np.uint8]) -> None:
-    """All of `pixels`; a single call may write less."""
+def write_all(file: FileIO, pixels: NDArray[np.uint8]) -> None:
+    """Write all of `pixels`; a single call of `file.write` may write less."""
     content = pixels.reshape(-1).data
     while content:
         content = content[file.write(content) :]
@@ -248,23 +252,23 @@ def _finish(shard: _Shard) -> None:
     shard.temporary.replace(shard.cached)
 
 
-def _link(source: Path, target: Path) -> None:
-    """One more name for the same bytes where the file system has that, else a copy."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link; copy the file where the file system does not support links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def _forget_old_runs(cache: Path, used: list[str]) -> None:
-    """Removes the cache files that none of the last `KEPT_RUNS` runs used."""
+def _remove_unused(cache: Path, used: list[str]) -> None:
+    """Remove the cache files that none of the last `CACHED_RUNS` runs used."""
     record = cache / "runs.json"
     try:
-        runs = [used, *(run for run in json.loads(record.read_text(encoding="utf-8")) if run != used)][:KEPT_RUNS]
+        runs = [used, *(run for run in json.loads(record.read_text(encoding="utf-8")) if run != used)][:CACHED_RUNS]
     except (OSError, ValueError, TypeError):
         runs = [used]
     write_json(record, runs)
-    kept = {name for run in runs for name in run}
+    in_use = {name for run in runs for name in run}
     for path in cache.glob("*.npy"):
-        if path.name not in kept:
+        if path.name not in in_use:
             path.unlink()

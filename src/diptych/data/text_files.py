@@ -1,5 +1,6 @@
-"""Readers of users' text and JSON files. A file in another encoding or of another kind is refused by a message that
-names it.
+"""Readers of users' text and JSON files.
+
+A file in an unknown encoding, or of another kind, is refused by a message that says what it is.
 """
 
 from __future__ import annotations
