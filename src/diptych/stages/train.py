@@ -45,7 +45,7 @@ def run(workspace: Workspace, params: Params) -> None:
     model = _build(params, prepared)
     depends_on = identity(workspace, params, model, {"threads": threads, "precision": precision})
     checkpoints = Checkpoints(workspace.local / "checkpoints", depends_on)
-    # Of several processes that train together the first one records.
+    # The first of several processes records.
     with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:
         if tracked:
             tracked.log_params(params.model_dump(by_alias=True))

@@ -66,7 +66,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training needs besides data and settings.
+    """Seed, device, checkpoints and reports of a training.
 
     Attributes:
         seed: seed of batches, dropout, views and negatives.
