@@ -22,7 +22,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.training.backward import Backward
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Trainer, compiles
+from diptych.training.loop import Setup, Trainer, compiles
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,14 @@ def trainer(
         prepared.split("train"),
         prepared.split("val"),
         train_settings(**changes),
-        seed=0,
-        evaluation_batch=8,
-        checkpoints=Checkpoints(folder, {}),
-        report=report,
-        device=torch.device("cpu"),
-        features=features,
+        Setup(
+            seed=0,
+            evaluation_batch=8,
+            checkpoints=Checkpoints(folder, {}),
+            report=report,
+            device=torch.device("cpu"),
+            features=features,
+        ),
     )
 
 

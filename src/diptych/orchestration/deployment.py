@@ -148,10 +148,13 @@ def _read_definition(workspace: Workspace) -> dict[str, Any]:
     path = workspace.root / "prefect.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for item in content["deployments"]:
-            for value in (item["name"], item["entrypoint"], item["work_pool"]["name"]):
-                if not isinstance(value, str):
-                    raise TypeError(f"{value!r} is not a text")
+        used = [
+            value
+            for item in content["deployments"]
+            for value in (item["name"], item["entrypoint"], item["work_pool"]["name"])
+        ]
+        if others := [value for value in used if not isinstance(value, str)]:
+            raise TypeError(f"{others[0]!r} is not a text")
     except FileNotFoundError:
         raise DiptychError(f"{path} is missing; it is part of the project. {how_to_restore(path)}") from None
     except (yaml.YAMLError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ would not be found, and new ones would be written to the old path. So the addres
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import shutil
@@ -52,15 +53,18 @@ def follow_project(workspace: Workspace, store: Path) -> None:
     artifacts = workspace.local.resolve() / "mlartifacts"
     try:
         with closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
-            if not (_former(database, artifacts) or _defaults(database, workspace)):
-                return
-            with _alone(workspace) as alone:
-                if alone:
-                    _follow(database, workspace, artifacts)
+            if _former(database, artifacts) or _defaults(database, workspace):
+                _follow_alone(database, workspace, artifacts)
     except sqlite3.OperationalError as error:
         raise unanswered(str(store), error) from error
     except sqlite3.DatabaseError as error:
         raise damaged(str(store), error) from error
+
+
+def _follow_alone(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
+    with _alone(workspace) as alone:
+        if alone:
+            _follow(database, workspace, artifacts)
 
 
 def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
@@ -101,14 +105,13 @@ def _locations(database: sqlite3.Connection) -> dict[str, Path]:
 
 def _rewrite(database: sqlite3.Connection, old: Path, new: Path) -> None:
     """Replace the folder `old` by `new` in all addresses, as a path and as an address."""
-    for before, after in ((str(old), str(new)), (old.as_uri(), new.as_uri())):
-        for table, column in _ADDRESSES:
-            values = database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall()
-            for (value,) in values:
-                # One folder may lie within the other.
-                if _is_below(value, before) and not (_is_below(value, after) and _is_below(after, before)):
-                    moved = after + value[len(before) :]
-                    database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (moved, value))
+    forms = ((str(old), str(new)), (old.as_uri(), new.as_uri()))
+    for (before, after), (table, column) in itertools.product(forms, _ADDRESSES):
+        for (value,) in database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+            # One folder may lie within the other.
+            if _is_below(value, before) and not (_is_below(value, after) and _is_below(after, before)):
+                moved = after + value[len(before) :]
+                database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (moved, value))
 
 
 def _is_below(address: str | None, folder: str) -> bool:
@@ -120,19 +123,22 @@ def _fetch(database: sqlite3.Connection, old: Path, new: Path) -> None:
     for table, column in _FOLDERS:
         for (address,) in database.execute(f"SELECT {column} FROM {table}").fetchall():
             source = local_path(address)
-            if source is None or old not in source.parents or ".." in source.parts:
-                continue
-            target = new / source.relative_to(old)
-            try:
-                if source.is_dir() and not target.exists():
-                    with atomic_path(target) as temporary:
-                        shutil.copytree(source, temporary, symlinks=True)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-                    raise
-                # An error of copytree holds the errors of all files.
-                message = "%s cannot be fetched (%s). It belongs to this project: copy it to %s."
-                log.warning(message, source, error.strerror or error, target)
+            if source is not None and old in source.parents and ".." not in source.parts:
+                _copy_missing(source, new / source.relative_to(old))
+
+
+def _copy_missing(source: Path, target: Path) -> None:
+    """Copy a folder of artifacts that is not there yet; warn where that fails for another reason than a full disk."""
+    try:
+        if source.is_dir() and not target.exists():
+            with atomic_path(target) as temporary:
+                shutil.copytree(source, temporary, symlinks=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            raise
+        # An error of copytree holds the errors of all files.
+        message = "%s cannot be fetched (%s). It belongs to this project: copy it to %s."
+        log.warning(message, source, error.strerror or error, target)
 
 
 def local_path(address: str | None) -> Path | None:

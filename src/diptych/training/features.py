@@ -26,7 +26,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.data.inputs import Half, ImageInputs, Inputs, KeptImages, KeptTexts, TextInputs
+from diptych.data.inputs import Half, Inputs, KeptImages, KeptTexts, TextInputs
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model import towers, upper
