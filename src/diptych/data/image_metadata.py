@@ -40,12 +40,12 @@ def start_of_scan(content: bytes) -> int:
 
 
 def _jpeg_without_metadata(content: bytes) -> bytes:
-    kept = [content[:2]]
+    parts = [content[:2]]
     for marker, start, end in _jpeg_segments(content):
         if marker == _START_OF_SCAN:
-            return b"".join([*kept, content[start:]])
+            return b"".join([*parts, content[start:]])
         if _is_kept(marker, content[start + 4 : end]):
-            kept.append(content[start:end])
+            parts.append(content[start:end])
     return content
 
 
@@ -77,16 +77,16 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _png_without_metadata(content: bytes) -> bytes:
-    kept = [_PNG_SIGNATURE]
+    parts = [_PNG_SIGNATURE]
     offset = len(_PNG_SIGNATURE)
     while offset + 12 <= len(content):
         length, name = struct.unpack_from(">I4s", content, offset)
         end = offset + 12 + length
         chunk = content[offset:end]
         if name not in _METADATA_CHUNKS or (_may_hold_orientation(name, chunk[8:]) and _is_intact(chunk)):
-            kept.append(chunk)
+            parts.append(chunk)
         offset = end
-    return b"".join(kept)
+    return b"".join(parts)
 
 
 def _may_hold_orientation(name: bytes, payload: bytes) -> bool:
