@@ -31,7 +31,7 @@ from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Trainer
+from diptych.training.loop import Setup, Trainer
 
 FUSIONS = {"cross-attention": True, "MLP of as many weights": False}
 
@@ -48,12 +48,14 @@ def train(params: Params, prepared: Prepared, device: torch.device, cache: Path)
             prepared.split("train"),
             prepared.split("val"),
             params.train,
-            seed=params.seed,
-            evaluation_batch=params.evaluate.batch_size,
-            checkpoints=Checkpoints(Path(checkpoints), {}),
-            report=lambda *_: None,
-            device=device,
-            features=FeatureCache(cache, limit_gib=params.train.features_gib, device=device, precision=precision),
+            Setup(
+                seed=params.seed,
+                evaluation_batch=params.evaluate.batch_size,
+                checkpoints=Checkpoints(Path(checkpoints), {}),
+                report=lambda *_: None,
+                device=device,
+                features=FeatureCache(cache, limit_gib=params.train.features_gib, device=device, precision=precision),
+            ),
         )
         trainer.run()
     return model, trainer

@@ -44,7 +44,7 @@ from diptych.retrieval.embedding import Embedded, _images, _texts, embed_split, 
 from diptych.retrieval.reranking import candidate_logits
 from diptych.training.batches import Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
-from diptych.training.loop import Report, Trainer
+from diptych.training.loop import Report, Setup, Trainer
 from diptych.training.step import Losses
 
 CAPTIONS = 5
@@ -202,11 +202,13 @@ class Bench:
             self.prepared.split("train"),
             self.prepared.split("val"),
             self.settings(changes),
-            seed=self.params.seed,
-            evaluation_batch=self.evaluation_batch,
-            checkpoints=NoCheckpoints(self.folder / "checkpoints", {}),
-            report=report,
-            device=self.device,
+            Setup(
+                seed=self.params.seed,
+                evaluation_batch=self.evaluation_batch,
+                checkpoints=NoCheckpoints(self.folder / "checkpoints", {}),
+                report=report,
+                device=self.device,
+            ),
         )
 
     def speed(self, row: Row) -> dict[str, float]:

@@ -10,24 +10,25 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from diptych.data.pretrained import locate_towers
+from diptych.inbox import ingesting, ledger
 from diptych.orchestration import pages
-from diptych.project import dvc
+from diptych.project import dvc, leftovers
+from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
 from diptych.project.params import read_params
 from diptych.project.presets import use_preset
 from diptych.project.processes import holding
+from diptych.project.recording import publish_run
 from diptych.project.workspace import Workspace
-
-if TYPE_CHECKING:
-    from diptych.inbox.ledger import DropResult
+from diptych.registry.address import tracking_uri
 
 Promotion = Literal["auto", "manual", "never"]
 
@@ -63,7 +64,7 @@ def retrain(
         # Invalid parameters end the run here.
         read_params(workspace)
         warn_of_unknown_commit(workspace)
-        dvc.mend(workspace)
+        leftovers.repair(workspace)
         drops = ingest_drops(workspace, inbox)
         data, changed = fetch_data(workspace)
         why, stages = run_stages(workspace, drops, changed, force)
@@ -89,7 +90,7 @@ def warn_of_unknown_commit(workspace: Workspace) -> None:
 
 
 def run_stages(
-    workspace: Workspace, drops: Sequence[DropResult], changed: dict[str, Any], force: bool
+    workspace: Workspace, drops: Sequence[ledger.DropResult], changed: dict[str, Any], force: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Run the stages that have to run, if there is a reason.
 
@@ -115,13 +116,11 @@ def run_stages(
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)
-def ingest_drops(workspace: Workspace, inbox: str | None) -> list[DropResult]:
+def ingest_drops(workspace: Workspace, inbox: str | None) -> list[ledger.DropResult]:
     """Add new pairs from the inbox to the dataset version, if they pass validation."""
     params = read_params(workspace)
     if not (inbox or params.retrain.inbox or workspace.journal.exists()):
         return []
-    from diptych.inbox import ingesting
-
     log = get_run_logger().info
     drops = ingesting.ingest_drops(workspace, params, inbox, pages.throttled(log))
     for drop in drops:
@@ -130,7 +129,9 @@ def ingest_drops(workspace: Workspace, inbox: str | None) -> list[DropResult]:
 
 
 @task(name="reasons", task_run_name="reasons", cache_policy=NO_CACHE, persist_result=False)
-def find_reasons(workspace: Workspace, drops: Sequence[DropResult], changed: dict[str, Any]) -> tuple[list[str], str]:
+def find_reasons(
+    workspace: Workspace, drops: Sequence[ledger.DropResult], changed: dict[str, Any]
+) -> tuple[list[str], str]:
     """Return why this run trains, or why not; publish how far new pairs are from those of the champion."""
     from diptych.inbox.need import need_to_train
 
@@ -156,8 +157,8 @@ def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
         import diptych.registry.register  # noqa: F401
 
         changed, origin = status.result(), "present"
-    if not workspace.data.exists() or "data.dvc" in changed or dvc.dataset_version(workspace) is None:
-        origin = dvc.bring_dataset(workspace)
+    if not workspace.data.exists() or "data.dvc" in changed or dataset_version(workspace) is None:
+        origin = fetch_dataset(workspace)
         changed = dvc.status(workspace)
     get_run_logger().info("data/ is %s", origin)
     return origin, changed
@@ -179,7 +180,6 @@ def publish(workspace: Workspace) -> None:
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE, persist_result=False)
 def register_model(workspace: Workspace) -> dict[str, Any]:
     """Register the trained model as a version with the alias challenger."""
-    from diptych.registry.address import tracking_uri
     from diptych.registry.register import register
 
     params = read_params(workspace)
@@ -192,8 +192,6 @@ def register_model(workspace: Workspace) -> dict[str, Any]:
 @task(name="share", task_run_name="share", cache_policy=NO_CACHE, persist_result=False)
 def share(workspace: Workspace) -> None:
     """Send data and results to the DVC remote, and the commits of runs to the git remote, where there are remotes."""
-    from diptych.project.recording import publish_run
-
     for problem in publish_run(workspace, read_params(workspace), get_run_logger().info):
         get_run_logger().warning(problem)
 
@@ -210,7 +208,7 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     repair(model)
     outcome, why = "not asked", ""
     version = model.find(number) if promotion != "never" else None
-    if version and needs_decision(model, version, dvc.dataset_version(workspace) or "", promotion):
+    if version and needs_decision(model, version, dataset_version(workspace) or "", promotion):
         considered = gate_and_promote(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         pages.show_decision(considered)
@@ -222,7 +220,6 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
 @task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)
 def record_drops(workspace: Workspace) -> None:
     """Record refused drops in the model's history, also those of runs that train nothing."""
-    from diptych.inbox import ledger
     from diptych.registry.registered_model import RegisteredModel
 
     if ledger.has_unreported(workspace):

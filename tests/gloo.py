@@ -29,7 +29,7 @@ from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.gradients import average_gradients, backward_in_chunks
-from diptych.training.loop import Trainer
+from diptych.training.loop import Setup, Trainer
 from diptych.training.step import TrainingStep
 
 OWNERS = ([0, 0, 1], [0, 1, 1, 1, 2])
@@ -233,12 +233,14 @@ def make_trainer(folder: Path, name: str) -> Trainer:
         prepared.split("train"),
         prepared.split("val"),
         train_settings(epochs=2, image_tower={"frozen_epochs": 1}, text_tower={"top_layers": 1}),
-        seed=0,
-        evaluation_batch=8,
-        checkpoints=Checkpoints(folder / f"checkpoints-{name}", {}),
-        report=lambda values, step: None,
-        device=CPU,
-        features=FeatureCache(folder / f"features-{name}", limit_gib=1.0, device=CPU, precision="no"),
+        Setup(
+            seed=0,
+            evaluation_batch=8,
+            checkpoints=Checkpoints(folder / f"checkpoints-{name}", {}),
+            report=lambda values, step: None,
+            device=CPU,
+            features=FeatureCache(folder / f"features-{name}", limit_gib=1.0, device=CPU, precision="no"),
+        ),
     )
 
 

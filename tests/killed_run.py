@@ -70,10 +70,10 @@ def _import() -> Callable[..., dict[str, Any]]:
     import diptych.orchestration.pages
     import diptych.registry.gate
     import diptych.registry.register  # noqa: F401
-    from diptych.cli.main import _load_flow
+    from diptych.cli.chain import load_flow
     from diptych.project.workspace import Workspace
 
-    flow: Callable[..., dict[str, Any]] = _load_flow(Workspace(ROOT))
+    flow: Callable[..., dict[str, Any]] = load_flow(Workspace(ROOT))
     return flow
 
 

@@ -227,7 +227,7 @@ def test_every_make_target_exists() -> None:
 
 def test_every_link_leads_to_a_file() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", TEXT[str(page.relative_to(ROOT))]):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT[str(page.relative_to(ROOT))]):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

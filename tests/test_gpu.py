@@ -33,7 +33,7 @@ from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.flops import matrix_product_rate
 from diptych.training.gradients import backward_in_chunks
-from diptych.training.loop import Trainer
+from diptych.training.loop import Setup, Trainer
 from diptych.training.step import TrainingStep
 from diptych.training.views import ImageViews
 
@@ -83,12 +83,14 @@ def trainer(
         prepared.split("train"),
         prepared.split("val"),
         train_settings(**changes),
-        seed=0,
-        evaluation_batch=8,
-        checkpoints=Checkpoints(folder, {}),
-        report=report,
-        device=device,
-        features=FeatureCache(folder.parent / "kept", limit_gib=1.0, device=device, precision=precision),
+        Setup(
+            seed=0,
+            evaluation_batch=8,
+            checkpoints=Checkpoints(folder, {}),
+            report=report,
+            device=device,
+            features=FeatureCache(folder.parent / "kept", limit_gib=1.0, device=device, precision=precision),
+        ),
     )
 
 

@@ -24,7 +24,7 @@ from diptych.model.dual_encoder import build_model
 from diptych.project.workspace import Workspace
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.loop import REPORT_EVERY, Report, Trainer
+from diptych.training.loop import REPORT_EVERY, Report, Setup, Trainer
 from peers.clock import EpochClock, now
 from peers.task import Result, Task, answer
 
@@ -142,16 +142,18 @@ def run_trainer(params: Params, settings: Train, report: Report, device: str, sc
             prepared.split("train"),
             prepared.split("val"),
             settings,
-            seed=params.seed,
-            evaluation_batch=params.evaluate.batch_size,
-            checkpoints=Checkpoints(Path(checkpoints), {"process": os.getpid()}),
-            report=report,
-            device=torch.device(device),
-            features=FeatureCache(
-                scratch / "features",
-                limit_gib=settings.features_gib,
+            Setup(
+                seed=params.seed,
+                evaluation_batch=params.evaluate.batch_size,
+                checkpoints=Checkpoints(Path(checkpoints), {"process": os.getpid()}),
+                report=report,
                 device=torch.device(device),
-                precision=choose_precision(settings.precision, torch.device(device)),
+                features=FeatureCache(
+                    scratch / "features",
+                    limit_gib=settings.features_gib,
+                    device=torch.device(device),
+                    precision=choose_precision(settings.precision, torch.device(device)),
+                ),
             ),
         )
         with contextlib.suppress(EnoughError):

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 import yaml
 from fake_project import PARAMS
 
 from diptych import __version__
-from diptych.cli import main as cli
-from diptych.cli.main import main
+from diptych.cli import chain
+from diptych.cli.main import cli, main
 from diptych.errors import DiptychError
 from diptych.orchestration import server as prefect_server
 from diptych.project import dvc
@@ -39,19 +40,19 @@ def empty(inside):
 
 
 def diptych(*arguments: object) -> int:
-    """Runs the command in this process and returns its exit code."""
+    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     return ended.value.code
 
 
 def failing(monkeypatch, error: BaseException) -> None:
-    """Has every command fail with `error`."""
+    """Let every command of the chain fail with `error`."""
 
     def fail() -> Workspace:
         raise error
 
-    monkeypatch.setattr(cli, "enter", fail)
+    monkeypatch.setattr(chain, "enter", fail)
 
 
 def test_help_imports_nothing_heavy():
@@ -83,12 +84,18 @@ def test_every_command_has_help(command, capsys):
     assert capsys.readouterr().out.startswith("Usage: diptych")
 
 
+def test_every_command_of_the_list_is_there():
+    context = click.Context(cli)
+
+    assert all(cli.get_command(context, name).name == name for name in cli.list_commands(context))
+
+
 def test_the_version_is_the_packages(capsys):
     assert diptych("--version") == 0
     assert __version__ in capsys.readouterr().out
 
 
-def test_what_the_user_can_mend_is_one_message_and_exit_code_1(monkeypatch, capsys):
+def test_what_the_user_can_repair_is_one_message_and_exit_code_1(monkeypatch, capsys):
     failing(monkeypatch, DiptychError("captions.json, row 3: the caption is null"))
 
     assert diptych("register") == 1
@@ -105,7 +112,7 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_70(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("PREFECT_API_URL", "http://ann:hunter2@127.0.0.1:9/api", "http://127.0.0.1:9/api does not answer"),
         ("PREFECT_API_URL", "foo", "foo is no address"),
@@ -114,7 +121,7 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_70(monkeypatch, capsys):
         ("SSL_CERT_FILE", "/nowhere", "/nowhere cannot be read as certificates"),
     ],
 )
-def test_what_keeps_prefect_from_starting_ends_a_run_at_once_with_where_it_is_set(inside, name, value, told):
+def test_what_keeps_prefect_from_starting_ends_a_run_at_once_with_where_it_is_set(inside, name, value, message):
     (inside.root / "flows").mkdir()
     (inside.root / "flows" / "retrain.py").write_text("retrain = None\n")
 
@@ -126,7 +133,7 @@ def test_what_keeps_prefect_from_starting_ends_a_run_at_once_with_where_it_is_se
     assert answer.returncode == 1
     last = answer.stderr.splitlines()[-1]
     assert last.startswith("error: ")
-    assert told in last
+    assert message in last
     assert name in last
     assert "hunter2" not in last
 
@@ -147,7 +154,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_told_as_such(monkeypatch, capsys, error):
+def test_a_full_disk_is_reported_as_such(monkeypatch, capsys, error):
     failing(monkeypatch, error)
 
     assert diptych("register") == 1
@@ -293,7 +300,7 @@ def test_scenes_do_not_replace_a_dataset_unasked(inside, capsys):
     assert scenes("--replace") == 0
 
 
-def test_a_recorded_dataset_that_cannot_be_brought_gives_way_only_when_told(inside, photos, capsys):
+def test_a_recorded_dataset_that_cannot_be_fetched_gives_way_only_when_asked_to(inside, photos, capsys):
     shutil.rmtree(inside.data)
     shutil.rmtree(inside.root / ".dvc" / "cache")
     table = photos.parent / "captions.csv"

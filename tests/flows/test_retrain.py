@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect_server import prefect_server
 from tiny_model import write_reports, write_tiny_model
 
-from diptych.cli.main import _load_flow
+from diptych.cli.chain import load_flow
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def retrain():
     """The flow, and a server for it."""
     with prefect_server():
-        yield _load_flow(Workspace(ROOT))
+        yield load_flow(Workspace(ROOT))
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ class InstantDvc:
         """Whether data/ is what data.dvc records."""
         return {} if self._version(workspace) == folder_sha256(workspace.data) else {"data.dvc": "modified"}
 
-    def mend(self, workspace: Workspace) -> None:
+    def repair(self, workspace: Workspace) -> None:
         """Nothing is left behind."""
 
     def uses_dvc(self, workspace: Workspace) -> bool:
@@ -147,7 +147,7 @@ class InstantDvc:
     def keep_dataset(self, workspace: Workspace) -> None:
         """Every version is kept."""
 
-    def bring_dataset(self, workspace: Workspace) -> str:
+    def fetch_dataset(self, workspace: Workspace) -> str:
         """From the copy."""
         if not workspace.data.exists():
             shutil.copytree(self._store / self._version(workspace) / "data", workspace.data)
@@ -188,6 +188,12 @@ def instant(stocked: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store.record_dataset(stocked)
     store.reproduce(stocked, "validate", force=False, on_line=print)
     store.runs = 0
-    for module in (ingesting, changing):
-        monkeypatch.setattr(module, "dvc", store)
+    monkeypatch.setattr(ingesting, "dvc", store)
+    used = {
+        ingesting: ("fetch_dataset", "record_dataset"),
+        changing: ("go_back", "keep_dataset", "repair", "uses_dvc"),
+    }
+    for module, names in used.items():
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(store, name))
     return store

@@ -17,8 +17,8 @@ from diptych.errors import DiptychError
 from diptych.inbox import ingesting
 from diptych.inbox.ingesting import ingest_drops
 from diptych.inbox.opening import open_inbox
-from diptych.project import dvc
 from diptych.project.changing import recover
+from diptych.project.dataset import dataset_version
 
 pytestmark = pytest.mark.usefixtures("instant")
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
@@ -80,13 +80,13 @@ def test_drops_are_taken_in_the_order_of_their_names_and_once(stocked):
 def test_without_the_ledger_a_drop_is_found_known(stocked):
     write_drop(stocked.root / "inbox" / "a", photos(10))
     take(stocked)
-    version = dvc.dataset_version(stocked)
+    version = dataset_version(stocked)
     (stocked.local / "inbox.json").unlink()
 
     (taken,) = take(stocked)
 
     assert (taken.outcome, taken.images) == ("known", 0)
-    assert dvc.dataset_version(stocked) == version
+    assert dataset_version(stocked) == version
     assert ingesting.dvc.status(stocked) == {}
 
 
@@ -185,7 +185,7 @@ def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_
         shutil.rmtree(later / "images")
         (later / "images").symlink_to(elsewhere / "images")
 
-    monkeypatch.setattr(instant, "record_dataset", record_and_wait)
+    monkeypatch.setattr(ingesting, "record_dataset", record_and_wait)
 
     (taken,) = ingest_drops(stocked, Params(), "inbox", said.append)
 

@@ -23,6 +23,7 @@ from diptych.errors import DiptychError
 from diptych.inbox.ingesting import ingest_drops
 from diptych.project import dvc
 from diptych.project.changing import begin, recover
+from diptych.project.dataset import dataset_version, record_dataset
 
 NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
 
@@ -43,7 +44,7 @@ def refused(workspace):
 
 
 def test_a_drop_becomes_part_of_the_dataset(stocked):
-    before = dvc.dataset_version(stocked)
+    before = dataset_version(stocked)
     write_drop(stocked.root / "inbox" / "monday", photos(10, 11, 12))
 
     (taken,) = take(stocked)
@@ -51,7 +52,7 @@ def test_a_drop_becomes_part_of_the_dataset(stocked):
     assert (taken.name, taken.outcome, taken.images, taken.captions) == ("monday", "taken", 3, 6)
     assert len(read_dataset(stocked.data).images) == 9
     assert {image["split"] for image in read_dataset(stocked.data).images} <= {"train", "val", "test"}
-    assert dvc.dataset_version(stocked) != before
+    assert dataset_version(stocked) != before
     assert dvc.status(stocked) == {}
     assert not (stocked.local / "taking.json").exists()
 
@@ -80,7 +81,7 @@ def test_onto_generated_scenes_a_drop_is_added_and_a_refusal_leaves_them_drawabl
     # These are JPEGs, which the validation of these tests does not know.
     stage = stocked.root / "stage.py"
     stage.write_text(stage.read_text().replace('== b"\\x89PNG"', 'in (b"\\x89PNG", b"\\xff\\xd8\\xff\\xe0")'))
-    dvc.record_dataset(stocked)
+    record_dataset(stocked)
     recorded = yaml.safe_load((stocked.root / "data.dvc").read_text())
     write_drop(stocked.root / "inbox" / "a", NOT_AN_IMAGE)
 
@@ -146,8 +147,7 @@ from diptych.data import importing
 from diptych.inbox import ingesting
 from diptych.project.workspace import Workspace
 from diptych import files
-from diptych.project import changing, dvc
-import diptych.project.dvc
+from diptych.project import changing, dataset, dvc
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 def before(module, name):
@@ -159,9 +159,9 @@ where = sys.argv[1]
 if where == "with the journal": after(changing, "begin")
 elif where == "with the shards stored": before(importing, "write_dataset")
 elif where == "with the captions written": after(importing, "write_dataset")
-elif where == "with dvc add done": after(dvc, "_note_origin")
+elif where == "with dvc add done": after(dataset, "_note_scenes")
 elif where == "before the judgement": before(ingesting, "_judge")
-elif where == "while going back": before(dvc, "_reason")
+elif where == "while going back": before(dvc, "failure")
 elif where == "before the ledger": before(ingesting, "record_result")
 ingesting.ingest_drops(Workspace(Path.cwd()), Params(), "inbox", print)
 """

@@ -9,8 +9,8 @@ from fake_project import commit, run
 
 from diptych.cli.main import main
 from diptych.errors import DiptychError
-from diptych.project import dvc
 from diptych.project.changing import begin, changing, recover
+from diptych.project.dataset import dataset_version, fetch_dataset, folder_md5, record_dataset
 
 SECOND = '{"info": {"seed": 2}, "images": [], "annotations": []}'
 
@@ -23,14 +23,14 @@ def change(workspace, content=SECOND):
 
 def agrees(workspace):
     """Whether data/ is what data.dvc records, or both are missing."""
-    recorded = dvc.dataset_version(workspace)
-    return recorded == (dvc.folder_md5(workspace.data) if workspace.data.exists() else None)
+    recorded = dataset_version(workspace)
+    return recorded == (folder_md5(workspace.data) if workspace.data.exists() else None)
 
 
 def test_a_change_that_succeeds_stays(project):
     with changing(project):
         change(project)
-        dvc.record_dataset(project)
+        record_dataset(project)
 
     assert (project.data / "captions.json").read_text() == SECOND
     assert agrees(project)
@@ -44,7 +44,7 @@ def test_a_change_that_fails_is_undone(project, recorded):
     with pytest.raises(OSError, match="disk"), changing(project):
         change(project)
         if recorded:
-            dvc.record_dataset(project)
+            record_dataset(project)
         raise OSError("the disk")
 
     assert (project.root / "data.dvc").read_bytes() == before
@@ -80,7 +80,7 @@ def test_a_first_dataset_that_fails_leaves_none(project):
 
     with pytest.raises(DiptychError, match="a row"), changing(project):
         change(project)
-        dvc.record_dataset(project)
+        record_dataset(project)
         raise DiptychError("a row")
 
     assert agrees(project)
@@ -156,4 +156,4 @@ def test_a_remote_whose_client_is_not_installed_is_told_as_dvc_tells_it(project)
     shutil.rmtree(project.data)
 
     with pytest.raises(DiptychError, match=r"DVC says: .*gs.*requires 'dvc-gs' to be installed"):
-        dvc.bring_dataset(project)
+        fetch_dataset(project)

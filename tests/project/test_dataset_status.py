@@ -54,7 +54,7 @@ def test_lines_for_people_have_the_totals(data: Path) -> None:
     assert lines[-1] == "version  none yet: `dvc add data` makes one"
 
 
-def test_captions_without_image_and_images_without_split_are_told(data: Path) -> None:
+def test_captions_without_image_and_images_without_split_are_counted(data: Path) -> None:
     dataset = read_dataset(data)
     del dataset.images[0]["split"]
     dataset.annotations.append({"id": 99, "image_id": 99, "caption": "x"})
@@ -66,7 +66,7 @@ def test_captions_without_image_and_images_without_split_are_told(data: Path) ->
 
 def test_a_damaged_version_file_is_named(data: Path) -> None:
     data.with_name("data.dvc").write_text("outs: []")
-    with pytest.raises(DiptychError, match=r"data\.dvc is not a \.dvc file"):
+    with pytest.raises(DiptychError, match=r"data\.dvc is damaged"):
         dataset_status(data)
 
 

@@ -1,5 +1,6 @@
 """A run is recorded as a commit that holds what it was made of, and nothing that is checked out notices."""
 
+import json
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ def git(workspace: Workspace | Path, *arguments: str) -> str:
 
 
 def commits(workspace: Workspace) -> list[str]:
-    """Of the branch, the newest first, without those of the project itself."""
+    """Return the commits of the branch, the newest first, without those of the project itself."""
     return git(workspace, "rev-list", BRANCH, "--not", "HEAD").split()
 
 
@@ -77,6 +78,47 @@ def test_the_next_run_follows_upon_the_one_before(ran):
     assert git(ran, "rev-parse", f"{second}^@").split() == [first]
 
 
+def experiments(workspace: Workspace) -> dict[str, list[dict]]:
+    """Return what `dvc exp show` lists under HEAD: the revisions of each experiment by its name."""
+    shown = subprocess.run(["dvc", "exp", "show", "--json"], cwd=workspace.root, check=True, capture_output=True)
+    (baseline,) = (state for state in json.loads(shown.stdout) if state["rev"] == git(workspace, "rev-parse", "HEAD"))
+    return {experiment["name"]: experiment["revs"] for experiment in baseline["experiments"] or []}
+
+
+def test_dvc_lists_each_run_as_an_experiment_upon_its_commit(ran):
+    first = record_run(ran).sha
+    ran.params.write_text(ran.params.read_text().replace("seed: 7", "seed: 8"))
+    second = record_run(ran).sha
+
+    shown = experiments(ran)
+
+    assert {
+        name: [rev["data"]["params"]["params.yaml"]["data"]["seed"] for rev in revs] for name, revs in shown.items()
+    } == {
+        f"run-{first[:10]}": [7],
+        f"run-{second[:10]}": [8],
+    }
+    trees = {git(ran, "rev-parse", f"{revs[0]['rev']}^{{tree}}") for revs in shown.values()}
+    assert trees == {git(ran, "rev-parse", f"{sha}^{{tree}}") for sha in (first, second)}
+
+
+def test_an_experiment_that_a_kill_has_kept_from_being_listed_is_listed_by_the_next_record(ran):
+    sha = record_run(ran).sha
+    head = git(ran, "rev-parse", "HEAD")
+    ref = f"refs/exps/{head[:2]}/{head[2:]}/run-{sha[:10]}"
+    run("git", "update-ref", "-d", ref, cwd=ran.root)
+
+    assert record_run(ran).sha == sha
+    assert git(ran, "rev-parse", f"{ref}^") == head
+
+
+def test_a_run_that_dvc_cannot_list_is_recorded_all_the_same(ran):
+    # A reference of this name leaves no room for those below it.
+    run("git", "update-ref", "refs/exps", "HEAD", cwd=ran.root)
+
+    assert record_run(ran).reproducible
+
+
 def test_a_run_upon_a_newer_commit_joins_it_with_the_runs_before(ran):
     first = record_run(ran).sha
     (ran.root / "new.py").touch()
@@ -103,13 +145,13 @@ def test_a_file_that_is_gone_is_gone_from_the_commit(project):
 
 def test_other_changes_make_a_run_not_reproducible_and_are_named(ran):
     (ran.root / "stage.py").write_text("")
-    for name in ("a.py", "b.py", "c.py"):
+    for name in ("a.py", "b.py", "c.py", "d.py", "e.py"):
         (ran.root / name).touch()
 
     recorded = record_run(ran)
 
     assert not recorded.reproducible
-    assert recorded.why == "made with uncommitted changes of stage.py, a.py, b.py and 1 more"
+    assert recorded.why == "made with uncommitted changes of stage.py, a.py, b.py, c.py, d.py and 1 more"
     assert git(ran, "diff", "--name-only", "HEAD", recorded.sha).split() == ["dvc.lock", "params.yaml"]
 
 
@@ -152,21 +194,20 @@ def test_or_nobody_in_particular(ran, monkeypatch, tmp_path):
 
 
 def test_runs_that_are_recorded_at_once_are_all_on_the_branch(ran, monkeypatch):
-    """Another run gets in between this one's look at the branch and its own commit."""
-    looked = recording._tip
+    """Another run is recorded after this one has read the branch and before it commits."""
+    call = recording.git
     others = []
 
-    def look(workspace):
-        tip = looked(workspace)
-        if not others:
+    def intervene(folder, command, *arguments, **options):
+        if command == "commit-tree" and not others:
             others.append("begun")
             content = ran.params.read_text()
             ran.params.write_text(content.replace("seed: 7", "seed: 8"))
             others.append(record_run(ran).sha)
             ran.params.write_text(content)
-        return tip
+        return call(folder, command, *arguments, **options)
 
-    monkeypatch.setattr(recording, "_tip", look)
+    monkeypatch.setattr(recording, "git", intervene)
 
     recorded = record_run(ran)
 
@@ -213,7 +254,7 @@ def test_a_version_of_code_that_was_changed_and_committed_since_is_not_reproduci
 
     assert tags["git_dirty"] == "true"
     assert tags["not_reproducible"] == (
-        "made by other code, data or parameters: baselines, controls, evaluate and 3 more changed"
+        "made by other code, data or parameters: baselines, controls, evaluate, preprocess, train and 1 more changed"
     )
 
 
@@ -319,15 +360,15 @@ def test_what_cannot_be_reached_is_said_and_holds_no_secret(ran, tmp_path, quick
 def test_a_remote_that_comes_back_is_reached_by_the_next_attempt(ran, tmp_path, quick, monkeypatch):
     record_run(ran)
     far = tmp_path / "far.git"
-    send = recording._push
+    call = recording.git
 
-    def fail_once(workspace, remote):
-        if not far.exists():
+    def fail_once(folder, command, *arguments, **options):
+        if command == "push" and not far.exists():
             run("git", "init", "--quiet", "--bare", str(far), cwd=tmp_path)
             raise recording.GitError("the network is away")
-        send(workspace, remote)
+        return call(folder, command, *arguments, **options)
 
-    monkeypatch.setattr(recording, "_push", fail_once)
+    monkeypatch.setattr(recording, "git", fail_once)
 
     assert published(ran, str(far)) == []
 

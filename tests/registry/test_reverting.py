@@ -13,6 +13,7 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.changing import recover
+from diptych.project.dataset import dataset_version, record_dataset, switch_dataset
 from diptych.project.recording import record_run
 from diptych.project.workspace import Workspace
 from diptych.registry.reverting import find_commit, revert_dataset
@@ -32,17 +33,17 @@ def captions(workspace: Workspace) -> dict:
 def grown(project: Workspace) -> Workspace:
     """A project whose dataset has become another one since HEAD."""
     (project.data / "captions.json").write_text('{"info": {"seed": 7}, "images": [], "annotations": []}')
-    dvc.record_dataset(project)
+    record_dataset(project)
     return project
 
 
 def test_data_is_what_the_commit_records_and_git_stays_as_it_is(grown):
-    later, before = dvc.dataset_version(grown), head(grown)
+    later, before = dataset_version(grown), head(grown)
 
     reverted = revert_dataset(grown, "HEAD")
 
     assert captions(grown)["info"] == {}
-    assert (reverted.before, reverted.after) == (later, dvc.dataset_version(grown))
+    assert (reverted.before, reverted.after) == (later, dataset_version(grown))
     assert reverted.commit == before == head(grown)
     assert not dvc.status(grown, "data.dvc")
 
@@ -61,7 +62,7 @@ def test_a_version_that_the_cache_lacks_comes_from_the_remote(grown, tmp_path):
     recorded = (grown.root / "data.dvc").read_text()
     revert_dataset(grown, "HEAD")
     dvc.push(grown, print)
-    dvc.switch_dataset(grown, recorded)
+    switch_dataset(grown, recorded)
     dvc.push(grown, print)
     shutil.rmtree(grown.root / ".dvc" / "cache")
     shutil.rmtree(grown.data)
@@ -127,7 +128,7 @@ def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_sto
     model = open_registry(grown, mlflow_store)
     version = make_version(model, grown.local, alias="champion")
     sha = record_run(grown).sha
-    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": dvc.dataset_version(grown)})
+    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": dataset_version(grown)})
     model.tag(version, dict.fromkeys(HASHES, "0" * 64))
 
     found, commit_sha = find_commit(grown, Params(), "champion")
@@ -149,7 +150,7 @@ def test_the_command_says_what_data_is_now(grown, monkeypatch, capsys):
         main(["data", "revert", "--to", "HEAD"])
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert f"data/ is version {dvc.dataset_version(grown)[:12]}, which commit {head(grown)[:10]} records" in said
+    assert f"data/ is version {dataset_version(grown)[:12]}, which commit {head(grown)[:10]} records" in said
 
 
 def test_a_taking_that_was_ended_does_not_undo_it_later(grown, monkeypatch):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny import model_settings, train_settings, write_prepared
+from tiny import make_model, model_settings, train_settings, write_prepared
 
 from diptych.config import Params
 from diptych.data.prepared import Prepared
@@ -91,17 +91,20 @@ def test_without_matching_the_fusion_has_no_weight(workspace: Workspace) -> None
     [({"seed": 1}, {"seed": 2}), ({"train": train_settings()}, {"train": train_settings(epochs=3)})],
 )
 def test_a_checkpoint_belongs_to_its_parameters(workspace: Workspace, one: dict, other: dict) -> None:
-    assert train._identity(workspace, params(**one), 1) != train._identity(workspace, params(**other), 1)
-    assert train._identity(workspace, params(**one), 1) == train._identity(workspace, params(**one), 1)
+    model = make_model(300)
+    first, second = (train.identity(workspace, params(**changes), model, {}) for changes in (one, other))
+    assert first != second
+    assert first == train.identity(workspace, params(**one), model, {})
 
 
 def test_a_checkpoint_belongs_to_its_data(workspace: Workspace) -> None:
-    before = train._identity(workspace, params(), 1)
+    model = make_model(300)
+    before = train.identity(workspace, params(), model, {})
     tokens = workspace.prepared / "tokens.npy"
     content = bytearray(tokens.read_bytes())
     content[-1] ^= 1
     tokens.write_bytes(content)
-    assert train._identity(workspace, params(), 1) != before
+    assert train.identity(workspace, params(), model, {}) != before
 
 
 def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:

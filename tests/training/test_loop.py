@@ -22,7 +22,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.training.backward import Backward
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Trainer, compiles
+from diptych.training.loop import Setup, Trainer, compiles
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,14 @@ def trainer(
         prepared.split("train"),
         prepared.split("val"),
         train_settings(**changes),
-        seed=0,
-        evaluation_batch=8,
-        checkpoints=Checkpoints(folder, {}),
-        report=report,
-        device=torch.device("cpu"),
-        features=features,
+        Setup(
+            seed=0,
+            evaluation_batch=8,
+            checkpoints=Checkpoints(folder, {}),
+            report=report,
+            device=torch.device("cpu"),
+            features=features,
+        ),
     )
 
 
@@ -282,12 +284,12 @@ def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Pat
     every = kept_in(tmp_path / "every")
     trainer(prepared, tmp_path / "1", features=every, **changes).run()
     small = kept_in(tmp_path / "small")
-    small.limit = sum(path.stat().st_size for path in (tmp_path / "every").iterdir()) - 1
+    small.files.limit = sum(path.stat().st_size for path in (tmp_path / "every").iterdir()) - 1
     whole = trainer(prepared, tmp_path / "2", features=small, **changes)
     whole.run()
     assert isinstance(whole.val_inputs.images, KeptImages)
     assert isinstance(whole.val_inputs.texts, KeptTexts)
-    assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= small.limit
+    assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= small.files.limit
 
 
 def test_a_finished_training_embeds_as_when_it_ended(
@@ -464,7 +466,7 @@ def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tm
     both.run()
     images = sum(path.stat().st_size for path in (tmp_path / "kept").iterdir())
     small = kept_in(tmp_path / "small")
-    small.limit = int(0.6 * images)
+    small.files.limit = int(0.6 * images)
     made = trainer(prepared, tmp_path / "2", features=small, **changes)
     losses = [[row["loss"] for row in some.run().history] for some in (both, made)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -13,7 +13,7 @@ from tiny import make_model, open_prepared, train_settings, write_prepared
 
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Trainer
+from diptych.training.loop import Setup, Trainer
 
 KILLS = 10
 CPU = torch.device("cpu")
@@ -68,12 +68,14 @@ def train(folder: Path, name: str) -> None:
         prepared.split("train"),
         prepared.split("val"),
         train_settings(epochs=4, checkpoint_every=1, image_tower={"frozen_epochs": 2}, objectives=objectives),
-        seed=0,
-        evaluation_batch=8,
-        checkpoints=Checkpoints(folder / name, {}),
-        report=lambda values, step: None,
-        device=CPU,
-        features=FeatureCache(folder / f"{name}-features", limit_gib=1, device=CPU, precision="no"),
+        Setup(
+            seed=0,
+            evaluation_batch=8,
+            checkpoints=Checkpoints(folder / name, {}),
+            report=lambda values, step: None,
+            device=CPU,
+            features=FeatureCache(folder / f"{name}-features", limit_gib=1, device=CPU, precision="no"),
+        ),
     )
     trainer.run()
     torch.save(model.state_dict(), folder / f"{name}.tmp")

@@ -1,4 +1,4 @@
-"""How log records look on the terminal."""
+"""Log records on the terminal, and the standard streams."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from diptych.progress import is_first_process
 
 
 def log_to_console(debug: bool) -> None:
-    """Sends the log to stderr, which leaves stdout to results; `debug` brings details and tracebacks."""
+    """Send the log to stderr, which leaves stdout to results; `debug` adds details and tracebacks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(ConsoleFormatter(debug))
-    # Great Expectations logs tracebacks of what it also raises.
+    # Great Expectations logs the tracebacks of exceptions that it also raises.
     handler.addFilter(lambda record: debug or not record.name.startswith("great_expectations"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # Of several processes that train together the first speaks for all; the others have their warnings.
+    # Only the first of several processes that train together reports progress; the others log warnings.
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.getLogger("diptych").setLevel(logging.DEBUG if debug else level)
 
 
 def open_standard_streams() -> None:
-    """Open the null device in place of a standard stream that is closed, as it may be where a daemon starts this.
+    """Open the null device in place of each standard stream that a daemon has closed.
 
-    The next file that is opened would take its number, and be written to by each child.
+    Otherwise the next file that is opened would take its number, and children would write to that file.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -35,14 +35,14 @@ def open_standard_streams() -> None:
 
 
 class ConsoleFormatter(logging.Formatter):
-    """The message, after time and task for what happens in a flow; warnings and errors say that they are."""
+    """Formatter that adds time and task to the records of a flow, and the level to warnings and errors."""
 
     def __init__(self, debug: bool) -> None:
         super().__init__(datefmt="%H:%M:%S")
         self.debug = debug
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's text; the record itself stays as it is for other handlers."""
+        """Return the record's text; the record itself stays as it is for other handlers."""
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"

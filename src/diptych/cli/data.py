@@ -1,4 +1,4 @@
-"""`diptych data`: the commands that fill data/, the dataset version."""
+"""`diptych data`: the commands that change or show data/, the dataset version."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import click
 
+from diptych.data import importing
+from diptych.data.growth import DEFAULT_RULES, OntoScenes, Rules
+from diptych.data.importing import CocoSource, ImportSummary
+from diptych.data.scenes.drawing import write_scenes
+from diptych.project.changing import changing, recover
+from diptych.project.dataset import dataset_version, fetch_before_import, record_dataset
+from diptych.project.dataset_status import dataset_status
 from diptych.project.environment import enter
-
-if TYPE_CHECKING:
-    from diptych.data.growth import OntoScenes, Rules
-    from diptych.data.importing import CocoSource, ImportSummary
+from diptych.project.params import read_params
+from diptych.project.processes import holding
+from diptych.registry import reverting
 
 T = TypeVar("T")
 
@@ -25,7 +31,7 @@ _SIZE = click.IntRange(min=1)
 
 @click.group()
 def data() -> None:
-    """Bring images and captions into data/, the dataset version."""
+    """Import images and captions into data/, the dataset version."""
 
 
 @data.command()
@@ -33,19 +39,14 @@ def data() -> None:
 @click.option("--val", default=500, show_default=True, type=_SIZE, help="Pictures in val.")
 @click.option("--test", default=500, show_default=True, type=_SIZE, help="Pictures in test.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Another seed, other pictures.")
-@click.option("--size", default=96, show_default=True, type=click.IntRange(min=32), help="Pixels a side.")
+@click.option("--size", default=96, show_default=True, type=click.IntRange(min=32), help="Width and height in pixels.")
 @click.option("--replace", is_flag=True, help="Replace a dataset other than scenes.")
 def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool) -> None:
     """Draw the embedded synthetic dataset."""
     workspace = enter()
-    from diptych.data.scenes.drawing import write_scenes
-    from diptych.project.changing import changing
-    from diptych.project.dvc import bring_own_dataset, dataset_version, record_dataset
-    from diptych.project.processes import holding
-
     with holding(workspace, "diptych data scenes"), changing(workspace):
         if not replace:
-            bring_own_dataset(workspace)
+            fetch_before_import(workspace)
         before = dataset_version(workspace) if workspace.data.exists() else None
         write_scenes(workspace.data, train=train, val=val, test=test, seed=seed, size=size, replace=replace)
         record_dataset(workspace)
@@ -59,14 +60,17 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @click.option(
     "--table", type=_FILE, help="CSV or TSV with the columns file, caption (or several) and, optionally, split."
 )
-@click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder; one, or one a --coco.")
+@click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder: one, or one a --coco.")
 @click.option(
-    "--instances", multiple=True, type=_FILE, help="COCO instances JSON: what is in the images; one, or one a --coco."
+    "--instances",
+    multiple=True,
+    type=_FILE,
+    help="COCO instances JSON, the objects in the images: one, or one a --coco.",
 )
-@click.option("--split", multiple=True, help="Split of all of a file's images; one, or one a --coco.")
+@click.option("--split", multiple=True, help="Split of all images of a file: one, or one a --coco.")
 @click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
 @click.option("--links-within", type=_FOLDER, help="Folder that links among the images may lead into.")
-@click.option("--keep-split", is_flag=True, help="Leave images that are there in another split where they are.")
+@click.option("--keep-split", is_flag=True, help="Keep images that are already in another split there.")
 @click.option(
     "--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or begin a dataset that is missing."
 )
@@ -83,7 +87,7 @@ def import_(
     keep_split: bool,
     onto_scenes: str | None,
 ) -> None:
-    """Add captioned images to data/; what is there already is not stored twice.
+    """Add captioned images to data/; images that are there already are not stored twice.
 
     Give --coco, --karpathy or --table. Several --coco take their --images, --instances and --split in the same order.
     """
@@ -92,11 +96,6 @@ def import_(
     if instances and not coco:
         raise click.UsageError("--instances belong to --coco.")
     workspace = enter()
-    from diptych.data import importing
-    from diptych.project.changing import changing
-    from diptych.project.dvc import bring_own_dataset, record_dataset
-    from diptych.project.processes import holding
-
     rules = _rules(deal, keep_split, onto_scenes)
     if karpathy and split:
         raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
@@ -111,7 +110,7 @@ def import_(
         import_all = partial(importing.import_table, workspace.data, table, folder, only_split, rules, links_within)
     with holding(workspace, "diptych data import"), changing(workspace):
         if onto_scenes != "replace":
-            bring_own_dataset(workspace)
+            fetch_before_import(workspace)
         summary = import_all()
         record_dataset(workspace)
     click.echo(_describe(summary))
@@ -119,7 +118,7 @@ def import_(
 
 @data.command()
 @click.argument("version", required=False)
-@click.option("--to", "commit", metavar="COMMIT", help="The dataset that this commit of git records.")
+@click.option("--to", "commit", metavar="COMMIT", help="Go back to the dataset that this commit of git records.")
 @click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
 def revert(version: str | None, commit: str | None, as_json: bool) -> None:
     """Go back to the dataset that VERSION of the model was trained on, or that a commit records.
@@ -130,11 +129,6 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
     if (version is None) == (commit is None):
         raise click.UsageError("Give a VERSION or --to COMMIT.")
     workspace = enter()
-    from diptych.project.changing import recover
-    from diptych.project.params import read_params
-    from diptych.project.processes import holding
-    from diptych.registry import reverting
-
     trained = None
     if version is not None:
         trained, commit = reverting.find_commit(workspace, read_params(workspace), version)
@@ -155,10 +149,8 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Show counts per split, shards, bytes and the version."""
     workspace = enter()
-    from diptych.project.dataset_status import dataset_status
-
-    found = dataset_status(workspace.data)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.render()))
+    counts = dataset_status(workspace.data)
+    click.echo(json.dumps(counts.to_json(), indent=2) if as_json else "\n".join(counts.render()))
 
 
 def _coco_sources(
@@ -168,8 +160,6 @@ def _coco_sources(
     instances: tuple[Path, ...],
     links_within: Path | None,
 ) -> list[CocoSource]:
-    from diptych.data.importing import CocoSource
-
     none = [None] * len(coco)
     folders = _one_each(images, len(coco), "--images")
     splits = _one_each(split, len(coco), "--split") if split else none
@@ -178,7 +168,7 @@ def _coco_sources(
 
 
 def _one_each(values: tuple[T, ...], count: int, option: str) -> list[T]:
-    """One value for all, or one for each."""
+    """Return a value for each --coco: the one given for all, or those given."""
     if len(values) == 1:
         return list(values) * count
     if len(values) != count:
@@ -193,13 +183,11 @@ def _only(values: tuple[T, ...], option: str) -> T:
 
 
 def _rules(deal: str | None, keep_split: bool, onto_scenes: str | None) -> Rules:
-    from diptych.data.growth import DEFAULT_RULES, Rules
-
-    return Rules(_shares(deal), keep_split, cast("OntoScenes", onto_scenes or DEFAULT_RULES.onto_scenes))
+    return Rules(_shares(deal), keep_split, cast(OntoScenes, onto_scenes or DEFAULT_RULES.onto_scenes))
 
 
 def _shares(deal: str | None) -> tuple[int, int, int] | None:
-    """Parts of train, val and test."""
+    """Return the parts of train, val and test; None where images are not dealt."""
     if deal is None:
         return None
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})/(\d{1,6})", deal)
@@ -212,5 +200,5 @@ def _describe(summary: ImportSummary) -> str:
     added = f"{summary.images_added:,} images and {summary.captions_added:,} captions added"
     known = f"{summary.images_known:,} images and {summary.captions_known:,} captions were there already"
     size = f"{summary.bytes / 1e6:,.1f} MB in {summary.shards} new shard(s)"
-    told = f"; of {summary.objects_told:,} images it is known now what is in them" if summary.objects_told else ""
-    return f"{added} ({size}), {known}{told}; {summary.seconds:.1f} s. Train on data/ with `diptych run`."
+    objects = f"; {summary.objects_told:,} images have new lists of objects" if summary.objects_told else ""
+    return f"{added} ({size}), {known}{objects}; {summary.seconds:.1f} s. Train on data/ with `diptych run`."

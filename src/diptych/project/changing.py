@@ -1,7 +1,7 @@
-"""Changing the dataset: afterwards data/ and data.dvc are both the new version or both the one before.
+"""Changes of the dataset as a whole: afterwards data/ and data.dvc are both the new version, or both the old one.
 
-While the dataset is changed, a journal holds what was recorded before. Whatever ends the change short of its end,
-`recover` goes back to that.
+During the change a journal holds the old data.dvc and dvc.lock. If the change does not reach its end, `recover` goes
+back to them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pathlib import Path
 
 from diptych.errors import DiptychError
 from diptych.files import remove, write_json
-from diptych.project import dvc
+from diptych.project.dataset import go_back, keep_dataset, uses_dvc
+from diptych.project.leftovers import repair
 from diptych.project.workspace import Workspace
 
 
 @contextmanager
 def changing(workspace: Workspace) -> Iterator[None]:
-    """Undo what the block does to data/ and data.dvc, unless it ends without an exception; the caller holds the
-    workspace.
+    """Undo what the block does to data/ and data.dvc if it raises an exception; the caller holds the workspace.
 
     Raises:
-        DiptychError: DVC does not work here, before the block has begun; or what the block raised.
+        DiptychError: DVC does not work here; the block was not begun.
     """
     recover(workspace)
-    if not dvc.uses_dvc(workspace):
+    if not uses_dvc(workspace):
         yield
         return
-    dvc.keep_dataset(workspace)
+    keep_dataset(workspace)
     begin(workspace)
     try:
         yield
@@ -40,13 +40,13 @@ def changing(workspace: Workspace) -> Iterator[None]:
 
 
 def begin(workspace: Workspace) -> None:
-    """Write the journal; DVC's cache has what is in data/."""
+    """Write the journal. DVC's cache must have what is in data/."""
     recorded = {name: _read(workspace.root / name) for name in ("data.dvc", "dvc.lock")}
     write_json(workspace.journal, {**recorded, "present": workspace.data.exists()})
 
 
 def recover(workspace: Workspace) -> bool:
-    """Go back to the version before, if a change was ended short of its end; return whether it was so.
+    """Go back to the version before an unfinished change; return whether there was one.
 
     Raises:
         DiptychError: DVC's cache does not have that version any more, or DVC does not work here.
@@ -56,14 +56,14 @@ def recover(workspace: Workspace) -> bool:
         before = json.loads(workspace.journal.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    dvc.mend(workspace)
-    dvc.go_back(workspace, before["data.dvc"], before["dvc.lock"], present=before.get("present", True))
+    repair(workspace)
+    go_back(workspace, before["data.dvc"], before["dvc.lock"], present=before.get("present", True))
     workspace.journal.unlink()
     return True
 
 
 def _recover_after(workspace: Workspace, error: BaseException) -> None:
-    """Recover; where that fails too, both reasons are told."""
+    """Recover; where that fails too, report both reasons."""
     try:
         recover(workspace)
     except DiptychError as another:

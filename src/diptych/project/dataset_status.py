@@ -1,4 +1,4 @@
-"""What the dataset holds, in numbers."""
+"""Statistics of the dataset: images, captions, shards, bytes, and whether they are the recorded version."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diptych.data.captions import read_dataset
 from diptych.data.shards import shard_paths
-from diptych.errors import DiptychError
-from diptych.project.git import how_to_restore, refuse_conflict
+from diptych.project.dataset import read_record
 
 
 @dataclass(frozen=True)
 class DatasetStatus:
     """Counts by split; `bytes` of all files; `version` is DVC's hash, None if the dataset was never added to DVC.
 
-    `changed` tells that the files are not those of the version (by their number and size, which costs nothing).
+    `changed`: the files are not those of the version, by their number and total size, which cost nothing to compare.
     """
 
     images: dict[str, int]
@@ -30,11 +27,11 @@ class DatasetStatus:
     changed: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the status as plain values."""
         return asdict(self)
 
     def render(self) -> list[str]:
-        """As lines of text."""
+        """Return the status as lines of text."""
         width = max(len("split"), len("total"), *map(len, self.images))
         rows = [
             ("split", "images", "captions"),
@@ -53,7 +50,7 @@ class DatasetStatus:
 
 
 def dataset_status(folder: Path) -> DatasetStatus:
-    """The status of the dataset in `folder`; its version stands in the .dvc file beside the folder.
+    """Return the status of the dataset in `folder`; its version is that of the .dvc file next to the folder.
 
     Raises:
         DiptychError: there is no dataset, or its captions file or the .dvc file is damaged.
@@ -64,7 +61,8 @@ def dataset_status(folder: Path) -> DatasetStatus:
     captions = Counter(split_of.get(record["image_id"], "(no image)") for record in dataset.annotations)
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    version = _read_version(folder.with_name(f"{folder.name}.dvc"))
+    record = read_record(folder.with_name(f"{folder.name}.dvc"))
+    version = record["outs"][0] if record else {}
     return DatasetStatus(
         images={split: images[split] for split in {**images, **captions}},
         captions={split: captions[split] for split in {**images, **captions}},
@@ -73,14 +71,3 @@ def dataset_status(folder: Path) -> DatasetStatus:
         version=version.get("md5"),
         changed=bool(version) and (version.get("nfiles"), version.get("size")) != (len(files), size),
     )
-
-
-def _read_version(dvc_file: Path) -> dict[str, Any]:
-    refuse_conflict(dvc_file)
-    try:
-        output: dict[str, Any] = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["outs"][0]
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, ValueError, KeyError, IndexError, TypeError):
-        raise DiptychError(f"{dvc_file} is not a .dvc file. {how_to_restore(dvc_file)}") from None
-    return output

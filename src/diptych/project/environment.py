@@ -1,4 +1,4 @@
-"""What is set before the heavy libraries are imported: environment variables, and when garbage is collected."""
+"""Settings before the heavy libraries are imported: environment variables and garbage collection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych.project.proxies import spare_this_machine
 from diptych.project.workspace import Workspace, find_workspace
 
 DEFAULTS = {
-    # Nothing here reports to anybody, unless the user asks for it.
+    # No library reports its use to its makers, unless the user asks for it.
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -25,12 +25,12 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Runs are offline: weights come from a filled cache or a folder.
     "HF_HUB_OFFLINE": "1",
-    # What lies in the project's folder, random.py say, must not hide a module of Python's from servers and launchers.
+    # A file in the project's folder, such as random.py, must not hide a module of Python's from servers and launchers.
     "PYTHONSAFEPATH": "1",
     # Forked data loaders and the tokenizers' thread pool block each other.
     "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait must sleep: spinning ones hold the cores that others need, and on busy machines training takes
-    # four times as long.
+    # Waiting threads must sleep. Spinning ones hold cores that others need: on busy machines training takes four times
+    # as long.
     "OMP_WAIT_POLICY": "passive",
     # CUDA matrix products give the same bits only with a fixed workspace.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -39,7 +39,7 @@ DEFAULTS = {
     # An unreachable MLflow server must cost seconds, not the minutes of seven retries.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Beside a server it prints where a run can be looked at, also where stdout is for JSON.
+    # With a server MLflow prints the address of each run, also where stdout is for JSON.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -52,7 +52,7 @@ def enter() -> Workspace:
     """Return the project that the current folder lies in, with the environment prepared for it.
 
     Raises:
-        DiptychError: it lies in none.
+        DiptychError: the folder lies in no project.
     """
     workspace = find_workspace()
     prepare(workspace.root)
@@ -60,7 +60,7 @@ def enter() -> Workspace:
 
 
 def prepare(root: Path) -> None:
-    """Set what is not set yet, for this process and its children; `root` is the project's folder.
+    """Set the variables that are not set yet, for this process and its children; `root` is the project's folder.
 
     The folder of this Python goes first on PATH, so that DVC's stages find this very `diptych` even where the virtual
     environment is not activated.
@@ -77,13 +77,13 @@ def prepare(root: Path) -> None:
         os.environ.setdefault(name, value)
     # Files of DVC, git and Prefect are UTF-8, whatever the locale is; DVC and Prefect read theirs by the locale.
     os.environ["PYTHONUTF8"] = "1"
-    # Where a hook of git runs this, they name the repository of the hook; for git and DVC the folder counts.
+    # A hook of git sets them to its own repository. Here the folder decides which repository git and DVC use.
     for name in OF_HOOKS:
         os.environ.pop(name, None)
     _name_user(root)
     spare_this_machine()
     keep_home_in(root)
-    # What torch.compile has made is good for the next run too; its default lies among the temporary files of this one.
+    # Keep the results of torch.compile for the next run: their default folder is temporary.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".diptych" / "torchinductor"))
     here = str(Path(sys.executable).parent)
     paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
@@ -93,9 +93,9 @@ def prepare(root: Path) -> None:
 
 
 def _name_user(root: Path) -> None:
-    """Give a user whom the machine does not know, as in containers, a name and a home: DVC and git ask for both.
+    """Give a user whom the machine does not know, as in containers, a name and a home: DVC and git need both.
 
-    The home of another user, which is left over where only the user was changed, is no home: DVC and git fail in it.
+    HOME may still name the home of another user, in which DVC and git fail: it is replaced.
     """
     try:
         getpass.getuser()
@@ -110,14 +110,16 @@ def _name_user(root: Path) -> None:
 
 
 def collect_as_usual() -> None:
-    """For what computes, once its libraries are imported: a cycle may hold a tensor, and its memory be wanted."""
+    """Collect garbage at the usual rate: call it once the libraries are imported. Cycles may hold tensors."""
     gc.freeze()
     gc.set_threshold(*_USUAL_THRESHOLDS)
 
 
 def _collect_rarely() -> None:
-    """Imports make three million objects that live to the end. The collector would look through them again and again,
-    and once more at exit: 2.6 of the 11.7 s that a run with nothing to do took.
+    """Collect garbage rarely during imports, and not at exit.
+
+    Imports make three million objects that live to the end, and the collector would visit them again and again: 2.6 of
+    the 11.7 s that a run with nothing to do took.
     """
     gc.set_threshold(*_RARE_THRESHOLDS)
     atexit.unregister(_leave_alone)
@@ -125,7 +127,7 @@ def _collect_rarely() -> None:
 
 
 def _leave_alone() -> None:
-    """All that the exit would collect; but Triton's bindings print a page about what they did not see freed."""
+    """Keep the collector from the objects at exit, except with Triton, which reports all that was not freed."""
     if "triton" in sys.modules:
         gc.unfreeze()
     else:

@@ -12,15 +12,14 @@ from pathlib import Path
 from diptych.errors import DiptychError
 
 PATIENCE = 600.0
-"""Seconds that a command may take; those that reach other machines move little."""
+"""Seconds that a command may take; a push or fetch of runs moves little data."""
 
 _CONVERTED = re.compile(
     r"(?P<mode>\d+) [0-9a-f]+ 0\ti/(?P<index>lf|mixed) +w/(?P<file>crlf|mixed) +attr/[^\t]*\t(?P<path>.*)", re.DOTALL
 )
 _CONFLICT = re.compile(rb"^<<<<<<< ", re.MULTILINE)
 OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-"""Variables that a hook of git sets: they would name the hook's repository in place of the folder."""
-
+"""Variables that a hook of git sets: they would name the hook's repository in place of the folder's."""
 
 _ADVICE = (
     ("git is not installed", "Install git; where it is, its folder has to be on PATH."),
@@ -30,7 +29,7 @@ _ADVICE = (
     ("index file", "`rm .git/index`, then `git reset`, makes the index again from the last commit."),
     ("unable to access", "Make it readable, or set HOME to a folder of your own."),
 )
-"""Words of git's, and what to do about them."""
+"""Words of git's messages, and the advice on each."""
 
 
 class GitError(Exception):
@@ -43,16 +42,16 @@ class GitError(Exception):
 
 
 def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return what git answers in `folder`. It asks nobody for a password, and does not touch the index for speed.
+    """Return git's output in `folder`. Git asks for no password, and does not refresh the index.
 
     Raises:
-        GitError: it fails, is not installed, or takes too long.
+        GitError: the command fails or takes too long, or git is not installed.
     """
     return git_bytes(folder, *arguments, environment=environment).decode("utf-8", errors="replace").strip("\n")
 
 
 def git_bytes(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> bytes:
-    """Return the very bytes that git answers; else as `git`."""
+    """Return git's output as bytes; else as `git`."""
     inherited = {name: value for name, value in os.environ.items() if name not in OF_HOOKS}
     surroundings = {**inherited, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
@@ -77,27 +76,37 @@ def git_bytes(folder: Path, *arguments: str, environment: Mapping[str, str] | No
 
 
 def git_or_empty(folder: Path, *arguments: str) -> str:
-    """Return what git answers; empty where it fails."""
+    """Return git's output; empty where the command fails."""
     try:
         return git(folder, *arguments)
     except GitError:
         return ""
 
 
-def head(folder: Path) -> str:
+def head_commit(folder: Path) -> str:
     """Return the commit that is checked out, 40 digits.
+
+    Raises:
+        GitError: there is none.
+    """
+    return git(folder, "rev-parse", "--verify", "HEAD^{commit}")
+
+
+def head(folder: Path) -> str:
+    """Return the commit that is checked out, as `head_commit`, once git has compared the files with it.
 
     Raises:
         GitError: there is none, or git cannot compare the files of `folder` with it.
     """
-    commit = git(folder, "rev-parse", "--verify", "HEAD^{commit}")
+    commit = head_commit(folder)
     git(folder, "status", "--porcelain", "--untracked-files=no")
     return commit
 
 
 def find_repository(folder: Path) -> Path | None:
     """Return the `.git` that `folder` belongs to, whatever state it is in; None where `folder` is not in git."""
-    return next((one / ".git" for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), None)
+    repositories = (parent / ".git" for parent in (folder, *folder.parents))
+    return next((path for path in repositories if os.path.lexists(path)), None)
 
 
 def changed_paths(folder: Path, *excluded: str) -> list[str]:
@@ -108,13 +117,13 @@ def changed_paths(folder: Path, *excluded: str) -> list[str]:
     """
     options = ("--porcelain", "-z", "--no-renames", "--untracked-files=normal")
     answer = git(folder, "status", *options, "--", ".", *(f":(exclude){name}" for name in excluded))
-    # Unlike most of git's commands this one names paths as seen from the top of the repository.
+    # Unlike most commands of git, status names paths relative to the top of the repository.
     prefix = git(folder, "rev-parse", "--show-prefix")
     return [entry[3:].removeprefix(prefix) or "." for entry in answer.split("\0") if entry]
 
 
 def how_to_restore(path: Path) -> str:
-    """Return the command that brings the committed `path` back, or one side of it amid a merge."""
+    """Return the command that restores the committed `path`, or one side of it during a merge."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     name = path.absolute().relative_to(folder).as_posix()
     here = f"git -C {shlex.quote(str(folder))}"
@@ -133,10 +142,10 @@ def how_to_restore(path: Path) -> str:
 
 
 def refuse_conflict(path: Path) -> None:
-    """Raise an error that says how to resolve the merge conflict that `path` holds, if it holds one.
+    """Refuse a file with a merge conflict; a file that cannot be read passes.
 
     Raises:
-        DiptychError: it does.
+        DiptychError: `path` has a conflict; the message says in which line, and how to resolve it.
     """
     try:
         conflict = _CONFLICT.search(content := path.read_bytes())
@@ -159,14 +168,14 @@ def converted_files(folder: Path) -> dict[str, str]:
 
 
 def _reason(lines: list[str]) -> str:
-    """Return the line of git's words that tells what is wrong; the others are hints."""
-    telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
-    return (telling or lines or [""])[0].removeprefix("fatal: ").removeprefix("error: ")
+    """Return the line of git's output that is the error; the others are hints."""
+    errors = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
+    return (errors or lines or [""])[0].removeprefix("fatal: ").removeprefix("error: ")
 
 
 def _advice(reason: str, lines: list[str], folder: Path) -> str:
-    """Return what to do about `reason`; empty where nobody knows."""
-    # Git knows how its path has to be quoted.
+    """Return the advice on `reason`; empty where there is none."""
+    # Git's own line quotes the path as the shell needs it.
     if trust := [line for line in lines if line.startswith("git config --global --add safe.directory")]:
         return f"The folder belongs to another user: work as that user, or trust it by `{trust[0]}`."
     if reason.startswith("not a git repository"):

@@ -1,4 +1,4 @@
-"""Which packages are installed beside those that a lock names, and whose code of diptych runs."""
+"""Comparison of the installed packages with a lock, and of the running code with the project's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def foreign_code(root: Path) -> Path | None:
 
     The virtual environment of a project that was copied runs the code of the original.
     """
-    running, own = Path(diptych.__file__).parent, root / "src" / "diptych"
-    if not own.is_dir() or running.samefile(own):
+    running, local = Path(diptych.__file__).parent, root / "src" / "diptych"
+    if not local.is_dir() or running.samefile(local):
         return None
-    names = {path.relative_to(folder) for folder in (running, own) for path in folder.rglob("*.py")}
-    return None if all(_content(running / name) == _content(own / name) for name in names) else running
+    names = {path.relative_to(folder) for folder in (running, local) for path in folder.rglob("*.py")}
+    return None if all(_content(running / name) == _content(local / name) for name in names) else running
 
 
 def _content(path: Path) -> bytes | None:
@@ -28,18 +28,18 @@ def _content(path: Path) -> bytes | None:
 
 
 def other_than_locked(lock: Path) -> list[str]:
-    """Each installed package whose version is none of those that the lock names for it, with both."""
-    # Of some packages there are several, for other versions of Python.
+    """Return the installed packages whose version is none of those in the lock, each with both versions."""
+    # Some packages have several versions, for different versions of Python.
     locked: dict[str, set[str]] = {}
     for name, number in re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
         locked.setdefault(name, set()).add(number)
     others = []
     for name, numbers in locked.items():
         try:
-            there = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             continue  # of another platform, or of development alone
-        # Torch tells its build behind a plus sign.
-        if there.partition("+")[0] not in {number.partition("+")[0] for number in numbers}:
-            others.append(f"{name} {there}, not {' or '.join(sorted(numbers))}")
+        # Torch adds its build after a plus sign.
+        if installed.partition("+")[0] not in {number.partition("+")[0] for number in numbers}:
+            others.append(f"{name} {installed}, not {' or '.join(sorted(numbers))}")
     return others

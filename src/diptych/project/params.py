@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diptych.config import Params, load_params
+from diptych.errors import DiptychError
 from diptych.project.git import refuse_conflict
 from diptych.project.workspace import Workspace
 
@@ -13,5 +14,8 @@ def read_params(workspace: Workspace) -> Params:
     Raises:
         DiptychError: the file holds a merge conflict, or it is refused as `load_params` says.
     """
-    refuse_conflict(workspace.params)
-    return load_params(workspace.params)
+    try:
+        return load_params(workspace.params)
+    except DiptychError:
+        refuse_conflict(workspace.params)
+        raise

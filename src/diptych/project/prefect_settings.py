@@ -1,7 +1,7 @@
-"""What the user has told Prefect, and where: which server is meant, and where an invalid setting stands.
+"""The user's settings of Prefect: the server that they name, and the file in which each stands.
 
 Prefect reads the environment, then .env, prefect.toml and pyproject.toml of the current folder, then a profile. They
-are read here without importing Prefect, which takes a second and fails where a setting is invalid.
+are read here without importing Prefect: the import takes a second, and fails where a setting is invalid.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,30 +21,34 @@ _ENVIRONMENT = "the environment variable"
 
 
 class Setting(NamedTuple):
-    """One setting, and where it stands."""
+    """A setting of Prefect, and its source."""
 
     name: str
-    """Name in the form of an environment variable, such as PREFECT_API_URL, wherever it stands."""
+    """Name in the form of an environment variable, such as PREFECT_API_URL, whatever the source."""
     value: str
     where: str
-    """For people, such as "the file /home/ann/project/.env"."""
+    """Source for messages, such as "the file /home/ann/project/.env"."""
     removal: str
-    """How it is put out of force."""
+    """Instruction that puts the setting out of force."""
 
 
 def settings(root: Path) -> list[Setting]:
-    """Return all that the user has set, what Prefect prefers first; files are those of the project at `root`.
+    """Return the user's settings, those that Prefect prefers first; the files are those of the project at `root`.
 
     Raises:
         DiptychError: a file cannot be read.
     """
-    profile_path = _profiles(root)
+    dotenv = _read_dotenv(root / ".env")
+    prefect = _read_toml(root / "prefect.toml")
+    pyproject = _table(_read_toml(root / "pyproject.toml"), "tool", "prefect")
+    configured = (dotenv.get("PREFECT_PROFILES_PATH"), prefect.get("profiles_path"), pyproject.get("profiles_path"))
+    profiles = _profiles(root, configured)
     return [
         *(Setting(name.upper(), value, f"{_ENVIRONMENT} {name}", f"unset {name}") for name, value in _environment()),
-        *_of_file(root / ".env", _read_dotenv(root / ".env")),
-        *_of_file(root / "prefect.toml", _flat(_read_toml(root / "prefect.toml"))),
-        *_of_file(root / "pyproject.toml", _flat(_table(_read_toml(root / "pyproject.toml"), "tool", "prefect"))),
-        *_of_profile(profile_path, _read_toml(profile_path)),
+        *_of_file(root / ".env", dotenv),
+        *_of_file(root / "prefect.toml", _flat(prefect)),
+        *_of_file(root / "pyproject.toml", _flat(pyproject)),
+        *_of_profile(profiles, _read_toml(profiles)),
     ]
 
 
@@ -53,18 +58,18 @@ def server_setting(root: Path) -> Setting | None:
     Raises:
         DiptychError: a file with settings cannot be read.
     """
-    return next((one for one in settings(root) if one.name == SERVER and one.value), None)
+    return next((setting for setting in settings(root) if setting.name == SERVER and setting.value), None)
 
 
 def keep_home_in(root: Path) -> None:
-    """Where no server is named, have Prefect keep what it stores in the project at `root`."""
+    """Let Prefect keep its files in the project at `root`, unless a server is named."""
     if os.environ.get(SERVER) == "":
-        # As an empty text it would be taken for the address of a server.
+        # Prefect would take an empty text for the address of a server.
         del os.environ[SERVER]
     try:
         named = server_setting(root)
     except DiptychError:
-        # `prefect_server.load` reports it.
+        # `orchestration.server.load` reports it.
         return
     if named is None:
         os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
@@ -86,15 +91,9 @@ def _of_profile(path: Path, content: Mapping[str, Any]) -> Iterator[Setting]:
         yield Setting(key.upper(), str(value), f"the profile {name} of {path}", "set PREFECT_PROFILE=ephemeral")
 
 
-def _profiles(root: Path) -> Path:
-    """Return the file of profiles, found as Prefect finds it."""
-    named = (
-        os.environ.get("PREFECT_PROFILES_PATH"),
-        _read_dotenv(root / ".env").get("PREFECT_PROFILES_PATH"),
-        _read_toml(root / "prefect.toml").get("profiles_path"),
-        _table(_read_toml(root / "pyproject.toml"), "tool", "prefect").get("profiles_path"),
-    )
-    if path := next((one for one in named if one), None):
+def _profiles(root: Path, configured: tuple[Any, ...]) -> Path:
+    """Return the file of profiles, looked for as Prefect does; `configured` are paths in files, in their order."""
+    if path := next(filter(None, (os.environ.get("PREFECT_PROFILES_PATH"), *configured)), None):
         return root / str(path)
     if home := os.environ.get("PREFECT_HOME"):
         return Path(home) / "profiles.toml"
@@ -109,7 +108,7 @@ def _profiles(root: Path) -> Path:
 
 
 def _profiles_of_prefect() -> Path:
-    """Return the file that counts where the user has none."""
+    """Return the file of profiles in the package, which counts where the user has none."""
     spec = find_spec("prefect")
     assert spec is not None
     assert spec.origin is not None
@@ -119,32 +118,38 @@ def _profiles_of_prefect() -> Path:
 def _table(content: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """Return the table within tables; an empty one where there is none."""
     for key in keys:
-        found = content.get(key)
-        content = found if isinstance(found, Mapping) else {}
+        value = content.get(key)
+        content = value if isinstance(value, Mapping) else {}
     return content
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "PREFECT") -> dict[str, str]:
     """Return the values of nested tables by the names that they have in the environment."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in content.items():
         name = f"{prefix}_{key.upper()}"
-        found |= _flat(value, name) if isinstance(value, Mapping) else {name: str(value)}
-    return found
+        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: str(value)}
+    return flat
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
+    with _readable(path):
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise DiptychError(f"{path} cannot be read: {error}. Prefect takes settings from it; correct it.") from None
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
     from dotenv import dotenv_values
 
+    with _readable(path):
+        values = dotenv_values(path)
+    return {name.upper(): value or "" for name, value in values.items() if name.upper().startswith("PREFECT_")}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        values = dotenv_values(path) if path.is_file() else {}
+        yield
     except (OSError, ValueError) as error:
         raise DiptychError(f"{path} cannot be read: {error}. Prefect takes settings from it; correct it.") from None
-    return {name.upper(): value or "" for name, value in values.items() if name.upper().startswith("PREFECT_")}

@@ -1,4 +1,4 @@
-"""Putting a preset in force as params.yaml, without losing what stands there."""
+"""Presets as params.yaml, without loss of edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diptych.project.workspace import Workspace
 
 
 def use_preset(workspace: Workspace, name: str) -> None:
-    """Makes presets/NAME.yaml the params.yaml.
+    """Copy presets/NAME.yaml to params.yaml.
 
     Raises:
         DiptychError: there is no such preset, or params.yaml has edits that neither git nor a preset holds.

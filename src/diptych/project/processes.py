@@ -15,22 +15,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
+
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.training.launching import LAUNCHED, without_rank
 
 HOLDER = "DIPTYCH_HOLDER"
-"""Environment variable of all that works beneath a run that holds a workspace: the run's process id, and the folder."""
+"""Environment variable of every child of a run that holds a workspace: the run's process id and the folder."""
 
 DYING = 10.0
-"""Seconds that what was killed is given to end."""
+"""Seconds that killed processes are given to end."""
 
 _TEMPORARY = "diptych-"
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when its parent ends, however that ends; Linux only, elsewhere nothing happens.
+    """Let the kernel kill this process when its parent ends, even by a kill; on Linux only.
 
     Raises:
         SystemExit: the run that this process works for has ended already.
@@ -45,11 +47,13 @@ def die_with_parent() -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs, on Linux; one that has ended and that nobody has waited for, as is the rule in containers
-    whose first process reaps no orphans, does not.
+    """Return whether a process runs (Linux only).
+
+    A zombie, which has ended and was not waited for, does not run. Containers whose first process reaps no orphans
+    have them.
     """
     try:
-        # After the name, which stands in parentheses and may hold anything.
+        # The state follows the name, which is in parentheses and may hold any character.
         return (
             Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] != "Z"
         )
@@ -58,17 +62,17 @@ def is_alive(pid: int) -> bool:
 
 
 def die_with_dvc() -> None:
-    """`die_with_parent` beneath DVC and beneath a launcher; a stage started by hand may well outlive its shell."""
+    """Call `die_with_parent` in a child of DVC or of a launcher; a stage started by hand may outlive its shell."""
     if "DVC_STAGE" in os.environ or LAUNCHED in os.environ:
         die_with_parent()
 
 
 @contextmanager
 def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
-    """Holds the workspace while the block runs, unless the run that started this process holds it already.
+    """Hold the workspace while the block runs, unless the run that started this process holds it already.
 
-    What a killed run has left running in the workspace (Prefect's own server; where the kernel does not help, a stage)
-    is ended first, and its temporary files are removed.
+    First end the processes that a killed run has left in the workspace (Prefect's own server; where the kernel does not
+    help, a stage), and remove its temporary files.
 
     Raises:
         DiptychError: another run holds the workspace; the message says which.
@@ -88,13 +92,14 @@ def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def _temporary_files(workspace: Workspace) -> Iterator[None]:
-    """What this process and its children put into temporary files while the block runs is in one folder.
+    """Put the temporary files of this process and its children into one folder while the block runs.
 
-    A kill leaves it, with packages of models in it, to the next holder, who finds it by a link. It is not in the
-    workspace itself, because the path of a socket may have 107 bytes at most.
+    After a kill the next holder finds the folder by a link, and removes it with the packages of models in it. It is not
+    in the workspace itself, because the path of a socket may have at most 107 bytes.
     """
     link = workspace.local / "temporary"
-    # Named after the project: a copy of it has a link to the same folder, which a run of the original may be using.
+    # The name has a hash of the project's path: a copy of the project has a link to the folder of the original, which
+    # may be in use.
     prefix = f"{_TEMPORARY}{hashlib.sha256(os.fsencode(workspace.root)).hexdigest()[:8]}-"
     _remove_temporary(link, prefix)
     before = os.environ.get("TMPDIR"), tempfile.tempdir
@@ -126,16 +131,16 @@ def stream(
     on_line: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs `command` in `folder`, hands each line of its stdout and stderr to `on_line`, and returns its exit code.
+    """Run `command` in `folder`, pass each line of its stdout and stderr to `on_line`, and return its exit code.
 
-    It has this process's environment, or `environment` in its place; but for a place among several processes, which
-    is another job's.
+    The child has this process's environment, or `environment` in its place. The variables of a launcher (RANK, …) are
+    removed: they belong to another job.
 
-    Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or
-    an interrupt, ends the child before it goes on upwards.
+    Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or an
+    interrupt, kills the child and is raised again.
 
     Raises:
-        DiptychError: the program is not there.
+        DiptychError: the program is not installed.
     """
     inherited = os.environ if environment is None else environment
     try:
@@ -164,7 +169,7 @@ def stream(
 
 
 def _lines(descriptor: int) -> Iterator[str]:
-    """Non-empty lines of text, each as soon as its end arrives."""
+    """Yield the non-empty lines of text, each as soon as its end arrives."""
     rest = b""
     while chunk := os.read(descriptor, 65536):
         *complete, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
@@ -180,11 +185,7 @@ def _texts(lines: Sequence[bytes]) -> Iterator[str]:
 
 
 def _end_leftovers(root: Path) -> None:
-    """Kills what worked beneath an earlier holder of `root`, and sees it end; the caller holds it now, so that one is
-    gone.
-    """
-    import psutil  # type: ignore[import-untyped]
-
+    """Kill the children of an earlier holder of `root`, which is gone since the caller holds it, and wait for them."""
     killed = []
     for process in psutil.process_iter():
         try:
@@ -192,7 +193,7 @@ def _end_leftovers(root: Path) -> None:
                 process.kill()
                 killed.append(process.pid)
         except psutil.Error:
-            # It has ended in the meantime, or belongs to somebody else.
+            # The process has ended in the meantime, or belongs to somebody else.
             continue
     last = time.monotonic() + DYING
     while any(is_alive(pid) for pid in killed) and time.monotonic() < last:

@@ -1,4 +1,4 @@
-"""Where a model comes from: the tags that every MLflow run and model version bears."""
+"""Provenance of a model: the tags of every MLflow run and model version."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import hashlib
 from pathlib import Path
 
 from diptych.files import file_sha256
-from diptych.project.dvc import dataset_version
+from diptych.project.dataset import dataset_version
 from diptych.project.git import GitError, changed_paths, git_or_empty
 from diptych.project.workspace import Workspace
 
 UNKNOWN = "unknown"
-"""In place of a fact that the project does not have, such as a commit outside of git."""
+"""Value of a tag for a fact that the project does not have, such as a commit outside of git."""
 
 
 def provenance(workspace: Workspace) -> dict[str, str]:
-    """git_sha, git_dirty, data_md5, dvc_lock_sha256, params_sha256, and, once there is a model, weights_sha256 and
-    model_sha256, which its configuration and tokenizer count for as well.
+    """Return git_sha, git_dirty, data_md5, dvc_lock_sha256 and params_sha256, and the digests of the model.
+
+    They are weights_sha256, and model_sha256, which covers its configuration and tokenizer as well. Without a model
+    both are left out.
     """
     tags = {
         "git_sha": git_sha(workspace.root),
@@ -29,7 +31,7 @@ def provenance(workspace: Workspace) -> dict[str, str]:
 
 
 def model_digests(model: Path) -> dict[str, str]:
-    """weights_sha256 and model_sha256 of a model's folder; nothing where it has no weights."""
+    """Return weights_sha256 and model_sha256 of a model's folder; empty where it has no weights."""
     weights = _sha256(model / "model.safetensors")
     return {"weights_sha256": weights, "model_sha256": folder_sha256(model)} if weights else {}
 
@@ -40,7 +42,7 @@ def git_sha(root: Path) -> str:
 
 
 def git_dirty(root: Path) -> str:
-    """Return "true" where the project differs from its commit, "false" where not.
+    """Return "true" where the project differs from its commit, "false" where it does not, else "unknown".
 
     dvc.lock does not count: a run writes it, and its content has a tag of its own.
     """
@@ -51,12 +53,11 @@ def git_dirty(root: Path) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Of the names and contents of all files in it."""
+    """Return the SHA-256 of the names and contents of all files in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = "\n".join(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}" for path in files)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str | None:
-    """None where there is no such file."""
     return file_sha256(path) if path.is_file() else None

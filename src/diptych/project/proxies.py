@@ -1,6 +1,6 @@
-"""Proxies that the environment names, as companies have them: traffic to this machine goes around them.
+"""Proxies in the environment, as in companies: traffic to this machine goes around them.
 
-Each library reads NO_PROXY in its own way. urllib, botocore and websockets compare names and addresses as text,
+Each library reads NO_PROXY differently. urllib, botocore and websockets compare names and addresses as text,
 requests alone knows networks (127.0.0.0/8), and httpx, Prefect's client, refuses to start where it cannot read one.
 """
 
@@ -11,6 +11,9 @@ import re
 import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+import psutil  # type: ignore[import-untyped]
 
 from diptych.project.addresses import without_secret
 
@@ -37,40 +40,38 @@ def spare_this_machine() -> None:
 
 def set_proxies() -> dict[str, str]:
     """Return the proxies by the name of their variable, without passwords; a lower-case name wins, as in urllib."""
-    found: dict[str, str] = {}
+    proxies: dict[str, str] = {}
     for name, value in sorted(os.environ.items()):
         if value and name.lower().endswith("_proxy") and name.lower() != "no_proxy":
-            found = {other: address for other, address in found.items() if other.lower() != name.lower()}
-            found[name] = without_secret(value)
-    return found
+            proxies = {other: address for other, address in proxies.items() if other.lower() != name.lower()}
+            proxies[name] = without_secret(value)
+    return proxies
 
 
-def describe(found: Mapping[str, str]) -> str:
+def describe(proxies: Mapping[str, str]) -> str:
     """Return variables and their values for people."""
-    return ", ".join(f"{name}={value}" for name, value in found.items())
+    return ", ".join(f"{name}={value}" for name, value in proxies.items())
 
 
 def unusable() -> dict[str, str]:
-    """Return what made httpx, and so Prefect's client, ignore all proxies; empty where it uses them."""
+    """Return the proxies that httpx, and so Prefect's client, ignores because of `*` in NO_PROXY; empty without it."""
     entries = _entries(os.environ.get("no_proxy", ""))
     return set_proxies() if "*" in entries and len(entries) > 1 else {}
 
 
 def route(address: str) -> str:
     """Return the proxy that a request to `address` passes through, and its variable; empty where it goes directly."""
-    from urllib.request import proxy_bypass
-
     url = urlsplit(address)
     scheme = _SCHEMES.get(url.scheme, url.scheme)
     if not url.hostname or not set_proxies() or proxy_bypass(url.hostname):
         return ""
-    found = {name.lower(): f"the proxy {proxy} ({name})" for name, proxy in set_proxies().items()}
-    return found.get(f"{scheme}_proxy", found.get("all_proxy", ""))
+    proxies = {name.lower(): f"the proxy {proxy} ({name})" for name, proxy in set_proxies().items()}
+    return proxies.get(f"{scheme}_proxy", proxies.get("all_proxy", ""))
 
 
 def unreachable(patience: float) -> dict[str, str]:
     """Return the proxies to which no connection is made within `patience` seconds, by the name of their variable."""
-    found = {}
+    silent = {}
     for name, proxy in set_proxies().items():
         url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         try:
@@ -78,18 +79,17 @@ def unreachable(patience: float) -> dict[str, str]:
                 raise ValueError(proxy)
             socket.create_connection((url.hostname, url.port or _PORTS.get(url.scheme, 1080)), patience).close()
         except (OSError, ValueError):
-            found[name] = proxy
-    return found
+            silent[name] = proxy
+    return silent
 
 
 def _names_of_this_machine() -> list[str]:
-    import psutil  # type: ignore[import-untyped]
-
     host = socket.gethostname()
-    # Nobody is asked for the full name: behind a proxy there is often no DNS, and the answer takes long.
+    # The full name is left out: DNS knows it, and behind a proxy DNS is often missing and slow to fail.
     names = [*_THIS_MACHINE, host, host.partition(".")[0]]
     for addresses in psutil.net_if_addrs().values():
-        names += [one.address.partition("%")[0] for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)]
+        families = (socket.AF_INET, socket.AF_INET6)
+        names += [entry.address.partition("%")[0] for entry in addresses if entry.family in families]
     for value in os.environ.values():
         names += _ALSO_THIS_MACHINE.findall(value)
     return [name for name in dict.fromkeys(names) if name]
@@ -97,13 +97,13 @@ def _names_of_this_machine() -> list[str]:
 
 def _extend(names: list[str]) -> None:
     """Add what is missing to both variables."""
-    # One that is not set would hide the other from those who read it first.
-    both = (("no_proxy", "NO_PROXY"), ("NO_PROXY", "no_proxy"))
-    values = {one: os.environ.get(one, os.environ.get(other, "")) for one, other in both}
+    # A library reads one of the two first: set alone, it would hide the other.
+    pairs = (("no_proxy", "NO_PROXY"), ("NO_PROXY", "no_proxy"))
+    values = {name: os.environ.get(name, os.environ.get(other, "")) for name, other in pairs}
     for variable, value in values.items():
         present = _entries(value)
         missing = [name for name in names if name not in present]
-        # `*` alone turns all proxies off; urllib does not know it within a list.
+        # `*` alone turns all proxies off. It must stay alone: urllib does not know it within a list.
         if missing and present != ["*"]:
             os.environ[variable] = ",".join([*present, *missing])
 
@@ -116,8 +116,8 @@ def _httpx_starts() -> bool:
     import httpx
 
     try:
-        # Certificates take time to load, and have no part in this.
+        # Certificates take time to load and are not needed here.
         httpx.Client(verify=False).close()
-    except Exception:  # of an unknown scheme, a missing package for SOCKS, or a text that is no address
+    except Exception:  # an unknown scheme, a missing package for SOCKS, or a text that is no address
         return False
     return True

@@ -1,8 +1,8 @@
-"""Recording runs: a commit of what a run was made of, beside whatever is checked out, and copies of it elsewhere.
+"""Records of runs: a commit of what each run was made of, on a branch of its own, and copies on remotes.
 
-A run changes data.dvc, dvc.lock and params.yaml. Whoever wants the run again needs a commit that has them, but a run
-that nobody watches has no business in somebody's branch. So the commits stand on a branch of their own, which only
-ever grows, and are made without a look at HEAD's branch, the index or the working tree.
+A run changes data.dvc, dvc.lock and params.yaml, and can be repeated only from a commit that has them. An unattended
+run must not commit to the user's branch. So its commit goes to the branch diptych/runs, which only grows; HEAD, the
+index and the working tree are not touched. `dvc exp show` lists the runs too (docs/decisions/recording-runs.md).
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.config import Params
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, some
 from diptych.files import atomic_path
 from diptych.project import dvc
 from diptych.project.addresses import without_secrets
-from diptych.project.git import GitError, changed_paths, converted_files, git, git_or_empty, head
+from diptych.project.dataset import dataset_version
+from diptych.project.git import GitError, changed_paths, converted_files, git, git_or_empty, head_commit
 from diptych.project.packages import foreign_code
 from diptych.project.provenance import UNKNOWN, provenance
 from diptych.project.workspace import Workspace
 
 BRANCH = "diptych/runs"
-"""Holds a commit for each run that HEAD alone does not describe."""
+"""Branch with a commit for each run that HEAD alone does not describe."""
 RECORDED = ("data.dvc", "dvc.lock", "params.yaml")
-"""What a run changes, or is started with."""
+"""Files that a run changes, or is started with."""
 WAITS = (1.0, 4.0)
 """Seconds before another attempt to reach a remote."""
 STALE = 60.0
-"""Seconds after which nobody stands behind a lock on the branch any more: git holds it for milliseconds."""
+"""Age in seconds of a lock on the branch that a killed git left behind: a live one holds it for milliseconds."""
 
 _REF = f"refs/heads/{BRANCH}"
 _THEIRS = "refs/diptych/theirs"
@@ -53,36 +54,39 @@ class Recorded(NamedTuple):
     sha: str
     """40 digits, or "unknown"."""
     reproducible: bool
-    """Whether the run can be made again from that commit."""
+    """True if the run can be made again from that commit."""
     why: str
-    """Why not; empty where it can."""
+    """Reason why it cannot; empty where it can."""
 
 
 def record_run(workspace: Workspace) -> Recorded:
-    """A commit of HEAD's tree with data.dvc, dvc.lock and params.yaml as they are now, on the branch diptych/runs.
+    """Record HEAD's tree with the present data.dvc, dvc.lock and params.yaml as a commit on the branch diptych/runs.
 
-    Files whose line endings git converted in this working tree are in it as they are here, since these were what ran.
-    Where HEAD has all as it is, it is HEAD; where the branch's last commit is this very tree upon HEAD, it is that
-    one. A run that git cannot record is no failure: the answer says why it is not reproducible.
+    Files whose line endings git converted are recorded as they are in the working tree, because these bytes ran. Where
+    HEAD has this tree, the record is HEAD; where the branch's last commit is this tree upon HEAD, it is that commit. A
+    run that git cannot record is no failure: the result says why it is not reproducible.
     """
     commit = UNKNOWN
     try:
-        commit = head(workspace.root)
+        commit = head_commit(workspace.root)
         changed = other_changes(workspace)
         tree = _write_tree(workspace, commit, changed)
         sha = commit if tree == _tree_of(workspace, commit) else _commit(workspace, commit, tree)
     except GitError as error:
         return Recorded(commit, False, f"git has no record of it ({error.reason})")
-    return Recorded(sha, not changed, f"made with uncommitted changes of {_listed(changed)}" if changed else "")
+    if sha != commit:
+        _list_as_experiment(workspace, commit, tree, sha)
+    return Recorded(sha, not changed, f"made with uncommitted changes of {some(changed)}" if changed else "")
 
 
 def recorded_provenance(workspace: Workspace) -> dict[str, str]:
-    """`provenance`, where git_sha is the commit that the run is recorded as; and, where the run cannot be made again
-    from it, not_reproducible, which tells why.
+    """Return the tags of `provenance`, with the run's commit as git_sha.
+
+    Where the run cannot be made again from that commit, the tag not_reproducible says why.
     """
     run = record_run(workspace)
-    if run.reproducible and (stages := _behind(workspace)):
-        run = run._replace(reproducible=False, why=f"made by other code, data or parameters: {_listed(stages)} changed")
+    if run.reproducible and (stages := _changed_stages(workspace)):
+        run = run._replace(reproducible=False, why=f"made by other code, data or parameters: {some(stages)} changed")
     if run.reproducible and (running := foreign_code(workspace.root)):
         run = run._replace(reproducible=False, why=f"made by the code in {running}, which is not the project's")
     tags = provenance(workspace) | {"git_sha": run.sha}
@@ -92,8 +96,12 @@ def recorded_provenance(workspace: Workspace) -> dict[str, str]:
 
 
 def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], None]) -> list[str]:
-    """Sends data and outputs to DVC's default remote, and the branch of the runs to retrain.git_remote, where there are
-    such; returns what could not be done, a sentence each. What was sent by an earlier call is not sent again.
+    """Send data and outputs to DVC's default remote, and the branch of the runs to retrain.git_remote.
+
+    A remote that is not set is left out. What an earlier call has sent is not sent again.
+
+    Returns:
+        A sentence for each remote that was not reached.
     """
     note = workspace.local / "published"
     state = _published_state(workspace, params)
@@ -101,34 +109,43 @@ def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], N
         return []
     problems = []
     if dvc.default_remote(workspace):
-        said = _tried(lambda: dvc.push(workspace, on_line))
-        problems += [f"the DVC remote was not reached: {said}; `dvc push` sends what is missing"] if said else []
+        reason = _failure(lambda: dvc.push(workspace, on_line))
+        problems += [f"the DVC remote was not reached: {reason}; `dvc push` sends what is missing"] if reason else []
     remote = params.retrain.git_remote
     if remote and _tip(workspace):
-        said = _tried(lambda: _push(workspace, remote))
+        reason = _failure(lambda: _push(workspace, remote))
         again = f"`git push {without_secrets(remote)} {BRANCH}` sends what is missing"
-        problems += [f"the git remote does not have the run: {said}; {again}"] if said else []
+        problems += [f"the git remote does not have the run: {reason}; {again}"] if reason else []
     if not problems:
         with atomic_path(note) as path:
             path.write_text(state, encoding="utf-8")
     return problems
 
 
+def other_changes(workspace: Workspace) -> list[str]:
+    """Return the paths of the project that differ from HEAD, without the recorded files.
+
+    Raises:
+        GitError: git cannot tell.
+    """
+    return changed_paths(workspace.root, *RECORDED)
+
+
 def _published_state(workspace: Workspace, params: Params) -> str:
-    """What there is to send, and where to, as a digest: asking DVC takes seconds, where all is sent already too."""
+    """Return a digest of what is to be sent and where to: asking DVC would take seconds, even with nothing to send."""
     digest = hashlib.sha256()
     for name in ("data.dvc", "dvc.lock", ".dvc/config", ".dvc/config.local"):
         path = workspace.root / name
         digest.update(hashlib.sha256(path.read_bytes() if path.exists() else b"").digest())
     remote = params.retrain.git_remote
     if remote:
-        place = git_or_empty(workspace.root, "remote", "get-url", "--push", "--", remote)
-        digest.update(json.dumps([_tip(workspace), remote, place]).encode())
+        address = git_or_empty(workspace.root, "remote", "get-url", "--push", "--", remote)
+        digest.update(json.dumps([_tip(workspace), remote, address]).encode())
     return digest.hexdigest()
 
 
 def _write_tree(workspace: Workspace, head: str, changed: list[str]) -> str:
-    """HEAD's tree with the recorded files as they are now, written by an index of its own."""
+    """Write HEAD's tree with the present recorded files, by a temporary index; return its hash."""
     prefix = git(workspace.root, "rev-parse", "--show-prefix")
     converted = {name: mode for name, mode in converted_files(workspace.root).items() if name not in changed}
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +163,7 @@ def _write_tree(workspace: Workspace, head: str, changed: list[str]) -> str:
 
 
 def _commit(workspace: Workspace, head: str, tree: str) -> str:
-    """The branch's new last commit, or the present one where it is this tree upon HEAD already."""
+    """Commit the tree to the branch, unless its last commit is this tree upon HEAD; return the last commit."""
     if git_or_empty(workspace.root, "symbolic-ref", "--quiet", "HEAD") == _REF:
         raise GitError(f"the branch {BRANCH} is checked out here: `git switch` to another")
     _remove_stale_lock(workspace)
@@ -164,8 +181,24 @@ def _commit(workspace: Workspace, head: str, tree: str) -> str:
     raise AssertionError
 
 
+def _list_as_experiment(workspace: Workspace, baseline: str, tree: str, sha: str) -> None:
+    """Make `dvc exp show` list the run `sha` under its baseline, as run-SHA.
+
+    DVC takes refs/exps/BASELINE/NAME for an experiment, and every commit between the two for a step of it. The run's
+    commit follows the runs before it, so the reference gets a commit of the same tree upon the baseline alone. Without
+    the reference the run is recorded all the same: a failure here is ignored.
+    """
+    ref = f"refs/exps/{baseline[:2]}/{baseline[2:]}/run-{sha[:10]}"
+    if git_or_empty(workspace.root, "rev-parse", "--verify", "--quiet", ref):
+        return
+    with suppress(GitError):
+        options = ("-p", baseline, "-m", _message(workspace, baseline))
+        commit = git(workspace.root, "commit-tree", tree, *options, environment=_identity(workspace))
+        git(workspace.root, "update-ref", ref, commit)
+
+
 def _remove_stale_lock(workspace: Workspace) -> None:
-    """Of a git that was killed while it moved the branch: it would keep every later run from being recorded."""
+    """Remove the lock of a git that was killed while it moved the branch: no later run could be recorded."""
     lock = workspace.root / git(workspace.root, "rev-parse", "--git-path", f"{_REF}.lock")
     with suppress(FileNotFoundError):
         if time.time() - lock.stat().st_mtime > STALE:
@@ -173,7 +206,7 @@ def _remove_stale_lock(workspace: Workspace) -> None:
 
 
 def _advance(workspace: Workspace, tree: str, parents: list[str], tip: str, message: str) -> str:
-    """Puts a commit on the branch, if its last commit is still `tip`; empty: if there is no branch yet."""
+    """Put a commit on the branch if its last commit is still `tip` (empty: if there is no branch yet)."""
     options = [word for parent in parents for word in ("-p", parent)]
     commit = git(workspace.root, "commit-tree", tree, *options, "-m", message, environment=_identity(workspace))
     git(workspace.root, "update-ref", "--create-reflog", "-m", "diptych: a run", _REF, commit, tip)
@@ -181,36 +214,26 @@ def _advance(workspace: Workspace, tree: str, parents: list[str], tip: str, mess
 
 
 def _parents(workspace: Workspace, head: str, tip: str) -> list[str]:
-    """HEAD and the branch's last commit, or the one of them that contains the other."""
+    """Return HEAD and the branch's last commit, or the one of them that contains the other."""
     if not tip or _contains(workspace, head, tip):
         return [head]
     return [tip] if _contains(workspace, tip, head) else [head, tip]
 
 
 def _message(workspace: Workspace, head: str) -> str:
-    version = (dvc.dataset_version(workspace) or UNKNOWN)[:10]
+    version = (dataset_version(workspace) or UNKNOWN)[:10]
     return f"A run at {head[:10]} with data {version}"
 
 
-def other_changes(workspace: Workspace) -> list[str]:
-    """Return the paths of the project, but for the recorded files, that differ from HEAD."""
-    return changed_paths(workspace.root, *RECORDED)
-
-
-def _behind(workspace: Workspace) -> list[str]:
-    """Stages that would run now: what was made is not what this commit makes."""
+def _changed_stages(workspace: Workspace) -> list[str]:
+    """Return the stages that DVC would run now: their results are not those of this commit."""
     if not (workspace.root / ".dvc").is_dir():
         return []
     return sorted(dvc.status(workspace))
 
 
-def _listed(paths: list[str], first: int = 3) -> str:
-    more = f" and {len(paths) - first} more" if len(paths) > first else ""
-    return ", ".join(paths[:first]) + more
-
-
 def _push(workspace: Workspace, remote: str) -> None:
-    """Sends the branch; where the remote has runs that are not here, together with those."""
+    """Push the branch; where the remote has runs that are not here, join them first."""
     try:
         git(workspace.root, "push", "--quiet", "--", remote, f"{_REF}:{_REF}")
     except GitError:
@@ -220,11 +243,11 @@ def _push(workspace: Workspace, remote: str) -> None:
 
 
 def _join(workspace: Workspace, remote: str) -> bool:
-    """Has the branch contain the remote's runs too; whether there were any that it lacked."""
+    """Merge the remote's runs into the branch; return whether it lacked any."""
     try:
         git(workspace.root, "fetch", "--quiet", "--no-tags", "--", remote, f"+{_REF}:{_THEIRS}")
     except GitError:
-        # What the push said is the better reason.
+        # The reason of the failed push says more.
         return False
     ours, theirs = _tip(workspace), git(workspace.root, "rev-parse", "--verify", _THEIRS)
     if _contains(workspace, ours, theirs):
@@ -234,8 +257,8 @@ def _join(workspace: Workspace, remote: str) -> bool:
     return True
 
 
-def _tried(send: Callable[[], None]) -> str:
-    """Tries it a few times; returns what went wrong, empty where nothing did."""
+def _failure(send: Callable[[], None]) -> str:
+    """Try to send a few times; return the reason of the last failure, empty after a success."""
     for wait in (*WAITS, None):
         try:
             send()
@@ -248,7 +271,7 @@ def _tried(send: Callable[[], None]) -> str:
 
 
 def _tip(workspace: Workspace) -> str:
-    """The branch's last commit; empty where there is no branch yet."""
+    """Return the branch's last commit; empty where there is no branch yet."""
     return git_or_empty(workspace.root, "rev-parse", "--verify", "--quiet", _REF)
 
 
@@ -257,7 +280,7 @@ def _tree_of(workspace: Workspace, commit: str) -> str:
 
 
 def _contains(workspace: Workspace, commit: str, other: str) -> bool:
-    """Whether `other` is `commit`, or one of those before it."""
+    """Return whether `other` is `commit` or one of its ancestors."""
     try:
         git(workspace.root, "merge-base", "--is-ancestor", other, commit)
     except GitError:
@@ -266,7 +289,10 @@ def _contains(workspace: Workspace, commit: str, other: str) -> bool:
 
 
 def _identity(workspace: Workspace) -> dict[str, str]:
-    """Nothing where git knows who the user is, else nobody in particular; git's own guess fails in containers."""
+    """Return a neutral author for git's environment; empty where git knows the user.
+
+    Git's own guess fails in containers.
+    """
     known = all(
         git_or_empty(workspace.root, "-c", "user.useConfigOnly=true", "var", name)
         for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT")

@@ -1,4 +1,4 @@
-"""Where everything lies in a diptych project, and who is at work in it."""
+"""Folders and files of a diptych project, and the lock that only one run holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from diptych.errors import DiptychError
 
 _OF_ANOTHER = "It belongs to another user, such as root in a container: `sudo chown -R $(id -u):$(id -g) {folder}`."
@@ -22,7 +24,7 @@ _UNWRITABLE = {
     errno.ENOLCK: "Its file system has no locks: mount it with them, or clone the project to a local disk.",
     errno.ENOSYS: "Its file system has no locks: mount it with them, or clone the project to a local disk.",
 }
-"""What to do, by the number of the error."""
+"""Advice by the number of the error."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Workspace:
 
     @property
     def params(self) -> Path:
-        """Every knob."""
+        """All settings."""
         return self.root / "params.yaml"
 
     @property
     def presets(self) -> Path:
-        """Complete params.yaml files, one an experiment."""
+        """Complete params.yaml files, one for each experiment."""
         return self.root / "presets"
 
     @property
@@ -48,17 +50,17 @@ class Workspace:
 
     @property
     def artifacts(self) -> Path:
-        """What the stages hand on to each other."""
+        """Outputs of stages that other stages read."""
         return self.root / "artifacts"
 
     @property
     def manifest(self) -> Path:
-        """The accepted images, one row each (validate)."""
+        """Table of the accepted images (validate)."""
         return self.artifacts / "manifest.parquet"
 
     @property
     def captions(self) -> Path:
-        """The accepted captions, one row each (validate)."""
+        """Table of the accepted captions (validate)."""
         return self.artifacts / "captions.parquet"
 
     @property
@@ -78,43 +80,41 @@ class Workspace:
 
     @property
     def baselines(self) -> Path:
-        """What the test queries found by each baseline (baselines)."""
+        """Results of the test queries by each baseline (baselines)."""
         return self.artifacts / "baselines.npz"
 
     @property
     def controls(self) -> Path:
-        """What they found re-ranked by the controls to the fusion (controls)."""
+        """Results of the test queries re-ranked by the controls to the fusion (controls)."""
         return self.artifacts / "controls.npz"
 
     @property
     def reports(self) -> Path:
-        """What people read."""
+        """Metrics, tables and pages for people."""
         return self.root / "reports"
 
     @property
     def local(self) -> Path:
-        """What is in no version: caches and checkpoints, which may be deleted; where no server keeps them, MLflow's
-        registry and Prefect's runs.
+        """Files that belong to no version: caches and checkpoints, which may be deleted.
+
+        Where no server keeps them, MLflow's registry and Prefect's runs are here too.
         """
         return self.root / ".diptych"
 
     @property
     def journal(self) -> Path:
-        """What `data/` was before a drop that is being taken into it."""
+        """Former state of `data/` while it is being changed."""
         return self.local / "taking.json"
 
     @contextmanager
     def held(self, purpose: str) -> Iterator[None]:
-        """Keeps other runs out of the workspace while the block runs.
+        """Keep other runs out of the workspace while the block runs.
 
-        The lock is the kernel's and ends with the process, however that ends.
+        The lock is the kernel's: it ends with the process, even after a kill.
 
         Raises:
-            DiptychError: another process holds the workspace, and the message says which; or nothing can be written
-                there.
+            DiptychError: another process holds the workspace (the message names it), or nothing can be written there.
         """
-        from filelock import FileLock, Timeout
-
         note = self.local / "holder.json"
         lock = FileLock(self.local / "lock", timeout=0)
         try:
@@ -151,7 +151,7 @@ def _describe(note: Path) -> str:
 
 
 def find_workspace(start: Path | None = None) -> Workspace:
-    """The project that `start` (default: the current folder) lies in.
+    """Return the project that `start` (default: the current folder) lies in.
 
     Raises:
         DiptychError: no folder from there upwards holds a dvc.yaml.

@@ -15,7 +15,7 @@ import diptych
 from diptych.config import Gate, Params
 from diptych.errors import DiptychError, some
 from diptych.files import sources_sha256
-from diptych.project.dvc import dataset_version
+from diptych.project.dataset import dataset_version
 from diptych.project.provenance import UNKNOWN
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time

@@ -19,6 +19,7 @@ from diptych.config import Params
 from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.project import dvc
+from diptych.project.dataset import dataset_version, fetch_dataset, folder_md5
 from diptych.project.packages import LOCK, other_than_locked
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
@@ -123,12 +124,12 @@ def _require_importable(workspace: Workspace) -> None:
 
 def _compare_sources(project: Workspace, origin: Origin, on_line: Callable[[str], None]) -> list[Finding]:
     """Compare the data and the parameters of the commit with the tags, and fetch the data where both are identical."""
-    recorded = dvc.dataset_version(project) or NOTHING
+    recorded = dataset_version(project) or NOTHING
     data = compare("data", origin.data_md5, recorded, "the commit's data.dvc records another version")
     params = compare_file("params", origin.params_sha256, project.params)
     if data.identical and params.identical:
-        on_line(f"data/ is {dvc.bring_dataset(project)}")
-        data = compare("data", origin.data_md5, dvc.folder_md5(project.data), "DVC's cache is damaged")
+        on_line(f"data/ is {fetch_dataset(project)}")
+        data = compare("data", origin.data_md5, folder_md5(project.data), "DVC's cache is damaged")
     return [data, params]
 
 
@@ -145,7 +146,7 @@ def _compare_results(
     if fetch and findings[0].found == NOTHING:
         return findings + [Finding(what, None) for what in ("outputs", "package", "weights", "metrics")]
     if fetch:
-        missing = dvc.bring_outputs(project)
+        missing = dvc.fetch_outputs(project)
         detail = f"neither the cache nor a remote has {', '.join(missing)}" if missing else ""
         findings.append(Finding("outputs", not missing, detail=detail))
     return findings + _compare_model(project, model, version, origin)

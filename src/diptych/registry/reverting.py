@@ -8,8 +8,8 @@ import yaml
 
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.project import dvc
 from diptych.project.changing import changing
+from diptych.project.dataset import dataset_version, fetch_dataset, switch_dataset
 from diptych.project.git import GitError, git, git_bytes
 from diptych.project.workspace import Workspace
 
@@ -45,11 +45,11 @@ def revert_dataset(workspace: Workspace, commit: str) -> Reversion:
     if not _names_dataset(recorded):
         raise DiptychError(f"Commit {sha[:10]} records no dataset: its data.dvc is damaged.")
     if workspace.data.exists():
-        dvc.bring_dataset(workspace)
-    before = dvc.dataset_version(workspace)
+        fetch_dataset(workspace)
+    before = dataset_version(workspace)
     with changing(workspace):
-        dvc.switch_dataset(workspace, recorded)
-    return Reversion(before, dvc.dataset_version(workspace) or "", sha)
+        switch_dataset(workspace, recorded)
+    return Reversion(before, dataset_version(workspace) or "", sha)
 
 
 def _names_dataset(recorded: str) -> bool:

@@ -153,7 +153,7 @@ def _directions(embeddings: Tensor, name: str) -> Tensor:
     """Return `embeddings` (n, d) as float32 of length one."""
     if not embeddings.shape[1]:
         raise DiptychError(f"{name} embeddings have no dimensions.")
-    # By its largest value first, so that no square is too large or too small.
+    # Divide by the largest value first, so that no square overflows or underflows.
     largest = embeddings.abs().amax(dim=1, keepdim=True)
     if not largest.all():
         row = int((largest == 0).flatten().nonzero()[0])

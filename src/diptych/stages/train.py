@@ -16,7 +16,7 @@ from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.files import atomic_path, file_sha256, sources_sha256
 from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
-from diptych.model.dual_encoder import build_model
+from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
 from diptych.progress import is_first_process
 from diptych.project.workspace import Workspace
@@ -26,47 +26,39 @@ from diptych.retrieval.reranking import Weights, candidate_logits, choose_streng
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.launching import process_count
-from diptych.training.loop import Trainer
+from diptych.training.loop import Position, Setup, Trainer
 
 log = logging.getLogger(__name__)
 
 
 def run(workspace: Workspace, params: Params) -> None:
-    """Trains the model of params.yaml, or goes on with a training that was interrupted.
+    """Train the model of params.yaml, or continue an interrupted training.
 
     Raises:
-        DiptychError: the data or the towers are not there, or training cannot go on.
+        DiptychError: the data or the towers are missing, or training cannot continue.
     """
     started = time.perf_counter()
-    threads = set_threads(params.threads)
-    device = choose_device(params.device)
+    threads, device = set_threads(params.threads), choose_device(params.device)
     precision = choose_precision(params.train.precision, device)
-    _set_up(device)
+    _set_up_torch(device)
     prepared = Prepared(workspace.prepared, params.data.splits)
-    train, val = prepared.split("train"), prepared.split("val")
-    torch.manual_seed(params.seed)
-    size, vocabulary = prepared.settings["image_size"], prepared.settings["vocabulary_size"]
-    model = build_model(params.model, size, vocabulary, params.train.temperature)
-    towers = [tower.features_sha256() for tower in (model.image_tower, model.text_tower)]
-    identity = {**_identity(workspace, params, threads), "precision": precision, "towers": towers}
-    checkpoints = Checkpoints(workspace.local / "checkpoints", identity)
-    cache, limit = workspace.local / "cache" / "features", params.train.features_gib
-    # Of several processes that train together the first keeps the records.
+    model = _build(params, prepared)
+    depends_on = identity(workspace, params, model, {"threads": threads, "precision": precision})
+    checkpoints = Checkpoints(workspace.local / "checkpoints", depends_on)
+    # The first of several processes records.
     with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:
         if tracked:
             tracked.log_params(params.model_dump(by_alias=True))
-        trainer = Trainer(
-            model,
-            train,
-            val,
-            params.train,
+        cache, limit = workspace.local / "cache" / "features", params.train.features_gib
+        setup = Setup(
             seed=params.seed,
             evaluation_batch=params.evaluate.batch_size,
             checkpoints=checkpoints,
-            report=tracked.log_metrics if tracked else _silent,
+            report=tracked.log_metrics if tracked else _ignore,
             device=device,
             features=FeatureCache(cache, limit_gib=limit, device=device, precision=precision),
         )
+        trainer = Trainer(model, prepared.split("train"), prepared.split("val"), params.train, setup)
         position = trainer.run()
         if not tracked:
             return
@@ -75,13 +67,23 @@ def run(workspace: Workspace, params: Params) -> None:
         checkpoints.discard()
         weights = weights_sha256(workspace.model)
         tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
-    best = position.history[position.best_epoch - 1]
+    _log_summary(prepared, position, weights, time.perf_counter() - started)
+
+
+def _build(params: Params, prepared: Prepared) -> DualEncoder:
+    torch.manual_seed(params.seed)
+    size, vocabulary = prepared.settings["image_size"], prepared.settings["vocabulary_size"]
+    return build_model(params.model, size, vocabulary, params.train.temperature)
+
+
+def _log_summary(prepared: Prepared, position: Position, weights: str, seconds: float) -> None:
+    train, best = prepared.split("train"), position.history[position.best_epoch - 1]
     log.info(
         "Trained on %d images with %d captions in %.0f s: val RSUM %.1f by the towers of epoch %d of %d, the best; "
         "weights %s.",
         len(train),
         len(train.captions),
-        time.perf_counter() - started,
+        seconds,
         best["val_rsum"],
         position.best_epoch,
         len(position.history),
@@ -89,31 +91,30 @@ def run(workspace: Workspace, params: Params) -> None:
     )
 
 
-def _set_up(device: torch.device) -> None:
-    """How torch computes here."""
+def _set_up_torch(device: torch.device) -> None:
     keep_freed_memory()
-    # Some GPU kernels have no deterministic form; on the CPU all that is used here have one.
+    # Some GPU kernels have no deterministic form; all CPU kernels in use have one.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    # TF32, where a GPU has it, in what is left of float32.
+    # Matrix products in float32 use TF32 where a GPU has it.
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
 
 
-def _silent(values: dict[str, float], step: int) -> None:
-    """The other processes have nothing to report."""
+def _ignore(values: dict[str, float], step: int) -> None:
+    """Report nothing, in the other processes."""
 
 
 def _save(
     workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any], precision: Precision
 ) -> None:
-    """Writes the model with what it ranks by: a querybank of train, its strength and the fusion's weights.
+    """Write the model with its query bank from train, and the strength of biases and weights of the fusion from val.
 
-    All are chosen on val; a fusion that was not trained has no weight.
+    A fusion that was not trained has no weight.
     """
     model, inputs, top_k = trainer.model, trainer.val_inputs, params.evaluate.top_k
     computing: Any = {"device": trainer.device, "precision": precision}
     batches = {**computing, "batch_size": params.evaluate.batch_size}
-    querybank = embed_querybank(model, trainer.train_inputs, seed=params.seed, **batches, description="querybank")
+    querybank = embed_querybank(model, trainer.train_inputs, seed=params.seed, **batches, description="query bank")
     embedded = embed_split(model, inputs.split, inputs=inputs, **batches, description="embed val")
     scale, weights = model.logit_scale.item(), Weights()
     querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
@@ -138,16 +139,16 @@ def _save(
     )
 
 
-def _identity(workspace: Workspace, params: Params, threads: int) -> dict[str, Any]:
-    """What the weights depend on: a checkpoint is taken up only by a training for which all of it is the same."""
+def identity(workspace: Workspace, params: Params, model: DualEncoder, computing: dict[str, Any]) -> dict[str, Any]:
+    """Return all that the weights depend on. A training continues from a checkpoint only where all of it is equal."""
     files = ("settings.json", "images.parquet", "captions.parquet", "tokens.npy")
     return {
         "params": params.model_dump(include={"seed", "data", "model", "train"}),
-        "threads": threads,
+        **computing,
+        "towers": [tower.features_sha256() for tower in (model.image_tower, model.text_tower)],
         "processes": process_count(),
         "torch": torch.__version__,
         "data": {name: file_sha256(workspace.prepared / name) for name in files},
-        # A checkpoint that other code made is not taken up.
         "code": sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval", "training")),
     }
 

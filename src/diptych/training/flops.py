@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: what a step computes, over what the device could compute in its time."""
+"""Model FLOPs utilization: operations of a step over what the device could compute in its time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -29,9 +30,9 @@ _ROUNDS = 5
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products, convolutions and attentions in `work`, backward ones too.
+    """Return the floating-point operations of matrix products, convolutions and attention in `work`, with gradients.
 
-    A multiplication with an addition counts as two. The counter takes operations apart, which changes last bits.
+    A multiplication with an addition counts as two. The counter decomposes operations, which changes last bits.
     """
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -45,21 +46,21 @@ def flops_per_image(
     autocast: Callable[[], AbstractContextManager[None]],
     chunk_size: int | None = None,
 ) -> float:
-    """Floating-point operations of a training step, by a few images of `batch`; 0 where memory does not suffice.
+    """Return the floating-point operations of a training step for one image; 0 where memory does not suffice.
 
-    They are counted on a copy of `step`; random numbers go on as if nothing had happened.
+    They are counted for a few images of `batch` on a copy of `step`. The state of random numbers is restored.
     """
-    few = batch.first_images(max(2, min(_COUNTED_IMAGES, chunk_size or _COUNTED_IMAGES)))
+    sample = batch.first_images(max(2, min(_COUNTED_IMAGES, chunk_size or _COUNTED_IMAGES)))
     device = batch.images.device
 
     def work(twin: TrainingStep) -> None:
         with autocast():
-            losses = twin(few)
+            losses = twin(sample)
         losses.total.backward()
 
     try:
         with replayed(random_state(device), device):
-            return count_flops(partial(work, copy.deepcopy(step))) / len(few.images)
+            return count_flops(partial(work, copy.deepcopy(step))) / len(sample.images)
     except torch.OutOfMemoryError:
         # Other processes may be waiting for this one already.
         if world_size() > 1:
@@ -68,41 +69,31 @@ def flops_per_image(
         return 0.0
 
 
-def _convolution_backward(
-    gradient: list[int],
-    images: list[int],
-    weights: list[int],
-    bias: object,
-    stride: object,
-    padding: object,
-    dilation: object,
-    transposed: bool,
-    output_padding: object,
-    groups: int,
-    wanted: list[bool],
-    **kwargs: object,
-) -> int:
-    """Of the gradients of images and of weights, as far as they are `wanted`: each costs what the convolution did.
+def _convolution_backward(*arguments: Any, **options: object) -> int:
+    """Return the operations of the gradients of a convolution, from the shapes of aten.convolution_backward.
 
-    torch's own formula forgets the groups, and counts a depthwise gradient as many times as there are channels.
+    The gradients of images and of weights, as far as they are needed, each cost as much as the convolution. The formula
+    of torch ignores groups, and counts a depthwise gradient once for each channel.
     """
-    return sum(wanted[:2]) * conv_flop_count(images, weights, gradient, transposed)
+    gradient, images, weights, transposed, needed = (arguments[position] for position in (0, 1, 2, 7, 10))
+    return sum(needed[:2]) * conv_flop_count(images, weights, gradient, transposed)
 
 
 def matrix_product_rate(device: torch.device, precision: Precision) -> float:
-    """Operations a second of a square matrix product in this precision, measured here and now: the best of a few;
-    infinite where memory does not suffice.
+    """Return the operations a second of a square matrix product in this precision, the best of a few measurements.
+
+    It is infinite where memory does not suffice.
     """
     side = _SIDE.get(device.type, _SIDE_ON_A_GPU)
     best = math.inf
     try:
-        # Of ones it would be some ten percent faster. No random numbers of the training are used up.
+        # A matrix of ones would be some ten percent faster. The training's random numbers are not used.
         drawn = torch.rand(side, side, device=device, generator=torch.Generator(device).manual_seed(0))
-        one = drawn.to(AUTOCAST[precision])
+        matrix = drawn.to(AUTOCAST[precision])
         for _ in range(_ROUNDS):
             _wait(device)
             started = time.perf_counter()
-            one @ one
+            matrix @ matrix
             _wait(device)
             best = min(best, time.perf_counter() - started)
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""What the towers are given in each epoch: pixels and tokens, or the kept features of what is frozen of a tower."""
+"""Inputs of the towers in each epoch: pixels and tokens, or stored features of frozen layers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from diptych.training.views import ImageViews
 
 
 class TrainingInputs:
-    """Of the train split and of val.
+    """Inputs of the train and val splits.
 
     Args:
-        seed: of what is drawn for the training images.
-        cache: where features are kept; None: they are computed anew each time.
+        train: the train split.
+        val: the val split.
+        settings: params.yaml's `train`.
+        seed: seed of the random views.
+        cache: cache of features; None: they are computed in every epoch.
     """
 
     def __init__(
@@ -38,11 +41,11 @@ class TrainingInputs:
         self._texts: list[KeptTexts] | None = None
 
     def enter(self, model: DualEncoder, epoch: int) -> None:
-        """Makes ready for `epoch`: finds or computes the features of what is frozen in it.
+        """Prepare for `epoch`: find or compute the features of the layers that are frozen in it.
 
-        Of a tower that is frozen they are its own. Where its top layers learn it is split, and they are those below;
-        where these have learned, the tower's own are made from them. Where heads are frozen too, images are seen as
-        they are.
+        A frozen tower has features of the whole tower. A tower whose top layers are trained is split, and has features
+        of the layers below. Once these top layers are frozen too, the features of the whole tower are computed from
+        them. Images are not augmented where the heads are frozen as well.
         """
         before, self._entered = self._entered, frozen_in(self._settings, epoch)
         if self._entered != before and self._cache:
@@ -51,7 +54,7 @@ class TrainingInputs:
             self._keep_texts(self._cache, model.text_tower, self._entered)
 
     def train(self, epoch: int) -> Inputs:
-        """Of the train split; features are those of the views that the settings ask for in `epoch`."""
+        """Return inputs of the train split; features are those of the views in `epoch`."""
         inputs = self._of(0)
         if self._images and self._mirrored and self._views:
             train = self._splits[0]
@@ -60,11 +63,11 @@ class TrainingInputs:
         return inputs
 
     def plain(self) -> Inputs:
-        """Of the train split as it is."""
+        """Return inputs of the train split without augmentation."""
         return self._of(0)
 
     def val(self) -> Inputs:
-        """Of the val split."""
+        """Return inputs of the val split."""
         return self._of(1)
 
     def _of(self, split: int) -> Inputs:
@@ -100,7 +103,7 @@ class TrainingInputs:
 
 
 def _ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
-    """Has the tower's features end where what is frozen ends; False if nothing is, or it does not come apart there."""
+    """Let the tower's features end where its frozen layers end; return False if it cannot be split there."""
     if frozen:
         tower.join()
         return True
@@ -108,7 +111,7 @@ def _ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
 
 
 def _splits(tower: Tower, top_layers: int | None) -> bool:
-    """Has the tower's features end below its `top_layers`, if only these learn and it comes apart there."""
+    """Split the tower below its `top_layers`, if only these are trained; return whether that succeeded."""
     return top_layers is not None and tower.split(top_layers)
 
 
@@ -125,11 +128,11 @@ class _EitherSide:
         self._epoch = epoch
 
     def __call__(self, images: NDArray[np.int64]) -> Tensor:
-        """As `ImageInputs` says."""
+        """Return features of images, like `ImageInputs`."""
         features = self._plain(images)
-        # An image is mirrored whatever its size.
+        # The draw of the mirror image does not depend on the size.
         draws = (self._views.draw(1, image_id, self._epoch, view=0) for image_id in self._image_ids[images])
-        there = np.flatnonzero([draw.mirrored for draw in draws])
-        if len(there):
-            features[torch.from_numpy(there)] = self._mirrored(images[there])
+        positions = np.flatnonzero([draw.mirrored for draw in draws])
+        if len(positions):
+            features[torch.from_numpy(positions)] = self._mirrored(images[positions])
         return features

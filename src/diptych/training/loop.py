@@ -64,6 +64,27 @@ class Position:
     """One row for each epoch: mean losses, learning rate, temperature, recalls on val."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Seed, device, checkpoints and reports of a training.
+
+    Attributes:
+        seed: seed of batches, dropout, views and negatives.
+        evaluation_batch: number of images or captions that are encoded at once on val.
+        checkpoints: checkpoint of the training, which continues from one that is there already.
+        report: receives losses, rates, throughput and recalls.
+        device: device to train on.
+        features: cache of the features of frozen towers; None: they are computed in every epoch.
+    """
+
+    seed: int
+    evaluation_batch: int
+    checkpoints: Checkpoints
+    report: Report
+    device: torch.device
+    features: FeatureCache | None = None
+
+
 class Trainer:
     """Training of `model` on one split, with its weights selected on another.
 
@@ -72,31 +93,16 @@ class Trainer:
         train: the split to train on.
         val: the split to select weights on; it shares no image with `train`.
         settings: params.yaml's `train`.
-        seed: seed of batches, dropout, views and negatives.
-        evaluation_batch: the number of images or captions that are embedded at once on val.
-        checkpoints: the training's checkpoint; where there is one already, training goes on from it.
-        report: receives losses, rates, throughput and recalls.
-        device: where to train.
-        features: cache of the features of frozen towers; None: they are computed anew each time.
+        setup: seed, device, checkpoints and the like.
 
     Raises:
         DiptychError: the train split is too small for a batch, or a batch for the processes.
     """
 
     def __init__(
-        self,
-        model: DualEncoder,
-        train: PreparedSplit,
-        val: PreparedSplit,
-        settings: Train,
-        *,
-        seed: int,
-        evaluation_batch: int,
-        checkpoints: Checkpoints,
-        report: Report,
-        device: torch.device,
-        features: FeatureCache | None = None,
+        self, model: DualEncoder, train: PreparedSplit, val: PreparedSplit, settings: Train, setup: Setup
     ) -> None:
+        seed, device = setup.seed, setup.device
         self.precision = choose_precision(settings.precision, device)
         self.accelerator = Accelerator(mixed_precision=self.precision, cpu=device.type == "cpu")
         self.plan = BatchPlan(
@@ -115,11 +121,11 @@ class Trainer:
         phase_steps = [self.plan.steps * epochs for epochs in phases(settings)]
         self.schedule = make_schedule(self.optimizer, phase_steps, settings.warmup)
         self.val = val
-        self.inputs = TrainingInputs(train, val, settings, seed, features)
+        self.inputs = TrainingInputs(train, val, settings, seed, setup.features)
         self.settings = settings
-        self.evaluation_batch = evaluation_batch
-        self.checkpoints = checkpoints
-        self.report = report
+        self.evaluation_batch = setup.evaluation_batch
+        self.checkpoints = setup.checkpoints
+        self.report = setup.report
         self.position = Position()
         self.sums = self._zero_sums()
         self.seed = seed

@@ -1,6 +1,7 @@
-"""Random views of images: crops, mirrorings and colours, each drawn from seed, epoch, view and image alone.
+"""Random views of images: crops, mirror images and colour changes.
 
-So a view is the same in one process or many, after a resumption, and whatever else has been drawn.
+A view is drawn from seed, epoch, image and view number alone. It is the same in one process and in many, after a
+resumption, and whatever else has been drawn.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from diptych.model.kernels import can_ask
 from diptych.training.draws import Purpose, generator
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-"""Width over height of a crop: Chen et al. 2020, appendix A, as are the figures below."""
+"""Range of width over height of a crop. This and the figures below are from Chen et al. 2020, appendix A."""
 CROP_ATTEMPTS = 10
 JITTER_PROBABILITY = 0.8
 BLUR_SIGMAS = (0.1, 2.0)
 CROPPED_AT_ONCE = 128
-"""Images; in float32 and with their weights they take twenty times the memory of their bytes."""
+"""Images cropped at once. In float32 and with the weights of interpolation they take twenty times their bytes."""
 BLUR_KERNEL = 0.1
-"""Side of the Gaussian kernel as a share of the image's."""
+"""Side of the Gaussian kernel as a share of the image's side."""
 
 ADJUSTMENTS: tuple[tuple[Callable[[Tensor, float], Tensor], float, float], ...] = (
     (transforms.adjust_brightness, 1.0, 0.8),
@@ -34,32 +35,36 @@ ADJUSTMENTS: tuple[tuple[Callable[[Tensor, float], Tensor], float, float], ...] 
     (transforms.adjust_saturation, 1.0, 0.8),
     (transforms.adjust_hue, 0.0, 0.2),
 )
-"""What colour jitter changes, the factor that changes nothing, and how far from it a jitter of strength 1 goes."""
+"""Adjustments of colour jitter: function, neutral factor, and largest distance from it at strength 1."""
 
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """What makes a view of an image of S×S pixels."""
+    """Random choices for a view of an image of S×S pixels."""
 
     crop: tuple[int, int, int, int]
     """Top, left, height and width in pixels."""
     mirrored: bool
     factors: tuple[tuple[int, float], ...]
-    """Indices into ADJUSTMENTS in the order of their use, each with its factor; none: the colours stay."""
+    """Indices into ADJUSTMENTS in the order of use, each with its factor; empty: colours are unchanged."""
     gray: bool
     sigma: float | None
-    """Of the blur, in pixels; None: no blur."""
+    """Standard deviation of the blur in pixels; None: no blur."""
 
     @property
     def changes_colours(self) -> bool:
-        """Whether the view is more than a crop, mirrored or not."""
+        """True if the view differs from a crop or its mirror image."""
         return bool(self.factors) or self.gray or self.sigma is not None
 
 
 class ImageViews:
-    """Makes views of images by `settings`; `seed` is the run's.
+    """Random views of images.
 
-    The draws are made on the CPU, so they are the same on every device; resizing and colours round differently there.
+    The draws are made on the CPU, so they are the same on every device. Resizing and colours round differently there.
+
+    Args:
+        settings: kinds and strengths of the changes.
+        seed: seed of the run.
     """
 
     def __init__(self, settings: Augmentation, seed: int) -> None:
@@ -67,13 +72,13 @@ class ImageViews:
         self.seed = seed
 
     def __call__(self, pixels: Tensor, image_ids: Sequence[int], epoch: int, view: int) -> Tensor:
-        """One view of each image.
+        """Return one view of each image.
 
         Args:
             pixels: (B, S, S, 3) uint8 RGB, on any device.
-            image_ids: as in the dataset (B).
-            epoch: 0, 1, …
-            view: which of an epoch's views of the image, 0, 1, …
+            image_ids: ids in the dataset (B).
+            epoch: number of the epoch, from 0.
+            view: number of the view of the image in this epoch, from 0.
 
         Returns:
             (B, S, S, 3) uint8 RGB on the same device.
@@ -91,16 +96,16 @@ class ImageViews:
         return views.permute(0, 2, 3, 1).contiguous()
 
     def draw(self, size: int, image_id: int, epoch: int, view: int) -> ViewDraw:
-        """What makes this view of an image of `size`×`size` pixels."""
-        # COCO does not say that ids are not negative; numpy wants it so.
+        """Return the random choices for a view of an image of `size`×`size` pixels."""
+        # COCO allows negative ids; numpy seeds must not be negative.
         key = (epoch, view, int(image_id) % 2**64)
         return draw_view(self.settings, size, generator(self.seed, Purpose.VIEW, *key))
 
 
 def draw_view(settings: Augmentation, size: int, random: np.random.Generator) -> ViewDraw:
-    """Draws a view of an image of `size`×`size` pixels.
+    """Draw a view of an image of `size`×`size` pixels.
 
-    Everything is drawn, needed or not, so that a changed setting changes its own effect alone.
+    Everything is drawn, needed or not, so a changed setting changes its own effect alone.
     """
     crop = _draw_crop(settings.crop_scale, size, random)
     mirrored, jittered, gray, blurred = random.random(4) < (
@@ -122,7 +127,7 @@ def draw_view(settings: Augmentation, size: int, random: np.random.Generator) ->
 
 
 def make_view(image: Tensor, draw: ViewDraw) -> Tensor:
-    """The view of `image` (3, S, S) uint8 that `draw` describes, in the same shape."""
+    """Return the view of `image` (3, S, S) uint8 that `draw` describes, in the same shape."""
     size = list(image.shape[-2:])
     image = transforms.resized_crop(image, *draw.crop, size=size, antialias=True)
     if draw.mirrored:
@@ -131,10 +136,10 @@ def make_view(image: Tensor, draw: ViewDraw) -> Tensor:
 
 
 def crop_all(images: Tensor, draws: Sequence[ViewDraw]) -> Tensor:
-    """Crops and mirrorings alone of `images` (B, 3, S, S) uint8, all at once, in the same shape; rounded as it comes.
+    """Return crops and mirror images of `images` (B, 3, S, S) uint8, all at once, in the same shape.
 
-    A GPU would be told of them one by one for longer than it needs for a step. No crop is larger than its view, so
-    there is nothing to smooth.
+    On a GPU, launching the operations one by one takes longer than a training step. No crop is larger than its view, so
+    no antialiasing is needed. Rounding differs from that of `make_view`.
     """
     size = images.shape[-1]
     crops = torch.tensor([[*draw.crop, draw.mirrored] for draw in draws], dtype=torch.float32)
@@ -146,9 +151,9 @@ def crop_all(images: Tensor, draws: Sequence[ViewDraw]) -> Tensor:
 
 
 def _interpolation(first: Tensor, length: Tensor, size: int) -> Tensor:
-    """What each of `size` pixels of a view takes from `length` (B,) of the image's, from `first` (B,) on.
+    """Return bilinear weights (B, `size`, `size`) of image pixels for the pixels of a view.
 
-    Bilinear weights (B, `size`, `size`).
+    The view covers `length` (B,) pixels of the image, from `first` (B,) on.
     """
     at = torch.arange(size, device=first.device)
     within = (at + 0.5) * (length[:, None] / size) - 0.5
@@ -157,7 +162,7 @@ def _interpolation(first: Tensor, length: Tensor, size: int) -> Tensor:
 
 
 def change_colours(image: Tensor, draw: ViewDraw) -> Tensor:
-    """`image` (3, S, S) uint8 with what `draw` does to colours and sharpness."""
+    """Return `image` (3, S, S) uint8 with the changes of colours and sharpness in `draw`."""
     size = image.shape[-1]
     for index, factor in draw.factors:
         image = ADJUSTMENTS[index][0](image, factor)
@@ -170,19 +175,19 @@ def change_colours(image: Tensor, draw: ViewDraw) -> Tensor:
 
 
 def _draw_crop(smallest: float, size: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """The first of several random boxes that fits into the image, or else the whole of it (Szegedy et al. 2015)."""
+    """Return the first of several random boxes that fits into the image, else the whole image (Szegedy et al. 2015)."""
     areas = random.uniform(smallest, 1.0, CROP_ATTEMPTS) * size**2
     ratios = np.exp(random.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1]), CROP_ATTEMPTS))
-    place = random.random(2)
+    offset = random.random(2)
     for area, ratio in zip(areas.tolist(), ratios.tolist(), strict=True):
         height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < height <= size and 0 < width <= size:
-            top, left = (int(share * (size - side + 1)) for share, side in zip(place, (height, width), strict=True))
+            top, left = (int(share * (size - side + 1)) for share, side in zip(offset, (height, width), strict=True))
             return top, left, height, width
     return 0, 0, size, size
 
 
 def _factor(index: int, shift: float) -> float:
-    """The factor of an adjustment for a `shift` in -1..1."""
+    """Return the factor of an adjustment for a `shift` from -1 to 1."""
     _, neutral, reach = ADJUSTMENTS[index]
     return neutral + reach * shift

@@ -1,0 +1,244 @@
+"""data/ as a version that data.dvc records: record it, fetch it, switch to another, go back.
+
+A dataset that is missing comes from DVC's cache or a remote. The embedded scenes are drawn again where neither has
+them: data.dvc notes their settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diptych.data.captions import Dataset, read_dataset
+from diptych.data.scenes.drawing import holds_scenes, write_scenes
+from diptych.errors import DiptychError
+from diptych.files import atomic_path, remove
+from diptych.project import dvc
+from diptych.project.git import how_to_restore, refuse_conflict
+from diptych.project.workspace import Workspace
+
+
+def read_record(dvc_file: Path) -> dict[str, Any]:
+    """Return the content of a .dvc file that records one folder; empty where there is no such file.
+
+    Raises:
+        DiptychError: the file is damaged or holds a merge conflict.
+    """
+    try:
+        content: dict[str, Any] = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))
+        content["outs"][0].get("md5")
+        return content
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
+        refuse_conflict(dvc_file)
+        raise DiptychError(f"{dvc_file} is damaged ({error}). {how_to_restore(dvc_file)}") from None
+
+
+def dataset_version(workspace: Workspace) -> str | None:
+    """Return the hash that data.dvc records; None where there is none."""
+    record = _read_record(workspace)
+    return record["outs"][0].get("md5") if record else None
+
+
+def folder_md5(folder: Path) -> str:
+    """Return the hash that DVC gives to a folder of these files, computed from their bytes."""
+    entries = []
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        if path.is_file():
+            with path.open("rb") as file:
+                md5 = hashlib.file_digest(file, "md5").hexdigest()
+            entries.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
+    return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def uses_dvc(workspace: Workspace) -> bool:
+    """Return whether the project versions its datasets with DVC."""
+    return (workspace.root / ".dvc").is_dir()
+
+
+def record_dataset(workspace: Workspace) -> None:
+    """Make data/ as it is now the dataset version (`dvc add`); note the settings of scenes in data.dvc."""
+    if not uses_dvc(workspace):
+        return
+    # Before `dvc add` as well: where DVC stages data.dvc for git, it stages what is there then.
+    if _read_record(workspace):
+        _note_scenes(workspace)
+    dvc.call(workspace, "add", "data")
+    _note_scenes(workspace)
+
+
+def keep_dataset(workspace: Workspace) -> None:
+    """Make sure that DVC's cache has what is in data/ now, so that a change of it can be undone.
+
+    Raises:
+        DiptychError: DVC does not work here, data/ has changes that no version holds, or is a link.
+    """
+    if workspace.data.is_symlink():
+        raise DiptychError(
+            f"{workspace.data} is a link, and DVC versions no files behind links. Make it a folder of the project. "
+            "What it links to can be DVC's cache instead: `dvc cache dir FOLDER`."
+        )
+    if not workspace.data.exists():
+        # Nothing is to be kept; this finds a DVC that does not work before data/ changes.
+        dvc.status(workspace, *(["data.dvc"] if _read_record(workspace) else []))
+    elif _read_record(workspace):
+        fetch_dataset(workspace)
+    else:
+        record_dataset(workspace)
+
+
+def fetch_before_import(workspace: Workspace) -> None:
+    """Fetch a recorded dataset that is missing, so that an import does not begin a new one; scenes may be replaced.
+
+    Raises:
+        DiptychError: neither DVC's cache nor a remote has it.
+    """
+    record = _read_record(workspace)
+    if not workspace.data.exists() and record and not _scene_settings(record):
+        fetch_dataset(workspace)
+
+
+def fetch_dataset(workspace: Workspace) -> str:
+    """Make data/ what data.dvc records; return in a few words where it came from.
+
+    A dataset that is missing comes from the cache, else from the remote. Embedded scenes that neither has are drawn
+    again, and their hash is compared.
+
+    Raises:
+        DiptychError: data/ has changes that no version holds, or neither DVC's cache nor a remote has the version.
+    """
+    if not _read_record(workspace):
+        raise DiptychError("There is no dataset yet: run `diptych data import` or `diptych data scenes`.")
+    missing = not workspace.data.exists()
+    if not missing and (not dvc.status(workspace, "data.dvc") or _cache_if_recorded(workspace)):
+        return "present"
+    if not (reason := dvc.failure(workspace, "checkout", "data.dvc")):
+        return "taken from DVC's cache"
+    if not missing:
+        raise DiptychError(
+            "data/ is not the version that data.dvc records. Run `dvc add data` to make it the new version, or "
+            f"`dvc checkout --force data.dvc` to go back to the recorded one. DVC says: {reason}"
+        )
+    if dvc.remotes(workspace) and not (reason := dvc.failure(workspace, "pull", "data.dvc")):
+        return "pulled from the DVC remote"
+    return _draw_again(workspace, reason)
+
+
+def switch_dataset(workspace: Workspace, recorded: str) -> None:
+    """Make `recorded` the content of data.dvc and fetch the dataset that it names; `changing` undoes a failure.
+
+    Raises:
+        DiptychError: neither the cache nor a remote has that version.
+    """
+    _write(workspace.root / "data.dvc", recorded)
+    if reason := dvc.fetch(workspace, "data.dvc"):
+        raise DiptychError(
+            f"Neither DVC's cache nor a remote has dataset version {dataset_version(workspace)} (whole); data/ stays "
+            f"as it is. `dvc remote list` shows where it was looked for. DVC says: {reason}"
+        )
+
+
+def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, present: bool) -> None:
+    """Give data.dvc and dvc.lock their former content, and data/ and the results of validate the former state.
+
+    Args:
+        workspace: the project.
+        recorded: the former content of data.dvc; None: there was no such file.
+        lock: the former content of dvc.lock; None: there was no such file.
+        present: whether data/ was there.
+
+    Raises:
+        DiptychError: DVC's cache does not have that version, or DVC does not work here.
+    """
+    _write(workspace.root / "data.dvc", recorded)
+    _write(workspace.root / "dvc.lock", lock)
+    if not present:
+        remove(workspace.data)
+        return
+    if reason := dvc.failure(workspace, "checkout", "--force", "data.dvc"):
+        raise DiptychError(
+            f"data/ cannot go back to version {dataset_version(workspace)}: {reason}\nThe next command tries again; "
+            "where DVC's cache does not have it (whole), fetch it with `dvc pull --force data.dvc` first."
+        )
+    if lock and "validate" in (yaml.safe_load(lock).get("stages") or {}):
+        # The next run repeats validate where the cache lacks its results.
+        dvc.failure(workspace, "checkout", "--force", "validate")
+
+
+def _read_record(workspace: Workspace) -> dict[str, Any]:
+    return read_record(workspace.root / "data.dvc")
+
+
+def _scene_settings(record: dict[str, Any]) -> dict[str, Any] | None:
+    return (record.get("meta") or {}).get("scenes")
+
+
+def _note_scenes(workspace: Workspace) -> None:
+    """Correct the `meta` of data.dvc: `dvc add` keeps the old one, whatever data/ has become."""
+    content = _read_record(workspace)
+    meta = _meta(read_dataset(workspace.data))
+    if content.pop("meta", None) != meta:
+        changed = content | ({"meta": meta} if meta else {})
+        _write(workspace.root / "data.dvc", yaml.safe_dump(changed, sort_keys=False))
+
+
+def _meta(dataset: Dataset) -> dict[str, Any] | None:
+    """Return the settings that scenes are drawn from; None for any other dataset."""
+    if not holds_scenes(dataset) or not dataset.images:
+        return None
+    counts = Counter(image["split"] for image in dataset.images)
+    return {"scenes": {**counts, "seed": dataset.info["seed"], "size": dataset.images[0]["width"]}}
+
+
+def _draw_again(workspace: Workspace, reason: str) -> str:
+    """Draw the scenes that data.dvc names; keep them only if they are the recorded bytes.
+
+    `reason` says why DVC could not fetch them.
+    """
+    scenes = _scene_settings(_read_record(workspace))
+    if not scenes:
+        raise DiptychError(
+            "data/ is missing, and neither DVC's cache nor a remote has the version that data.dvc records. Add the "
+            "remote (`dvc remote list`), or begin a new dataset with `diptych data import --replace`. DVC says: "
+            + reason
+        )
+    write_scenes(workspace.data, **scenes)
+    if not _cache_if_recorded(workspace):
+        remove(workspace.data)
+        raise DiptychError(
+            "The scenes drawn here are not those that data.dvc records; another version of the project drew them. Make "
+            "them the dataset version with `diptych data scenes`."
+        )
+    return "drawn: the embedded scenes"
+
+
+def _cache_if_recorded(workspace: Workspace) -> bool:
+    """Return whether data/ is what data.dvc records; if so, the cache has it afterwards.
+
+    Where the cache lacks the version, DVC's status ignores the files. A commit hashes them.
+    """
+    path = workspace.root / "data.dvc"
+    before = path.read_bytes()
+    if dvc.status(workspace, "data.dvc")["data.dvc"] != [{"changed outs": {"data": "not in cache"}}]:
+        return False
+    version = dataset_version(workspace)
+    dvc.call(workspace, "commit", "--force", "data.dvc")
+    same = dataset_version(workspace) == version
+    if path.read_bytes() != before:
+        path.write_bytes(before)
+    return same
+
+
+def _write(path: Path, content: str | None) -> None:
+    """Replace the file in one step; None removes it."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
