@@ -60,7 +60,7 @@ def _test_ranks(workspace: Workspace, params: Params, prepared: Prepared, device
     towers = _build_towers(workspace, params, prepared, device)
     train, val, test = towers.pooled(splits)
     encode = partial(towers.sentences, PreTrainedTokenizerFast.from_pretrained(workspace.tokenizer))
-    ranks = {}
+    ranks: dict[str, Ranks] = {}
     # Baselines are fitted in float32. The towers' precision would give near items equal scores.
     for name in params.baselines.methods:
         begin = time.perf_counter()
@@ -94,13 +94,7 @@ def _build_towers(workspace: Workspace, params: Params, prepared: Prepared, devi
 class FrozenTowers:
     """Both towers of a model in evaluation mode, which encode an image or text as its mean token, of unit length.
 
-    Args:
-        model: the model, on `device`.
-        image_cache: stored features of the image tower, which are used and added to; None: all are computed.
-        text_cache: likewise of the text tower.
-        batch_size: number of images or texts that are encoded at once.
-        device: device of the model.
-        precision: precision of the towers.
+    Features in the caches are used, and computed ones are added; without a cache all are computed.
     """
 
     def __init__(

@@ -60,14 +60,9 @@ class Audit:
 def audit(
     dataset: Dataset, images: pd.DataFrame, settings: Validate, splits: list[str], inspection: Inspection
 ) -> Audit:
-    """Judge the images and captions of a dataset.
+    """Judge the captions of `dataset` and its `images`, the table that `scan_images` returns.
 
-    Args:
-        dataset: the captions and image records.
-        images: one row an image record, as `scan_images` returns them.
-        settings: limits of the single promises.
-        splits: names of the splits that the pipeline uses.
-        inspection: the Great Expectations context that judges, and whose Data Docs show the judgements.
+    `splits` are those that the pipeline uses; the Data Docs of `inspection` show the judgements.
     """
     captions = _caption_table(dataset, images)
     verdicts = inspection.judge("captions", captions, caption_promises(settings))

@@ -68,12 +68,9 @@ class Inspection:
         self._source = self._context.data_sources.add_pandas("diptych")
 
     def judge(self, table: str, frame: pd.DataFrame, promises: list[Promise]) -> list[Verdict]:
-        """Judge `promises` as one suite in one run.
+        """Judge `promises` about `frame` as one suite in one run; return the verdicts in the same order.
 
-        Args:
-            table: name of the table in verdicts and Data Docs.
-            frame: the table; only the columns that the promises name are read.
-            promises: the promises, whose verdicts are returned in the same order.
+        `table` is the name in verdicts and Data Docs.
 
         Raises:
             RuntimeError: Great Expectations cannot evaluate an expectation.

@@ -106,10 +106,7 @@ def dataset_promises(splits: list[str], images: Mapping[str, int]) -> list[Promi
     """Return the promises of the accepted images as a whole.
 
     Their table has the columns split, sha256, and splits_with_content: in how many of `splits` the image's bytes occur.
-
-    Args:
-        splits: names of the splits that the pipeline uses.
-        images: number of accepted images by split, for the message.
+    `images` are the numbers of accepted images by split, for the message.
     """
     return [
         Promise(

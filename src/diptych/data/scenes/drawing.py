@@ -29,16 +29,9 @@ def write_scenes(
     size: int = 96,
     replace: bool = False,
 ) -> Dataset:
-    """Write a dataset of scenes into `folder`, and return it.
+    """Replace the content of `folder` by a dataset of scenes, and return it.
 
-    Args:
-        folder: data folder of the project; its content is replaced.
-        train: number of scenes of the split; likewise `val` and `test`.
-        val: see `train`.
-        test: see `train`.
-        seed: seed of all scenes.
-        size: width and height of the pictures in pixels.
-        replace: whether a dataset that is not generated may be replaced.
+    `train`, `val` and `test` are the numbers of scenes; `size` is the width and height of the pictures in pixels.
 
     Raises:
         DiptychError: the folder holds a dataset that is not generated, and `replace` is false.

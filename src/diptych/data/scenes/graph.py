@@ -55,11 +55,7 @@ class Thing:
     """An object of a scene.
 
     Attributes:
-        shape: one of `SHAPES`.
-        colour: one of `COLOURS`.
-        size: one of `SIZES`.
-        x: horizontal position of the centre, in thousandths of the picture's side.
-        y: vertical position of the centre, likewise.
+        x, y: position of the centre, in thousandths of the picture's side.
         half: half the width, likewise.
         container: index of the object that contains this one, if any.
     """
@@ -83,8 +79,7 @@ class Scene:
     """A picture before it is drawn.
 
     Attributes:
-        pattern: one of `PATTERNS`.
-        background: one of `BACKGROUND_COLOURS`.
+        background: colour of the background.
         things: the objects; one that lies inside another comes before its container.
         entropy: seed of all that is no attribute: the grain of the picture, the wording of the captions.
     """
@@ -108,10 +103,7 @@ class Scene:
         return np.random.Generator(np.random.PCG64([*self.entropy, purpose]))
 
     def identity(self) -> tuple[Any, ...]:
-        """Return all that captions can say about the scene.
-
-        Words cannot distinguish scenes with equal identities.
-        """
+        """Return all that captions can say about the scene; words cannot distinguish scenes of equal identity."""
         facts = [
             (thing.shape, thing.colour, thing.size, *thing.cell, thing.container is not None) for thing in self.things
         ]
@@ -139,10 +131,7 @@ class Scene:
 
 
 def make_scene(seed: int, split: Split, index: int) -> Scene:
-    """Return the scene number `index` of `split`.
-
-    It is the same on every machine, and no other split has it at any index.
-    """
+    """Return the scene number `index` of `split`: the same on every machine, and in no other split at any index."""
     entropy = (seed, _SPLITS.index(split), index)
     generator = np.random.Generator(np.random.PCG64(entropy))
     while True:
