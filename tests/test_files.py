@@ -1,4 +1,4 @@
-"""A file that is written is there as a whole or not at all."""
+"""Files are written as a whole or not at all, and checked later."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole, remove, sums_hold, write_json, write_sums
 
 
-def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
+def test_a_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "new" / "file.txt"
 
     with atomic_path(path) as temporary:
@@ -48,7 +48,7 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_leftovers_of_a_killed_process_are_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     path = tmp_path / "folder"
     leftover = tmp_path / ".folder.tmp"
     leftover.mkdir()
@@ -87,7 +87,7 @@ def test_removing_a_link_leaves_what_it_points_to(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_was_digested_is_known_to_be_whole(tmp_path):
+def test_a_digested_file_is_whole_until_a_byte_changes(tmp_path):
     with digested(tmp_path / "file") as file:
         file.write(b"one")
         file.write(b"two")
@@ -98,7 +98,7 @@ def test_what_was_digested_is_known_to_be_whole(tmp_path):
         assert not is_whole(memoryview(changed))
 
 
-def test_a_link_to_a_folder_is_replaced_and_what_it_led_to_stays(tmp_path):
+def test_a_link_to_a_folder_is_replaced_and_its_target_stays(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     for target in ("elsewhere", "nowhere"):
         (tmp_path / "link").symlink_to(tmp_path / target)
@@ -110,7 +110,7 @@ def test_a_link_to_a_folder_is_replaced_and_what_it_led_to_stays(tmp_path):
     assert (tmp_path / "elsewhere").is_dir()
 
 
-def test_sums_hold_until_a_file_changes_goes_or_comes(tmp_path):
+def test_sums_hold_until_a_file_is_changed_removed_or_added(tmp_path):
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
     assert not sums_hold(tmp_path)

@@ -1,15 +1,18 @@
-"""The one exception that reaches users as a message instead of a traceback."""
+"""The one exception that reaches users as a message instead of a traceback, and the shortening of its lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 _SHOWN = 5
-"""Offenders that a message names."""
+"""Number of items that a message names."""
+
+_Item = TypeVar("_Item")
 
 
 class DiptychError(Exception):
-    """Something the user can mend.
+    """An error that the user can repair.
 
     The message says what is wrong, where (file, row or key) and what to do about it. The command line prints it to
     stderr and exits with 1; a traceback appears only with ``--debug``.
@@ -18,10 +21,22 @@ class DiptychError(Exception):
 
 def some(items: Sequence[str], shown: int = _SHOWN, separator: str = ", ") -> str:
     """Return the first few of the items that a message is about, and the number of further ones."""
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return separator.join(items[:shown]) + more
+    return separator.join(items[:shown]) + _and_more(items, shown)
+
+
+def some_lines(items: Sequence[_Item], describe: Callable[[_Item], str]) -> list[str]:
+    """Return a line for each of the first few items, and one with the number of further items, if there are any.
+
+    Only the items that are shown are described.
+    """
+    more = _and_more(items, _SHOWN)
+    return [*map(describe, items[:_SHOWN]), *([f"…{more}"] if more else [])]
 
 
 def printable(text: str, substitute: str = "?") -> str:
-    """Return `text` in one line, with a substitute for each character that is none or that a terminal would obey."""
+    """Return `text` with a substitute for each character that is not printable, such as line breaks and escapes."""
     return "".join(character if character.isprintable() else substitute for character in text)
+
+
+def _and_more(items: Sequence[object], shown: int) -> str:
+    return f" and {len(items) - shown} more" if len(items) > shown else ""

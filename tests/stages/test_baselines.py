@@ -45,27 +45,27 @@ def params(keep_features: str = "auto", **changes: object) -> Params:
 def test_every_baseline_ranks_all_queries_of_test(workspace: Workspace) -> None:
     baselines.run(workspace, params())
     test = Prepared(workspace.prepared, params().data.splits).split("test")
-    found = load_ranks(workspace.baselines, len(test), len(test.captions))
-    assert list(found) == params().baselines.methods
+    ranks = load_ranks(workspace.baselines, len(test), len(test.captions))
+    assert list(ranks) == params().baselines.methods
 
 
-def test_twice_gives_the_same_bytes_with_features_found(workspace: Workspace) -> None:
+def test_a_second_run_gives_the_same_bytes_from_stored_features(workspace: Workspace) -> None:
     baselines.run(workspace, params())
     before = workspace.baselines.read_bytes()
-    kept = set((workspace.local / "cache" / "features").iterdir())
+    stored = set((workspace.local / "cache" / "features").iterdir())
     baselines.run(workspace, params())
     assert workspace.baselines.read_bytes() == before
-    assert set((workspace.local / "cache" / "features").iterdir()) == kept
+    assert set((workspace.local / "cache" / "features").iterdir()) == stored
 
 
-def test_none_are_asked_for_and_none_computed(workspace: Workspace) -> None:
+def test_without_methods_nothing_is_computed(workspace: Workspace) -> None:
     baselines.run(workspace, params(baselines={"methods": []}))
     assert load_ranks(workspace.baselines, 1, 1) == {}
     assert not (workspace.local / "cache").exists()
 
 
 @pytest.mark.parametrize("keep_features", ["auto", "never"])
-def test_what_is_pooled_is_the_mean_token_of_the_frozen_towers(workspace: Workspace, keep_features: str) -> None:
+def test_pooled_features_are_the_mean_tokens_of_the_frozen_towers(workspace: Workspace, keep_features: str) -> None:
     settings = params(keep_features)
     prepared = Prepared(workspace.prepared, settings.data.splits)
     split = prepared.split("val")
@@ -74,9 +74,11 @@ def test_what_is_pooled_is_the_mean_token_of_the_frozen_towers(workspace: Worksp
     cache = None
     if keep_features == "auto":
         cache = baselines.FeatureCache(workspace.local / "f", limit_gib=1.0, device=torch.device("cpu"), precision="no")
-    towers = baselines._Towers(model, cache, cache, 3, torch.device("cpu"))
+    towers = baselines.FrozenTowers(
+        model, image_cache=cache, text_cache=cache, batch_size=3, device=torch.device("cpu"), precision="no"
+    )
+    (pooled,) = towers.pooled([split])
     with torch.inference_mode():
-        (pooled,) = towers.pooled([split])
         for image in range(len(split)):
             tokens = model.image_tower.features(torch.from_numpy(split.pixels(np.array([image]))))
             torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""The preprocess stage, from accepted rows to what the trainer reads."""
+"""The preprocess stage: files for training, made from accepted rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARAMS = Params.model_validate(
 
 @pytest.fixture
 def workspace(tmp_path: Path, make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> Workspace:
-    """Validated: three images of train, two of val, the captions of val in words that train does not have."""
+    """Validated project: three images of train, two of val, whose captions have words that train does not have."""
     images = [("train", photo(0)), ("val", photo(1)), ("train", photo(2)), ("val", photo(3)), ("train", photo(4))]
     make_dataset(images, captions={2: ["zebras zoom", "zebras"], 4: ["zebras"]})
     workspace = Workspace(tmp_path)
@@ -73,7 +73,7 @@ def test_a_second_run_gives_the_same_bytes_from_the_cache(
     assert "Prepared 5 images (1 of 1 shards from the cache) and 9 captions" in caplog.text
 
 
-def test_an_emptied_cache_changes_nothing_but_the_time(workspace: Workspace) -> None:
+def test_an_empty_cache_changes_nothing_but_the_time(workspace: Workspace) -> None:
     preprocess.run(workspace, PARAMS)
     first = snapshot(workspace)
     for path in (workspace.local / "cache" / "prepared").iterdir():
@@ -82,7 +82,7 @@ def test_an_emptied_cache_changes_nothing_but_the_time(workspace: Workspace) -> 
     assert snapshot(workspace) == first
 
 
-def test_a_pretrained_text_tower_brings_its_tokenizer(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_pretrained_text_tower_is_copied(workspace: Workspace, tmp_path: Path) -> None:
     preprocess.run(workspace, PARAMS)
     tower = tmp_path / "tower"
     workspace.tokenizer.rename(tower)
@@ -90,16 +90,16 @@ def test_a_pretrained_text_tower_brings_its_tokenizer(workspace: Workspace, tmp_
     model: dict[str, Any] = {"text_tower": {"pretrained": str(tower)}}
     params = Params.model_validate({**PARAMS.model_dump(by_alias=True), "model": model})
     preprocess.run(workspace, params)
-    theirs, ours = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (tower, workspace.tokenizer))
-    assert ours.get_vocab() == theirs.get_vocab()
+    original, copy = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (tower, workspace.tokenizer))
+    assert copy.get_vocab() == original.get_vocab()
 
 
-def test_without_validated_data_it_says_what_to_run(tmp_path: Path) -> None:
+def test_without_validated_data_the_error_names_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match=r"manifest\.parquet.*dvc repro validate"):
         preprocess.run(Workspace(tmp_path), PARAMS)
 
 
-def test_a_damaged_manifest_says_what_to_run(workspace: Workspace) -> None:
+def test_after_damage_to_the_manifest_the_error_names_the_command_to_run(workspace: Workspace) -> None:
     workspace.manifest.write_bytes(workspace.manifest.read_bytes()[:100])
     with pytest.raises(DiptychError, match="dvc repro validate"):
         preprocess.run(workspace, PARAMS)

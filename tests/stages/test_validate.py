@@ -1,4 +1,4 @@
-"""The validate stage, from a dataset on disk to its artifacts and reports."""
+"""The validate stage: artifacts and reports of a dataset on disk."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path, make_dataset: Mak
     assert snapshot(tmp_path) == first
 
 
-def test_images_of_a_split_that_plays_no_role_are_mentioned(
+def test_images_of_an_unused_split_are_mentioned(
     tmp_path: Path, make_dataset: Make, images: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_dataset([(split.title() if at == 7 else split, photo) for at, (split, photo) in enumerate(images)])
+    make_dataset([(split.title() if index == 7 else split, photo) for index, (split, photo) in enumerate(images)])
     validate.run(Workspace(tmp_path), PARAMS)
-    assert "does not name their split: images of 'Train' (1)." in caplog.text
+    assert "data.splits does not name are not used: 'Train' (1)." in caplog.text
 
 
 def test_a_refused_dataset_leaves_its_reports_but_no_artifacts(tmp_path: Path, make_dataset: Make, images: Any) -> None:
@@ -93,12 +93,12 @@ def test_ids_beyond_64_bits_are_refused(tmp_path: Path, make_dataset: Make, imag
         validate.run(Workspace(tmp_path), PARAMS)
 
 
-def test_without_a_dataset_it_says_how_to_get_one(tmp_path: Path) -> None:
+def test_without_a_dataset_the_error_names_the_command_that_imports_one(tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match="diptych data import"):
         validate.run(Workspace(tmp_path), PARAMS)
 
 
-def test_it_ends_with_a_summary(
+def test_the_last_log_line_is_a_summary(
     tmp_path: Path, make_dataset: Make, images: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_dataset([*images, ("train", b"text")])

@@ -1,4 +1,4 @@
-"""What is accepted, what is left out, and when a dataset is refused."""
+"""The audit: accepted rows, quarantined rows, and datasets that are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def sound(photo: Photo) -> list[tuple[str, bytes]]:
 
 def reasons(result: Audit) -> dict[tuple[str, int], str]:
     table = result.quarantine
-    return {(kind, int(row)): why for kind, row, why in zip(table["kind"], table["id"], table["reason"], strict=True)}
+    return {
+        (kind, int(row)): reason for kind, row, reason in zip(table["kind"], table["id"], table["reason"], strict=True)
+    }
 
 
 def change_dataset(table: str, index: int, **fields: Any) -> Callable[[Any], None]:
@@ -99,7 +101,7 @@ def test_any_script_is_a_caption(make_dataset: Make, judge: Any, sound: Any, cap
     assert caption in result.captions["caption"].tolist()
 
 
-def test_captions_are_kept_without_surrounding_blanks(make_dataset: Make, judge: Any, sound: Any) -> None:
+def test_captions_are_stored_without_surrounding_blanks(make_dataset: Make, judge: Any, sound: Any) -> None:
     result = judge(make_dataset(sound, captions={1: ["  a dog\n"]}))
     assert result.captions["caption"][0] == "a dog"
 
@@ -247,9 +249,11 @@ def test_captions_are_grouped_in_the_order_of_the_images(make_dataset: Make, jud
     assert result.captions["caption_id"].tolist() == [2, 1, 4, 3, 6, 5, 8, 7]
 
 
-def test_the_summary_says_of_each_expectation_who_broke_it(make_dataset: Make, judge: Any, sound: Any) -> None:
+def test_the_summary_names_for_each_expectation_the_rows_that_break_it(
+    make_dataset: Make, judge: Any, sound: Any
+) -> None:
     result = judge(make_dataset([*sound, ("train", b"text")]))
-    (broken,) = (one for one in result.summary["expectations"] if not one["success"])
+    (broken,) = (item for item in result.summary["expectations"] if not item["success"])
     assert (broken["table"], broken["expectation"], broken["column"]) == (
         "images",
         "ExpectColumnValuesToBeNull",

@@ -1,4 +1,4 @@
-"""Great Expectations judges; its docs are the same bytes for the same results."""
+"""Verdicts of Great Expectations, and Data Docs that are the same bytes for the same results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_kept_promise_succeeds(tmp_path: Path) -> None:
     assert verdict.rows == []
 
 
-def test_values_that_should_be_there_are_listed(tmp_path: Path) -> None:
+def test_values_that_the_column_lacks_are_listed(tmp_path: Path) -> None:
     (verdict,) = Inspection(tmp_path).judge("things", TABLE, [CONTAINS])
     assert not verdict.success
     assert verdict.missing == ["z"]
@@ -49,7 +49,7 @@ def test_an_empty_table_breaks_only_what_must_be_there(tmp_path: Path) -> None:
     assert [verdict.success for verdict in verdicts] == [True, True, True, False]
 
 
-def test_an_expectation_that_cannot_be_judged_is_not_passed_over(tmp_path: Path) -> None:
+def test_an_expectation_that_cannot_be_evaluated_is_an_error(tmp_path: Path) -> None:
     wrong = Promise("ExpectColumnValuesToBeBetween", "word", "row", reason, {"min_value": 2})
     with pytest.raises(RuntimeError, match=r"things\.word"):
         Inspection(tmp_path).judge("things", TABLE, [wrong])

@@ -1,4 +1,4 @@
-"""One look at every image."""
+"""The scan of all images, and the search for near-duplicates."""
 
 from __future__ import annotations
 
@@ -175,17 +175,16 @@ def test_near_duplicates_are_those_of_the_obvious_computation(distance: int) -> 
     hashes = [int(value) for value in random.integers(0, 2**64, 40, np.uint64)]
     hashes += [value ^ (1 << int(random.integers(64))) for value in hashes] * 10
     splits = random.choice(["train", "val", "test", "extra"], len(hashes)).tolist()
-    count, found = near_duplicates(manifest_of(hashes, splits), ["train", "val", "test"], distance, 100_000)
+    count, pairs = near_duplicates(manifest_of(hashes, splits), ["train", "val", "test"], distance, 100_000)
     naive = naive_pairs(hashes, splits, distance)
     assert count == len(naive)
-    pairs = [(pair["distance"], pair["first"]["image_id"], pair["second"]["image_id"]) for pair in found]
-    assert pairs == naive
+    assert [(pair["distance"], pair["first"]["image_id"], pair["second"]["image_id"]) for pair in pairs] == naive
 
 
 def test_only_the_closest_pairs_are_listed_and_all_are_counted() -> None:
-    count, found = near_duplicates(manifest_of([0] * 10 + [1, 0], ["train"] * 10 + ["val"] * 2), ["train", "val"], 4, 3)
+    count, pairs = near_duplicates(manifest_of([0] * 10 + [1, 0], ["train"] * 10 + ["val"] * 2), ["train", "val"], 4, 3)
     assert count == 20
-    assert [pair["distance"] for pair in found] == [0, 0, 0]
+    assert [pair["distance"] for pair in pairs] == [0, 0, 0]
 
 
 def test_no_images_have_no_near_duplicates() -> None:

@@ -56,8 +56,8 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive",
 }
 """First bytes, in any letter case, of other files that are often saved under the name of an image."""
-_EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-_SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
+EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION_TAG = 0x0112
 # ImageOps.exif_transpose is not used: it writes the EXIF data anew, and fails where other tags in it are invalid.
 _ORIENTATIONS = {
@@ -199,10 +199,10 @@ def _is_complete(content: bytes, file_format: str) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT_MODES:
+    if image.mode in SIXTEEN_BIT_MODES:
         scaled = (np.asarray(image).astype(np.uint32) + 128) // 257
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode not in _EIGHT_BIT_MODES:
+    if image.mode not in EIGHT_BIT_MODES:
         raise ImageError(f"mode {image.mode} does not say which value is white")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -1,10 +1,14 @@
-"""The baselines stage: what single modalities and frozen towers retrieve on test, to compare the model with."""
+"""The baselines stage: ranks of the test queries by single modalities and by frozen towers.
+
+The report compares the model with them.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from diptych.config import Params
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared, PreparedSplit
-from diptych.model.device import choose_precision, prepare
+from diptych.model.device import Precision, choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.pooling import masked_mean
 from diptych.progress import progress
@@ -29,111 +33,127 @@ from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
 from diptych.retrieval.stored_ranks import save_ranks
 from diptych.training.features import FeatureCache
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 SEED = 0
-"""Of towers that have no pretrained weights. With a seed of their own, baselines are not measured again where only the
-model's has changed.
+"""Seed of towers without pretrained weights.
+
+It is not the model's seed, so that a change of that one does not run the baselines again.
 """
 
 
 def run(workspace: Workspace, params: Params) -> None:
-    """Writes artifacts/baselines.npz: what the queries of the test split found by each baseline.
+    """Write the ranks of the test queries by each baseline into artifacts/baselines.npz.
 
     Raises:
-        DiptychError: the prepared data, a pretrained tower or the device is not there.
+        DiptychError: the prepared data, a pretrained tower or the device is missing.
     """
     device = prepare(params.device, params.threads)
-    precision = choose_precision("auto", device)
     prepared = Prepared(workspace.prepared, params.data.splits)
-    ranks: dict[str, Ranks] = {}
-    if params.baselines.methods:
-        splits = [prepared.split(role) for role in ("train", "val", "test")]
-        torch.manual_seed(SEED)
-        size, vocabulary = prepared.settings["image_size"], prepared.settings["vocabulary_size"]
-        model = build_model(params.model, size, vocabulary, params.train.temperature).to(device)
-        cache = None
-        if params.train.keep_features != "never":
-            folder, limit = workspace.local / "cache" / "features", params.train.features_gib
-            cache = FeatureCache(folder, limit_gib=limit, device=device, precision=precision)
-        # Only what the training finds useful too is kept.
-        image_frozen = params.train.image_tower.is_frozen_at_first
-        text_frozen = params.train.text_tower.is_frozen_at_first
-        caches = cache if image_frozen else None, cache if text_frozen else None
-        towers = _Towers(model, *caches, params.evaluate.batch_size, device)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(workspace.tokenizer)
-        with inference(model, device, precision):
-            train, val, test = towers.pooled(splits)
-
-        def encode(sentences: Sequence[str]) -> Tensor:
-            with inference(model, device, precision):
-                return towers.sentences(tokenizer, sentences)
-
-        # Not in the towers' precision: what is near would be tied.
-        for name in params.baselines.methods:
-            started = time.perf_counter()
-            fitted = BASELINES[name](train, val, encode)
-            ranks[name] = ranks_from_embeddings(*fitted(test), test.image_of_caption)
-            rsum, seconds = metrics_from_ranks(*ranks[name])["rsum"], time.perf_counter() - started
-            log.info("%s: RSUM %.1f on test, fitted in %.1f s", name, rsum, seconds)
+    ranks = _test_ranks(workspace, params, prepared, device) if params.baselines.methods else {}
     save_ranks(workspace.baselines, ranks)
 
 
-class _Towers:
-    """Both towers as they came, and the mean token, of length one, of whatever they are given."""
+def _test_ranks(workspace: Workspace, params: Params, prepared: Prepared, device: torch.device) -> dict[str, Ranks]:
+    """Fit each baseline to the pooled features of train and val, and rank the queries of test by it."""
+    splits = [prepared.split(role) for role in ("train", "val", "test")]
+    towers = _build_towers(workspace, params, prepared, device)
+    train, val, test = towers.pooled(splits)
+    encode = partial(towers.sentences, PreTrainedTokenizerFast.from_pretrained(workspace.tokenizer))
+    ranks: dict[str, Ranks] = {}
+    # Baselines are fitted in float32. The towers' precision would give near items equal scores.
+    for name in params.baselines.methods:
+        begin = time.perf_counter()
+        baseline = BASELINES[name](train, val, encode)
+        ranks[name] = ranks_from_embeddings(*baseline(test), test.image_of_caption)
+        rsum, seconds = metrics_from_ranks(*ranks[name])["rsum"], time.perf_counter() - begin
+        _log.info("%s: RSUM %.1f on test, fitted in %.1f s", name, rsum, seconds)
+    return ranks
+
+
+def _build_towers(workspace: Workspace, params: Params, prepared: Prepared, device: torch.device) -> FrozenTowers:
+    """Build the towers before any training; features are stored only if the training can use them too."""
+    train, precision = params.train, choose_precision("auto", device)
+    torch.manual_seed(SEED)
+    size, vocabulary = prepared.settings["image_size"], prepared.settings["vocabulary_size"]
+    model = build_model(params.model, size, vocabulary, train.temperature).to(device)
+    cache = None
+    if train.keep_features != "never":
+        folder = workspace.local / "cache" / "features"
+        cache = FeatureCache(folder, limit_gib=train.features_gib, device=device, precision=precision)
+    return FrozenTowers(
+        model,
+        image_cache=cache if train.image_tower.is_frozen_at_first else None,
+        text_cache=cache if train.text_tower.is_frozen_at_first else None,
+        batch_size=params.evaluate.batch_size,
+        device=device,
+        precision=precision,
+    )
+
+
+class FrozenTowers:
+    """Both towers of a model in evaluation mode, which encode an image or text as its mean token, of unit length.
+
+    Features in the caches are used, and computed ones are added; without a cache all are computed.
+    """
 
     def __init__(
         self,
         model: DualEncoder,
-        images: FeatureCache | None,
-        texts: FeatureCache | None,
+        *,
+        image_cache: FeatureCache | None,
+        text_cache: FeatureCache | None,
         batch_size: int,
         device: torch.device,
+        precision: Precision,
     ) -> None:
-        self._image, self._text = model.image_tower, model.text_tower
-        self._image_cache, self._text_cache = images, texts
+        self._model = model
+        self._image_cache, self._text_cache = image_cache, text_cache
         self._batch_size = batch_size
-        self._device = device
+        self._device, self._precision = device, precision
 
     def pooled(self, splits: Sequence[PreparedSplit]) -> list[Pooled]:
-        """Of each split; kept features of the towers are used, and kept where there is room."""
-        images = self._image_cache.images(self._image, splits) if self._image_cache else None
-        texts = self._text_cache.texts(self._text, splits) if self._text_cache else None
-        pooled = []
-        for place, split in enumerate(splits):
-            inputs = Inputs(split, images[place] if images else None, texts[place] if texts else None)
-            pooled.append(Pooled(self._images(inputs), self._texts(inputs), split.image_of_caption, split.captions))
-        return pooled
+        """Return the features of each split, float32 on the CPU."""
+        with inference(self._model, self._device, self._precision):
+            images = self._image_cache.images(self._model.image_tower, splits) if self._image_cache else None
+            texts = self._text_cache.texts(self._model.text_tower, splits) if self._text_cache else None
+            pooled = []
+            for index, split in enumerate(splits):
+                inputs = Inputs(split, images[index] if images else None, texts[index] if texts else None)
+                pooled.append(Pooled(self._images(inputs), self._texts(inputs), split.image_of_caption, split.captions))
+            return pooled
 
     def sentences(self, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]) -> Tensor:
-        """The mean token (n, D) of each sentence."""
-        found = []
-        for start in range(0, len(sentences), self._batch_size):
-            some = list(sentences[start : start + self._batch_size])
-            made = tokenizer(some, padding=True, truncation=True, return_tensors="pt").to(self._device)
-            found.append(self._mean_token(made["input_ids"], made["attention_mask"].bool()))
-        return torch.cat(found)
+        """Return the mean token of each of n sentences, (n, D) float32 on the CPU."""
+        features = []
+        with inference(self._model, self._device, self._precision):
+            for start in range(0, len(sentences), self._batch_size):
+                batch = list(sentences[start : start + self._batch_size])
+                tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(self._device)
+                features.append(self._mean_token(tokens["input_ids"], tokens["attention_mask"].bool()))
+        return torch.cat(features)
 
     def _images(self, inputs: Inputs) -> Tensor:
-        found = []
+        features = []
         for batch in self._batches("pool images", np.arange(len(inputs.split))):
             images = inputs.images(batch).to(self._device)
-            tokens = images if images.is_floating_point() else self._image.features(images)
-            # Rounded as what is kept, so that it makes no difference whether it is.
-            found.append(normalize(tokens.half().float().mean(dim=1), dim=1).cpu())
-        return torch.cat(found)
+            tokens = images if images.is_floating_point() else self._model.image_tower.features(images)
+            # Rounded like stored features, so that storing them makes no difference.
+            features.append(normalize(tokens.half().float().mean(dim=1), dim=1).cpu())
+        return torch.cat(features)
 
     def _texts(self, inputs: Inputs) -> Tensor:
         by_length = np.argsort(inputs.split.token_lengths, kind="stable")
-        found = [
-            self._mean_token(*(tensor.to(self._device) for tensor in inputs.texts(batch)))
-            for batch in self._batches("pool captions", by_length)
-        ]
-        together = torch.cat(found)
-        return torch.empty_like(together).index_copy_(0, torch.from_numpy(by_length), together)
+        features = torch.cat(
+            [
+                self._mean_token(*(tensor.to(self._device) for tensor in inputs.texts(batch)))
+                for batch in self._batches("pool captions", by_length)
+            ]
+        )
+        return torch.empty_like(features).index_copy_(0, torch.from_numpy(by_length), features)
 
     def _mean_token(self, texts: Tensor, mask: Tensor) -> Tensor:
-        states = texts if texts.is_floating_point() else self._text.features(texts, mask)
+        states = texts if texts.is_floating_point() else self._model.text_tower.features(texts, mask)
         return normalize(masked_mean(states[:, :, -1].half().float(), mask), dim=1).cpu()
 
     def _batches(self, name: str, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

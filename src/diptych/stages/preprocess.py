@@ -1,4 +1,4 @@
-"""The preprocess stage: accepted images and captions to pixels and token ids."""
+"""The preprocess stage: pixels and token ids of the accepted images and captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(workspace: Workspace, params: Params) -> None:
-    """Writes artifacts/tokenizer/ and artifacts/prepared/.
+    """Write artifacts/tokenizer/ and artifacts/prepared/.
 
     Raises:
         DiptychError: validate has not run, the pretrained tokenizer is missing, or an image cannot be prepared.
@@ -54,7 +54,7 @@ def run(workspace: Workspace, params: Params) -> None:
 
 
 def _learn_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFrame, params: Params) -> None:
-    """For a tower from scratch, from the train captions."""
+    """Learn the tokenizer of a text tower without pretrained weights from the train captions."""
     train = manifest.loc[manifest["split"] == params.data.splits.train, "image_id"]
     texts = captions.loc[captions["image_id"].isin(train), "caption"].tolist()
     save_tokenizer(learn_tokenizer(texts, params.preprocess.vocabulary_size), folder, params.preprocess.max_tokens)

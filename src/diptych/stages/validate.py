@@ -1,4 +1,4 @@
-"""The validate stage: the dataset to accepted images and captions, a quarantine table and reports."""
+"""The validate stage: accepted images and captions of the dataset, a quarantine table and reports."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _log = logging.getLogger(__name__)
 
 
 def run(workspace: Workspace, params: Params) -> None:
-    """Writes artifacts/manifest.parquet, artifacts/captions.parquet and, in reports/, what people read about them.
+    """Write artifacts/manifest.parquet, artifacts/captions.parquet, and the reports on them.
+
+    The reports are validation.json, quarantine.csv and the Data Docs, in reports/.
 
     Raises:
-        DiptychError: the dataset cannot be read, breaks a promise, or has too many bad rows; the reports on it are
-            written nevertheless, the artifacts not.
+        DiptychError: the dataset cannot be read, breaks a promise, or has too many bad rows. In the last two cases the
+            reports are written and the artifacts are not.
     """
     begin = time.monotonic()
     settings = params.validate_
-    dataset = _read(workspace)
+    dataset = _read_dataset(workspace)
     images = scan_images(workspace.data, dataset, max_pixels=settings.max_pixels, workers=worker_count(params.threads))
     splits = params.data.splits.names()
     with atomic_path(workspace.reports / "data-docs") as docs:
@@ -42,16 +44,16 @@ def run(workspace: Workspace, params: Params) -> None:
     for path, table in ((workspace.manifest, result.manifest), (workspace.captions, result.captions)):
         with atomic_path(path) as temporary:
             table.to_parquet(temporary, index=False)
-    _mention_unused(result.summary["images"]["per_split"], splits)
+    _warn_of_unused(result.summary["images"]["per_split"], splits)
     _log.info("%s in %.1f s.", _describe(result), time.monotonic() - begin)
 
 
-def _read(workspace: Workspace) -> Dataset:
+def _read_dataset(workspace: Workspace) -> Dataset:
     dataset = read_dataset(workspace.data)
     for name, records in (("images", dataset.images), ("annotations", dataset.annotations)):
         if not records:
             raise DiptychError(
-                f"{workspace.data / 'captions.json'} has no {name}. Bring some in with `diptych data import`."
+                f"{workspace.data / 'captions.json'} has no {name}. Import some with `diptych data import`."
             )
         for record in records:
             _check_ids(workspace, record)
@@ -64,7 +66,7 @@ def _check_ids(workspace: Workspace, record: Record) -> None:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise DiptychError(
                 f"{workspace.data / 'captions.json'}: {key} {value} does not fit into 64 bits. "
-                "Give the images other ids and import them again."
+                "Change the ids in the source and import it again."
             )
 
 
@@ -76,17 +78,17 @@ def _write_reports(workspace: Workspace, result: Audit) -> None:
 
 def _refusal(workspace: Workspace, failures: list[str]) -> DiptychError:
     return DiptychError(
-        "The dataset is refused.\n" + "\n".join(failures) + f"\nAll that was found: "
+        "The dataset is refused.\n" + "\n".join(failures) + f"\nAll findings: "
         f"{workspace.reports / 'quarantine.csv'} and {workspace.reports / 'data-docs' / 'index.html'}. "
-        "Correct the data, or what `validate` and `data.splits` in params.yaml ask of it."
+        "Correct the data, or `validate` and `data.splits` in params.yaml."
     )
 
 
-def _mention_unused(images: Mapping[str, int], splits: list[str]) -> None:
-    """Warn of images that play no role, since their split may be a misspelled one."""
+def _warn_of_unused(images: Mapping[str, int], splits: list[str]) -> None:
+    """Warn of images that the pipeline does not use, since the name of their split may be misspelled."""
     unused = {split: count for split, count in images.items() if split not in splits}
     if unused:
-        _log.warning("Not used, since data.splits does not name their split: images of %s.", counted(unused))
+        _log.warning("Images of splits that data.splits does not name are not used: %s.", counted(unused))
 
 
 def _describe(result: Audit) -> str:

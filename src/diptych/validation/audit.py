@@ -1,4 +1,4 @@
-"""From what a scan saw to what is accepted, what is quarantined and whether the dataset keeps its promises."""
+"""Judgement of a scanned dataset: accepted rows, quarantined rows, and the promises that the dataset breaks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pandas as pd
 
 from diptych.config import Validate
 from diptych.data.captions import Dataset, encodable
+from diptych.errors import some_lines
 from diptych.validation.inspection import Inspection, Verdict
 from diptych.validation.scan import near_duplicates
-from diptych.validation.suites import Promise, caption_promises, dataset_promises, image_promises
+from diptych.validation.suites import caption_promises, dataset_promises, image_promises
 
 LEFT_OUT = "its image is left out"
-_EXAMPLES = 5
-"""Offenders named in a message and in validation.json."""
+"""Reason for the quarantine of a sound caption whose image is quarantined."""
 _NEAR_DUPLICATES = 100
-"""Pairs listed in validation.json, the closest ones."""
+"""Number of pairs that validation.json lists, the closest ones."""
 
 _MANIFEST = {
     "image_id": "int64",
@@ -35,18 +35,19 @@ _MANIFEST = {
     "sha256": "str",
     "phash": "str",
 }
+"""Columns of the manifest and their types."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome.
+    """Outcome of the validation of a dataset.
 
     Attributes:
-        manifest: accepted images, in the dataset's order.
+        manifest: accepted images, in the order of the dataset.
         captions: accepted captions (caption_id, image_id, caption), grouped by image, in the manifest's order.
-        quarantine: what is left out (kind, id, file, split, reason).
+        quarantine: rejected images and captions (kind, id, file, split, reason).
         summary: the content of reports/validation.json.
-        failures: why the dataset as a whole is refused, a few lines each; empty if it is not.
+        failures: reasons for which the dataset as a whole is refused, a few lines each; empty if it is accepted.
     """
 
     manifest: pd.DataFrame
@@ -59,7 +60,10 @@ class Audit:
 def audit(
     dataset: Dataset, images: pd.DataFrame, settings: Validate, splits: list[str], inspection: Inspection
 ) -> Audit:
-    """Judges the scanned `images` and the captions of `dataset`, of which the named `splits` play a role."""
+    """Judge the captions of `dataset` and its `images`, the table that `scan_images` returns.
+
+    `splits` are those that the pipeline uses; the Data Docs of `inspection` show the judgements.
+    """
     captions = _caption_table(dataset, images)
     verdicts = inspection.judge("captions", captions, caption_promises(settings))
     captions["reason"] = _reasons(captions, verdicts)
@@ -74,10 +78,9 @@ def audit(
 
     tables = {"captions": captions, "images": images, "accepted_images": accepted}
     verdicts = [*verdicts, *image_verdicts, *accepted_verdicts]
-    failures = [_failure(tables[one.table], one) for one in verdicts if not one.success and one.promise.breaks != "row"]
-    failures += [line for table in ("images", "captions") for line in _too_many(table, tables[table], settings)]
-    left_out = (captions["reason"] == "") & ~captions["image_id"].isin(accepted["image_id"])
-    captions.loc[left_out, "reason"] = LEFT_OUT
+    failures = _failures(tables, verdicts, settings)
+    without_image = (captions["reason"] == "") & ~captions["image_id"].isin(accepted["image_id"])
+    captions.loc[without_image, "reason"] = LEFT_OUT
     manifest = accepted[list(_MANIFEST)].astype(_MANIFEST)
     return Audit(
         manifest=manifest,
@@ -89,19 +92,20 @@ def audit(
 
 
 def _caption_table(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
-    """One row an annotation; the text without surrounding whitespace, and without halves of surrogate pairs."""
-    texts = [None if one["caption"] is None else encodable(one["caption"]).strip() for one in dataset.annotations]
+    """Return one row an annotation; texts have no surrounding whitespace and no halves of surrogate pairs."""
+    annotations = dataset.annotations
+    texts = [None if record["caption"] is None else encodable(record["caption"]).strip() for record in annotations]
     table = pd.DataFrame(
         {
-            "caption_id": [one["id"] for one in dataset.annotations],
-            "image_id": [one["image_id"] for one in dataset.annotations],
+            "caption_id": [record["id"] for record in annotations],
+            "image_id": [record["image_id"] for record in annotations],
             "caption": texts,
             "characters": [None if text is None else len(text) for text in texts],
             "letters": [sum(map(str.isalpha, text)) if text else None for text in texts],
         }
     )
-    known = images.drop_duplicates("image_id").set_index("image_id")
-    return table.join(known[["file_name", "source", "split"]], on="image_id")
+    image_of_id = images.drop_duplicates("image_id").set_index("image_id")
+    return table.join(image_of_id[["file_name", "source", "split"]], on="image_id")
 
 
 def _with_judged_columns(images: pd.DataFrame, captions: pd.DataFrame) -> pd.DataFrame:
@@ -115,14 +119,14 @@ def _with_judged_columns(images: pd.DataFrame, captions: pd.DataFrame) -> pd.Dat
 
 
 def _splits_with_content(accepted: pd.DataFrame, splits: list[str]) -> pd.Series:
-    """In how many of `splits` the bytes of each image occur."""
-    concerned = accepted[accepted["split"].isin(splits)]
-    counts = concerned.groupby("sha256")["split"].nunique()
-    return accepted["sha256"].map(counts).where(accepted["split"].isin(splits), 0).fillna(0).astype("int64")
+    """Return the number of `splits` in which the bytes of each image occur; 0 for an image of another split."""
+    used = accepted["split"].isin(splits)
+    counts = accepted[used].groupby("sha256")["split"].nunique()
+    return accepted["sha256"].map(counts).where(used, 0).fillna(0).astype("int64")
 
 
 def _reasons(table: pd.DataFrame, verdicts: list[Verdict]) -> pd.Series:
-    """Why each row is quarantined; empty where it is not."""
+    """Return the reason for which each row is quarantined; empty where it is accepted."""
     reasons = [""] * len(table)
     for verdict in verdicts:
         if verdict.promise.breaks == "row":
@@ -132,50 +136,58 @@ def _reasons(table: pd.DataFrame, verdicts: list[Verdict]) -> pd.Series:
     return pd.Series(reasons, index=table.index, dtype="str")
 
 
-def _failure(table: pd.DataFrame, verdict: Verdict) -> str:
-    return "\n".join(
-        [f"The {verdict.table.replace('_', ' ')} break a promise of the dataset:", *_offenders(table, verdict)]
-    )
+def _failures(tables: dict[str, pd.DataFrame], verdicts: list[Verdict], settings: Validate) -> list[str]:
+    broken = [
+        _broken_promise(tables[verdict.table], verdict)
+        for verdict in verdicts
+        if not verdict.success and verdict.promise.breaks == "dataset"
+    ]
+    excessive = [
+        _too_many_bad(name, tables[name], settings)
+        for name in ("images", "captions")
+        if _bad_share(tables[name]) > settings.max_quarantined_share
+    ]
+    return broken + excessive
+
+
+def _broken_promise(table: pd.DataFrame, verdict: Verdict) -> str:
+    head = f"The {verdict.table.replace('_', ' ')} break a promise of the dataset:"
+    return "\n  ".join([head, *_offenders(table, verdict)])
 
 
 def _offenders(table: pd.DataFrame, verdict: Verdict) -> list[str]:
-    """The first rows that break the promise, or what is missing, each with the reason."""
+    """Return the missing values, or else the first rows that break the promise, each with the reason."""
     promise = verdict.promise
     if verdict.missing:
-        return [f"  {promise.reason(pd.Series({promise.column: value}))}" for value in verdict.missing]
-    rows = (table.iloc[row] for row in verdict.rows[:_EXAMPLES])
-    return _shorten([f"  {_describe(row)}: {promise.reason(row)}" for row in rows], len(verdict.rows))
+        return [promise.reason(pd.Series({promise.column: value})) for value in verdict.missing]
+    return some_lines(verdict.rows, lambda row: _describe(table.iloc[row], promise.reason(table.iloc[row])))
 
 
-def _too_many(name: str, table: pd.DataFrame, settings: Validate) -> list[str]:
-    """The complaint that more rows were quarantined than the settings allow, if so."""
+def _bad_share(table: pd.DataFrame) -> float:
+    return float((table["reason"] != "").sum()) / max(len(table), 1)
+
+
+def _too_many_bad(name: str, table: pd.DataFrame, settings: Validate) -> str:
     bad = table[table["reason"] != ""]
-    share = len(bad) / max(len(table), 1)
-    if share <= settings.max_quarantined_share:
-        return []
     head = (
-        f"{len(bad)} of {len(table)} {name} ({share:.1%}) are bad, "
+        f"{len(bad)} of {len(table)} {name} ({_bad_share(table):.1%}) are bad, "
         f"more than validate.max_quarantined_share allows ({settings.max_quarantined_share:.1%}):"
     )
-    rows = (row for _, row in bad.head(_EXAMPLES).iterrows())
-    return ["\n".join([head, *_shorten([f"  {_describe(row)}: {row['reason']}" for row in rows], len(bad))])]
+    lines = some_lines(range(len(bad)), lambda row: _describe(bad.iloc[row], bad.iloc[row]["reason"]))
+    return "\n  ".join([head, *lines])
 
 
-def _shorten(lines: list[str], total: int) -> list[str]:
-    return [*lines, f"  … and {total - len(lines)} more"] if total > len(lines) else lines
-
-
-def _describe(row: pd.Series) -> str:
+def _describe(row: pd.Series, reason: str) -> str:
     kind = "caption" if "caption_id" in row else "image"
     source = row["source"] if isinstance(row["source"], str) else "of an unknown image"
-    return f"{kind} {row[kind + '_id']} ({source})"
+    return f"{kind} {row[kind + '_id']} ({source}): {reason}"
 
 
 def _accepted_captions(captions: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    kept = captions[captions["reason"] == ""]
-    position = kept["image_id"].map(pd.Series(manifest.index, index=manifest["image_id"]).groupby(level=0).first())
-    kept = kept.iloc[position.argsort(kind="stable")].reset_index(drop=True)
-    return kept[["caption_id", "image_id", "caption"]].astype(
+    accepted = captions[captions["reason"] == ""]
+    position = accepted["image_id"].map(pd.Series(manifest.index, index=manifest["image_id"]).groupby(level=0).first())
+    accepted = accepted.iloc[position.argsort(kind="stable")].reset_index(drop=True)
+    return accepted[["caption_id", "image_id", "caption"]].astype(
         {"caption_id": "int64", "image_id": "int64", "caption": "str"}
     )
 
@@ -184,17 +196,9 @@ def _quarantine(images: pd.DataFrame, captions: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for kind, table in (("image", images), ("caption", captions)):
         bad = table[table["reason"] != ""]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "kind": kind,
-                    "id": bad[f"{kind}_id"],
-                    "file": bad["source"],
-                    "split": bad["split"],
-                    "reason": bad["reason"],
-                }
-            )
-        )
+        part = bad[[f"{kind}_id", "source", "split", "reason"]].set_axis(["id", "file", "split", "reason"], axis=1)
+        part.insert(0, "kind", kind)
+        parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -219,17 +223,17 @@ def _summary(
 
 
 def _counts(table: pd.DataFrame) -> dict[str, Any]:
-    kept = table[table["reason"] == ""]
+    accepted = table[table["reason"] == ""]
     return {
         "total": len(table),
-        "accepted": len(kept),
-        "quarantined": len(table) - len(kept),
-        "per_split": {split: int(count) for split, count in sorted(kept["split"].value_counts().items())},
+        "accepted": len(accepted),
+        "quarantined": len(table) - len(accepted),
+        "per_split": {split: int(count) for split, count in sorted(accepted["split"].value_counts().items())},
     }
 
 
 def _expectation(table: pd.DataFrame, verdict: Verdict) -> dict[str, Any]:
-    promise: Promise = verdict.promise
+    promise = verdict.promise
     return {
         "table": verdict.table,
         "expectation": promise.expectation,

@@ -1,4 +1,4 @@
-"""Running suites with Great Expectations in memory, and writing Data Docs whose bytes depend on the results alone."""
+"""Inspection of tables by Great Expectations in memory, with Data Docs whose bytes depend on the results alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diptych.validation.suites import Promise
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-"""Stands for the time of a run: what a stage writes depends on its inputs alone."""
+"""Time of every run, since what a stage writes depends on its inputs alone."""
 
 _SITE = {
     "class_name": "SiteBuilder",
@@ -31,11 +31,14 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Great Expectations found of one promise.
+    """Judgement of one promise by Great Expectations.
 
     Attributes:
-        rows: positions in the table that break the promise.
-        missing: values that the column should have and has not.
+        table: name of the table.
+        promise: the promise.
+        success: whether the table keeps the promise.
+        rows: indices of the rows that break the promise, in ascending order.
+        missing: values that the column should have and does not have.
     """
 
     table: str
@@ -46,10 +49,10 @@ class Verdict:
 
 
 class Inspection:
-    """An in-memory Great Expectations context whose results become Data Docs in `docs`."""
+    """Great Expectations context in memory, whose results become Data Docs in the folder `docs`."""
 
     def __init__(self, docs: Path) -> None:
-        # It tells of its inner workings at the level of information, while it is imported and from one module always.
+        # It logs its internals at level INFO during its import, and from one module at any time.
         logging.getLogger("great_expectations").setLevel(logging.WARNING)
         import great_expectations as gx
 
@@ -65,7 +68,13 @@ class Inspection:
         self._source = self._context.data_sources.add_pandas("diptych")
 
     def judge(self, table: str, frame: pd.DataFrame, promises: list[Promise]) -> list[Verdict]:
-        """Runs `promises` as one suite on the columns of `frame` that they are about, in one run."""
+        """Judge `promises` about `frame` as one suite in one run; return the verdicts in the same order.
+
+        `table` is the name in verdicts and Data Docs.
+
+        Raises:
+            RuntimeError: Great Expectations cannot evaluate an expectation.
+        """
         from great_expectations.core.run_identifier import RunIdentifier
 
         suite = self._context.suites.add(
@@ -84,16 +93,18 @@ class Inspection:
             result_format={"result_format": "COMPLETE", "return_unexpected_index_query": False},
             run_id=RunIdentifier(run_name=table, run_time=_EPOCH),
         )
-        # Results come in an order of their own.
-        found = {one.expectation_config.meta["promise"]: one for one in result.results}
-        return [_verdict(table, promise, found[number]) for number, promise in enumerate(promises)]
+        # The results are not in the order of the expectations.
+        results = {item.expectation_config.meta["promise"]: item for item in result.results}
+        return [_verdict(table, promise, results[number]) for number, promise in enumerate(promises)]
 
     def write_docs(self) -> None:
-        """Writes the Data Docs of all that was judged."""
+        """Write the Data Docs of all suites judged so far."""
         self._context.build_data_docs()
         for page in sorted(self._docs.rglob("*.html")):
             text = page.read_text(encoding="utf-8")
-            page.write_text(_settle(text, "../" * (len(page.relative_to(self._docs).parts) - 1)), encoding="utf-8")
+            page.write_text(
+                _make_reproducible(text, "../" * (len(page.relative_to(self._docs).parts) - 1)), encoding="utf-8"
+            )
 
     def _expectation(self, promise: Promise, number: int) -> Any:
         kind = getattr(self._gx.expectations, promise.expectation)
@@ -109,19 +120,18 @@ def _verdict(table: str, promise: Promise, result: Any) -> Verdict:
 
 
 def _errors(info: dict[str, Any]) -> list[str]:
-    """Messages of what was raised while one expectation was judged: by itself, or by one of its metrics."""
-    raised = [info] if "raised_exception" in info else list(info.values())
-    return [str(one["exception_message"]) for one in raised if one["raised_exception"]]
+    """Return the messages of exceptions that the expectation or one of its metrics raised."""
+    infos = [info] if "raised_exception" in info else list(info.values())
+    return [str(item["exception_message"]) for item in infos if item["raised_exception"]]
 
 
-def _settle(page: str, root: str) -> str:
-    """Takes out of a page of the Data Docs what differs from run to run: times, random names, the logo's address.
+def _make_reproducible(page: str, root: str) -> str:
+    """Return a page of the Data Docs without what differs from run to run: times and random names.
 
-    `root` leads from the page's folder to that of the docs.
+    The logo becomes a local file, so the page needs no network. `root` is the path from the page's folder to the docs.
     """
     page = _LOGO.sub(f'src="{root}static/images/logo-long.png"', page)
-    epoch = f"{_EPOCH:%Y%m%dT%H%M%S.%fZ}"
-    page = _LOAD_TIME.sub(epoch, page)
+    page = _LOAD_TIME.sub(f"{_EPOCH:%Y%m%dT%H%M%S.%fZ}", page)
     numbers = count(1)
     names = {uuid: f"id-{next(numbers)}" for uuid in dict.fromkeys(_UUID.findall(page))}
     return _UUID.sub(lambda match: names[match[0]], page)

@@ -1,4 +1,4 @@
-"""What a dataset promises, as Great Expectations suites: each promise, and what it says of a row that breaks it."""
+"""The promises of a dataset as Great Expectations suites, each with the reason given for a row that breaks it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import pandas as pd
 
 from diptych.config import Validate
 from diptych.data.captions import MISSING_WORDS
-
-KNOWN_MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"]
-KNOWN_MODES += ["I;16", "I;16L", "I;16B", "I;16N"]
-"""Pillow's modes of which it is known how they become RGB."""
+from diptych.data.images import EIGHT_BIT_MODES, SIXTEEN_BIT_MODES
 
 
 @dataclass(frozen=True)
@@ -21,9 +18,11 @@ class Promise:
     """One expectation on a column.
 
     Attributes:
-        expectation: its class in great_expectations.expectations.
-        breaks: "row": rows that break it are quarantined; "dataset": it stops the pipeline.
-        reason: what is wrong with a row that breaks it, in a few words.
+        expectation: name of a class in great_expectations.expectations.
+        column: name of the column.
+        breaks: "row": a row that breaks the promise is quarantined; "dataset": the pipeline stops.
+        reason: function from a row that breaks the promise to what is wrong with it, in a few words.
+        options: arguments of the expectation.
     """
 
     expectation: str
@@ -34,28 +33,30 @@ class Promise:
 
 
 def caption_promises(settings: Validate) -> list[Promise]:
-    """Of the table of all annotations: caption_id, caption, characters, letters, file_name of the image."""
-    most = settings.max_caption_characters
+    """Return the promises of the captions.
+
+    Their table has the columns caption_id, caption, characters, letters, image_id, and file_name of the image.
+    """
     return [
-        Promise("ExpectColumnValuesToBeUnique", "caption_id", "dataset", lambda row: "its id is not unique"),
+        Promise("ExpectColumnValuesToBeUnique", "caption_id", "dataset", lambda _: "its id is not unique"),
         Promise(
             "ExpectColumnValuesToNotBeNull",
             "file_name",
             "dataset",
             lambda row: f"it belongs to image {row['image_id']}, which is not in captions.json",
         ),
-        Promise("ExpectColumnValuesToNotBeNull", "caption", "row", lambda row: "no text (null)"),
+        Promise("ExpectColumnValuesToNotBeNull", "caption", "row", lambda _: "no text (null)"),
         Promise(
-            "ExpectColumnValuesToBeBetween", "characters", "row", lambda row: "empty or only blanks", {"min_value": 1}
+            "ExpectColumnValuesToBeBetween", "characters", "row", lambda _: "empty or only blanks", {"min_value": 1}
         ),
         Promise(
             "ExpectColumnValuesToBeBetween",
             "characters",
             "row",
-            lambda row: f"{int(row['characters'])} characters, more than {most}",
-            {"max_value": most},
+            lambda row: f"{int(row['characters'])} characters, more than {settings.max_caption_characters}",
+            {"max_value": settings.max_caption_characters},
         ),
-        Promise("ExpectColumnValuesToBeBetween", "letters", "row", lambda row: "without a letter", {"min_value": 1}),
+        Promise("ExpectColumnValuesToBeBetween", "letters", "row", lambda _: "without a letter", {"min_value": 1}),
         Promise(
             "ExpectColumnValuesToNotBeInSet",
             "caption",
@@ -67,18 +68,21 @@ def caption_promises(settings: Validate) -> list[Promise]:
 
 
 def image_promises(settings: Validate) -> list[Promise]:
-    """Of the table of all image records: what the scan saw, and shorter_side, aspect_ratio, captions (usable ones)."""
+    """Return the promises of the images.
+
+    Their table has the columns of `scan_images`, and shorter_side, aspect_ratio, captions (the number of usable ones).
+    """
     return [
-        Promise("ExpectColumnValuesToBeUnique", "image_id", "dataset", lambda row: "its id is not unique"),
-        Promise("ExpectColumnValuesToNotBeNull", "shard", "row", lambda row: "missing: the shards have no such member"),
+        Promise("ExpectColumnValuesToBeUnique", "image_id", "dataset", lambda _: "its id is not unique"),
+        Promise("ExpectColumnValuesToNotBeNull", "shard", "row", lambda _: "missing: the shards have no such member"),
         Promise("ExpectColumnValuesToBeNull", "damage", "row", lambda row: str(row["damage"])),
-        Promise("ExpectColumnValuesToNotBeNull", "split", "row", lambda row: "captions.json gives it no split"),
+        Promise("ExpectColumnValuesToNotBeNull", "split", "row", lambda _: "captions.json gives it no split"),
         Promise(
             "ExpectColumnValuesToBeInSet",
             "mode",
             "row",
             lambda row: f"mode {row['mode']} is not known",
-            {"value_set": KNOWN_MODES},
+            {"value_set": [*EIGHT_BIT_MODES, *SIXTEEN_BIT_MODES]},
         ),
         Promise(
             "ExpectColumnValuesToBeBetween",
@@ -94,14 +98,15 @@ def image_promises(settings: Validate) -> list[Promise]:
             lambda row: f"{_size(row)} pixels, one side more than {settings.max_aspect_ratio:g} times the other",
             {"max_value": settings.max_aspect_ratio},
         ),
-        Promise("ExpectColumnValuesToBeBetween", "captions", "row", lambda row: "no usable caption", {"min_value": 1}),
+        Promise("ExpectColumnValuesToBeBetween", "captions", "row", lambda _: "no usable caption", {"min_value": 1}),
     ]
 
 
 def dataset_promises(splits: list[str], images: Mapping[str, int]) -> list[Promise]:
-    """Of the table of accepted images: split, and splits_with_content, in how many of `splits` its content occurs.
+    """Return the promises of the accepted images as a whole.
 
-    `images` are the accepted images by split, for the message.
+    Their table has the columns split, sha256, and splits_with_content: in how many of `splits` the image's bytes occur.
+    `images` are the numbers of accepted images by split, for the message.
     """
     return [
         Promise(
@@ -128,5 +133,5 @@ def _size(row: pd.Series) -> str:
 
 
 def counted(images: Mapping[str, int]) -> str:
-    """Return splits with their numbers of images, as a message shows them."""
+    """Return the splits and their numbers of images, as a message shows them."""
     return ", ".join(f"{split!r} ({count})" for split, count in sorted(images.items())) or "none"

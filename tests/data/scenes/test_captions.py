@@ -7,8 +7,15 @@ from collections import Counter
 
 import pytest
 
-from diptych.data.scenes import captions as scene_captions
-from diptych.data.scenes.captions import captions
+from diptych.data.scenes.captions import (
+    BACKGROUND_WORDS,
+    COLOUR_WORDS,
+    POSITION_WORDS,
+    RELATION_WORDS,
+    SHAPE_WORDS,
+    SIZE_WORDS,
+    captions,
+)
 from diptych.data.scenes.graph import BACKGROUND_COLOURS, COLOURS, INVERSE, Scene, Thing, make_scene
 
 
@@ -20,22 +27,22 @@ def meanings(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return {word: meaning for meaning, words in table.items() for word in words if word}
 
 
-SHAPES = meanings(scene_captions._SHAPE_WORDS)
-SIZES = meanings(scene_captions._SIZE_WORDS)
-COLOUR_WORDS = {colour: colour for colour in COLOURS} | meanings(scene_captions._COLOUR_WORDS)
-RELATIONS = meanings(scene_captions._RELATION_WORDS)
-PLACES = {words: cell for cell, synonyms in scene_captions._PLACE_WORDS.items() for words in synonyms}
+SHAPES = meanings(SHAPE_WORDS)
+SIZES = meanings(SIZE_WORDS)
+COLOUR_NAMES = {colour: colour for colour in COLOURS} | meanings(COLOUR_WORDS)
+RELATIONS = meanings(RELATION_WORDS)
+POSITIONS = {words: cell for cell, synonyms in POSITION_WORDS.items() for words in synonyms}
 OBJECT = re.compile(
-    rf"\ban? (?:({alternatives(SIZES)}) )?({alternatives(COLOUR_WORDS)}) ({alternatives(SHAPES)})", re.I
+    rf"\ban? (?:({alternatives(SIZES)}) )?({alternatives(COLOUR_NAMES)}) ({alternatives(SHAPES)})", re.I
 )
 
 
 class Reading:
-    """What a caption says, read by someone who knows nothing of how it was made."""
+    """Content of a caption, as a reader sees it who does not know how it was written."""
 
     def __init__(self, caption: str) -> None:
         self.background = None
-        for pattern, phrases in scene_captions._BACKGROUND_WORDS.items():
+        for pattern, phrases in BACKGROUND_WORDS.items():
             for phrase in phrases:
                 match = re.search(
                     re.escape(phrase).replace(r"\{\}", f"({'|'.join(BACKGROUND_COLOURS)})") + r"\.$", caption
@@ -47,30 +54,37 @@ class Reading:
         ends = [match.start() for match in matches[1:]] + [len(caption)]
         after = [caption[match.end() : end].strip() for match, end in zip(matches, ends, strict=True)]
         self.objects = [
-            (SHAPES[match[3]], COLOUR_WORDS[match[2].lower()], SIZES.get((match[1] or "").lower()), self._place(words))
+            (
+                SHAPES[match[3]],
+                COLOUR_NAMES[match[2].lower()],
+                SIZES.get((match[1] or "").lower()),
+                self._position(words),
+            )
             for match, words in zip(matches, after, strict=True)
         ]
-        self.relations = [(at, RELATIONS[words], at + 1) for at, words in enumerate(after) if words in RELATIONS]
+        self.relations = [
+            (index, RELATIONS[words], index + 1) for index, words in enumerate(after) if words in RELATIONS
+        ]
 
     @staticmethod
-    def _place(words: str) -> tuple[int, int] | None:
-        match = re.match(alternatives(PLACES), words)
-        return PLACES[match[0]] if match else None
+    def _position(words: str) -> tuple[int, int] | None:
+        match = re.match(alternatives(POSITIONS), words)
+        return POSITIONS[match[0]] if match else None
 
     def fits(self, scene: Scene) -> bool:
-        """Whether all of it is true of the scene."""
-        found = [self._find(scene, *said) for said in self.objects]
-        if None in found or self.background not in (None, (scene.pattern, scene.background)):
+        """Return whether all of it is true of the scene."""
+        indices = [self._find(scene, *description) for description in self.objects]
+        if None in indices or self.background not in (None, (scene.pattern, scene.background)):
             return False
-        true = {(one, other): relation for one, relation, other in scene.relations()}
-        true |= {(other, one): INVERSE[relation] for one, relation, other in scene.relations() if relation in INVERSE}
-        return all(true.get((found[one], found[other])) == relation for one, relation, other in self.relations)
+        true = {(first, second): relation for first, relation, second in scene.relations()}
+        true |= {(second, first): INVERSE[word] for first, word, second in scene.relations() if word in INVERSE}
+        return all(true.get((indices[first], indices[second])) == word for first, word, second in self.relations)
 
     @staticmethod
-    def _find(scene: Scene, shape: str, colour: str, size: str | None, place: tuple[int, int] | None) -> int | None:
+    def _find(scene: Scene, shape: str, colour: str, size: str | None, cell: tuple[int, int] | None) -> int | None:
         for index, thing in enumerate(scene.things):
             if (thing.shape, thing.colour) == (shape, colour):
-                return index if size in (None, thing.size) and place in (None, thing.cell) else None
+                return index if size in (None, thing.size) and cell in (None, thing.cell) else None
         return None
 
 
@@ -94,7 +108,7 @@ def test_most_captions_are_true_of_no_other_scene(scenes: list[Scene]) -> None:
     assert sum(1 / count for count in fitting) / len(fitting) > 0.95
 
 
-def test_the_first_two_tell_all_objects_and_the_background(scenes: list[Scene]) -> None:
+def test_the_first_two_describe_all_objects_and_the_background(scenes: list[Scene]) -> None:
     for scene in scenes:
         for caption in captions(scene)[:2]:
             reading = Reading(caption)
@@ -102,23 +116,23 @@ def test_the_first_two_tell_all_objects_and_the_background(scenes: list[Scene]) 
             assert reading.background is not None, caption
 
 
-def test_the_third_tells_all_objects_and_one_relation(scenes: list[Scene]) -> None:
+def test_the_third_describes_all_objects_and_one_relation(scenes: list[Scene]) -> None:
     for scene in scenes:
         reading = Reading(captions(scene)[2])
         assert len(reading.objects) == scene.count
         assert len(reading.relations) == min(1, scene.count - 1)
 
 
-def test_the_fourth_tells_two_objects_with_their_places(scenes: list[Scene]) -> None:
+def test_the_fourth_describes_two_objects_with_their_positions(scenes: list[Scene]) -> None:
     for scene in scenes:
         reading = Reading(captions(scene)[3])
         assert 1 <= len(reading.objects) <= 2
-        assert all(place is not None for *_, place in reading.objects)
+        assert all(position is not None for *_, position in reading.objects)
 
 
-def test_the_fifth_is_the_shortest_and_tells_the_background(scenes: list[Scene]) -> None:
+def test_the_fifth_is_the_shortest_and_describes_the_background(scenes: list[Scene]) -> None:
     words = [[len(caption.split()) for caption in captions(scene)] for scene in scenes]
-    assert sum(row[4] for row in words) < min(sum(row[at] for row in words) for at in range(2))
+    assert sum(row[4] for row in words) < min(sum(row[index] for row in words) for index in range(2))
     assert all(Reading(captions(scene)[4]).background for scene in scenes)
 
 
@@ -141,6 +155,6 @@ def test_all_synonyms_are_used() -> None:
         assert spoken[synonym] or spoken[f"{synonym}."], synonym
 
 
-def test_an_takes_the_place_of_a_before_a_vowel() -> None:
+def test_the_article_before_a_vowel_is_an() -> None:
     scene = Scene("plain", "grey", (Thing("star", "orange", "medium", 500, 500, 125),), (0, 0, 0))
     assert captions(scene)[0].startswith("An orange star")

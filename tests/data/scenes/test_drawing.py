@@ -43,15 +43,15 @@ def test_writing_again_replaces_the_scenes_by_themselves(tmp_path: Path) -> None
 
 
 def test_another_seed_makes_other_scenes(tmp_path: Path) -> None:
-    one, other = write_few(tmp_path / "one"), write_few(tmp_path / "other", seed=1)
-    assert [record["scene"] for record in one.images] != [record["scene"] for record in other.images]
+    first, other = write_few(tmp_path / "first"), write_few(tmp_path / "other", seed=1)
+    assert [record["scene"] for record in first.images] != [record["scene"] for record in other.images]
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+def test_a_picture_does_not_depend_on_the_number_of_pictures(tmp_path: Path) -> None:
     few = write_few(tmp_path / "few")
     more = write_scenes(tmp_path / "more", train=8, val=3, test=3, size=48)
 
-    in_test = [[record["sha256"] for record in each.images if record["split"] == "test"] for each in (few, more)]
+    in_test = [[record["sha256"] for record in dataset.images if record["split"] == "test"] for dataset in (few, more)]
     assert in_test[0] == in_test[1]
 
 
@@ -68,7 +68,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         assert open_image(content, 10**6).size == (record["width"], record["height"]) == (48, 48)
 
 
-def test_scenes_do_not_replace_a_dataset_of_ones_own(tmp_path: Path) -> None:
+def test_scenes_do_not_replace_a_dataset_that_is_not_generated(tmp_path: Path) -> None:
     mine = Dataset({"description": "mine"}, [], [{"id": 1, "file_name": "a.jpg"}], [])
     write_dataset(tmp_path / "data", mine)
 
@@ -78,7 +78,7 @@ def test_scenes_do_not_replace_a_dataset_of_ones_own(tmp_path: Path) -> None:
     assert read_dataset(tmp_path / "data") == mine
 
 
-def test_scenes_replace_a_dataset_of_ones_own_when_told_to(tmp_path: Path) -> None:
+def test_scenes_replace_any_dataset_if_the_option_says_so(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", Dataset({}, [], [{"id": 1, "file_name": "a.jpg"}], []))
 
     write_scenes(tmp_path / "data", train=1, val=1, test=1, size=48, replace=True)

@@ -54,14 +54,14 @@ def test_scenes_have_one_to_four_objects_mostly_more_than_one(scenes: list[Scene
 
 def test_objects_stay_in_the_picture_and_apart(scenes: list[Scene]) -> None:
     for scene in scenes:
-        for one in scene.things:
-            assert one.half <= min(one.x, one.y) <= max(one.x, one.y) <= 1000 - one.half
-        for one, other in combinations(scene.things, 2):
-            if one.container is None:
-                assert max(abs(one.x - other.x), abs(one.y - other.y)) > one.half + other.half
+        for item in scene.things:
+            assert item.half <= min(item.x, item.y) <= max(item.x, item.y) <= 1000 - item.half
+        for first, second in combinations(scene.things, 2):
+            if first.container is None:
+                assert max(abs(first.x - second.x), abs(first.y - second.y)) > first.half + second.half
 
 
-def test_what_is_inside_fits_and_is_told_from_its_container(scenes: list[Scene]) -> None:
+def test_what_is_inside_fits_and_has_another_colour_than_its_container(scenes: list[Scene]) -> None:
     nested = [scene for scene in scenes if scene.things[0].container is not None]
     assert len(nested) > 0.1 * len(scenes)
     for scene in nested:
@@ -73,7 +73,7 @@ def test_what_is_inside_fits_and_is_told_from_its_container(scenes: list[Scene])
 
 def test_no_scene_has_two_objects_of_the_same_shape_and_colour(scenes: list[Scene]) -> None:
     for scene in scenes:
-        assert len({(one.shape, one.colour) for one in scene.things}) == scene.count
+        assert len({(item.shape, item.colour) for item in scene.things}) == scene.count
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_relation_follows_the_axis_on_which_objects_are_further_apart(second: 
     assert scene_of(thing(300, 500), thing(*second)).relations() == [(0, relation, 1)]
 
 
-def test_the_graph_as_json_tells_background_objects_and_relations() -> None:
+def test_the_graph_as_json_has_background_objects_and_relations() -> None:
     graph = scene_of(thing(500, 500, container=1), Thing("ring", "blue", "large", 500, 500, 200)).to_json()
 
     assert graph == {

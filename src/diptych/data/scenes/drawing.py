@@ -1,4 +1,4 @@
-"""The embedded dataset: generated scenes in COCO captions format, the same bytes on every machine."""
+"""The embedded dataset: generated scenes in COCO captions format, with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych.files import atomic_path
 from diptych.progress import progress
 
 GENERATOR = "scenes"
-"""`info.generator` of a captions file that holds nothing but scenes."""
+"""Value of `info.generator` in a captions file that describes nothing but scenes."""
 
 
 def write_scenes(
@@ -29,14 +29,16 @@ def write_scenes(
     size: int = 96,
     replace: bool = False,
 ) -> Dataset:
-    """Makes `folder` the dataset of so many scenes a split, drawn with `size` pixels a side.
+    """Replace the content of `folder` by a dataset of scenes, and return it.
+
+    `train`, `val` and `test` are the numbers of scenes; `size` is the width and height of the pictures in pixels.
 
     Raises:
-        DiptychError: the folder holds a dataset other than scenes, and `replace` does not say that it may go.
+        DiptychError: the folder holds a dataset that is not generated, and `replace` is false.
     """
     if (folder / CAPTIONS_FILE).exists() and not replace and not holds_scenes(read_dataset(folder)):
         raise DiptychError(
-            f"{folder} holds a dataset of its own, which the scenes would replace. Run with --replace if it may go."
+            f"{folder} holds another dataset, which the scenes would replace. Run with --replace if it may be deleted."
         )
     dataset = Dataset(info={"description": "diptych scenes", "generator": GENERATOR, "seed": seed, "version": "1"})
     scenes = _scenes(seed, {"train": train, "val": val, "test": test})
@@ -50,7 +52,7 @@ def write_scenes(
 
 
 def holds_scenes(dataset: Dataset) -> bool:
-    """Whether the dataset is generated, so that nothing is lost with it."""
+    """Return whether the dataset is generated, so that deleting it loses nothing."""
     return dataset.info.get("generator") == GENERATOR
 
 

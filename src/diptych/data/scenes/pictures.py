@@ -1,4 +1,7 @@
-"""Scenes to JPEG files, the same bytes on every machine: integer arithmetic alone, from the seed to the pixels."""
+"""Drawing of scenes as JPEG files.
+
+All arithmetic is with integers, from the seed to the pixels, so the bytes are the same on every machine.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,8 @@ _BACKGROUND_RGB = {
     "lilac": (178, 160, 215),
 }
 _DARKER = 34
-"""How much darker, of 255, the second colour of a pattern is."""
+"""Difference in brightness, of 255, between the two colours of a pattern."""
 _OVERSAMPLING = 3
-# Corners in thousandths of half the width, from the centre.
 _POLYGONS = {
     "square": ((-886, -886), (886, -886), (886, 886), (-886, 886)),
     "triangle": ((0, -1000), (1000, 866), (-1000, 866)),
@@ -47,20 +49,22 @@ _POLYGONS = {
     ),
     "heart": ((-930, -120), (0, -500), (930, -120), (0, 950)),
 }  # fmt: skip
-# Centre and radii of ellipses, in the same unit: filled, or cut out (False).
-_ELLIPSES = {
+"""Corners relative to the centre, in thousandths of half the width."""
+_CIRCLES = {
     "circle": ((0, 0, 1000, True),),
     "ring": ((0, 0, 1000, True), (0, 0, 620, False)),
     "heart": ((-490, -380, 510, True), (490, -380, 510, True)),
 }
+"""Circles as centre and radius, in the same unit; they are filled (True) or cut out (False)."""
 _TEXTURE = 1
+"""Purpose of the random generator that draws shades and patterns."""
 
 
 def draw(scene: Scene, size: int) -> bytes:
-    """The scene as a JPEG of `size` × `size` pixels."""
+    """Return the scene as a JPEG of `size` × `size` pixels."""
     generator = scene.generator(_TEXTURE)
     picture = Image.fromarray(_background(scene, size, generator))
-    # Containers come after what they hold, and are to be painted first.
+    # A container comes after the object inside it, and has to be painted first.
     for thing in reversed(scene.things):
         shade = int(generator.integers(-15, 16))
         colour = tuple(min(max(channel + shade, 0), 255) for channel in _OBJECT_RGB[thing.colour])
@@ -73,7 +77,7 @@ def draw(scene: Scene, size: int) -> bytes:
 
 
 def _background(scene: Scene, size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """(size, size, 3) uint8."""
+    """Return the background (size, size, 3) uint8."""
     darkness = _DARKER * _pattern(scene.pattern, size, generator) // 100
     shade = int(generator.integers(-8, 9))
     base = np.array(_BACKGROUND_RGB[scene.background]) + shade
@@ -81,7 +85,7 @@ def _background(scene: Scene, size: int, generator: np.random.Generator) -> NDAr
 
 
 def _pattern(name: str, size: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """How dark each pixel is: (size, size) int64, percent of the step from the first colour to the second."""
+    """Return the darkness of each pixel (size, size) int64, in percent of the step between the two colours."""
     rows, columns = np.indices((size, size))
     period = size * int(generator.integers(13, 19)) // 100
     phase_x, phase_y = (int(value) for value in generator.integers(0, period, size=2))
@@ -106,7 +110,7 @@ def _pattern(name: str, size: int, generator: np.random.Generator) -> NDArray[np
 
 
 def _mask(thing: Thing, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The object's coverage (mode L) and the pixel where the mask's upper left corner goes."""
+    """Return a mask of the pixels that the object covers (mode L), and the position of its upper left corner."""
     fine = size * _OVERSAMPLING
     left, top = ((centre - thing.half) * size // 1000 for centre in (thing.x, thing.y))
     side = 2 * thing.half * size // 1000 + 2
@@ -116,7 +120,7 @@ def _mask(thing: Thing, size: int) -> tuple[Image.Image, tuple[int, int]]:
     half = thing.half * fine // 1000
     if thing.shape in _POLYGONS:
         pen.polygon([(x + half * dx // 1000, y + half * dy // 1000) for dx, dy in _POLYGONS[thing.shape]], fill=255)
-    for dx, dy, radius, filled in _ELLIPSES.get(thing.shape, ()):
+    for dx, dy, radius, filled in _CIRCLES.get(thing.shape, ()):
         cx, cy, reach = x + half * dx // 1000, y + half * dy // 1000, half * radius // 1000
         pen.ellipse((cx - reach, cy - reach, cx + reach, cy + reach), fill=255 if filled else 0)
     return canvas.reduce(_OVERSAMPLING), (left, top)
