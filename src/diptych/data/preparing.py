@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -176,9 +178,7 @@ def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: in
     try:
         with progress(None, "preprocess", unit="images", total=total) as bar:
             for shard in shards:
-                for _ in shard.starts:
-                    bar.update(next(counts))
-                _finish(shard)
+                _finish(shard, map(bar.update, islice(counts, len(shard.starts))))
     except OSError as error:
         raise DiptychError(f"{shards[0].cached.parent} cannot be written: {error.strerror}.") from None
     finally:
@@ -246,7 +246,9 @@ def write_all(file: FileIO, pixels: NDArray[np.uint8]) -> None:
         content = content[file.write(content) :]
 
 
-def _finish(shard: _Shard) -> None:
+def _finish(shard: _Shard, batches: Iterator[object]) -> None:
+    """Wait for the batches of the shard, then move its complete file into the cache."""
+    deque(batches, maxlen=0)
     with shard.temporary.open("rb") as file:
         os.fsync(file.fileno())
     shard.temporary.replace(shard.cached)
