@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FILES = [path for room in ("src", "flows") for path in sorted((ROOT / room).rglob("*.py"))]
 LINES, DEPTH, PARAMETERS = 45, 3, 8
@@ -57,12 +55,3 @@ def test_no_constructor_has_many_parameters() -> None:
     assert [
         name for name, function in functions() if function.name == "__init__" and parameters(function) > PARAMETERS
     ] == []
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_module_has_its_tests(path: Path) -> None:
-    """Every module of sixty lines or more has a test module of its own, in the room of the same name."""
-    if len(path.read_text(encoding="utf-8").splitlines()) < 60:
-        return
-    room = path.relative_to(ROOT / "src" / "diptych").parent if "src" in path.parts else Path("flows")
-    assert (ROOT / "tests" / room / f"test_{path.stem}.py").is_file()

@@ -220,7 +220,7 @@ def test_a_run_with_uncommitted_changes_is_refused_with_its_reason(registered):
         again(registered)
 
     tag(registered, "not_reproducible", "made with uncommitted changes of src/x.py\x1b[2J")
-    with pytest.raises(DiptychError, match=r"changes of src/x\.py\[2J\.$"):
+    with pytest.raises(DiptychError, match=r"changes of src/x\.py\?\[2J\.$"):
         again(registered)
 
 
