@@ -24,7 +24,7 @@ def is_first_process() -> bool:
 
 
 def progress(iterable: Iterable[Any] | None, description: str, *, unit: str, **options: Any) -> tqdm[Any]:
-    """A tqdm bar that redraws itself on a terminal, and where output goes to a log writes a line every ten seconds.
+    """Return a tqdm bar, which redraws itself on a terminal and writes a line every ten seconds elsewhere.
 
     Of several processes that train together only the first shows it.
     """

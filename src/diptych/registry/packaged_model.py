@@ -36,7 +36,12 @@ class PackagedModel(PythonModel):
         """Read the weights, onto a GPU if there is one."""
         self.retriever = Retriever.load(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> pd.DataFrame:
         """Return one output row for each row of the input, in its order.
 
         Raises:

@@ -69,7 +69,7 @@ def flops_per_image(
         return 0.0
 
 
-def _convolution_backward(*arguments: Any, **options: object) -> int:
+def _convolution_backward(*arguments: Any, **_: object) -> int:
     """Return the operations of the gradients of a convolution, from the shapes of aten.convolution_backward.
 
     The gradients of images and of weights, as far as they are needed, each cost as much as the convolution. The formula

@@ -167,7 +167,7 @@ class Trainer:
                 self._finish_epoch()
         for module in self.model.modules():
             # Later inputs have other sizes, and each would be compiled anew.
-            module._compiled_call_impl = None
+            module._compiled_call_impl = None  # noqa: SLF001
         self.accelerator.wait_for_everyone()
         return self.position
 
@@ -369,7 +369,7 @@ class Trainer:
         if self._compiles:
             for tower, dynamic in ((self.model.image_tower, False), (self.model.text_tower, True)):
                 computed = tower.upper.model if tower.upper else tower.backbone
-                if computed._compiled_call_impl is None:
+                if computed._compiled_call_impl is None:  # noqa: SLF001
                     computed.compile(dynamic=dynamic)
 
     def _eagerly(self, wanted: bool = True) -> AbstractContextManager[None]:
