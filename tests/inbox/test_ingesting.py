@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 
 import pytest
 from dropping import photos, write_drop
+from ingesting_drops import NOT_AN_IMAGE, ledger, refused, take
 
 from diptych.config import Params
 from diptych.data import importing
@@ -21,22 +21,6 @@ from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version
 
 pytestmark = pytest.mark.usefixtures("instant")
-NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
-
-
-def take(workspace, inbox="inbox"):
-    return ingest_drops(workspace, Params(), inbox, lambda line: None)
-
-
-def ledger(workspace):
-    return json.loads((workspace.local / "inbox.json").read_text())
-
-
-def refused(workspace):
-    (taken,) = take(workspace)
-    assert taken.outcome == "refused"
-    assert [entry["outcome"] for entry in ledger(workspace)] == ["refused"]
-    return taken.reason
 
 
 def test_a_table_with_its_images_beside_it_is_a_drop(stocked):

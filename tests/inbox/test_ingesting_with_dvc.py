@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,33 +13,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from dropping import photos, write_drop
+from ingesting_drops import NOT_AN_IMAGE, refused, take
 
 from diptych.cli.main import cli
-from diptych.config import Params
 from diptych.data.captions import read_dataset
 from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
-from diptych.inbox.ingesting import ingest_drops
 from diptych.project import dvc
 from diptych.project.changing import begin, recover
 from diptych.project.dataset import dataset_version, record_dataset
-
-NOT_AN_IMAGE = [("broken.png", b"not an image", ["a broken thing"])]
-
-
-def take(workspace, inbox="inbox"):
-    return ingest_drops(workspace, Params(), inbox, lambda line: None)
-
-
-def ledger(workspace):
-    return json.loads((workspace.local / "inbox.json").read_text())
-
-
-def refused(workspace):
-    (taken,) = take(workspace)
-    assert taken.outcome == "refused"
-    assert [entry["outcome"] for entry in ledger(workspace)] == ["refused"]
-    return taken.reason
 
 
 def test_a_drop_becomes_part_of_the_dataset(stocked):
