@@ -218,7 +218,7 @@ def trained(folder: Path, name: str) -> dict[str, Tensor]:
     except KeyboardInterrupt:
         trainer = make_trainer(folder, name)
     history = trainer.run().history
-    losses = {name: [row[name] for row in history] for name in ("loss", "contrastive", "matching", "val_rsum")}
+    losses = {name: [row[name] for row in history] for name in ("loss", "contrastive", "itm", "val_rsum")}
     return trainer.model.state_dict() | {f"mean {name}": torch.tensor(values) for name, values in losses.items()}
 
 

@@ -38,7 +38,7 @@ def batch(split: PreparedSplit, captions: list[int]) -> tuple[torch.Tensor, torc
 def fused_scores(model: DualEncoder, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         texts = model.encode_texts(ids, mask)
-        return model.fuse(model.encode_images(pixels).grid, texts.tokens, texts.mask).score
+        return model.fuse(model.encode_images(pixels).grid, texts.tokens, texts.mask).itm
 
 
 def test_outputs_do_not_depend_on_what_else_is_in_the_batch(model: DualEncoder, split: PreparedSplit) -> None:

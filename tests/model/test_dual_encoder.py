@@ -100,10 +100,10 @@ def test_a_pair_is_aligned_in_the_space_of_the_embeddings() -> None:
     image, text = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
     aligned = model.fusion.alignment.all_pairs(model.image_head(grid), model.text_head(tokens), mask)
     assert torch.equal(model.align(grid, tokens, mask), aligned)
-    fused, looked = model.fuse(grid, tokens, mask, image, text), model.fusion(grid, tokens, mask, image, text)
+    fused, by_index = model.fuse(grid, tokens, mask, image, text), model.fusion(grid, tokens, mask, image, text)
     torch.testing.assert_close(fused.alignment, aligned[image, text])
-    assert torch.equal(fused.score, looked.score)
-    assert torch.equal(fused.joint, looked.joint)
+    assert torch.equal(fused.itm, by_index.itm)
+    assert torch.equal(fused.joint, by_index.joint)
 
 
 def test_the_alignment_learns_to_read_and_tells_the_towers_nothing() -> None:

@@ -85,7 +85,7 @@ def finds(project: Workspace, misses: int = 0, rank: int = 11, part: str | None 
     if part is not None:
         (there,) = [one.queries for one in on.parts if (one.attribute, one.label) == ("words in the caption", part)]
         captions[there] = rank
-    one_way = (Outcomes.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
+    one_way = (Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
     return Ranks(*one_way)
 
 
@@ -137,7 +137,7 @@ def test_a_model_that_guesses_is_refused(model, project, measured):
     random = np.random.default_rng(0)
     captions = len(gallery(project, Params()).image_of_caption)
     guesses = (random.integers(1, IMAGES + 1, size=count) for count in (IMAGES, captions))
-    measured["1"] = Ranks(*(Outcomes.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in guesses))
+    measured["1"] = Ranks(*(Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool)) for ranks in guesses))
 
     decision = ask(model, "1", project)
 

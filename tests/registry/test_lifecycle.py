@@ -63,7 +63,7 @@ def measured(project, monkeypatch) -> dict[str, int]:
     def measure(folder, workspace, params, name):
         few = misses.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < few, 30, 1) for of in (np.arange(IMAGES), own))
-        both = Ranks(*(Outcomes.one_right(one, np.zeros(len(one), bool)) for one in ranks))
+        both = Ranks(*(Outcomes.one_relevant(one, np.zeros(len(one), bool)) for one in ranks))
         return Measured(both, {"reranked": metrics_from_ranks(*both)})
 
     monkeypatch.setattr(gate, "measure", measure)

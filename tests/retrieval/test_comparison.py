@@ -23,7 +23,7 @@ def ranks(mean: float, late: float, seed: int = 0) -> Ranks:
 
     def found(there: np.ndarray) -> Outcomes:
         drawn = 1 + random.poisson(np.where(there, late, mean))
-        return Outcomes.one_right(drawn, np.zeros(len(there), bool))
+        return Outcomes.one_relevant(drawn, np.zeros(len(there), bool))
 
     return Ranks(found(LATE), found(LATE[OWN]))
 

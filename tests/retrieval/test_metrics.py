@@ -18,8 +18,8 @@ from diptych.retrieval.ranking import Outcomes, ranks_from_embeddings
 
 
 def only_ranks(ranks):
-    """Of queries with one right item each."""
-    return Outcomes.one_right(np.array(ranks), np.zeros(len(ranks), bool))
+    """Of queries with one relevant item each."""
+    return Outcomes.one_relevant(np.array(ranks), np.zeros(len(ranks), bool))
 
 
 def test_the_ideal_embedding_scores_100_everywhere():

@@ -31,7 +31,7 @@ def gallery(counts: list[int], seed: int, dim: int = 6) -> Gallery:
 
 
 def both_ways(made: Gallery) -> Iterator[tuple[str, np.ndarray, list[list[int]]]]:
-    """Direction, scores (queries, items), and the right items of each query."""
+    """Direction, scores (queries, items), and the relevant items of each query."""
     image, text, own = made
     scores = image.astype(float) @ text.astype(float).T
     yield "i2t", scores, [np.flatnonzero(own == one).tolist() for one in range(len(image))]
@@ -50,7 +50,7 @@ def test_hit_rates_r_precision_and_map_equal_ranx(counts: list[int], seed: int) 
         judged = {str(query): {str(item): 1 for item in items} for query, items in enumerate(right)}
         names = {f"recall@{k}": f"hit_rate@{k}" for k in KS} | {"r_precision": "r-precision"}
         if len(set(map(len, right))) == 1:
-            # Of queries with equally many right items, theirs up to R is mAP@R.
+            # Of queries with equally many relevant items, theirs up to R is mAP@R.
             names["map@r"] = f"map@{len(right[0])}"
         theirs = evaluate(Qrels(judged), Run(run), list(names.values()))
         for name, their_name in names.items():

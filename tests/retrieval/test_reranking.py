@@ -40,7 +40,7 @@ def naive_order(model, split, embedded, top_k, scale, weights, queries):
             images = model.encode_images(torch.from_numpy(split.pixels([i])))
             texts = model.encode_texts(*map(torch.from_numpy, split.tokens([j])))
             fused = model.fuse(images.grid, texts.tokens, texts.mask)
-            looked = weights.itm * float(fused.score) + weights.alignment * float(fused.alignment)
+            looked = weights.itm * float(fused.itm) + weights.alignment * float(fused.alignment)
             scored.append((item, scale * row[item] + looked))
         lists.append(sorted(scored, key=lambda pair: -pair[1]) + [(item, -np.inf) for item in order[top_k:]])
     return lists
@@ -58,7 +58,7 @@ def naive_precision(lists, right, among):
 
 
 def naive_ranks(lists, right):
-    """Position of the first right item in each list, not counting other right ones."""
+    """Position of the first relevant item in each list, not counting other right ones."""
     ranks = []
     for query, items in enumerate(lists):
         wrong_before = 0
@@ -169,7 +169,7 @@ def test_a_collapsed_model_stays_at_the_pessimistic_floor(model):
 def shortlist(cosine, logit, right, tower_ranks):
     index = torch.arange(len(cosine[0])).repeat(len(cosine), 1)
     cosine, match, right = (torch.tensor(values) for values in (cosine, logit, right))
-    found = Outcomes.one_right(np.array(tower_ranks), np.zeros(len(right), bool))
+    found = Outcomes.one_relevant(np.array(tower_ranks), np.zeros(len(right), bool))
     return Shortlist(index, cosine, match, torch.zeros_like(match), right, right.sum(dim=1).clamp(min=1).numpy(), found)
 
 
@@ -184,8 +184,8 @@ def test_a_tie_that_re_ranking_makes_or_breaks_is_told():
     assert apart.reranked(10.0, Weights(0.0, 0.0)).tied.tolist() == [True]
     beyond = shortlist([[0.9, 0.8]], [[0.0, 9.0]], [[False, False]], [17])
     for tied in (True, False):
-        towers = beyond.found._replace(tied=np.array([tied]))
-        assert replace(beyond, found=towers).reranked(10.0, Weights()).tied.tolist() == [tied]
+        towers = beyond.towers._replace(tied=np.array([tied]))
+        assert replace(beyond, towers=towers).reranked(10.0, Weights()).tied.tolist() == [tied]
 
 
 def test_the_best_right_candidate_counts_and_the_others_stand_in_nobodys_way():

@@ -11,8 +11,8 @@ from diptych.retrieval.slices import cut, parts, slices
 from diptych.retrieval.uncertainty import RESAMPLES, draws
 
 
-def one_right(ranks: np.ndarray) -> Outcomes:
-    return Outcomes.one_right(ranks, np.zeros(len(ranks), bool))
+def one_relevant(ranks: np.ndarray) -> Outcomes:
+    return Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool))
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def ranks() -> tuple[Ranks, np.ndarray]:
     random = np.random.default_rng(0)
     own = np.repeat(np.arange(60), random.integers(1, 5, 60))
     hard = np.arange(60) >= 40
-    return Ranks(*(one_right(1 + random.poisson(np.where(late, 15, 2))) for late in (hard, hard[own]))), own
+    return Ranks(*(one_relevant(1 + random.poisson(np.where(late, 15, 2))) for late in (hard, hard[own]))), own
 
 
 def test_recalls_and_intervals_are_those_of_the_queries_written_out(ranks: tuple[Ranks, np.ndarray]) -> None:

@@ -56,7 +56,7 @@ def test_it_leaves_a_model_and_a_row_an_epoch(workspace: Workspace) -> None:
     train.run(workspace, params())
     history = pd.read_csv(workspace.reports / "training.csv")
     assert history["epoch"].tolist() == [1, 2]
-    assert {"loss", "contrastive", "matching", "learning_rate", "temperature", "val_rsum"} <= set(history.columns)
+    assert {"loss", "contrastive", "itm", "learning_rate", "temperature", "val_rsum"} <= set(history.columns)
     loaded = load_model(workspace.model)
     expected = {"image_size": 32, "resize": "stretch", "max_tokens": 16}
     assert loaded.preprocessing.model_dump() == expected

@@ -20,7 +20,7 @@ import pytest
 import torch
 from tiny import SIZE, make_model, model_settings
 
-from diptych.data.inputs import KeptImages, KeptTexts
+from diptych.data.inputs import StoredImages, StoredTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model.device import Precision
@@ -103,13 +103,13 @@ def cache(folder: Path, limit_gib: float = 1.0, precision: Precision = "no") -> 
     return FeatureCache(folder, limit_gib=limit_gib, device=CPU, precision=precision)
 
 
-def images_of(cached: FeatureCache, model: DualEncoder, *splits: PreparedSplit) -> list[KeptImages]:
+def images_of(cached: FeatureCache, model: DualEncoder, *splits: PreparedSplit) -> list[StoredImages]:
     kept = cached.images(model.image_tower, splits)
     assert kept is not None
     return kept
 
 
-def texts_of(cached: FeatureCache, model: DualEncoder, *splits: PreparedSplit) -> list[KeptTexts]:
+def texts_of(cached: FeatureCache, model: DualEncoder, *splits: PreparedSplit) -> list[StoredTexts]:
     kept = cached.texts(model.text_tower, splits)
     assert kept is not None
     return kept

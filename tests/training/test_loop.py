@@ -15,7 +15,7 @@ from gloo import interrupt, trained
 from interrupting import stop
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
-from diptych.data.inputs import Inputs, KeptImages, KeptTexts
+from diptych.data.inputs import Inputs, StoredImages, StoredTexts
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
@@ -154,9 +154,7 @@ def test_losses_rates_throughput_and_recalls_are_reported(prepared: Prepared, tm
         prepared, tmp_path, report=lambda values, step: reported.extend((name, step) for name in values), batch_size=2
     )
     made.run()
-    assert {("loss", 10), ("contrastive", 20), ("matching", 10), ("learning_rate", 10), ("temperature", 10)} <= set(
-        reported
-    )
+    assert {("loss", 10), ("contrastive", 20), ("itm", 10), ("learning_rate", 10), ("temperature", 10)} <= set(reported)
     assert {("images_per_second", 16), ("captions_per_second", 32), ("val_rsum", 32)} <= set(reported)
     assert {("waiting_share", 16), ("peak_memory_gib", 32)} <= set(reported)
 
@@ -171,7 +169,7 @@ def test_bf16_trains_with_float32_weights(prepared: Prepared, tmp_path: Path) ->
 def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_path: Path) -> None:
     made = trainer(prepared, tmp_path, objectives={"itm": 0.0})
     before = made.model.fusion.score.weight.clone()
-    assert made.run().history[-1]["matching"] == 0
+    assert made.run().history[-1]["itm"] == 0
     assert torch.equal(before, made.model.fusion.score.weight)
 
 
@@ -194,7 +192,7 @@ def test_the_fusion_may_learn_alone_from_the_best_towers(
 
     monkeypatch.setattr(made, "_validate", validate)
     position = made.run()
-    assert [row["matching"] > 0 and row["alignment"] > 0 for row in position.history] == [False] * 3 + [True] * 2
+    assert [row["itm"] > 0 and row["alignment"] > 0 for row in position.history] == [False] * 3 + [True] * 2
     assert [row["val_mean_log_rank"] for row in position.history] == [3.0, 1.0, 2.0, 1.0, 1.0]
     assert (position.best_epoch, position.epoch) == (2, 5)
     for name, tensor in made.model.state_dict().items():
@@ -287,8 +285,8 @@ def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Pat
     small.files.limit = sum(path.stat().st_size for path in (tmp_path / "every").iterdir()) - 1
     whole = trainer(prepared, tmp_path / "2", features=small, **changes)
     whole.run()
-    assert isinstance(whole.val_inputs.images, KeptImages)
-    assert isinstance(whole.val_inputs.texts, KeptTexts)
+    assert isinstance(whole.val_inputs.images, StoredImages)
+    assert isinstance(whole.val_inputs.texts, StoredTexts)
     assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= small.files.limit
 
 
@@ -303,7 +301,7 @@ def test_a_finished_training_embeds_as_when_it_ended(
         monkeypatch.setattr(made, "_validate", lambda: {"val_rsum": 0.0, "val_mean_log_rank": 1.0})
         assert len(made.run().history) == 2
         entered.append(made.val_inputs.images)
-    assert all(isinstance(images, KeptImages) for images in entered)
+    assert all(isinstance(images, StoredImages) for images in entered)
 
 
 def test_a_fusion_that_learns_alone_learns_the_same_in_chunks(prepared: Prepared, tmp_path: Path) -> None:
@@ -443,7 +441,7 @@ def test_a_fusion_alone_sees_what_its_towers_make_of_what_lay_below_them(
         (made.model.text_tower, made.train_inputs.texts),
     ):
         assert tower.upper is None
-        assert isinstance(inputs, (KeptImages, KeptTexts))
+        assert isinstance(inputs, (StoredImages, StoredTexts))
         kept = inputs(np.arange(3))
         assert (kept[0] if isinstance(kept, tuple) else kept).shape[-len(tower.feature_shape) :] == tower.feature_shape
 

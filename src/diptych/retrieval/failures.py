@@ -59,7 +59,7 @@ class Failures(NamedTuple):
     confusions: list[Confusion]
     """Most frequent confusions."""
     missed: dict[str, list[tuple[int, int]]]
-    """Queries by direction whose best right item has the worst rank, each with that rank."""
+    """Queries by direction whose best relevant item has the worst rank, each with that rank."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of reports/failures.json, which names images and captions by their index in the split."""

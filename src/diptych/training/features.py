@@ -26,7 +26,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.data.inputs import Half, Inputs, KeptImages, KeptTexts, TextInputs
+from diptych.data.inputs import Half, Inputs, StoredImages, StoredTexts, TextInputs
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model import towers, upper
@@ -37,7 +37,7 @@ from diptych.progress import progress
 from diptych.retrieval.embedding import inference
 from diptych.training.feature_files import FeatureFiles, file_size
 
-Stored = TypeVar("Stored", KeptImages, KeptTexts)
+Stored = TypeVar("Stored", StoredImages, StoredTexts)
 Part = tuple[NDArray[np.int64], Tensor]
 """Positions in a block, and their features."""
 
@@ -81,7 +81,7 @@ class FeatureCache:
 
     def images(
         self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False, whole: bool = False
-    ) -> list[KeptImages] | None:
+    ) -> list[StoredImages] | None:
         """Return features of the images of each split, or of their mirror images; None if they do not fit.
 
         The features of a split tower are those of its lower part. With `whole` they are those of all of it, computed
@@ -91,17 +91,17 @@ class FeatureCache:
             DiptychError: the disk is full, or the features are beyond half precision.
         """
 
-        def recipe(lower: list[KeptImages] | None) -> _ImageRecipe:
+        def recipe(lower: list[StoredImages] | None) -> _ImageRecipe:
             return _ImageRecipe(self, tower, splits, whole=lower is not None, lower=lower, mirrored=mirrored)
 
         return self._store_whole(recipe) if whole else self._store(recipe(None))
 
     def texts(
         self, tower: TextTower, splits: Sequence[PreparedSplit], *, whole: bool = False
-    ) -> list[KeptTexts] | None:
+    ) -> list[StoredTexts] | None:
         """Return features of the captions of each split, like `images`."""
 
-        def recipe(lower: list[KeptTexts] | None) -> _TextRecipe:
+        def recipe(lower: list[StoredTexts] | None) -> _TextRecipe:
             return _TextRecipe(self, tower, splits, whole=lower is not None, lower=lower)
 
         return self._store_whole(recipe) if whole else self._store(recipe(None))
@@ -255,7 +255,7 @@ class _Recipe(ABC, Generic[Stored]):
         return next((lower for other, lower in pairs if other is split), None)
 
 
-class _ImageRecipe(_Recipe[KeptImages]):
+class _ImageRecipe(_Recipe[StoredImages]):
     """Features of images, or of their mirror images."""
 
     tower: ImageTower
@@ -273,7 +273,7 @@ class _ImageRecipe(_Recipe[KeptImages]):
         ]
 
     def compute(self, split: PreparedSplit, block: _Block) -> Iterator[Part]:
-        lower: KeptImages | None = self.lower_of(split)
+        lower: StoredImages | None = self.lower_of(split)
         inputs = lower if lower is not None else Inputs(split).images
         for part in _parts(np.arange(len(block.items)), _IMAGES_AT_ONCE.get(self.device.type, _ON_A_GPU)):
             images = inputs(block.items[part]).to(self.device)
@@ -282,11 +282,11 @@ class _ImageRecipe(_Recipe[KeptImages]):
             else:
                 yield part, self.tower.features(images.flip(2) if self.mirrored else images)
 
-    def view(self, split: PreparedSplit, blocks: Sequence[_Block], arrays: Sequence[Half]) -> KeptImages:
-        return KeptImages(arrays, _block_of(blocks, len(split)))
+    def view(self, split: PreparedSplit, blocks: Sequence[_Block], arrays: Sequence[Half]) -> StoredImages:
+        return StoredImages(arrays, _block_of(blocks, len(split)))
 
 
-class _TextRecipe(_Recipe[KeptTexts]):
+class _TextRecipe(_Recipe[StoredTexts]):
     """Features of captions, the tokens of one caption after those of another."""
 
     name = "text"
@@ -301,7 +301,7 @@ class _TextRecipe(_Recipe[KeptTexts]):
         return blocks
 
     def compute(self, split: PreparedSplit, block: _Block) -> Iterator[Part]:
-        lower: KeptTexts | None = self.lower_of(split)
+        lower: StoredTexts | None = self.lower_of(split)
         inputs: TextInputs = lower or Inputs(split).texts
         encode = self.tower.above if lower else self.tower.features
         lengths = split.token_lengths[block.items]
@@ -312,8 +312,8 @@ class _TextRecipe(_Recipe[KeptTexts]):
             positions = (torch.from_numpy(starts[part])[:, None] + torch.arange(mask.shape[1]))[mask.cpu()]
             yield positions.numpy(), encode(texts, mask)[mask]
 
-    def view(self, split: PreparedSplit, blocks: Sequence[_Block], arrays: Sequence[Half]) -> KeptTexts:
-        return KeptTexts(arrays, _block_of(blocks, len(split.captions)), split.token_lengths)
+    def view(self, split: PreparedSplit, blocks: Sequence[_Block], arrays: Sequence[Half]) -> StoredTexts:
+        return StoredTexts(arrays, _block_of(blocks, len(split.captions)), split.token_lengths)
 
 
 def _collect(shape: tuple[int, ...], parts: Iterator[Part]) -> Half:
