@@ -13,7 +13,7 @@ from diptych.project.workspace import Workspace
 from diptych.registry import connection, tracking
 from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError
-from diptych.registry.tracking import TrackedRun, flatten, metric_name
+from diptych.registry.tracking import TrackedRun
 
 
 def runs(workspace: Workspace) -> list:
@@ -49,29 +49,6 @@ def test_artifacts_lie_beside_the_workspaces_own_store(trained, client):
 
 def test_the_experiment_is_found_again(trained, client):
     assert connect(trained, Params())[1] == client.get_experiment_by_name("diptych").experiment_id
-
-
-def test_nested_parameters_become_dotted_names():
-    values = {
-        "seed": 0,
-        "train": {"epochs": 3, "objectives": {"itm": 1.0}},
-        "mean": [0.5],
-        "config": {},
-        "name": "x",
-    }
-
-    assert flatten(values) == {
-        "seed": "0",
-        "train.epochs": "3",
-        "train.objectives.itm": "1.0",
-        "mean": "[0.5]",
-        "config": "{}",
-        "name": "x",
-    }
-
-
-def test_metrics_have_names_that_mlflow_takes():
-    assert metric_name("val_i2t_recall@1") == "val_i2t_recall_at_1"
 
 
 def test_a_training_is_logged_with_parameters_figures_and_tags(trained):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Params
+from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.history import effective_events, history
-from diptych.registry.promotion import promote, reject, require_reason
+from diptych.registry.promotion import promote, reject
 from diptych.registry.registered_model import RegisteredModel, Version
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def gate_and_promote(
     # It imports torch, which a run that has nothing to decide does not need.
     from diptych.registry.gate import decide, store_decision
 
-    if force:
-        require_reason(why)
+    if force and not why.strip():
+        raise DiptychError("A promotion against the gate needs a reason, which history keeps: --reason TEXT.")
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         return GateResult("champion already", version, champion.version, None)

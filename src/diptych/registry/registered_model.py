@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
@@ -115,7 +114,15 @@ class RegisteredModel:
             aliases = ", ".join(f"{alias} ({number})" for alias, number in self.aliases().items()) or "none"
             raise DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.")
         with self.errors_explained():
-            return self._read(self.client.get_model_version(self.name, number))
+            version = self.client.get_model_version(self.name, number)
+            return Version(
+                name=self.name,
+                version=str(version.version),
+                aliases=sorted(version.aliases),
+                tags=dict(version.tags),
+                metrics=self._metrics(version.run_id or ""),
+                run_id=str(version.run_id or ""),
+            )
 
     def champion(self) -> Version | None:
         """Return the version in use, if there is one."""
@@ -199,16 +206,6 @@ class RegisteredModel:
                     f"version's tag says {expected[:12]}. Do not use it: bring back the artifact store's copy, or "
                     "train again."
                 )
-
-    def _read(self, version: ModelVersion) -> Version:
-        return Version(
-            name=self.name,
-            version=str(version.version),
-            aliases=sorted(version.aliases),
-            tags=dict(version.tags),
-            metrics=self._metrics(version.run_id or ""),
-            run_id=str(version.run_id or ""),
-        )
 
     def _metrics(self, run_id: str) -> dict[str, float]:
         """Return the metrics of the run; none where the run is gone."""
