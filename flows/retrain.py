@@ -23,8 +23,7 @@ from diptych.project import dvc, leftovers
 from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
-from diptych.project.params import read_params
-from diptych.project.presets import use_preset
+from diptych.project.params import read_params, use_preset
 from diptych.project.processes import holding
 from diptych.project.recording import publish_run
 from diptych.project.workspace import Workspace

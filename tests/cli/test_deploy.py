@@ -6,7 +6,7 @@ import pytest
 
 from diptych.cli.main import main
 from diptych.orchestration import deployment, schedules
-from diptych.orchestration.deployment import Choices, Deployed
+from diptych.orchestration.deployment import Deployed
 from diptych.orchestration.schedules import Schedule
 
 NIGHTLY = Schedule(["0 3 * * * (UTC)"], paused=False, next_runs=["2026-12-01T03:00:00+00:00"])
@@ -32,11 +32,11 @@ def diptych(*arguments: str) -> int:
 
 def test_without_options_prefect_yaml_decides(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(deployment, "deploy", lambda workspace, choices: given.append(choices) or DEPLOYED)
+    monkeypatch.setattr(deployment, "deploy", lambda workspace, **options: given.append(options) or DEPLOYED)
 
     assert diptych("deploy") == 0
 
-    assert given == [Choices()]
+    assert given == [{"pool_type": "process", "folder": None, "when_busy": None, "notify": None}]
     assert capsys.readouterr().out.splitlines() == [
         "server      http://host/api",
         "work pool   diptych: created",
@@ -48,12 +48,12 @@ def test_without_options_prefect_yaml_decides(monkeypatch, capsys):
 
 def test_every_option_of_deploy_is_passed_on(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(deployment, "deploy", lambda workspace, choices: given.append(choices) or DEPLOYED)
+    monkeypatch.setattr(deployment, "deploy", lambda workspace, **options: given.append(options) or DEPLOYED)
     options = ("--pool-type", "docker", "--folder", "/srv", "--when-busy", "skip", "--notify", "slack-webhook/team")
 
     assert diptych("deploy", *options, "--json") == 0
 
-    assert given == [Choices("docker", "/srv", "skip", "slack-webhook/team")]
+    assert given == [{"pool_type": "docker", "folder": "/srv", "when_busy": "skip", "notify": "slack-webhook/team"}]
     assert json.loads(capsys.readouterr().out)["pools"] == {"diptych": "created"}
 
 

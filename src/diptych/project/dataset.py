@@ -127,7 +127,8 @@ def fetch_dataset(workspace: Workspace) -> str:
         )
     if dvc.remotes(workspace) and not (reason := dvc.failure(workspace, "pull", "data.dvc")):
         return "pulled from the DVC remote"
-    return _draw_again(workspace, reason)
+    _draw_again(workspace, reason)
+    return "drawn: the embedded scenes"
 
 
 def switch_dataset(workspace: Workspace, recorded: str) -> None:
@@ -147,11 +148,7 @@ def switch_dataset(workspace: Workspace, recorded: str) -> None:
 def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, present: bool) -> None:
     """Give data.dvc and dvc.lock their former content, and data/ and the results of validate the former state.
 
-    Args:
-        workspace: the project.
-        recorded: the former content of data.dvc; None: there was no such file.
-        lock: the former content of dvc.lock; None: there was no such file.
-        present: whether data/ was there.
+    `recorded` and `lock` are those contents, None where there was no such file; `present`: whether data/ was there.
 
     Raises:
         DiptychError: DVC's cache does not have that version, or DVC does not work here.
@@ -196,7 +193,7 @@ def _meta(dataset: Dataset) -> dict[str, Any] | None:
     return {"scenes": {**counts, "seed": dataset.info["seed"], "size": dataset.images[0]["width"]}}
 
 
-def _draw_again(workspace: Workspace, reason: str) -> str:
+def _draw_again(workspace: Workspace, reason: str) -> None:
     """Draw the scenes that data.dvc names; keep them only if they are the recorded bytes.
 
     `reason` says why DVC could not fetch them.
@@ -215,7 +212,6 @@ def _draw_again(workspace: Workspace, reason: str) -> str:
             "The scenes drawn here are not those that data.dvc records; another version of the project drew them. Make "
             "them the dataset version with `diptych data scenes`."
         )
-    return "drawn: the embedded scenes"
 
 
 def _cache_if_recorded(workspace: Workspace) -> bool:
@@ -239,6 +235,6 @@ def _write(path: Path, content: str | None) -> None:
     """Replace the file in one step; None removes it."""
     if content is None:
         path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
