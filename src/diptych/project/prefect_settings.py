@@ -37,18 +37,15 @@ def settings(root: Path) -> list[Setting]:
     Raises:
         DiptychError: a file cannot be read.
     """
-    dotenv = _read_dotenv(root / ".env")
-    prefect = _read_toml(root / "prefect.toml")
-    pyproject = _table(_read_toml(root / "pyproject.toml"), "tool", "prefect")
-    configured = (dotenv.get("PREFECT_PROFILES_PATH"), prefect.get("profiles_path"), pyproject.get("profiles_path"))
-    profiles = _profiles(root, configured)
-    return [
+    before_profiles = [
         *_of_environment(),
-        *_of_file(root / ".env", dotenv),
-        *_of_file(root / "prefect.toml", _flat(prefect)),
-        *_of_file(root / "pyproject.toml", _flat(pyproject)),
-        *_of_profile(profiles, _read_toml(profiles)),
+        *_of_file(root / ".env", _read_dotenv(root / ".env")),
+        *_of_file(root / "prefect.toml", _flat(_read_toml(root / "prefect.toml"))),
+        *_of_file(root / "pyproject.toml", _flat(_table(_read_toml(root / "pyproject.toml"), "tool", "prefect"))),
     ]
+    paths = (item.value for item in before_profiles if item.name == "PREFECT_PROFILES_PATH" and item.value)
+    profiles = root / path if (path := next(paths, "")) else _usual_profiles()
+    return [*before_profiles, *_of_profile(profiles, _read_toml(profiles))]
 
 
 def server_setting(root: Path) -> Setting | None:
@@ -91,10 +88,8 @@ def _of_profile(path: Path, content: Mapping[str, Any]) -> Iterator[Setting]:
         yield Setting(key.upper(), str(value), f"the profile {name} of {path}", "set PREFECT_PROFILE=ephemeral")
 
 
-def _profiles(root: Path, configured: tuple[Any, ...]) -> Path:
-    """Return the file of profiles, looked for as Prefect does; `configured` are paths in files, in their order."""
-    if path := next(filter(None, (os.environ.get("PREFECT_PROFILES_PATH"), *configured)), None):
-        return root / str(path)
+def _usual_profiles() -> Path:
+    """Return the file of profiles where no setting names it, looked for as Prefect does."""
     if home := os.environ.get("PREFECT_HOME"):
         return Path(home) / "profiles.toml"
     try:
