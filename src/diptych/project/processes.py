@@ -52,7 +52,7 @@ def is_alive(pid: int) -> bool:
     have them.
     """
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # type: ignore[no-any-return]
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
