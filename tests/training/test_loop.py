@@ -21,8 +21,9 @@ from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.training.backward import Backward
 from diptych.training.checkpoints import Checkpoints
+from diptych.training.compiling import Compilation
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Setup, Trainer, compiles
+from diptych.training.loop import Setup, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -602,7 +603,7 @@ def test_towers_are_compiled_for_trainings_that_are_long_enough(
     wanted: str, device: str, epoch_steps: int, compiled: bool
 ) -> None:
     settings = train_settings(compile=wanted, epochs=2)
-    assert compiles(settings, torch.device(device), epoch_steps) == compiled
+    assert Compilation(make_model(), settings, torch.device(device), epoch_steps).wanted == compiled
 
 
 def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(
