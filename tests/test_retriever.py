@@ -4,6 +4,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,7 @@ def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
     with torch.inference_mode():
         seen, read = model.encode_images(pixels), model.encode_texts(ids, torch.ones_like(ids).bool())
         fused = model.fuse(seen.grid, read.tokens, read.mask)
+        assert fused.alignment is not None
         biases = loaded.querybank.image_bias(seen.pooled, scale) + loaded.querybank.text_bias(read.pooled, scale)
         similarity = (seen.pooled * read.pooled).sum() - biases
         weights = loaded.reranking
@@ -176,7 +178,7 @@ def test_nothing_ranks_nothing(retriever: Retriever) -> None:
         ([b""], "image 0: empty file"),
     ],
 )
-def test_a_bad_image_is_named(retriever: Retriever, images: list, message: str) -> None:
+def test_a_bad_image_is_named(retriever: Retriever, images: list[Any], message: str) -> None:
     with pytest.raises(ImageInputError, match=message):
         retriever.encode_images(images)
 
