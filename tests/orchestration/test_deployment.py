@@ -9,6 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from diptych.cli import doctor
+from diptych.cli.checks import Finding
 from diptych.cli.main import main
 from diptych.errors import DiptychError
 from diptych.orchestration import schedules
@@ -18,7 +19,7 @@ from diptych.orchestration.deployment import RETRAIN, Choices, deploy
 ALL = (RETRAIN, "promote/promote", "rollback/rollback")
 
 
-def diagnose(workspace, name: str) -> doctor.Finding:
+def diagnose(workspace, name: str) -> Finding:
     """What `diptych doctor` finds in one check; a damaged params.yaml leaves out the slow ones."""
     workspace.params.write_text("sede: 1")
     return next(finding for finding in doctor.examine(workspace) if finding.name == name)
@@ -166,7 +167,7 @@ def test_without_a_template_in_the_project_a_pool_has_prefects_own(client, works
 
 def test_a_pool_of_a_type_that_the_server_does_not_know_is_refused(client, workspace):
     with pytest.raises(DiptychError, match="knows no work pools of the type ships"):
-        deploy(workspace, Choices(pool_type="ships"))
+        deploy(workspace, Choices(pool_type="ships"))  # type: ignore[arg-type]
 
     assert client.read_work_pools() == []
 
