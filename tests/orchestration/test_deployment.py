@@ -9,6 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from diptych.cli import doctor
+from diptych.cli.checks import Finding
 from diptych.cli.main import main
 from diptych.errors import DiptychError
 from diptych.orchestration import schedules
@@ -18,7 +19,7 @@ from diptych.orchestration.deployment import RETRAIN, deploy
 ALL = (RETRAIN, "promote/promote", "rollback/rollback")
 
 
-def diagnose(workspace, name: str) -> doctor.Finding:
+def diagnose(workspace, name: str) -> Finding:
     """What `diptych doctor` finds in one check; a damaged params.yaml leaves out the slow ones."""
     workspace.params.write_text("sede: 1")
     return next(finding for finding in doctor.examine(workspace) if finding.name == name)

@@ -55,6 +55,7 @@ def test_what_has_ended_is_not_alive_even_if_nobody_has_waited_for_it():
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
 def test_a_child_does_not_outlive_a_parent_that_is_killed():
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
     pid, up = int(parent.stdout.readline()), parent.stdout.readline()
 
     parent.send_signal(signal.SIGKILL)
@@ -83,7 +84,7 @@ def test_elsewhere_than_on_linux_dying_with_the_parent_is_left_out(monkeypatch):
 
 
 def test_lines_arrive_one_by_one_whether_newline_or_carriage_return_ends_them(tmp_path):
-    lines = []
+    lines: list[str] = []
 
     code = stream([sys.executable, "-c", "print('a\\rb\\n\\nc', end='')"], tmp_path, lines.append)
 
@@ -91,7 +92,7 @@ def test_lines_arrive_one_by_one_whether_newline_or_carriage_return_ends_them(tm
 
 
 def test_bytes_that_are_no_text_are_shown_as_well_as_can_be(tmp_path):
-    lines = []
+    lines: list[str] = []
 
     stream([sys.executable, "-c", "import sys; sys.stdout.buffer.write(b'\\xff!\\n')"], tmp_path, lines.append)
 
@@ -134,6 +135,7 @@ def test_a_second_run_is_told_who_holds_the_workspace(tmp_path, monkeypatch):
     first = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert first.stdout
     first.stdout.readline()
 
     with (
@@ -264,7 +266,7 @@ def test_a_link_that_leads_elsewhere_is_removed_alone(tmp_path, monkeypatch):
 def test_a_child_does_not_inherit_a_place_among_several(tmp_path, monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "1")
-    lines = []
+    lines: list[str] = []
 
     code = "import os; print([name for name in os.environ if 'RANK' in name or name[:6] in ('WORLD_', 'MASTER')])"
     stream([sys.executable, "-c", code], tmp_path, lines.append)

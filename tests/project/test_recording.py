@@ -6,12 +6,15 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_project import commit, run
 
 from diptych.config import Params
-from diptych.project import recording
+from diptych.project import dvc, recording
+from diptych.project.git import GitError
+from diptych.project.git import git as run_git
 from diptych.project.recording import BRANCH, publish_run, record_run, recorded_provenance
 from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
@@ -78,7 +81,7 @@ def test_the_next_run_follows_upon_the_one_before(ran):
     assert git(ran, "rev-parse", f"{second}^@").split() == [first]
 
 
-def experiments(workspace: Workspace) -> dict[str, list[dict]]:
+def experiments(workspace: Workspace) -> dict[str, list[dict[str, Any]]]:
     """Return what `dvc exp show` lists under HEAD: the revisions of each experiment by its name."""
     shown = subprocess.run(["dvc", "exp", "show", "--json"], cwd=workspace.root, check=True, capture_output=True)
     (baseline,) = (state for state in json.loads(shown.stdout) if state["rev"] == git(workspace, "rev-parse", "HEAD"))
@@ -194,8 +197,7 @@ def test_or_nobody_in_particular(ran, monkeypatch, tmp_path):
 
 def test_runs_that_are_recorded_at_once_are_all_on_the_branch(ran, monkeypatch):
     """Another run is recorded after this one has read the branch and before it commits."""
-    call = recording.git
-    others = []
+    others: list[str] = []
 
     def intervene(folder, command, *arguments, **options):
         if command == "commit-tree" and not others:
@@ -204,7 +206,7 @@ def test_runs_that_are_recorded_at_once_are_all_on_the_branch(ran, monkeypatch):
             ran.params.write_text(content.replace("seed: 7", "seed: 8"))
             others.append(record_run(ran).sha)
             ran.params.write_text(content)
-        return call(folder, command, *arguments, **options)
+        return run_git(folder, command, *arguments, **options)
 
     monkeypatch.setattr(recording, "git", intervene)
 
@@ -234,7 +236,7 @@ def test_where_the_branch_is_checked_out_it_is_left_alone(ran):
 
 
 def test_a_version_bears_the_commit_of_its_run(ran, monkeypatch):
-    monkeypatch.setattr(recording.dvc, "status", lambda workspace: {})
+    monkeypatch.setattr(dvc, "status", lambda workspace: {})
 
     tags = recorded_provenance(ran)
     assert (tags["git_sha"], tags["git_dirty"]) == (git(ran, "rev-parse", BRANCH), "false")
@@ -299,7 +301,7 @@ def test_data_go_to_the_default_remote_and_runs_to_the_git_remote(project, tmp_p
 
 def test_what_was_sent_is_sent_again_only_when_it_or_the_place_is_another(project, tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr(recording.dvc, "push", lambda workspace, on_line: sent.append(workspace))
+    monkeypatch.setattr(dvc, "push", lambda workspace, on_line: sent.append(workspace))
     run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"), cwd=project.root)
 
     assert published(project) == published(project) == []
@@ -359,13 +361,12 @@ def test_what_cannot_be_reached_is_said_and_holds_no_secret(ran, tmp_path, quick
 def test_a_remote_that_comes_back_is_reached_by_the_next_attempt(ran, tmp_path, quick, monkeypatch):
     record_run(ran)
     far = tmp_path / "far.git"
-    call = recording.git
 
     def fail_once(folder, command, *arguments, **options):
         if command == "push" and not far.exists():
             run("git", "init", "--quiet", "--bare", str(far), cwd=tmp_path)
-            raise recording.GitError("the network is away")
-        return call(folder, command, *arguments, **options)
+            raise GitError("the network is away")
+        return run_git(folder, command, *arguments, **options)
 
     monkeypatch.setattr(recording, "git", fail_once)
 

@@ -1,4 +1,4 @@
-"""Example queries: some that retrieve a right item first and some that do not, each with its first results."""
+"""Example queries: some that retrieve a relevant item first and some that do not, each with its first results."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class Query(NamedTuple):
     item: str | Picture
     results: list[Result]
     rank: int
-    """Rank of the best right item."""
+    """Rank of the best relevant item."""
     missing: str | Picture | None
-    """A right item, if none is among the results."""
+    """A relevant item, if none is among the results."""
     contributions: Contributions | None
 
 
@@ -73,7 +73,7 @@ class Gallery(NamedTuple):
     """Example queries of one direction."""
 
     hits: list[Query]
-    """Queries that retrieve a right item first."""
+    """Queries that retrieve a relevant item first."""
     misses: list[Query]
 
 
