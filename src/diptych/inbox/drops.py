@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 from diptych.data.captions import CAPTIONS_FILE
 from diptych.errors import DiptychError, printable
 
-TABLES = ("captions.csv", "captions.tsv")
-CAPTIONS = (CAPTIONS_FILE, *TABLES)
+CAPTIONS = (CAPTIONS_FILE, "captions.csv", "captions.tsv")
 """Names of a captions file; a drop holds one of them."""
 S3 = "s3://"
 _CONTROL = {"Cc", "Cs", "Zl", "Zp"}
