@@ -189,6 +189,7 @@ def instant(stocked: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store.reproduce(stocked, "validate", force=False, on_line=print)
     store.runs = 0
     monkeypatch.setattr(ingesting, "dvc", store)
+    monkeypatch.setattr(dvc, "status", store.status)
     used = {
         ingesting: ("fetch_dataset", "record_dataset"),
         changing: ("go_back", "keep_dataset", "repair", "uses_dvc"),
