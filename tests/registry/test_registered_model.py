@@ -12,13 +12,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from sqlalchemy.exc import ProgrammingError
 from versions import make_version, package_of
 
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.errors import mlflow_errors_explained
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
@@ -272,20 +270,3 @@ def test_the_name_of_params_yaml_is_the_default_one(model, tmp_path):
     assert RegisteredModel.of(workspace, params).name == "cats"
     assert RegisteredModel.of(workspace, params, "dogs").name == "dogs"
     assert Path(RegisteredModel.of(workspace, params).uri.removeprefix("sqlite:///")).is_file()
-
-
-def test_a_database_that_refuses_is_not_called_damaged():
-    refused = ProgrammingError("CREATE TABLE a", {}, Exception("permission denied for schema public"))
-    with (
-        pytest.raises(
-            DiptychError, match=r"postgresql://host/x refuses \(permission denied.*what its user may do"
-        ) as told,
-        mlflow_errors_explained("postgresql://me:secret@host/x"),
-    ):
-        raise refused
-    assert "damaged" not in str(told.value)
-
-
-def test_a_full_disk_behind_an_error_of_mlflow_is_for_the_command_line_to_explain():
-    with pytest.raises(MlflowException, match="No space left"), mlflow_errors_explained("sqlite:////srv/mlflow.db"):
-        raise MlflowException("failures occurred:\n##### File a #####\n[Errno 28] No space left on device")
