@@ -1,45 +1,15 @@
-"""The inbox: where it is, what identifies a drop, and that no name leads out of a drop."""
+"""A drop: what identifies it, and that no name leads out of it."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.errors import DiptychError
 from diptych.inbox.drops import make_drop, name_problem
-from diptych.inbox.folder import FolderInbox
-from diptych.inbox.opening import open_inbox
-from diptych.inbox.s3 import S3Inbox
-from diptych.project.workspace import Workspace
-
-
-def test_an_inbox_is_a_folder_from_the_project_on_or_where_it_says(tmp_path):
-    (tmp_path / "inbox").mkdir()
-
-    for root, address in ((tmp_path, "inbox"), (tmp_path / "project", str(tmp_path / "inbox"))):
-        opened = open_inbox(Workspace(root), address)
-        assert isinstance(opened, FolderInbox)
-        assert opened.folder == tmp_path / "inbox"
-
-
-def test_an_inbox_in_s3_fetches_into_the_project(tmp_path):
-    pytest.importorskip("s3fs")
-    opened = open_inbox(Workspace(tmp_path), "s3://bucket/inbox/")
-
-    assert isinstance(opened, S3Inbox)
-    assert (opened.address, opened.folder) == ("s3://bucket/inbox", Workspace(tmp_path).local / "inbox")
-
-
-def test_s3_without_s3fs_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-
-    with pytest.raises(DiptychError, match="extra `stack`"):
-        open_inbox(Workspace(tmp_path), "s3://bucket/inbox")
 
 
 def test_a_drop_is_identified_by_the_names_and_stamps_of_its_files_and_its_problem():

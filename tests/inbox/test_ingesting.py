@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 
 import pytest
 from dropping import photos, write_drop
@@ -15,10 +16,12 @@ from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
 from diptych.inbox import ingesting
-from diptych.inbox.ingesting import ingest_drops
-from diptych.inbox.opening import open_inbox
+from diptych.inbox.folder import FolderInbox
+from diptych.inbox.ingesting import ingest_drops, open_inbox
+from diptych.inbox.s3 import S3Inbox
 from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version
+from diptych.project.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("instant")
 
@@ -228,3 +231,27 @@ def test_a_disk_that_is_full_is_no_fault_of_the_drop(stocked, unchanged, monkeyp
 
     assert unchanged()
     assert not (stocked.local / "inbox.json").exists()
+
+
+def test_an_inbox_is_a_folder_from_the_project_on_or_where_it_says(tmp_path):
+    (tmp_path / "inbox").mkdir()
+
+    for root, address in ((tmp_path, "inbox"), (tmp_path / "project", str(tmp_path / "inbox"))):
+        opened = open_inbox(Workspace(root), address)
+        assert isinstance(opened, FolderInbox)
+        assert opened.folder == tmp_path / "inbox"
+
+
+def test_an_inbox_in_s3_fetches_into_the_project(tmp_path):
+    pytest.importorskip("s3fs")
+    opened = open_inbox(Workspace(tmp_path), "s3://bucket/inbox/")
+
+    assert isinstance(opened, S3Inbox)
+    assert (opened.address, opened.folder) == ("s3://bucket/inbox", Workspace(tmp_path).local / "inbox")
+
+
+def test_s3_without_s3fs_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+
+    with pytest.raises(DiptychError, match="extra `stack`"):
+        open_inbox(Workspace(tmp_path), "s3://bucket/inbox")

@@ -15,8 +15,7 @@ from s3fs import S3FileSystem
 
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.inbox.ingesting import ingest_drops
-from diptych.inbox.opening import open_inbox
+from diptych.inbox.ingesting import ingest_drops, open_inbox
 from diptych.project.workspace import Workspace
 
 ADDRESS = "s3://bucket/new/pairs"

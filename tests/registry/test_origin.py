@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from fake_project import commit, run
 
 from diptych.errors import DiptychError
 from diptych.project.git import git
 from diptych.project.workspace import Workspace
-from diptych.registry.origin import Origin, origin_of, require_commit
+from diptych.registry.origin import Origin, origin_of
 from diptych.registry.registered_model import Version
 
 HASHES = {
@@ -27,12 +25,40 @@ def version(**tags: str) -> Version:
     return Version("diptych", "1", [], {"git_dirty": "false", **HASHES, **tags}, {}, "")
 
 
-def test_the_origin_of_a_version_is_its_tags():
-    assert origin_of(version(threads="2", gate="accepted")) == Origin(**HASHES, threads=2)
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """With one commit of one file."""
+    root = tmp_path_factory.mktemp("repository")
+    (root / "a").write_text("a")
+    run("git", "init", "--quiet", cwd=root)
+    commit(root)
+    return Workspace(root)
 
 
-def test_the_hash_of_a_dataset_of_one_file_has_no_ending():
-    assert origin_of(version(data_md5="b" * 32)).data_md5 == "b" * 32
+@pytest.fixture(scope="module")
+def head(repository: Workspace) -> str:
+    """Hash of that commit."""
+    return git(repository.root, "rev-parse", "HEAD")
+
+
+def test_the_origin_of_a_version_is_its_tags(repository, head):
+    made = origin_of(repository, version(git_sha=head, threads="2", gate="accepted"))
+
+    assert made == Origin(**{**HASHES, "git_sha": head}, threads=2)
+
+
+def test_the_hash_of_a_dataset_of_one_file_has_no_ending(repository, head):
+    assert origin_of(repository, version(git_sha=head, data_md5="b" * 32)).data_md5 == "b" * 32
+
+
+def test_a_commit_that_is_not_in_the_repository_is_to_be_fetched(repository):
+    with pytest.raises(DiptychError, match="commit 0000000000, which this repository does not have: `git fetch`"):
+        origin_of(repository, version(git_sha="0" * 40))
+
+
+def test_the_hash_of_a_file_is_no_commit(repository):
+    with pytest.raises(DiptychError, match="which this repository does not have"):
+        origin_of(repository, version(git_sha=git(repository.root, "rev-parse", "HEAD:a")))
 
 
 @pytest.mark.parametrize(
@@ -49,23 +75,23 @@ def test_the_hash_of_a_dataset_of_one_file_has_no_ending():
         ("model_sha256", "unknown"),
     ],
 )
-def test_a_tag_that_is_no_hash_is_refused_by_its_name(name, value):
+def test_a_tag_that_is_no_hash_is_refused_by_its_name(repository, name, value):
     with pytest.raises(DiptychError, match=f"its tag {name} is .*, which is no hash") as error:
-        origin_of(version(**{name: value}))
+        origin_of(repository, version(**{name: value}))
 
     assert str(error.value).isprintable()
 
 
-def test_a_tag_that_is_missing_is_no_hash():
+def test_a_tag_that_is_missing_is_no_hash(repository):
     tags = {name: value for name, value in version().tags.items() if name != "params_sha256"}
 
     with pytest.raises(DiptychError, match="its tag params_sha256 is '', which is no hash"):
-        origin_of(version()._replace(tags=tags))
+        origin_of(repository, version()._replace(tags=tags))
 
 
-def test_a_long_tag_is_shown_in_part():
+def test_a_long_tag_is_shown_in_part(repository):
     with pytest.raises(DiptychError) as error:
-        origin_of(version(git_sha="x" * 5000))
+        origin_of(repository, version(git_sha="x" * 5000))
 
     assert len(str(error.value)) < 500
 
@@ -80,32 +106,11 @@ def test_a_long_tag_is_shown_in_part():
         ({"git_dirty": "true", "not_reproducible": "changes of a.py"}, r"changes of a\.py"),
     ],
 )
-def test_a_version_that_no_commit_holds_is_refused_with_the_reason(tags, why):
+def test_a_version_that_no_commit_holds_is_refused_with_the_reason(repository, tags, why):
     with pytest.raises(DiptychError, match=rf"^diptych version 1 cannot be made again: {why}\.$"):
-        origin_of(version(**tags))
+        origin_of(repository, version(**tags))
 
 
 @pytest.mark.parametrize("threads", ["", "0", "-1", "1; touch hacked", "99999", "1.5"])
-def test_a_number_of_threads_that_is_none_is_not_known(threads):
-    assert origin_of(version(threads=threads)).threads is None
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Workspace:
-    """With one commit of one file."""
-    (tmp_path / "a").write_text("a")
-    run("git", "init", "--quiet", cwd=tmp_path)
-    commit(tmp_path)
-    return Workspace(tmp_path)
-
-
-def test_a_commit_has_to_be_in_the_repository(repository):
-    require_commit(repository, version(), git(repository.root, "rev-parse", "HEAD"))
-
-    with pytest.raises(DiptychError, match="commit 0000000000, which this repository does not have: `git fetch`"):
-        require_commit(repository, version(), "0" * 40)
-
-
-def test_the_hash_of_a_file_is_no_commit(repository):
-    with pytest.raises(DiptychError, match="which this repository does not have"):
-        require_commit(repository, version(), git(repository.root, "rev-parse", "HEAD:a"))
+def test_a_number_of_threads_that_is_none_is_not_known(repository, head, threads):
+    assert origin_of(repository, version(git_sha=head, threads=threads)).threads is None

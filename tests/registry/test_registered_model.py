@@ -195,30 +195,40 @@ def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch):
         model.download(version, tmp_path)
 
 
-def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, tmp_path):
+@pytest.fixture
+def other(model) -> RegisteredModel:
+    """Another registered model, which does not exist yet."""
+    return RegisteredModel(model.client, "production", model.uri)
+
+
+def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, other, tmp_path):
     version = make_version(model, tmp_path, b"weights")
 
-    other = model.copy(version, "production")
+    copied = model.copy(version, other)
 
-    copied = other.find("1")
-    assert copied.tags == {**version.tags, "copied_from": "diptych/1"}
+    assert (copied.title, copied.tags) == ("production version 1", {**version.tags, "copied_from": "diptych/1"})
     assert (copied.run_id, copied.metrics) == (version.run_id, version.metrics)
     (tmp_path / "here").mkdir()
     package = other.download(copied, tmp_path / "here")
     assert (model_folder(package) / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_version_is_copied_once(model, tmp_path):
+def test_a_version_is_copied_once(model, other, tmp_path):
     first, second = make_version(model, tmp_path), make_version(model, tmp_path)
 
-    for version in (first, second, first, second):
-        other = model.copy(version, "production")
+    copies = [model.copy(version, other).version for version in (first, second, first, second)]
 
-    assert other.numbers() == ["1", "2"]
-    assert (other.origin_of(first), other.origin_of(second)) == ("1", "2")
+    assert (copies, other.numbers()) == (["1", "2", "1", "2"], ["1", "2"])
 
 
-def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, tmp_path, monkeypatch):
+def test_a_version_is_not_copied_into_its_own_model(model, tmp_path):
+    version = make_version(model, tmp_path)
+
+    assert model.copy(version, RegisteredModel(model.client, model.name, model.uri)) == version
+    assert model.numbers() == ["1"]
+
+
+def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, other, tmp_path, monkeypatch):
     version = make_version(model, tmp_path)
 
     def kill(*arguments, **options):
@@ -227,28 +237,27 @@ def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_model_version_tag", kill)
         with pytest.raises(KeyboardInterrupt):
-            model.copy(version, "production")
+            model.copy(version, other)
 
-    other = model.copy(version, "production")
-
+    assert model.copy(version, other).tags["copied_from"] == "diptych/1"
     assert other.numbers() == ["1"]
-    assert other.find("1").tags["copied_from"] == "diptych/1"
 
 
-def test_a_copy_outlives_the_version_that_it_came_from(model, tmp_path):
+def test_a_copy_outlives_the_version_that_it_came_from(model, other, tmp_path):
     version = make_version(model, tmp_path)
-    other = model.copy(version, "production")
+    copied = model.copy(version, other)
     model.client.delete_model_version(model.name, version.version)
 
-    assert other.download(other.find("1"), tmp_path).exists()
+    assert other.download(copied, tmp_path).exists()
 
 
-def test_a_deleted_copy_is_made_again(model, tmp_path):
+def test_a_deleted_copy_is_made_again(model, other, tmp_path):
     version = make_version(model, tmp_path)
-    model.copy(version, "production")
+    model.copy(version, other)
     model.client.delete_model_version("production", "1")
 
-    assert model.copy(version, "production").numbers() == ["2"]
+    assert model.copy(version, other).version == "2"
+    assert other.numbers() == ["2"]
 
 
 def test_an_mlflow_that_does_not_answer_is_told_quickly(tmp_path, monkeypatch):

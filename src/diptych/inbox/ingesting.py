@@ -17,9 +17,10 @@ from diptych.data.growth import Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError, some
-from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox
+from diptych.inbox.drops import CAPTIONS, S3, ChangedError, Drop, Inbox
+from diptych.inbox.folder import FolderInbox
 from diptych.inbox.ledger import DropResult, new_drops, record_result
-from diptych.inbox.opening import open_inbox
+from diptych.inbox.s3 import S3Inbox
 from diptych.project import dvc
 from diptych.project.changing import changing, recover
 from diptych.project.dataset import fetch_dataset, record_dataset
@@ -65,6 +66,17 @@ def ingest_drops(
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
     results = [_ingest(workspace, params, opened, drop, on_line) for drop in drops]
     return [result for result in results if result is not None]
+
+
+def open_inbox(workspace: Workspace, address: str) -> Inbox:
+    """Return the inbox at `address`: a folder (a relative path starts at the project), or s3://bucket/prefix.
+
+    Raises:
+        DiptychError: there is no such folder, or s3fs is not installed.
+    """
+    if address.startswith(S3):
+        return S3Inbox(address, workspace.local / "inbox")
+    return FolderInbox(workspace.root / address)
 
 
 def _ingest(

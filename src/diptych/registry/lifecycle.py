@@ -115,16 +115,6 @@ def needs_decision(model: RegisteredModel, version: Version, data_md5: str, prom
     return not decided and not (promotion == "manual" and is_unchanged)
 
 
-def copy_to(model: RegisteredModel, version: Version, other: RegisteredModel) -> tuple[RegisteredModel, Version]:
-    """Return `version` as a version of another registered model, which records its origin; it is copied once."""
-    if other.name == model.name:
-        return model, version
-    model.copy(version, other.name)
-    number = other.origin_of(version)
-    assert number is not None
-    return other, other.find(number)
-
-
 def compare_versions(
     model: RegisteredModel, first: Version, second: Version, workspace: Workspace, params: Params
 ) -> Comparison:

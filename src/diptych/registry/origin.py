@@ -38,13 +38,13 @@ class Origin(NamedTuple):
     """Number of CPU threads that computed it; None where it is not recorded."""
 
 
-def origin_of(version: Version) -> Origin:
-    """Return the tags of `version` after a check that each is a hash.
+def origin_of(workspace: Workspace, version: Version) -> Origin:
+    """Return the tags of `version` after a check that each is a hash, and its commit in this repository.
 
     Whoever may write to the registry must not get text into a command or a path.
 
     Raises:
-        DiptychError: the version cannot be made again, or a tag is malformed; the message says why.
+        DiptychError: the version cannot be made again, a tag is malformed, or git has no such commit.
     """
     tags = version.tags
     reason = printable(tags.get("not_reproducible", ""))[:_LONGEST]
@@ -57,20 +57,13 @@ def origin_of(version: Version) -> Origin:
         if not pattern.fullmatch(value):
             shown = printable(value)[:_LONGEST]
             raise DiptychError(f"{version.title} cannot be made again: its tag {name} is {shown!r}, which is no hash.")
-    threads = tags.get("threads", "")
-    return Origin(
-        **{name: tags[name] for name in _PATTERNS}, threads=int(threads) if _THREADS.fullmatch(threads) else None
-    )
-
-
-def require_commit(workspace: Workspace, version: Version, commit: str) -> None:
-    """Raise an error unless the commit is in this repository.
-
-    Raises:
-        DiptychError: it is not.
-    """
+    commit = tags["git_sha"]
     if git_or_empty(workspace.root, "cat-file", "-t", commit) != "commit":
         raise DiptychError(
             f"{version.title} was made at commit {commit[:10]}, which this repository does not have: `git fetch`, or "
             f"`git fetch REMOTE {BRANCH}`, where REMOTE is what retrain.git_remote was when it was made."
         )
+    threads = tags.get("threads", "")
+    return Origin(
+        **{name: tags[name] for name in _PATTERNS}, threads=int(threads) if _THREADS.fullmatch(threads) else None
+    )

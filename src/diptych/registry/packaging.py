@@ -1,11 +1,17 @@
-"""Contents of a packaged model besides its weights: the library's code, and the packages that it needs."""
+"""Contents of a packaged model besides its weights: the code, the packages that it needs, and its signature."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
+
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
+from PIL import Image
 
 import diptych
 
@@ -47,6 +53,32 @@ def requirements(model: Path) -> list[str]:
     description = json.loads((model / "config.json").read_text(encoding="utf-8"))
     is_timm = description["image_backbone"]["model_type"] == "timm_wrapper"
     return [_pinned(name) for name in sorted((*REQUIRED, *(["timm"] if is_timm else [])))]
+
+
+def signature() -> ModelSignature:
+    """Return the signature; packaged_model.py documents the columns.
+
+    Every column is optional: a row may hold a text, an image or both.
+    """
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.binary, "image", required=False),
+        ColSpec(DataType.string, "text", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(DataType.double), "embedding", required=False),
+        *(
+            ColSpec(DataType.double, name, required=False)
+            for name in ("bias", "similarity", "match", "alignment", "score")
+        ),
+    ]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+
+
+def input_example() -> pd.DataFrame:
+    """Return a pair: the bytes of a small image, and a sentence."""
+    buffer = BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(buffer, "PNG")
+    return pd.DataFrame({"image": [buffer.getvalue()], "text": ["a red square"]})
 
 
 def _pinned(distribution: str) -> str:

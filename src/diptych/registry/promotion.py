@@ -24,8 +24,6 @@ class ChampionChange(NamedTuple):
 
     before: str | None
     after: str
-    event: Event | None
-    """None where the version was the champion already."""
 
 
 def promote(
@@ -45,7 +43,7 @@ def promote(
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
         if champion == version.version:
-            return ChampionChange(champion, version.version, None)
+            return ChampionChange(champion, version.version)
         if not forced:
             _require_acceptance(decision, version, champion, model)
         figures = decision.figures() if decision else {}
@@ -59,14 +57,12 @@ def require_reason(why: str) -> None:
         raise DiptychError("A promotion against the gate needs a reason, which history keeps: --reason TEXT.")
 
 
-def reject(model: RegisteredModel, version: Version, decision: Decision) -> Event:
+def reject(model: RegisteredModel, version: Version, decision: Decision) -> None:
     """Record that `version` did not become champion."""
     with claimed(model, f"rejection of {version.title}"):
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
-        event = Event("rejected", champion, version.version, decision.summary, decision.figures())
-        record(model, event)
-    return event
+        record(model, Event("rejected", champion, version.version, decision.summary, decision.figures()))
 
 
 def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> ChampionChange:
@@ -136,4 +132,4 @@ def _move(model: RegisteredModel, event: Event) -> ChampionChange:
     record(model, event)
     model.set_alias(CHAMPION, event.target)
     reconcile(model)
-    return ChampionChange(event.origin, event.target, event)
+    return ChampionChange(event.origin, event.target)

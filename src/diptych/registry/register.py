@@ -28,7 +28,7 @@ from diptych.registry.connection import connect, global_tracking_uri
 from diptych.registry.data_profile import log_profile
 from diptych.registry.errors import UnreachableError, mlflow_errors_explained
 from diptych.registry.registered_model import CHALLENGER
-from diptych.registry.tracking import flatten, metric_name
+from diptych.registry.tracking import flat_metrics, flatten, metric_name
 from diptych.registry.unsent import send_metrics, send_params, send_unsent
 
 _ADVICE = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
@@ -122,17 +122,6 @@ def find_version(client: MlflowClient, name: str, model_sha256: str) -> ModelVer
     return max(versions, key=lambda version: int(version.version), default=None)
 
 
-def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of nested metrics by names such as `reranked/i2t/recall_at_1`."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= flat_metrics(value, f"{prefix}{metric_name(key)}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[prefix + metric_name(key)] = float(value)
-    return flat
-
-
 def _create(
     client: MlflowClient,
     experiment: str,
@@ -192,8 +181,7 @@ def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
     """Log the package and return its address and id."""
     import mlflow
 
-    from diptych.registry.packaging import ENTRY, copy_library, requirements
-    from diptych.registry.signature import input_example, signature
+    from diptych.registry.packaging import ENTRY, copy_library, input_example, requirements, signature
 
     with tempfile.TemporaryDirectory() as folder:
         code = copy_library(Path(folder))

@@ -53,6 +53,11 @@ class Version(NamedTuple):
         """Name and number, for messages."""
         return f"{self.name} version {self.version}"
 
+    @property
+    def address(self) -> str:
+        """Name and number, as MLflow writes them."""
+        return f"{self.name}/{self.version}"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         values = self._asdict()
@@ -148,7 +153,7 @@ class RegisteredModel:
 
         try:
             with global_tracking_uri(self.uri):
-                path = Path(download_artifacts(f"models:/{self._address(version)}", dst_path=str(folder)))
+                path = Path(download_artifacts(f"models:/{version.address}", dst_path=str(folder)))
         except Exception as error:  # of the network, the disk or the store
             # The command line explains a full disk.
             if "No space left on device" in str(error):
@@ -166,28 +171,18 @@ class RegisteredModel:
         path = local_path(address)
         return path if path is not None and not path.exists() else None
 
-    def copy(self, version: Version, name: str) -> RegisteredModel:
-        """Copy `version` to the registered model `name`, once; tag the copy with its origin, and return that model."""
-        other = RegisteredModel(self.client, name, self.uri)
-        number = other.origin_of(version)
+    def copy(self, version: Version, other: RegisteredModel) -> Version:
+        """Copy `version` to another registered model, once, with its origin as a tag; return the copy."""
+        if other.name == self.name:
+            return version
+        source = f"models:/{version.address}"
         with self.errors_explained():
-            if number is None:
-                number = self.client.copy_model_version(f"models:/{self._address(version)}", name).version
-            self.client.set_model_version_tag(name, str(number), "copied_from", self._address(version))
-        return other
-
-    def origin_of(self, version: Version) -> str | None:
-        """Return the number of this model's version that is a copy of `version`; None where there is none."""
-        with mlflow_errors_explained(self.uri):
             # MLflow records the source itself. Our tag comes later, and a kill may leave the copy without it.
-            copies = self.client.search_model_versions(
-                f"name = '{self.name}' and source_path = 'models:/{self._address(version)}'"
-            )
-        return max((str(copy.version) for copy in copies), key=int, default=None)
-
-    @staticmethod
-    def _address(version: Version) -> str:
-        return f"{version.name}/{version.version}"
+            copies = self.client.search_model_versions(f"name = '{other.name}' and source_path = '{source}'")
+            numbers = [int(copy.version) for copy in copies]
+            number = str(max(numbers) if numbers else self.client.copy_model_version(source, other.name).version)
+            self.client.set_model_version_tag(other.name, number, "copied_from", version.address)
+        return other.find(number)
 
     def _check(self, version: Version, model: Path) -> None:
         digests = model_digests(model)

@@ -12,8 +12,7 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,8 +21,7 @@ from filelock import FileLock, Timeout
 from diptych.files import atomic_path
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
-from diptych.registry.answering import ANSWER_TIMEOUT
-from diptych.registry.errors import damaged, unanswered
+from diptych.registry.answering import opened_store
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -51,20 +49,12 @@ def follow_project(workspace: Workspace, store: Path) -> None:
         DiptychError: the store is damaged.
     """
     artifacts = workspace.local.resolve() / "mlartifacts"
-    try:
-        with closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
-            if _former(database, artifacts) or _defaults(database, workspace):
-                _follow_alone(database, workspace, artifacts)
-    except sqlite3.OperationalError as error:
-        raise unanswered(str(store), error) from error
-    except sqlite3.DatabaseError as error:
-        raise damaged(str(store), error) from error
-
-
-def _follow_alone(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
-    with _alone(workspace) as alone:
-        if alone:
-            _follow(database, workspace, artifacts)
+    with opened_store(store) as database:
+        if _former(database, artifacts) or _defaults(database, workspace):
+            # This process may hold the project itself.
+            lock = nullcontext() if HOLDER in os.environ else FileLock(workspace.local / "lock", timeout=0)
+            with suppress(Timeout), lock:
+                _follow(database, workspace, artifacts)
 
 
 def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
@@ -146,16 +136,3 @@ def local_path(address: str | None) -> Path | None:
     if address is None or not address.startswith((_SCHEME, "/")):
         return None
     return Path(unquote(address.removeprefix(_SCHEME)) if address.startswith(_SCHEME) else address)
-
-
-@contextmanager
-def _alone(workspace: Workspace) -> Iterator[bool]:
-    """Hold the project during the block, and give whether that succeeded: another process may hold it."""
-    if HOLDER in os.environ:
-        yield True
-        return
-    try:
-        with FileLock(workspace.local / "lock", timeout=0):
-            yield True
-    except Timeout:
-        yield False

@@ -46,6 +46,17 @@ def metric_name(name: str) -> str:
     return name.replace("@", "_at_")
 
 
+def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of nested metrics by names such as `reranked/i2t/recall_at_1`."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= flat_metrics(value, f"{prefix}{metric_name(key)}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix + metric_name(key)] = float(value)
+    return flat
+
+
 class TrackedRun:
     """A training's run in MLflow, whose failures never stop the training.
 
