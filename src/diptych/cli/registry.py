@@ -63,7 +63,7 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
         click.echo(json.dumps(result.to_json(), indent=2))
     else:
         click.echo(result.describe())
-    if result.refused:
+    if result.outcome == "rejected":
         sys.exit(1)
 
 

@@ -21,10 +21,7 @@ _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
 
 @contextmanager
 def fetched_model(address: str) -> Iterator[Path]:
-    """Give the folder of a registered model; it is removed at the end.
-
-    Args:
-        address: models:/NAME@ALIAS or models:/NAME/VERSION.
+    """Give the folder of the model at models:/NAME@ALIAS or models:/NAME/VERSION; it is removed at the end.
 
     Raises:
         DiptychError: the address is none, there is no such version, or it cannot be fetched.
