@@ -23,7 +23,7 @@ from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import exchange_shares
 from diptych.model.normalization import synchronize_batch_norms
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_hard_negatives, itm_loss, nt_xent_loss
 from diptych.training import gradients
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
@@ -102,7 +102,7 @@ def itm_of(images: slice, captions: Tensor, owner: list[int], width: int) -> lis
     tokens = random(8, 6, 16, seed=1)[captions, :width].requires_grad_()
     mask = torch.arange(6) < torch.tensor([2, 3, 3, 1, 4, 5, 6, 2])[:, None]
     pooled_images, pooled_texts = (normalize(random(count, 16, seed=count), dim=1) for count in (5, 8))
-    pairs = draw_pairs(
+    pairs = draw_hard_negatives(
         model,
         ImageFeatures(grid, pooled_images[images]),
         TextFeatures(tokens, mask[captions, :width], pooled_texts[captions]),

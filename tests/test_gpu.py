@@ -266,8 +266,8 @@ def test_embeddings_and_recalls_are_those_of_the_cpu(
     for name in ("image", "text", "grid", "tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
     ranks = [ranks_from_embeddings(made.image, made.text, made.image_of_caption) for made in (expected, found)]
-    for way in ("i2t", "t2i"):
-        assert metrics_from_ranks(*ranks[1])[way] == metrics_from_ranks(*ranks[0])[way]
+    for direction in ("i2t", "t2i"):
+        assert metrics_from_ranks(*ranks[1])[direction] == metrics_from_ranks(*ranks[0])[direction]
     on_device = ranks_from_embeddings(found.image.to(GPU), found.text.to(GPU), found.image_of_caption)
     for own, there in zip(ranks[1].ranks, on_device.ranks, strict=True):
         np.testing.assert_array_equal(own, there)
