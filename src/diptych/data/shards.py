@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_MEMBERS = 1000
 """Maximum number of images in a shard. A changed shard would be stored and prepared again as a whole, so shards are
@@ -46,6 +49,12 @@ def list_members(folder: Path) -> list[Member]:
         DiptychError: a shard is damaged or cut off.
     """
     return [member for path in shard_paths(folder) for member in _members_of(path)]
+
+
+def members_of(images: pd.DataFrame) -> list[Member]:
+    """Return the positions in the shards of the images in these rows of the manifest."""
+    columns = zip(images["shard"], images["file_name"], images["offset"], images["bytes"], strict=True)
+    return [Member(shard, name, int(offset), int(size)) for shard, name, offset, size in columns]
 
 
 def read_member(folder: Path, member: Member) -> bytes:
