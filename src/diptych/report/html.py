@@ -23,7 +23,7 @@ from diptych.report.figures import (
     similarity_figure,
     validation_figure,
 )
-from diptych.report.gallery import CaptionedImages, caption_gallery, image_gallery, picture
+from diptych.report.gallery import CaptionedImages, make_gallery, picture
 from diptych.report.highlights import Highlight
 from diptych.retrieval.evaluation import Evaluation, recall_curves
 from diptych.retrieval.failures import SHOWN, Failures
@@ -254,8 +254,8 @@ def _examples(split: CaptionedImages, findings: Findings, queries: int) -> dict[
     highlight = findings.highlight
     return {
         "highlights": highlight is not None,
-        "image_gallery": image_gallery(split, captions_of, last.i2t.rank, queries, highlight),
-        "caption_gallery": caption_gallery(split, images_of, last.t2i.rank, queries, highlight),
+        "image_gallery": make_gallery(split, "i2t", captions_of, last.i2t.rank, queries, highlight),
+        "caption_gallery": make_gallery(split, "t2i", images_of, last.t2i.rank, queries, highlight),
     }
 
 
