@@ -12,7 +12,6 @@ from diptych.config import Validate
 from diptych.data.captions import MISSING_WORDS
 from diptych.data.images import EIGHT_BIT_MODES, SIXTEEN_BIT_MODES
 
-
 _UNIQUE = "ExpectColumnValuesToBeUnique"
 _NOT_NULL = "ExpectColumnValuesToNotBeNull"
 _BETWEEN = "ExpectColumnValuesToBeBetween"
