@@ -136,7 +136,7 @@ def test_the_real_towers_load(tmp_path: Path) -> None:
         assert backbone.eval()(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape == (1, 1280, 7, 7)
     assert (mean, std) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     tower = TextTower(pretrained=str(text.folder))
-    copy_tokenizer(tower, tmp_path / "tokenizer", 40, cache=tmp_path / "cache")
+    copy_tokenizer(tower, tmp_path / "tokenizer", 40)
     assert vocabulary_facts(tmp_path / "tokenizer") == (30_522, 0)
     assert text_backbone(tower, 0).config.hidden_size == 384
     assert [tower.fetched for tower in fetch_towers(tmp_path)] == [False, False]
