@@ -22,11 +22,7 @@ class ImagesFolder:
 
     A name may differ in spelling from its file if exactly one file matches it. It may differ by Unicode normalization,
     by blanks around it, by backslashes as separators, or by being an absolute path into the folder. Letter case must
-    match, because hashes and ids may differ by case alone.
-
-    Args:
-        path: the folder.
-        links_within: a second folder into which links may lead.
+    match, because hashes and ids may differ by case alone. Links may also lead into the folder `links_within`.
 
     Attributes:
         missing: names without a file.

@@ -120,8 +120,7 @@ def table_source(table: Path, images: ImagesFolder, split: str | None = None) ->
     Each row names an image; several rows may name the same one.
 
     Raises:
-        DiptychError: `read_caption_table` or `ImagesFolder.find` fails, rows contradict each other, or image files are
-            missing.
+        DiptychError: the file is not such a table, rows contradict each other, or image files are missing.
     """
     paths: dict[str, Path] = {}
     listed: dict[Path, SourceImage] = {}

@@ -121,25 +121,19 @@ def make_profile(
 ) -> Profile:
     """Return the profile of the accepted images with these ids and of their captions, embedded by `model`.
 
-    Without ids it is the profile of the train split, with embeddings of the val split.
-
-    Args:
-        accepted: the accepted images and captions.
-        params: parameters with the splits, the threads and the device.
-        images: ids of the images; None for the train split.
-        model: folder of the model that embeds a sample; None for no embeddings.
+    Without ids it is the profile of the train split, with embeddings of the val split. Without a model's folder there
+    are no embeddings.
 
     Raises:
         DiptychError: a shard is missing, or the folder holds no whole model.
     """
     manifest, captions = accepted.images, accepted.captions
-    splits = params.data.splits
     if images is None:
-        chosen, to_embed = (images_of_role(manifest, splits, role) for role in ("train", "val"))
+        chosen, to_embed = (images_of_role(manifest, params.data.splits, role) for role in ("train", "val"))
     else:
         chosen = to_embed = manifest[manifest["image_id"].isin(list(images))]
     texts = captions[captions["image_id"].isin(chosen["image_id"])]
-    words = [_words(text) for text in texts["caption"]]
+    words = [_WORD.findall(text.lower()) for text in texts["caption"]]
     counts, total, unknown = vocabulary(texts["image_id"].tolist(), words)
     return Profile(
         images=len(chosen),
@@ -190,10 +184,6 @@ def _embed(data: Path, params: Params, images: pd.DataFrame, captions: pd.DataFr
 def _sample(images: pd.DataFrame, size: int) -> pd.DataFrame:
     """Return at most `size` images, chosen by content: the same images give the same sample."""
     return images.sort_values("sha256", kind="stable").head(size)
-
-
-def _words(caption: str) -> list[str]:
-    return _WORD.findall(caption.lower())
 
 
 def vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[str, int], int, float]:
