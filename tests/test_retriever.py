@@ -4,6 +4,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,37 @@ def test_paths_pictures_and_bytes_are_the_same_image(retriever: Retriever, tmp_p
         np.testing.assert_allclose(encoded.embedding[0], other, atol=1e-6)
 
 
+def odd_file(mode: str, **options: Any) -> bytes:
+    """Return a file of an image whose left half differs from its right."""
+    picture = Image.new(mode, (40, 30), "blue")
+    picture.paste("red", (0, 0, 20, 30))
+    if mode == "RGBA":
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    file = BytesIO()
+    picture.save(file, **options)
+    return file.getvalue()
+
+
+def turned_right() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize(
+    "content",
+    [odd_file("RGB", format="JPEG", exif=turned_right()), odd_file("RGBA", format="PNG")],
+    ids=["turned", "transparent"],
+)
+def test_an_opened_image_is_encoded_as_its_file(retriever: Retriever, content: bytes) -> None:
+    file, opened = retriever.encode_images([content, Image.open(BytesIO(content))]).embedding
+    as_stored = Image.fromarray(np.asarray(Image.open(BytesIO(content)).convert("RGB")))
+    ignored = retriever.encode_images([as_stored]).embedding[0]
+
+    np.testing.assert_array_equal(opened, file)
+    assert np.abs(ignored - file).max() > 1e-3
+
+
 def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
     """Return the score of re-ranking, from the model's parts."""
     model, scale = loaded.model, loaded.model.logit_scale.item()
@@ -107,12 +139,11 @@ def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
     with torch.inference_mode():
         seen, read = model.encode_images(pixels), model.encode_texts(ids, torch.ones_like(ids).bool())
         fused = model.fuse(seen.grid, read.tokens, read.mask)
+        assert fused.alignment is not None
         biases = loaded.querybank.image_bias(seen.pooled, scale) + loaded.querybank.text_bias(read.pooled, scale)
         similarity = (seen.pooled * read.pooled).sum() - biases
         weights = loaded.reranking
-        return float(
-            scale * similarity + weights.match_weight * fused.score + weights.alignment_weight * fused.alignment
-        )
+        return float(scale * similarity + weights.match_weight * fused.itm + weights.alignment_weight * fused.alignment)
 
 
 def test_a_pair_has_the_score_of_re_ranking(retriever: Retriever, loaded: LoadedModel) -> None:
@@ -174,9 +205,10 @@ def test_nothing_ranks_nothing(retriever: Retriever) -> None:
         ([IMAGES[0], Path("nowhere.png")], r"nowhere\.png: No such file or directory"),
         ([IMAGES[0], IMAGES[1], b"text"], "image 2: not an image"),
         ([b""], "image 0: empty file"),
+        ([Image.open(BytesIO(odd_file("RGB", format="PNG")[:-30]))], "image 0: truncated or damaged PNG"),
     ],
 )
-def test_a_bad_image_is_named(retriever: Retriever, images: list, message: str) -> None:
+def test_a_bad_image_is_named(retriever: Retriever, images: list[Any], message: str) -> None:
     with pytest.raises(ImageInputError, match=message):
         retriever.encode_images(images)
 

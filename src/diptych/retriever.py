@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config import Validate
-from diptych.data.images import ImageError, open_image, to_pixels
+from diptych.data.images import ImageError, open_image, to_pixels, to_upright_rgb
 from diptych.errors import DiptychError
 from diptych.progress import progress
 
@@ -251,7 +251,8 @@ class Retriever:
         if len(images) != len(texts):
             raise DiptychError(f"{len(images)} images and {len(texts)} texts are no pairs: give as many of each.")
         if isinstance(images, Encoded) or isinstance(texts, Encoded):
-            return self._score_encoded(self._images(images), self._texts(texts))
+            image = self._encode(images, encode=self.encode_images)
+            return self._score_encoded(image, self._encode(texts, encode=self.encode_texts))
         # Tokens of many pairs would fill the memory.
         parts = [
             self._score_encoded(
@@ -269,9 +270,8 @@ class Retriever:
         pairs = torch.arange(len(image))
         itm, alignment = self._fuse(image, text, pairs, pairs, every_part=True)
         similarity = np.einsum("nd,nd->n", image.embedding, text.embedding)
-        weights = self.weights
-        score = self.logit_scale * (similarity - image.bias - text.bias) + weights.itm * itm
-        return PairScores(similarity, itm, alignment, (score + weights.alignment * alignment).astype(np.float32))
+        score = self.weights.add(self.logit_scale * (similarity - image.bias - text.bias), itm, alignment)
+        return PairScores(similarity, itm, alignment, score.astype(np.float32))
 
     def rank(
         self,
@@ -298,7 +298,7 @@ class Retriever:
 
         from diptych.retrieval.reranking import top_candidates
 
-        query, item = self._encode(queries, rerank), self._encode(gallery, rerank)
+        query, item = (self._encode(side, tokens=rerank) for side in (queries, gallery))
         if (query.offsets is None) == (item.offsets is None):
             raise DiptychError("Texts rank images, and images rank texts: one side has to be of each kind.")
         if not len(query) or not len(item):
@@ -341,8 +341,8 @@ class Retriever:
             itm, alignment = self._fuse(query, item, asking, first.flatten())
         else:
             itm, alignment = self._fuse(item, query, first.flatten(), asking)
-        fused = torch.from_numpy(self.weights.itm * itm + self.weights.alignment * alignment)
-        better = scores[:, : first.shape[1]] + fused.view_as(first)
+        parts = (torch.from_numpy(part).view_as(first) for part in (itm, alignment))
+        better = self.weights.add(scores[:, : first.shape[1]], *parts)
         order = better.argsort(dim=1, descending=True, stable=True)
         rest = slice(first.shape[1], None)
         return (
@@ -371,18 +371,12 @@ class Retriever:
             return np.zeros(0, np.float32)
         return bias(embedding.to(self.device), self.logit_scale).cpu().numpy()
 
-    def _encode(self, items: Sequence[ImageInput] | Encoded, tokens: bool) -> Encoded:
+    def _encode(self, items: Any, tokens: bool = True, encode: Callable[..., Encoded] | None = None) -> Encoded:
+        """Encode a plain sequence, by default as texts where its first item is a string."""
         if isinstance(items, Encoded):
             return items
-        if len(items) and isinstance(items[0], str):
-            return self.encode_texts([str(item) for item in items], tokens=tokens)
-        return self.encode_images(items, tokens=tokens)
-
-    def _images(self, images: Sequence[ImageInput] | Encoded) -> Encoded:
-        return images if isinstance(images, Encoded) else self.encode_images(images, tokens=True)
-
-    def _texts(self, texts: Sequence[str] | Encoded) -> Encoded:
-        return texts if isinstance(texts, Encoded) else self.encode_texts(texts, tokens=True)
+        by_kind = self.encode_texts if len(items) and isinstance(items[0], str) else self.encode_images
+        return (encode or by_kind)(items, tokens=tokens)
 
     def _pixel_batches(self, images: Sequence[ImageInput], first: int) -> Iterator[NDArray[np.uint8]]:
         """Yield uint8 (B, S, S, 3) batch by batch, decoded by threads."""
@@ -412,7 +406,7 @@ def _open(image: ImageInput) -> Image.Image:
         return open_image(Path(image).read_bytes(), MAX_PIXELS)
     if isinstance(image, bytes | bytearray | memoryview):
         return open_image(bytes(image), MAX_PIXELS)
-    return image.convert("RGB")
+    return to_upright_rgb(image)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def model(request: pytest.FixtureRequest) -> DualEncoder:
     from tiny import model_settings
 
     settings = model_settings()
-    towers = {
+    towers: dict[str, Any] = {
         name: {**getattr(settings, name).model_dump(), "pooling": request.param}
         for name in ("image_tower", "text_tower")
     }
@@ -38,7 +40,7 @@ def batch(split: PreparedSplit, captions: list[int]) -> tuple[torch.Tensor, torc
 def fused_scores(model: DualEncoder, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         texts = model.encode_texts(ids, mask)
-        return model.fuse(model.encode_images(pixels).grid, texts.tokens, texts.mask).score
+        return model.fuse(model.encode_images(pixels).grid, texts.tokens, texts.mask).itm
 
 
 def test_outputs_do_not_depend_on_what_else_is_in_the_batch(model: DualEncoder, split: PreparedSplit) -> None:

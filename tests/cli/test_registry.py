@@ -68,7 +68,7 @@ def misses(inside, monkeypatch) -> dict[str, int]:
         own = gallery(workspace, params).image_of_caption
         missed = few.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < missed, 30, 1) for of in (np.arange(IMAGES), own))
-        both = Ranks(*(Outcomes.one_right(one, np.zeros(len(one), bool)) for one in ranks))
+        both = Ranks(*(Outcomes.one_relevant(one, np.zeros(len(one), bool)) for one in ranks))
         return Measured(both, {"reranked": metrics_from_ranks(*both)})
 
     monkeypatch.setattr(gate, "measure", measure)
@@ -88,7 +88,7 @@ def diptych(*arguments: str) -> int:
     """Runs the command in this process and returns its exit code."""
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
-    return ended.value.code
+    return int(ended.value.code or 0)
 
 
 def test_promoting_makes_the_challenger_the_champion_and_shows_every_check(model, misses, capsys):

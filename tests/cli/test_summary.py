@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from diptych.cli.summary import render
 from diptych.project.workspace import Workspace
 
 WAY = {"recall@1": 12.34, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
     "data": "present",
     "inbox": ["drop may brings 3 images and 6 captions"],
     "why": ["There are 3.0 % more images."],

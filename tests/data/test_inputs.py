@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import open_prepared, write_prepared
 
-from diptych.data.inputs import Inputs, KeptImages, KeptTexts
+from diptych.data.inputs import Inputs, StoredImages, StoredTexts
 from diptych.data.prepared import PreparedSplit
 
 BLOCK_OF = np.array([1, 0, 0, 2, 1, 0])
@@ -21,7 +21,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> PreparedSplit:
 
 def test_images_are_found_in_their_blocks() -> None:
     table = np.random.default_rng(0).random((6, 3, 2)).astype(np.float16)
-    images = KeptImages([table[block == BLOCK_OF] for block in range(3)], BLOCK_OF)
+    images = StoredImages([table[block == BLOCK_OF] for block in range(3)], BLOCK_OF)
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 3, 0], [2]):
         assert torch.equal(images(np.array(order)), torch.from_numpy(table[order]))
 
@@ -31,7 +31,7 @@ def test_captions_are_found_in_their_blocks_and_are_zero_beyond_their_ends() -> 
     lengths = np.array([2, 5, 1, 3, 4, 2])
     table = [generator.random((length, 2, 3)).astype(np.float16) for length in lengths]
     blocks = [np.concatenate([table[i] for i in np.flatnonzero(block == BLOCK_OF)]) for block in range(3)]
-    texts = KeptTexts(blocks, BLOCK_OF, lengths)
+    texts = StoredTexts(blocks, BLOCK_OF, lengths)
     for order in ([0, 1, 2, 3, 4, 5], [5, 2, 2, 0], [2]):
         features, mask = texts(np.array(order))
         longest = max(lengths[order])
@@ -47,7 +47,7 @@ def test_without_features_there_are_pixels_and_token_ids(split: PreparedSplit) -
 
 
 def test_features_of_one_tower_leave_the_other_its_own_input(split: PreparedSplit) -> None:
-    images = KeptImages([np.ones((6, 1, 1), np.float16)], np.zeros(6, np.int64))
+    images = StoredImages([np.ones((6, 1, 1), np.float16)], np.zeros(6, np.int64))
     inputs = Inputs(split, images=images)
     assert inputs.images(np.arange(2)).dtype == torch.float16
     assert inputs.texts(np.arange(2))[0].dtype == torch.int64

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diptych.config import Fusion
-from diptych.model.fusion import CrossAttention, CrossAttentionFusion, Side, make_fusion
+from diptych.model.fusion import CrossAttention, CrossAttentionFusion, FusionLayer, Side, make_fusion
 
 Direction = Literal["both", "text_to_image", "image_to_text"]
 DIRECTIONS = pytest.mark.parametrize("direction", ["both", "text_to_image", "image_to_text"])
@@ -29,7 +29,7 @@ def fusion(direction: Direction = "both") -> CrossAttentionFusion:
 def test_shapes_are_those_documented() -> None:
     fused = fusion()(*inputs())
     assert fused.joint.shape == (4, 16)
-    assert fused.score.shape == (4,)
+    assert fused.itm.shape == (4,)
 
 
 def test_cross_attention_equals_attention_written_out() -> None:
@@ -76,6 +76,7 @@ def test_the_mean_of_tokens_is_the_same_before_and_after_what_is_linear(masked: 
 def test_the_last_layer_gives_the_means_of_what_a_layer_gives(direction: Direction) -> None:
     grid, tokens, mask = inputs()
     layer = fusion(direction).layers[1]
+    assert isinstance(layer, FusionLayer)
     text, image, agreement = layer(Side(tokens), Side(grid), mask)
     text_mean, image_mean, same = layer.means(Side(tokens), Side(grid), mask)
     assert torch.allclose(image_mean, image.values.mean(dim=1), atol=1e-6)
@@ -94,7 +95,7 @@ def test_pairs_by_index_are_what_they_are_by_position(direction: Direction, atte
     by_position = made(grid[image], tokens[text], mask[text])
     by_index = made(grid, tokens, mask, image, text)
     assert torch.allclose(by_index.joint, by_position.joint, atol=1e-5)
-    assert torch.allclose(by_index.score, by_position.score, atol=1e-5)
+    assert torch.allclose(by_index.itm, by_position.itm, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_side_that_does_not_look_stays_as_it_is(direction: Direction, looks: s
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
 def test_one_direction_learns_with_every_weight_that_it_has(direction: Direction) -> None:
     model = fusion(direction)
-    (model(*inputs()).score.sum() + model.alignment.of_pairs(*inputs()).sum()).backward()
+    (model(*inputs()).itm.sum() + model.alignment.of_pairs(*inputs()).sum()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -120,7 +121,7 @@ def test_padding_is_not_looked_at(direction: Direction) -> None:
     grid, tokens, mask = inputs()
     noisy = tokens.masked_fill(~mask.unsqueeze(-1), 1e3)
     model = fusion(direction)
-    assert torch.allclose(model(grid, tokens, mask).score, model(grid, noisy, mask).score, atol=1e-5)
+    assert torch.allclose(model(grid, tokens, mask).itm, model(grid, noisy, mask).itm, atol=1e-5)
 
 
 def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
@@ -134,16 +135,16 @@ def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
 def test_either_side_changes_the_score(direction: Direction) -> None:
     grid, tokens, mask = inputs()
     model = fusion(direction)
-    score = model(grid, tokens, mask).score
-    assert not torch.allclose(score, model(grid.roll(1, dims=0), tokens, mask).score, atol=1e-4)
-    assert not torch.allclose(score, model(grid, tokens.roll(1, dims=0), mask.roll(1, dims=0)).score, atol=1e-4)
+    score = model(grid, tokens, mask).itm
+    assert not torch.allclose(score, model(grid.roll(1, dims=0), tokens, mask).itm, atol=1e-4)
+    assert not torch.allclose(score, model(grid, tokens.roll(1, dims=0), mask.roll(1, dims=0)).itm, atol=1e-4)
 
 
 def test_the_place_of_a_grid_token_matters() -> None:
     grid, tokens, mask = inputs()
     model = fusion()
     torch.nn.init.normal_(model.position)
-    assert not torch.allclose(model(grid, tokens, mask).score, model(grid.flip(1), tokens, mask).score, atol=1e-4)
+    assert not torch.allclose(model(grid, tokens, mask).itm, model(grid.flip(1), tokens, mask).itm, atol=1e-4)
 
 
 @pytest.mark.parametrize("direction", ["both", "text_to_image"])
@@ -159,8 +160,8 @@ def test_the_control_has_as_many_weights_as_the_fusion(direction: Direction) -> 
 def test_the_control_sees_the_means_of_both_sides_and_nothing_else() -> None:
     control = make_fusion(16, 9, Fusion(layers=1, heads=2, attention=False)).eval()
     grid, tokens, mask = inputs()
-    expected = control(grid, tokens, mask).score
+    expected = control(grid, tokens, mask).itm
     blurred = grid.mean(dim=1, keepdim=True).expand_as(grid)
     noisy = tokens.masked_fill(~mask.unsqueeze(-1), 7.0)
-    assert torch.allclose(control(blurred, noisy, mask).score, expected, atol=1e-6)
-    assert not torch.allclose(control(grid.roll(1, 0), tokens, mask).score, expected, atol=1e-3)
+    assert torch.allclose(control(blurred, noisy, mask).itm, expected, atol=1e-6)
+    assert not torch.allclose(control(grid.roll(1, 0), tokens, mask).itm, expected, atol=1e-3)

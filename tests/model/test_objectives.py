@@ -118,7 +118,7 @@ class Recorder:
         images, texts = grid[image, 0, 0].int().tolist(), tokens[text, 0, 0].int().tolist()
         self.pairs = list(zip(images, texts, strict=True))
         fused = type("Fused", (), {})()
-        fused.score = torch.zeros(len(image))
+        fused.itm = torch.zeros(len(image))
         return fused
 
 

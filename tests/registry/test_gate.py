@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.pyfunc.model import PythonModel
 from tiny import write_prepared
 from versions import HOLDS, crown, make_version, package_of, register_package, write_accepted
 
@@ -30,7 +31,7 @@ MODEL = """
 import atexit, os
 import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 class Small(PythonModel):
     def load_context(self, context):
@@ -85,7 +86,7 @@ def finds(project: Workspace, misses: int = 0, rank: int = 11, part: str | None 
     if part is not None:
         (there,) = [one.queries for one in on.parts if (one.attribute, one.label) == ("words in the caption", part)]
         captions[there] = rank
-    one_way = (Outcomes.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
+    one_way = (Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
     return Ranks(*one_way)
 
 
@@ -137,7 +138,7 @@ def test_a_model_that_guesses_is_refused(model, project, measured):
     random = np.random.default_rng(0)
     captions = len(gallery(project, Params()).image_of_caption)
     guesses = (random.integers(1, IMAGES + 1, size=count) for count in (IMAGES, captions))
-    measured["1"] = Ranks(*(Outcomes.one_right(ranks, np.zeros(len(ranks), bool)) for ranks in guesses))
+    measured["1"] = Ranks(*(Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool)) for ranks in guesses))
 
     decision = ask(model, "1", project)
 
@@ -406,7 +407,7 @@ def test_a_package_that_takes_forever_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_package_that_unpickles_is_refused(model, project, measured, monkeypatch, tmp_path):
-    class Pickled(mlflow.pyfunc.PythonModel):
+    class Pickled(PythonModel):
         def predict(self, context, model_input, params=None):
             return model_input
 

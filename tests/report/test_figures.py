@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ CURVES = [
 ]
 RECALLS = {f"val_{direction}_recall@{k}": float(k) for direction in ("i2t", "t2i") for k in (1, 5, 10)}
 HISTORY = [
-    {"epoch": 1.0, "loss": 3.5, "contrastive": 2.5, "matching": 1.0, "val_rsum": 120.0, **RECALLS},
-    {"epoch": 2.0, "loss": 2.25, "contrastive": 1.5, "matching": 0.75, "val_rsum": 110.0, **RECALLS},
+    {"epoch": 1.0, "loss": 3.5, "contrastive": 2.5, "itm": 1.0, "val_rsum": 120.0, **RECALLS},
+    {"epoch": 2.0, "loss": 2.25, "contrastive": 1.5, "itm": 0.75, "val_rsum": 110.0, **RECALLS},
 ]
 RUNGS = [Rung("chance", 1.0), Rung("prior", 20.0, 18.0, 22.0), Rung("model", 300.0, 290.0, 310.0, is_model=True)]
 NO_PAIRS = np.zeros(BINS, np.int64)
@@ -61,7 +62,7 @@ def similar() -> Similarities:
         lambda: validation_figure(HISTORY),
     ],
 )
-def test_each_theme_has_its_colours_and_the_same_bytes_each_time(draw) -> None:
+def test_each_theme_has_its_colours_and_the_same_bytes_each_time(draw: Callable[[], Picture]) -> None:
     picture = draw()
     assert draw() == picture
     for uri, theme, other in ((picture.light, LIGHT, DARK), (picture.dark, DARK, LIGHT)):
@@ -105,8 +106,8 @@ def test_the_ladder_has_a_bar_for_each_rung_and_the_model_in_its_own_colour() ->
 
 
 def test_the_ladder_grows_with_its_rungs() -> None:
-    heights = [float(re.search(r'height="([\d.]+)pt"', svg(ladder_figure(RUNGS[:n]).light))[1]) for n in (1, 3)]
-    assert heights == pytest.approx([72 * (0.9 + 0.32), 72 * (0.9 + 3 * 0.32)])
+    first, second = (re.findall(r'height="([\d.]+)pt"', svg(ladder_figure(RUNGS[:rungs]).light)) for rungs in (1, 3))
+    assert [float(first[0]), float(second[0])] == pytest.approx([72 * (0.9 + 0.32), 72 * (0.9 + 3 * 0.32)])
 
 
 def test_losses_that_were_not_trained_are_left_out() -> None:

@@ -55,7 +55,8 @@ def test_each_effect_is_what_the_pair_loses_by_itself(model: DualEncoder, embedd
     def score(grid: Tensor, tokens: Tensor) -> float:
         with torch.no_grad():
             fused = model.fuse(grid[None], tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
-        return float(weights.itm * fused.score + weights.alignment * fused.alignment)
+        assert fused.alignment is not None
+        return float(weights.itm * fused.itm + weights.alignment * fused.alignment)
 
     grid, tokens = embedded.grid[1], embedded.tokens[:5]
     whole = score(grid, tokens)

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 SETTING = Setting("test", {"Weights": "abc123"}, 4, Weights(1.0, 0.5))
 COLUMNS = [f"val_{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
-    "epoch,loss,contrastive,matching,learning_rate,temperature,val_rsum,"
+    "epoch,loss,contrastive,itm,learning_rate,temperature,val_rsum,"
     + ",".join(COLUMNS)
     + "\n"
     + ("1,3.5,2.5,1.0,0.001,0.07,120.0,10,20,30,10,20,30\n2,2.5,1.75,0.75,0.0005,0.069,180.0,20,30,40,20,30,40\n")

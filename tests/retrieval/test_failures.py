@@ -17,8 +17,8 @@ def no_lists(k: int) -> tuple[np.ndarray, np.ndarray]:
     raise AssertionError("nothing here looks deeper")
 
 
-def one_right(ranks: np.ndarray) -> Outcomes:
-    return Outcomes.one_right(ranks, np.zeros(len(ranks), bool))
+def one_relevant(ranks: np.ndarray) -> Outcomes:
+    return Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool))
 
 
 def test_hubs_are_counted_over_all_queries() -> None:
@@ -42,7 +42,7 @@ def test_confusions_are_pairs_of_images_whichever_is_taken_for_the_other() -> No
 def test_what_is_missed_most_are_the_worst_ranks_beyond_the_first_ten() -> None:
     own = np.arange(12)
     worst = np.array([1, 10, 11, 40, 11, 300, 1, 1, 1, 1, 1, 1])
-    ranks = {"embeddings": Ranks(one_right(worst), one_right(np.arange(12) + 5))}
+    ranks = {"embeddings": Ranks(one_relevant(worst), one_relevant(np.arange(12) + 5))}
     evaluation = Evaluation(ranks, {}, (lambda image: [0], lambda caption: [0]), no_lists, NO_PAIRS)
     found = find_failures(evaluation, own, ["word"] * 12, {})
     assert found.missed["i2t"] == [(5, 300), (3, 40), (2, 11), (4, 11)]
@@ -53,8 +53,8 @@ def test_what_is_missed_most_are_the_worst_ranks_beyond_the_first_ten() -> None:
 def test_failures_are_of_the_last_stage_and_name_near_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diptych.retrieval.slices.FEWEST", 1)
     own = np.array([0, 0, 1, 2])
-    good, bad = one_right(np.array([1, 1, 1])), one_right(np.array([9, 9, 9]))
-    ranks = {"towers": Ranks(good, good), "reranked": Ranks(bad, one_right(np.array([9, 9, 9, 1])))}
+    good, bad = one_relevant(np.array([1, 1, 1])), one_relevant(np.array([9, 9, 9]))
+    ranks = {"towers": Ranks(good, good), "reranked": Ranks(bad, one_relevant(np.array([9, 9, 9, 1])))}
     images = [[1], [1], [0], [2]]
     evaluation = Evaluation(ranks, {}, (lambda image: [image], lambda caption: images[caption]), no_lists, NO_PAIRS)
     hashes = ["ff00000000000000", "fe00000000000001", "00000000ffffffff"]

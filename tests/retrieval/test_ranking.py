@@ -21,17 +21,17 @@ def naive_ranks(image, text, image_of_caption):
     return i2t, t2i
 
 
-def naive_outcome(scores, right):
+def naive_outcome(scores, relevant):
     """Rank, R-precision, average precision at R and tie of one query, from its list written out."""
-    order = sorted(range(len(scores)), key=lambda item: (-scores[item], right[item]))
-    wrong_before = [
-        sum(not right[other] for other in order[:position]) for position, item in enumerate(order) if right[item]
+    order = sorted(range(len(scores)), key=lambda item: (-scores[item], relevant[item]))
+    irrelevant_before = [
+        sum(not relevant[other] for other in order[:position]) for position, item in enumerate(order) if relevant[item]
     ]
-    first = [right[item] for item in order[: sum(right)]]
+    first = [relevant[item] for item in order[: sum(relevant)]]
     precisions = [sum(first[: end + 1]) / (end + 1) for end in range(len(first)) if first[end]]
-    best = max(score for score, is_right in zip(scores, right, strict=True) if is_right)
-    tied = any(score == best and not is_right for score, is_right in zip(scores, right, strict=True))
-    return 1 + wrong_before[0], sum(first) / len(first), sum(precisions) / len(first), tied
+    best = max(score for score, is_right in zip(scores, relevant, strict=True) if is_right)
+    tied = any(score == best and not is_right for score, is_right in zip(scores, relevant, strict=True))
+    return 1 + irrelevant_before[0], sum(first) / len(first), sum(precisions) / len(first), tied
 
 
 def ragged_gallery(seed):
@@ -55,9 +55,9 @@ def test_ranks_equal_the_naive_ones_with_ties_and_ragged_captions_in_blocks_of_a
     ranks = ranks_from_embeddings(*gallery)
     assert [ranks_of_direction.tolist() for ranks_of_direction in ranks.ranks] == list(naive_ranks(*gallery))
     image, text, image_of_caption = (array.astype(np.float64) for array in gallery)
-    scores, right = image @ text.T, image_of_caption == np.arange(len(image))[:, None]
-    for outcomes, lists, rights in ((ranks.i2t, scores, right), (ranks.t2i, scores.T, right.T)):
-        for query, (of_query, its_right) in enumerate(zip(lists, rights, strict=True)):
+    scores, relevant = image @ text.T, image_of_caption == np.arange(len(image))[:, None]
+    for outcomes, lists, relevances in ((ranks.i2t, scores, relevant), (ranks.t2i, scores.T, relevant.T)):
+        for query, (of_query, its_right) in enumerate(zip(lists, relevances, strict=True)):
             slow = naive_outcome(of_query, its_right.tolist())
             assert [values[query] for values in outcomes] == pytest.approx(slow)
 
@@ -99,8 +99,8 @@ def test_autocast_around_it_changes_nothing():
     expected = ranks_from_embeddings(image, text, image_of_caption)
     with torch.autocast("cpu", torch.bfloat16):
         found = ranks_from_embeddings(image, text, image_of_caption)
-    for way, before in zip(found, expected, strict=True):
-        assert [values.tolist() for values in way] == [values.tolist() for values in before]
+    for direction, before in zip(found, expected, strict=True):
+        assert [values.tolist() for values in direction] == [values.tolist() for values in before]
 
 
 def test_a_copy_of_the_right_item_ties_with_it_wherever_it_lies_in_the_matrix():
@@ -119,7 +119,7 @@ def test_other_captions_of_the_same_image_never_count_against_its_hit():
 
 
 def test_each_right_item_has_a_position_of_its_own():
-    """The image's captions score 3, 2 and 1; another's 2.5: of the first three places two are right, the second not."""
+    """The image's captions score 3, 2 and 1; another's 2.5: the first and the third of three are relevant."""
     image, text = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0], [2.5, 9.0]])
     i2t, t2i = ranks_from_embeddings(image, text, np.array([0, 0, 0, 1]))
     assert i2t.r_precision.tolist() == pytest.approx([2 / 3, 1.0])

@@ -15,11 +15,13 @@ def made(images: int, seed: int, hardest: int = 40) -> tuple[Ranks, np.ndarray]:
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(images), generator.integers(1, 5, images))
     i2t, t2i = (generator.integers(1, hardest, queries) for queries in (images, len(owner)))
-    return Ranks(Outcomes(i2t, *generator.random((2, images)), generator.random(images) < 0.2), one_right(t2i)), owner
+    r_precision, average_precision = generator.random((2, images))
+    both = Outcomes(i2t, r_precision, average_precision, generator.random(images) < 0.2)
+    return Ranks(both, one_relevant(t2i)), owner
 
 
-def one_right(ranks: np.ndarray) -> Outcomes:
-    return Outcomes.one_right(ranks, ranks % 3 == 0)
+def one_relevant(ranks: np.ndarray) -> Outcomes:
+    return Outcomes.one_relevant(ranks, ranks % 3 == 0)
 
 
 def of_queries(found: Outcomes, queries: np.ndarray) -> Outcomes:
@@ -36,15 +38,17 @@ def test_figures_are_those_of_each_resample_written_out(images: int, hardest: in
         captions = np.concatenate([np.flatnonzero(owner == image) for image in drawn])
         slow = metrics_from_ranks(of_queries(i2t, drawn), of_queries(t2i, captions))
         assert samples["rsum"][number] == pytest.approx(slow["rsum"], abs=1e-9)
-        for way in ("i2t", "t2i"):
-            assert {name: values[number] for name, values in samples[way].items()} == pytest.approx(slow[way])
+        for direction in ("i2t", "t2i"):
+            assert {name: values[number] for name, values in samples[direction].items()} == pytest.approx(
+                slow[direction]
+            )
 
 
 def test_medians_hold_where_one_image_has_most_of_the_captions() -> None:
     generator = np.random.default_rng(0)
     owner = np.repeat(np.arange(60), np.where(np.arange(60) == 7, 400, 1))
     t2i = np.where(owner == 7, generator.integers(30, 60, len(owner)), generator.integers(1, 9, len(owner)))
-    samples = bootstrap({"a": Ranks(one_right(t2i[:60]), one_right(t2i))}, owner, resamples=80, seed=1)["a"]
+    samples = bootstrap({"a": Ranks(one_relevant(t2i[:60]), one_relevant(t2i))}, owner, resamples=80, seed=1)["a"]
     for number, drawn in enumerate(np.concatenate(list(draws(60, 80, 1)))):
         captions = np.concatenate([np.flatnonzero(owner == image) for image in drawn])
         assert samples["t2i"]["median_rank"][number] == np.median(t2i[captions])
@@ -64,7 +68,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     for number in range(200):
         found = generator.random(150) < 0.3
         ranks = np.where(found, 1, 99)
-        both = Ranks(one_right(ranks), one_right(ranks[owner]))
+        both = Ranks(one_relevant(ranks), one_relevant(ranks[owner]))
         ends = interval(bootstrap({"a": both}, owner, resamples=400, seed=number)["a"])
         held += ends["low"]["t2i"]["recall@1"] <= 30.0 <= ends["high"]["t2i"]["recall@1"]
     assert 0.90 <= held / 200 <= 0.99

@@ -38,7 +38,7 @@ def control(train: PreparedSplit, given: Means, **changes: object) -> DualEncode
     return model
 
 
-def test_it_tells_matching_means_from_others(train: PreparedSplit) -> None:
+def test_it_separates_matching_means_from_others(train: PreparedSplit) -> None:
     given = means(train)
     model = control(train, given, epochs=60, learning_rate=3e-3)
     own = torch.from_numpy(train.image_of_caption)
@@ -46,7 +46,7 @@ def test_it_tells_matching_means_from_others(train: PreparedSplit) -> None:
     with torch.no_grad():
         mask = torch.ones(len(own), 1, dtype=torch.bool)
         right, wrong = (
-            model.fusion(given.grid[:, None], given.tokens[:, None], mask, images, every).score
+            model.fusion(given.grid[:, None], given.tokens[:, None], mask, images, every).itm
             for images in (own, (own + 1) % len(train))
         )
     assert (right > wrong).float().mean() > 0.95

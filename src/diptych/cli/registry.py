@@ -189,7 +189,7 @@ def _describe_comparison(first: str, second: str, comparison: Comparison) -> str
     rows.append(f"\nVersion {second} has RSUM {gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}, 95 %).")
     significant = [part for part in comparison.parts if part.high < 0 or part.low > 0]
     rows += [
-        f"  {part.attribute} {part.label}, {part.way}: recall@10 {part.before:.1f} → {part.after:.1f}"
+        f"  {part.attribute} {part.label}, {part.direction}: recall@10 {part.before:.1f} → {part.after:.1f}"
         for part in significant
     ]
     return "\n".join(rows)

@@ -120,8 +120,24 @@ def inspect_image(content: bytes, max_pixels: int) -> tuple[ImageInfo, Image.Ima
     mode, file_format = image.mode, image.format or ""
     if not _is_complete(content, file_format):
         raise ImageError(f"truncated {file_format}: its end marker is missing")
-    upright = _turn_upright(image, _to_rgb(image))
+    upright = to_upright_rgb(image)
     return ImageInfo(upright.width, upright.height, mode, file_format), upright
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an image that Pillow has opened as an upright RGB image, as `open_image` does for the bytes of its file.
+
+    Raises:
+        ImageError: the image cannot be decoded, or its mode does not say which value is white.
+    """
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except ImageError:
+        raise
+    except _DAMAGE as error:
+        raise ImageError(f"truncated or damaged {image.format or 'image'}: {error}") from None
+    return _turn_upright(image, rgb)
 
 
 def to_pixels(image: Image.Image, size: int, resize: Literal["stretch", "crop"]) -> NDArray[np.uint8]:

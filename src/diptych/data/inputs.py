@@ -38,7 +38,7 @@ class Inputs:
         return torch.from_numpy(token_ids), torch.from_numpy(mask)
 
 
-class KeptImages:
+class StoredImages:
     """Stored features of the images of a split, in blocks.
 
     Args:
@@ -61,7 +61,7 @@ class KeptImages:
         return torch.from_numpy(features)
 
 
-class KeptTexts:
+class StoredTexts:
     """Stored features of the captions of a split, in blocks that concatenate the tokens of their captions.
 
     Args:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from diptych import config
 from diptych.data.pretrained import locate
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, some
 
 
 def image_backbone(tower: config.ImageTower) -> tuple[PreTrainedModel, list[float], list[float]]:
@@ -89,22 +89,19 @@ def _load(folder: Path) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise DiptychError(f"{folder} does not hold a transformers model with safetensors weights: {error}") from None
     if missing := info["missing_keys"]:
-        raise DiptychError(f"{folder}: model.safetensors lacks {_some(missing)}")
+        raise DiptychError(f"{folder}: model.safetensors lacks {some(sorted(missing))}")
     if mismatched := info["mismatched_keys"]:
         name, stored, expected = min(mismatched)
         raise DiptychError(
             f"{folder}: model.safetensors has {name} of shape {tuple(stored)}, but config.json wants {tuple(expected)}"
         )
     if broken := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
-        raise DiptychError(f"{folder}: model.safetensors holds NaN or infinity in {_some(broken)}")
+        raise DiptychError(f"{folder}: model.safetensors holds NaN or infinity in {some(sorted(broken))}")
     if foreign := _foreign(model, info["unexpected_keys"]):
-        raise DiptychError(f"{folder}: config.json has no place for weights in model.safetensors: {_some(foreign)}")
+        raise DiptychError(
+            f"{folder}: config.json has no place for weights in model.safetensors: {some(sorted(foreign))}"
+        )
     return model
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *rest = sorted(names)
-    return f"{first} and {len(rest)} more" if rest else first
 
 
 def _foreign(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:

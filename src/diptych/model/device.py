@@ -14,6 +14,8 @@ from diptych.model.kernels import choose_attention
 
 Precision = Literal["no", "bf16", "fp16"]
 
+BLOCK_SCORES = 4_000_000
+"""Number of scores of queries and items that are held in memory at once."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of `mallopt`, from malloc.h."""
 

@@ -24,7 +24,7 @@ class Fused(NamedTuple):
 
     joint: Tensor
     """(P, d), one vector for each pair."""
-    score: Tensor
+    itm: Tensor
     """(P,) float32, ITM logits."""
     alignment: Tensor | None = None
     """(P,) float32, token-alignment scores; None: the fusion has none."""

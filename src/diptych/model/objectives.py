@@ -185,8 +185,8 @@ def _itm_logits(model: DualEncoder, pairs: Pairs, image: Tensor, text: Tensor) -
         texts, text = text.unique(return_inverse=True)
         within = slice(int(mask[texts].sum(dim=1).max()))
         grid, tokens, mask = grid[images], tokens[texts, within], mask[texts, within]
-    score: Tensor = model.fusion(grid, tokens, mask, image, text).score
-    return score
+    itm: Tensor = model.fusion(grid, tokens, mask, image, text).itm
+    return itm
 
 
 def alignment_loss(model: DualEncoder, pairs: Pairs) -> Tensor:

@@ -134,7 +134,7 @@ def _try(model: DualEncoder, tokenizer: PreTrainedTokenizerBase, preprocessing: 
     image = model.encode_images(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     last = max(tokenizer.get_vocab().values())
     text = model.encode_texts(torch.full((1, length), last), torch.ones(1, length, dtype=torch.bool))
-    itm = model.fuse(image.grid, text.tokens, text.mask).score
+    itm = model.fuse(image.grid, text.tokens, text.mask).itm
     for tensor in (image.pooled, text.pooled, itm, model.logit_scale, 1 / model.logit_scale):
         if not torch.isfinite(tensor).all():
             raise ValueError("the model's outputs are not finite")

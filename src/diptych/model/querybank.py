@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_SCORES = 4_000_000
-"""Number of scores held in memory at once."""
+from diptych.model.device import BLOCK_SCORES
 
 
 class QueryBank(NamedTuple):

@@ -28,7 +28,7 @@ STAGES = {
 LOSSES = {
     "loss": "loss",
     "contrastive": "contrastive",
-    "matching": "image-text matching",
+    "itm": "image-text matching",
     "alignment": "token alignment",
 }
 """Labels of the losses in reports/training.csv."""

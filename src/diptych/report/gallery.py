@@ -1,4 +1,4 @@
-"""Example queries: some that retrieve a right item first and some that do not, each with its first results."""
+"""Example queries: some that retrieve a relevant item first and some that do not, each with its first results."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class Query(NamedTuple):
     item: str | Picture
     results: list[Result]
     rank: int
-    """Rank of the best right item."""
+    """Rank of the best relevant item."""
     missing: str | Picture | None
-    """A right item, if none is among the results."""
+    """A relevant item, if none is among the results."""
     contributions: Contributions | None
 
 
@@ -73,7 +73,7 @@ class Gallery(NamedTuple):
     """Example queries of one direction."""
 
     hits: list[Query]
-    """Queries that retrieve a right item first."""
+    """Queries that retrieve a relevant item first."""
     misses: list[Query]
 
 
@@ -91,7 +91,7 @@ def make_gallery(
         split: the gallery, N images and M captions.
         direction: "i2t" for images that retrieve captions, "t2i" for captions that retrieve images.
         ranked: the results of a query, the best first.
-        ranks: int64 (N,) or (M,), rank of each query's best right result.
+        ranks: int64 (N,) or (M,), rank of each query's best relevant item.
         queries: the number of queries, as far as possible half hits and half misses.
         highlight: the contributions to the fusion's score of a query and its first result.
     """
@@ -101,10 +101,10 @@ def make_gallery(
         return picture(split, index) if as_image else split.captions[index]
 
     def query(index: int) -> Query:
-        right = np.flatnonzero(split.image_of_caption == index) if by_image else split.image_of_caption[[index]]
+        relevant = np.flatnonzero(split.image_of_caption == index) if by_image else split.image_of_caption[[index]]
         first = ranked(index)[:RESULTS]
-        results = [Result(show(item, as_image=not by_image), item in right) for item in first]
-        missing = None if any(result.right for result in results) else show(int(right[0]), as_image=not by_image)
+        results = [Result(show(item, as_image=not by_image), item in relevant) for item in first]
+        missing = None if any(result.right for result in results) else show(int(relevant[0]), as_image=not by_image)
         image, caption = (index, first[0]) if by_image else (first[0], index)
         contributions = _contributions(split, highlight, image, caption)
         return Query(show(index, as_image=by_image), results, int(ranks[index]), missing, contributions)

@@ -91,7 +91,7 @@ def effects(
         one = [torch.zeros(pairs, dtype=torch.long, device=device) if len(side) == 1 else None for side in (grid, mask)]
         total = torch.zeros(pairs, device=device)
         if weights.itm:
-            total += weights.itm * model.fusion(grid, tokens, mask, *one).score.float()
+            total += weights.itm * model.fusion(grid, tokens, mask, *one).itm.float()
         if weights.alignment and model.aligns:
             total += weights.alignment * model.aligned(grid, tokens, mask, *one)
         return total

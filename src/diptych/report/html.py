@@ -198,7 +198,7 @@ def _failures(split: CaptionedImages, failures: Failures, *, pictures: bool) -> 
     """Return the template's variables for the failures; `picture` is none if there are no pictures to show."""
     by_direction: dict[str, dict[str, list[Slice]]] = {}
     for part in failures.slices:
-        by_direction.setdefault(part.way, {}).setdefault(part.attribute, []).append(part)
+        by_direction.setdefault(part.direction, {}).setdefault(part.attribute, []).append(part)
     return {
         "slices": by_direction,
         "fewest": FEWEST,

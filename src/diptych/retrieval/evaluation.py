@@ -120,7 +120,7 @@ def _rank(
     seconds = time.perf_counter() - started
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
-        "qb_norm": Ranks(candidates.i2t.found, candidates.t2i.found),
+        "qb_norm": Ranks(candidates.i2t.towers, candidates.t2i.towers),
         "reranked": reranked_ranks(candidates, scale, weights),
     }
     i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)

@@ -26,7 +26,7 @@ class Confusion(NamedTuple):
     image: int
     other: int
     captions: int
-    """Number of captions of both that retrieve the wrong one first."""
+    """Number of captions of both that retrieve the other image first."""
     near_duplicates: bool = False
     """True if their perceptual hashes differ in at most `ALIKE_BITS`."""
 
@@ -59,7 +59,7 @@ class Failures(NamedTuple):
     confusions: list[Confusion]
     """Most frequent confusions."""
     missed: dict[str, list[tuple[int, int]]]
-    """Queries by direction whose best right item has the worst rank, each with that rank."""
+    """Queries by direction whose best relevant item has the worst rank, each with that rank."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of reports/failures.json, which names images and captions by their index in the split."""
@@ -129,10 +129,10 @@ def confusions(
         image_of_caption: (M,), each caption's image.
     """
     counts: Counter[tuple[int, int]] = Counter()
-    for caption, right in enumerate(image_of_caption.tolist()):
+    for caption, owner in enumerate(image_of_caption.tolist()):
         retrieved = first(caption)[0]
-        if retrieved != right:
-            counts[min(right, retrieved), max(right, retrieved)] += 1
+        if retrieved != owner:
+            counts[min(owner, retrieved), max(owner, retrieved)] += 1
     return [(*pair, count) for pair, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 

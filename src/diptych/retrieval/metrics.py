@@ -1,7 +1,7 @@
 """Metrics of image-text retrieval: recall, precision and ranks in both directions.
 
-Recall@k is the share of queries with at least one right item among the first k (COCO's protocol). R-precision and
-mAP@R ask for all of a query's R right items within the first R (Musgrave et al., ECCV 2020, section 3.2).
+Recall@k is the share of queries with at least one relevant item among the first k (COCO's protocol). R-precision and
+mAP@R ask for all of a query's R relevant items within the first R (Musgrave et al., ECCV 2020, section 3.2).
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def chance_metrics(image_of_caption: NDArray[np.int64], images: int) -> Metrics:
     counts, shares = np.unique(np.bincount(image_of_caption, minlength=images), return_counts=True)
 
     def i2t_recall(k: int) -> float:
-        chances = [_chance_of_none(captions, right, k) for right in counts.tolist()]
+        chances = [_chance_of_none(captions, relevant, k) for relevant in counts.tolist()]
         return 1 - float(np.average(chances, weights=shares))
 
     def t2i_recall(k: int) -> float:
         return min(k / images, 1.0)
 
-    # The first of r right items in a random order of n is on average at position (n + 1) / (r + 1).
+    # The first of r relevant items in a random order of n is on average at position (n + 1) / (r + 1).
     mean_ranks = float(np.average((captions + 1) / (counts + 1), weights=shares)), (images + 1) / 2
     return _with_rsum(
         {
@@ -127,13 +127,13 @@ def chance_metrics(image_of_caption: NDArray[np.int64], images: int) -> Metrics:
 
 
 def _chance_figures(
-    items: int, right: NDArray[np.int64], shares: NDArray[np.int64], recall: Callable[[int], float], mean_rank: float
+    items: int, relevant: NDArray[np.int64], shares: NDArray[np.int64], recall: Callable[[int], float], mean_rank: float
 ) -> dict[str, float]:
-    """Return the figures of random orders of `items`, if `shares` (C,) of the queries have `right` (C,) right ones."""
-    average_precisions = [_expected_average_precision(items, count) for count in right.tolist()]
+    """Return the figures of random orders of `items`; `shares` (C,) of the queries have `relevant` (C,) of them."""
+    average_precisions = [_expected_average_precision(items, count) for count in relevant.tolist()]
     return {
         **{f"recall@{k}": 100 * recall(k) for k in KS},
-        "r_precision": 100 * float(np.average(right / items, weights=shares)),
+        "r_precision": 100 * float(np.average(relevant / items, weights=shares)),
         "map@r": 100 * float(np.average(average_precisions, weights=shares)),
         "median_rank": float(1 + bisect.bisect_left(range(1, items + 1), 0.5, key=recall)),
         "mean_rank": mean_rank,
@@ -141,16 +141,16 @@ def _chance_figures(
     }
 
 
-def _chance_of_none(items: int, right: int, k: int) -> float:
-    """Return the probability that no `right` item is among the first k of `items` in random order."""
-    return math.prod(max(0, items - k - index) / (items - index) for index in range(right))
+def _chance_of_none(items: int, relevant: int, k: int) -> float:
+    """Return the probability that no `relevant` item is among the first k of `items` in random order."""
+    return math.prod(max(0, items - k - index) / (items - index) for index in range(relevant))
 
 
-def _expected_average_precision(items: int, right: int) -> float:
-    """Return the expected average precision at R of `items` in random order, of which R are `right`."""
-    # Position k is right with a chance of R / n; of the k - 1 before it, (k - 1) (R - 1) / (n - 1) are right then.
-    others = (right - 1) / max(1, items - 1)
-    return sum((1 + (position - 1) * others) / position for position in range(1, right + 1)) / items
+def _expected_average_precision(items: int, relevant: int) -> float:
+    """Return the expected average precision at R of `items` in random order, of which R are `relevant`."""
+    # Position k is relevant with a chance of R / n; then (k - 1) (R - 1) / (n - 1) of the k - 1 before it are, too.
+    others = (relevant - 1) / max(1, items - 1)
+    return sum((1 + (position - 1) * others) / position for position in range(1, relevant + 1)) / items
 
 
 def _figures(outcomes: Outcomes) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Ranks of the right items in image-text retrieval, in both directions, with pessimistic ties.
+"""Ranks of the relevant items in image-text retrieval, in both directions, with pessimistic ties.
 
-COCO's protocol: for an image, any of its captions is right, and its other captions never count against that hit. A
-wrong item that scores as high as a right one ranks before it. So a collapsed model, to which everything is equally
+COCO's protocol: for an image, any of its captions is relevant, and its other captions never count against that hit. An
+irrelevant item that scores as high as a relevant one ranks before it. So a collapsed model, to which all is equally
 similar, scores the worst and not by luck (docs/decisions/retrieval-metrics.md).
 """
 
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.errors import DiptychError
+from diptych.model.device import BLOCK_SCORES
 
-BLOCK_SCORES = 4_000_000
-"""Number of scores that are held at once."""
 TIE = 4 * torch.finfo(torch.float32).eps
 """Largest difference of two equal scores, as a share of the largest possible score.
 
@@ -32,48 +31,48 @@ class Outcomes(NamedTuple):
     """Outcomes of Q queries of one direction."""
 
     rank: NDArray[np.int64]
-    """(Q,), from 1: the rank of the best right item. Other right items never count against it."""
+    """(Q,), from 1: the rank of the best relevant item. Other relevant items never count against it."""
     r_precision: NDArray[np.float64]
-    """(Q,), the share of right items among the first R, where the query has R of them."""
+    """(Q,), the share of relevant items among the first R, where the query has R of them."""
     average_precision: NDArray[np.float64]
-    """(Q,), of the first R: the sum of the precision at the position of each right item, divided by R."""
+    """(Q,), of the first R: the sum of the precision at the position of each relevant item, divided by R."""
     tied: NDArray[np.bool_]
-    """(Q,), whether a wrong item scores as high as the best right one: the rank is the worst of several."""
+    """(Q,), whether an irrelevant item scores as high as the best relevant one: the rank is the worst of several."""
 
     @staticmethod
-    def one_right(rank: NDArray[np.int64], tied: NDArray[np.bool_]) -> Outcomes:
-        """Return the outcomes of queries with one right item each; `rank` and `tied` are (Q,)."""
+    def one_relevant(rank: NDArray[np.int64], tied: NDArray[np.bool_]) -> Outcomes:
+        """Return the outcomes of queries with one relevant item each; `rank` and `tied` are (Q,)."""
         first = (rank == 1).astype(float)
         return Outcomes(rank, first, first, tied)
 
     @staticmethod
-    def many_right(
+    def many_relevant(
         rank: NDArray[np.int64],
         tied: NDArray[np.bool_],
-        right: NDArray[np.int64],
+        relevant: NDArray[np.int64],
         query: NDArray[np.int64],
-        wrong_before: NDArray[np.int64],
+        irrelevant_before: NDArray[np.int64],
     ) -> Outcomes:
-        """Return the outcomes of queries with several right items.
+        """Return the outcomes of queries with several relevant items.
 
-        The A entries of `query` and `wrong_before` are the right items that may be among the first R, in any order.
+        The A entries of `query` and `irrelevant_before` are the relevant items that may be among the first R.
 
         Args:
-            rank: (Q,), the rank of each query's best right item.
-            tied: (Q,), whether a wrong item ties with that.
-            right: (Q,), the number of right items of each query.
-            query: (A,), the query that each right item belongs to.
-            wrong_before: (A,), the number of wrong items that rank before each right item.
+            rank: (Q,), the rank of each query's best relevant item.
+            tied: (Q,), whether an irrelevant item ties with that.
+            relevant: (Q,), the number of relevant items of each query.
+            query: (A,), the query that each relevant item belongs to.
+            irrelevant_before: (A,), the number of irrelevant items that rank before each relevant item.
         """
-        order = np.lexsort((wrong_before, query))
-        query, wrong_before = query[order], wrong_before[order]
+        order = np.lexsort((irrelevant_before, query))
+        query, irrelevant_before = query[order], irrelevant_before[order]
         listed = np.bincount(query, minlength=len(rank))
-        rank_among_right = 1 + np.arange(len(query)) - (listed.cumsum() - listed)[query]
-        position = rank_among_right + wrong_before
-        is_within = position <= right[query]
+        rank_among_relevant = 1 + np.arange(len(query)) - (listed.cumsum() - listed)[query]
+        position = rank_among_relevant + irrelevant_before
+        is_within = position <= relevant[query]
         precision, average = (
-            np.bincount(query, np.where(is_within, weights, 0.0), minlength=len(rank)) / right
-            for weights in (1.0, rank_among_right / position)
+            np.bincount(query, np.where(is_within, weights, 0.0), minlength=len(rank)) / relevant
+            for weights in (1.0, rank_among_relevant / position)
         )
         return Outcomes(rank, precision, average, tied)
 
@@ -86,17 +85,17 @@ class Ranks(NamedTuple):
 
     @property
     def ranks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ranks of the best right items, i2t (N,) and t2i (M,)."""
+        """Ranks of the best relevant items, i2t (N,) and t2i (M,)."""
         return self.i2t.rank, self.t2i.rank
 
 
 def ranks_from_embeddings(
     image: Tensor | NDArray[np.floating], text: Tensor | NDArray[np.floating], image_of_caption: NDArray[np.int64]
 ) -> Ranks:
-    """Return the ranks of the right items, by one pass over the matrix product in blocks.
+    """Return the ranks of the relevant items, by one pass over the matrix product in blocks.
 
     Scores that float32 cannot tell apart are ties, because the last bits of a product depend on the position in the
-    matrix. A wrong item ranks before a right one if it scores at least as high.
+    matrix. An irrelevant item ranks before a relevant one if it scores at least as high.
 
     Args:
         image: (N, d) floating.
@@ -109,16 +108,22 @@ def ranks_from_embeddings(
     image, text = _as_float32(image, "image"), _as_float32(text, "text")
     owner = torch.as_tensor(image_of_caption, dtype=torch.int64, device=image.device)
     _check(image, text, owner)
-    right_score = _right_scores(image, text, owner)
-    captions_of = _captions_by_image(owner, right_score, len(image))
+    relevant_score = _relevant_scores(image, text, owner)
+    captions_of = _captions_by_image(owner, relevant_score, len(image))
     tie = TIE * image.norm(dim=1).max() * text.norm(dim=1).max()
-    wrong = _count_wrong(image, text, owner, captions_of, right_score - tie, right_score + tie)
-    best_before = wrong.captions_before[captions_of[:, 0]]
-    i2t = 1 + best_before, best_before != wrong.captions_above, torch.bincount(owner), owner, wrong.captions_before
-    t2i = 1 + wrong.images_before, wrong.images_before != wrong.images_above
+    irrelevant = _count_irrelevant(image, text, owner, captions_of, relevant_score - tie, relevant_score + tie)
+    best_before = irrelevant.captions_before[captions_of[:, 0]]
+    i2t = (
+        1 + best_before,
+        best_before != irrelevant.captions_above,
+        torch.bincount(owner),
+        owner,
+        irrelevant.captions_before,
+    )
+    t2i = 1 + irrelevant.images_before, irrelevant.images_before != irrelevant.images_above
     return Ranks(
-        Outcomes.many_right(*(values.cpu().numpy() for values in i2t)),
-        Outcomes.one_right(*(values.cpu().numpy() for values in t2i)),
+        Outcomes.many_relevant(*(values.cpu().numpy() for values in i2t)),
+        Outcomes.one_relevant(*(values.cpu().numpy() for values in t2i)),
     )
 
 
@@ -131,8 +136,8 @@ def products(queries: Tensor, items: Tensor) -> Tensor:
         return queries @ items.T
 
 
-class _WrongCounts(NamedTuple):
-    """Numbers of wrong items that rank before a right one, int64; "above" leaves out those that tie with it."""
+class _IrrelevantCounts(NamedTuple):
+    """Numbers of irrelevant items that rank before a relevant one, int64; "above" leaves out those that tie with it."""
 
     captions_before: Tensor
     """(M,), before each caption, as its own image ranks the captions."""
@@ -144,16 +149,16 @@ class _WrongCounts(NamedTuple):
     """(M,), above the image of each caption."""
 
 
-def _count_wrong(
+def _count_irrelevant(
     image: Tensor, text: Tensor, owner: Tensor, captions_of: Tensor, lowest: Tensor, highest: Tensor
-) -> _WrongCounts:
-    """Count wrong items block by block; scores from `lowest` to `highest` (M,) tie with the right score of a caption.
+) -> _IrrelevantCounts:
+    """Count irrelevant items block by block; scores from `lowest` to `highest` (M,) tie with a caption's own image.
 
     `captions_of` is the result of `_captions_by_image`.
     """
     captions_before, images_before, images_above = torch.zeros(3, len(text), dtype=torch.int64, device=image.device)
     captions_above = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    for block, scores in _wrong_scores(image, text, owner):
+    for block, scores in _irrelevant_scores(image, text, owner):
         # The best caption of each image of the block, then the second best, and so on.
         for captions in captions_of[block].T:
             exists = captions >= 0
@@ -162,10 +167,10 @@ def _count_wrong(
         captions_above[block] = _count(scores > highest[captions_of[block, 0], None], dim=1)
         images_before += _count(scores >= lowest, dim=0)
         images_above += _count(scores > highest, dim=0)
-    return _WrongCounts(captions_before, captions_above, images_before, images_above)
+    return _IrrelevantCounts(captions_before, captions_above, images_before, images_above)
 
 
-def _wrong_scores(image: Tensor, text: Tensor, owner: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _irrelevant_scores(image: Tensor, text: Tensor, owner: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of images with their scores (rows, M) with all captions; -inf with their own."""
     rows = max(1, BLOCK_SCORES // len(text))
     for start in range(0, len(image), rows):
@@ -175,7 +180,7 @@ def _wrong_scores(image: Tensor, text: Tensor, owner: Tensor) -> Iterator[tuple[
         yield slice(start, start + rows), scores
 
 
-def _right_scores(image: Tensor, text: Tensor, owner: Tensor) -> Tensor:
+def _relevant_scores(image: Tensor, text: Tensor, owner: Tensor) -> Tensor:
     """Return the score (M,) of each caption with its own image."""
     rows = max(1, BLOCK_SCORES // text.shape[1])
     blocks = [slice(start, start + rows) for start in range(0, len(text), rows)]
@@ -221,4 +226,4 @@ def _check(image: Tensor, text: Tensor, owner: Tensor) -> None:
     captions = torch.bincount(owner, minlength=len(image))
     if not captions.all():
         first = int(torch.nonzero(captions == 0)[0])
-        raise DiptychError(f"image {first} has no caption, so nothing can be right for it; leave such images out.")
+        raise DiptychError(f"image {first} has no caption, so nothing can be relevant for it; leave such images out.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.errors import DiptychError
-from diptych.model.device import Precision
+from diptych.model.device import BLOCK_SCORES, Precision
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, TokenStates, inference
 from diptych.retrieval.metrics import mean_log_rank
-from diptych.retrieval.ranking import BLOCK_SCORES, TIE, Outcomes, Ranks, products, ranks_from_embeddings
+from diptych.retrieval.ranking import TIE, Outcomes, Ranks, products, ranks_from_embeddings
+
+T = TypeVar("T", Tensor, NDArray[np.float32])
 
 CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Values to choose each weight from."""
@@ -46,6 +48,10 @@ class Weights(NamedTuple):
     alignment: float = 0.0
     """Weight of the token-alignment score."""
 
+    def add(self, similarity: T, itm: T, alignment: T) -> T:
+        """Return the scores of re-ranking, where `similarity` is already multiplied by the logit scale."""
+        return similarity + self.itm * itm + self.alignment * alignment
+
 
 @dataclass(frozen=True)
 class Shortlist:
@@ -58,7 +64,7 @@ class Shortlist:
         alignment: float32 (Q, K), token-alignment scores; zero where the fusion has none.
         relevant: bool (Q, K), True where candidate and query belong together.
         relevant_items: int64 (Q,), number of items of the gallery that belong to the query.
-        found: ranks of the queries before re-ranking.
+        towers: ranks of the queries before re-ranking.
         bound: largest possible size of a similarity, on which the resolution of float32 depends.
     """
 
@@ -68,12 +74,12 @@ class Shortlist:
     alignment: Tensor
     relevant: Tensor
     relevant_items: NDArray[np.int64]
-    found: Outcomes
+    towers: Outcomes
     bound: float = 1.0
 
     def scores(self, logit_scale: float, weights: Weights) -> Tensor:
         """Return the scores of the candidates, float32 (Q, K)."""
-        return logit_scale * self.similarity + weights.itm * self.itm + weights.alignment * self.alignment
+        return weights.add(logit_scale * self.similarity, self.itm, self.alignment)
 
     def order(self, logit_scale: float, weights: Weights) -> Tensor:
         """Return the positions of the re-ranked candidates in the gallery, best first, int64 (Q, K)."""
@@ -87,7 +93,7 @@ class Shortlist:
         """
         scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
         ahead = torch.count_nonzero(~self.relevant & (scores >= self._best(scores) - tie), dim=1).numpy()
-        return np.where(self._beyond, self.found.rank, 1 + ahead)
+        return np.where(self._beyond, self.towers.rank, 1 + ahead)
 
     def reranked(self, logit_scale: float, weights: Weights) -> Outcomes:
         """Return the ranks after re-ranking; relevant items beyond the candidates are not among the first R."""
@@ -96,8 +102,8 @@ class Shortlist:
         rank = self.ranks(logit_scale, weights)
         query, position = torch.nonzero(self.relevant & ~torch.from_numpy(self._beyond)[:, None], as_tuple=True)
         ahead = ~self.relevant[query] & (scores[query] >= scores[query, position][:, None] - tie)
-        tied = np.where(self._beyond, self.found.tied, rank != 1 + above)
-        return Outcomes.many_right(rank, tied, self.relevant_items, query.numpy(), ahead.sum(dim=1).numpy())
+        tied = np.where(self._beyond, self.towers.tied, rank != 1 + above)
+        return Outcomes.many_relevant(rank, tied, self.relevant_items, query.numpy(), ahead.sum(dim=1).numpy())
 
     def _tie(self, logit_scale: float, weights: Weights) -> Tensor:
         looked = abs(weights.itm) * self.itm.abs().max() + abs(weights.alignment) * self.alignment.abs().max()
@@ -109,7 +115,7 @@ class Shortlist:
 
     @property
     def _beyond(self) -> NDArray[np.bool_]:
-        return self.found.rank > self.index.shape[1]
+        return self.towers.rank > self.index.shape[1]
 
 
 class Candidates(NamedTuple):
@@ -246,7 +252,7 @@ def fuse_pairs(
             inputs = states.grid[image], *states.padded_tokens(caption), image_of_pair, caption_of_pair
             given = [tensor.to(device) for tensor in inputs]
             if itm:
-                logits[0, batch] = model.fusion(*given).score.float().cpu()
+                logits[0, batch] = model.fusion(*given).itm.float().cpu()
             if align and model.aligns:
                 logits[1, batch] = model.aligned(*given).float().cpu()
             bar.update(len(batch))

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.retrieval.ranking import BLOCK_SCORES, products
+from diptych.model.device import BLOCK_SCORES
+from diptych.retrieval.ranking import products
 
 BINS = 100
 """Number of bins from a cosine of -1 to one of 1."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.config import Train
-from diptych.data.inputs import Inputs, KeptImages, KeptTexts
+from diptych.data.inputs import Inputs, StoredImages, StoredTexts
 from diptych.data.prepared import PreparedSplit
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.towers import ImageTower, TextTower, Tower
@@ -36,9 +36,9 @@ class TrainingInputs:
         self._cache = None if settings.keep_features == "never" else cache
         self._views = settings.augmentation and ImageViews(settings.augmentation, seed)
         self._entered: Frozen | None = None
-        self._images: list[KeptImages] | None = None
-        self._mirrored: KeptImages | None = None
-        self._texts: list[KeptTexts] | None = None
+        self._images: list[StoredImages] | None = None
+        self._mirrored: StoredImages | None = None
+        self._texts: list[StoredTexts] | None = None
 
     def enter(self, model: DualEncoder, epoch: int) -> None:
         """Prepare for `epoch`: find or compute the features of the layers that are frozen in it.
@@ -119,7 +119,7 @@ class _EitherSide:
     """Features of each image or of its mirror image, as `views` draws it for an epoch."""
 
     def __init__(
-        self, plain: KeptImages, mirrored: KeptImages, views: ImageViews, image_ids: NDArray[np.int64], epoch: int
+        self, plain: StoredImages, mirrored: StoredImages, views: ImageViews, image_ids: NDArray[np.int64], epoch: int
     ) -> None:
         self._plain = plain
         self._mirrored = mirrored

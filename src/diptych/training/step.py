@@ -20,7 +20,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     contrastive: Tensor
-    matching: Tensor
+    itm: Tensor
     """ITM loss."""
     alignment: Tensor
     """Token-alignment loss, which has the weight of ITM."""
