@@ -130,8 +130,8 @@ def draw_hard_negatives(
         images: features of this process's images.
         texts: features of this process's captions.
         image_of_caption: (C,) int64, indices into `images`.
-        uniforms: float64 in [0, 1), (3, images of all processes), the random numbers to draw with; every process has the
-            same ones.
+        uniforms: (3, images of all processes) float64 in [0, 1), the random numbers to draw with; every process has
+            the same ones.
         shares: the sizes of the processes' shares; None: they are exchanged here.
     """
     grid, image, tokens, mask, text, owner = _gather_features(images, texts, image_of_caption, shares)
