@@ -541,14 +541,6 @@ def test_a_chunk_that_was_found_small_enough_is_taken_up_on_resuming(
     assert (resumed.backward.chunk_size, len(too_large.held)) == (2, 2)
 
 
-def test_memory_that_does_not_suffice_for_one_image_is_an_error(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    TooLarge(0, monkeypatch)
-    with pytest.raises(DiptychError, match=r"for 1 image\(s\) at once \(CUDA out of memory\)\. Set train\.chunk_size"):
-        trainer(prepared, tmp_path).run()
-
-
 def test_counting_operations_changes_nothing_of_the_training(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
