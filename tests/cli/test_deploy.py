@@ -7,7 +7,7 @@ import pytest
 
 from diptych.cli.main import main
 from diptych.orchestration import deployment, schedules
-from diptych.orchestration.deployment import Choices, Deployed
+from diptych.orchestration.deployment import Deployed
 from diptych.orchestration.schedules import Schedule
 
 NIGHTLY = Schedule(["0 3 * * * (UTC)"], paused=False, next_runs=["2026-12-01T03:00:00+00:00"])
@@ -37,7 +37,7 @@ def test_without_options_prefect_yaml_decides(monkeypatch, capsys):
 
     assert diptych("deploy") == 0
 
-    deploy.assert_called_once_with(ANY, Choices())
+    deploy.assert_called_once_with(ANY, pool_type="process", folder=None, when_busy=None, notify=None)
     assert capsys.readouterr().out.splitlines() == [
         "server      http://host/api",
         "work pool   diptych: created",
@@ -54,7 +54,9 @@ def test_every_option_of_deploy_is_passed_on(monkeypatch, capsys):
 
     assert diptych("deploy", *options, "--json") == 0
 
-    deploy.assert_called_once_with(ANY, Choices("docker", "/srv", "skip", "slack-webhook/team"))
+    deploy.assert_called_once_with(
+        ANY, pool_type="docker", folder="/srv", when_busy="skip", notify="slack-webhook/team"
+    )
     assert json.loads(capsys.readouterr().out)["pools"] == {"diptych": "created"}
 
 

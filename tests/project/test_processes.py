@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,9 @@ def test_a_second_run_is_told_who_holds_the_workspace(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_running_is_ended_by_the_next(tmp_path, monkeypatch):
     monkeypatch.delenv(HOLDER, raising=False)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    leftover = subprocess.Popen(sleep, env={**os.environ, HOLDER: f"1:{tmp_path}"})
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    leftover = subprocess.Popen(sleep, env={**os.environ, HOLDER: f"{ended.pid}:{tmp_path}"})
     other = subprocess.Popen(sleep, env={**os.environ, HOLDER: "1:/elsewhere"})
 
     with holding(Workspace(tmp_path), "diptych run"):
@@ -206,6 +209,46 @@ def test_a_copy_of_a_project_leaves_the_temporary_files_of_the_original_alone(tm
         with holding(Workspace(copy), "diptych run"):
             assert own.is_dir()
         monkeypatch.setenv(HOLDER, "")
+
+
+def test_a_run_whose_folder_was_deleted_removes_nothing_of_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    workspace = Workspace(tmp_path)
+    before = tempfile.gettempdir()
+    monkeypatch.setattr(tempfile, "tempdir", before)
+    link, note = workspace.local / "temporary", workspace.local / "holder.json"
+
+    with ExitStack() as second_run:
+        with holding(workspace, "the first run"):
+            of_first = Path(tempfile.gettempdir())
+            shutil.rmtree(workspace.local)
+            # As in another process, which does not work beneath the first run.
+            monkeypatch.delenv(HOLDER)
+            monkeypatch.setattr(tempfile, "tempdir", before)
+            second_run.enter_context(holding(workspace, "the second run"))
+            of_second = Path(tempfile.gettempdir())
+        assert not of_first.exists()
+        assert of_second.is_dir()
+        assert link.readlink() == of_second
+        assert "the second run" in note.read_text()
+        monkeypatch.setenv(HOLDER, "")
+        monkeypatch.setenv("TMPDIR", str(of_second))
+
+    assert not of_second.exists()
+    assert not link.is_symlink()
+    assert not note.exists()
+
+
+def test_children_of_a_run_that_still_works_are_left_alone_where_its_folder_was_deleted(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    child = subprocess.Popen(sleep, env={**os.environ, HOLDER: f"{os.getpid()}:{tmp_path}"})
+
+    with holding(Workspace(tmp_path), "the second run"):
+        assert child.poll() is None
+
+    child.kill()
+    child.wait()
 
 
 def test_a_link_that_leads_elsewhere_is_removed_alone(tmp_path, monkeypatch):
