@@ -39,8 +39,8 @@ def promote(
     with holding(workspace, "the promote flow"):
         candidate = model.find(version)
         if to:
-            other = RegisteredModel.of(workspace, params, to)
-            model, candidate = other, model.copy(candidate, other)
+            model = RegisteredModel.of(workspace, params, to)
+            candidate = model.copy_of(candidate)
         considered = gate_and_promote(model, candidate, workspace, params, why=reason, force=force)
     get_run_logger().info(considered.describe())
     show_decision(considered)

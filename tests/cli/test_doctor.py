@@ -235,7 +235,7 @@ def test_a_device_that_is_not_here_is_an_error(project: Workspace) -> None:
 
 def test_little_space_is_a_warning(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**30, 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**30, 2**30))
     finding = examined(project)["disk"]
     assert finding.state == "warning"
     assert finding.result.startswith("1.0 GiB free")

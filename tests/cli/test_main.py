@@ -43,7 +43,7 @@ def diptych(*arguments: object) -> int:
     """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
-    return ended.value.code
+    return int(ended.value.code or 0)
 
 
 def failing(monkeypatch, error: BaseException) -> None:
@@ -87,7 +87,8 @@ def test_every_command_has_help(command, capsys):
 def test_every_command_of_the_list_is_there():
     context = click.Context(cli)
 
-    assert all(cli.get_command(context, name).name == name for name in cli.list_commands(context))
+    commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    assert all(command and command.name == name for name, command in commands.items())
 
 
 def test_the_version_is_the_packages(capsys):

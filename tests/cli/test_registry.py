@@ -88,7 +88,7 @@ def diptych(*arguments: str) -> int:
     """Runs the command in this process and returns its exit code."""
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
-    return ended.value.code
+    return int(ended.value.code or 0)
 
 
 def test_promoting_makes_the_challenger_the_champion_and_shows_every_check(model, misses, capsys):

@@ -2,19 +2,20 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from diptych.cli.summary import render
 from diptych.project.workspace import Workspace
 
-WAY = {"recall@1": 12.34, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
-SUMMARY = {
+RECALLS = {"recall@1": 12.34, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
+SUMMARY: dict[str, Any] = {
     "data": "present",
     "inbox": ["drop may brings 3 images and 6 captions"],
     "why": ["There are 3.0 % more images."],
     "stages": {"validate": "reused", "preprocess": "reused", "train": "ran", "evaluate": "ran"},
     "metrics": {
-        "towers": {"i2t": WAY, "t2i": WAY, "rsum": 120.04},
-        "reranked": {"i2t": WAY, "t2i": WAY, "rsum": 130.0},
+        "towers": {"i2t": RECALLS, "t2i": RECALLS, "rsum": 120.04},
+        "reranked": {"i2t": RECALLS, "t2i": RECALLS, "rsum": 130.0},
     },
     "version": {"name": "diptych", "version": "3", "created": True},
     "decision": {"outcome": "not asked", "why": "", "champion": "2"},

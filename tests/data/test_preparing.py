@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diptych.config import Preprocess
-from diptych.data import preparing, shards
+from diptych.data import images, preparing, shards
 from diptych.data.images import open_image, to_pixels
 from diptych.data.preparing import prepare_images
 from diptych.data.shards import ShardWriter, list_members
@@ -129,7 +129,7 @@ def test_other_code_that_decodes_does_not_use_the_cache(
     project.add(0, 1)
     project.prepare()
     (tmp_path / "images.py").write_text("# other code")
-    monkeypatch.setattr(preparing.images, "__file__", str(tmp_path / "images.py"))
+    monkeypatch.setattr(images, "__file__", str(tmp_path / "images.py"))
     assert project.prepare()[0] == 0
 
 
@@ -229,19 +229,6 @@ def test_a_full_disk_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DiptychError, match="No space left"):
         project.prepare()
     assert not list(project.cache.iterdir())
-
-
-def test_short_writes_are_continued(tmp_path: Path) -> None:
-    class Slow:
-        content = b""
-
-        def write(self, content: memoryview) -> int:
-            self.content += bytes(content[:5])
-            return min(5, len(content))
-
-    slow, pixels = Slow(), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    preparing.write_all(slow, pixels)  # type: ignore[arg-type]
-    assert slow.content == pixels.tobytes()
 
 
 def test_stretching_and_cropping_differ_on_oblong_images(project: Project) -> None:

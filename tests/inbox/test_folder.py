@@ -1,4 +1,4 @@
-"""An inbox in a folder: which drops are complete, and that no link leads out of them."""
+"""An inbox that is a folder: which drops are complete, and which are a problem."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from diptych.errors import DiptychError
 from diptych.inbox.drops import ChangedError
 from diptych.inbox.folder import FolderInbox
+from diptych.inbox.ingesting import open_inbox
+from diptych.project.workspace import Workspace
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def drop(inbox: Path, name: str, captions: str = "captions.csv") -> Path:
 
 
 def drops(inbox: Path):
-    return FolderInbox(inbox).drops()
+    return open_inbox(Workspace(inbox.parent), "inbox").drops()
 
 
 def test_a_subfolder_with_a_captions_file_is_a_drop(inbox):
@@ -54,7 +56,7 @@ def test_what_is_no_drop_is_told(inbox):
     (inbox / "captions.csv").write_text("file,caption")
     (inbox / "copying").mkdir()
 
-    table, copying = FolderInbox(inbox).strays()
+    table, copying = open_inbox(Workspace(inbox.parent), "inbox").strays()
 
     assert table == "captions.csv lies in the inbox itself and is left alone: a drop is a folder"
     assert copying.startswith("copying is left alone until its captions are there: captions.json or ")
@@ -197,9 +199,15 @@ def test_a_drop_that_may_not_be_looked_into_keeps_no_other_one_from_being_seen(i
     ]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DiptychError, match=r"nowhere is no folder.*--inbox or retrain\.inbox"):
-        FolderInbox(tmp_path / "nowhere")
+def test_an_inbox_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DiptychError, match=r"nowhere is no folder.*retrain\.inbox"):
+        open_inbox(Workspace(tmp_path), "nowhere")
+
+
+def test_an_absolute_inbox_lies_where_it_says(tmp_path, inbox):
+    drop(inbox, "one")
+
+    assert len(open_inbox(Workspace(tmp_path / "project"), str(inbox)).drops()) == 1
 
 
 def test_a_folder_that_goes_away_cannot_be_read(inbox):

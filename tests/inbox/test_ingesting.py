@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 
 import pytest
 from dropping import photos, write_drop
@@ -16,12 +15,10 @@ from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
 from diptych.inbox import ingesting
-from diptych.inbox.folder import FolderInbox
 from diptych.inbox.ingesting import ingest_drops, open_inbox
-from diptych.inbox.s3 import S3Inbox
+from diptych.project import dvc
 from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version
-from diptych.project.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("instant")
 
@@ -74,7 +71,7 @@ def test_without_the_ledger_a_drop_is_found_known(stocked):
 
     assert (taken.outcome, taken.images) == ("known", 0)
     assert dataset_version(stocked) == version
-    assert ingesting.dvc.status(stocked) == {}
+    assert dvc.status(stocked) == {}
 
 
 def test_images_known_in_another_split_stay_there(stocked):
@@ -165,7 +162,7 @@ def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_
     elsewhere = write_drop(tmp_path / "elsewhere", photos(11))
     write_drop(stocked.root / "inbox" / "a", photos(10))
     later = write_drop(stocked.root / "inbox" / "b", photos(11))
-    record, said = instant.record_dataset, []
+    record, said = instant.record_dataset, list[str]()
 
     def record_and_wait(workspace):
         record(workspace)
@@ -188,7 +185,7 @@ def test_a_refused_drop_leaves_those_after_it_alone(stocked):
 
     assert [taken.outcome for taken in take(stocked)] == ["refused", "taken"]
     assert len(read_dataset(stocked.data).images) == 7
-    assert ingesting.dvc.status(stocked) == {}
+    assert dvc.status(stocked) == {}
 
 
 def test_a_refused_drop_that_was_mended_is_taken(stocked):
@@ -203,7 +200,7 @@ def test_a_refused_drop_that_was_mended_is_taken(stocked):
 def test_what_is_no_drop_is_told_of(stocked):
     for number in range(5):
         (stocked.root / "inbox" / f"copying-{number}").mkdir()
-    said = []
+    said: list[str] = []
 
     assert ingesting.ingest_drops(stocked, Params(), "inbox", said.append) == []
 
@@ -231,27 +228,3 @@ def test_a_disk_that_is_full_is_no_fault_of_the_drop(stocked, unchanged, monkeyp
 
     assert unchanged()
     assert not (stocked.local / "inbox.json").exists()
-
-
-def test_an_inbox_is_a_folder_from_the_project_on_or_where_it_says(tmp_path):
-    (tmp_path / "inbox").mkdir()
-
-    for root, address in ((tmp_path, "inbox"), (tmp_path / "project", str(tmp_path / "inbox"))):
-        opened = open_inbox(Workspace(root), address)
-        assert isinstance(opened, FolderInbox)
-        assert opened.folder == tmp_path / "inbox"
-
-
-def test_an_inbox_in_s3_fetches_into_the_project(tmp_path):
-    pytest.importorskip("s3fs")
-    opened = open_inbox(Workspace(tmp_path), "s3://bucket/inbox/")
-
-    assert isinstance(opened, S3Inbox)
-    assert (opened.address, opened.folder) == ("s3://bucket/inbox", Workspace(tmp_path).local / "inbox")
-
-
-def test_s3_without_s3fs_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-
-    with pytest.raises(DiptychError, match="extra `stack`"):
-        open_inbox(Workspace(tmp_path), "s3://bucket/inbox")

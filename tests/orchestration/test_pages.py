@@ -27,8 +27,8 @@ def test_the_validation_summary_names_what_does_not_hold():
 
 
 def test_the_metrics_are_a_row_a_ranking_and_direction():
-    way = {"recall@1": 1.0}
-    metrics = {"towers": {"i2t": way, "t2i": way, "rsum": 2.0}, "note": "x"}
+    figures = {"recall@1": 1.0}
+    metrics = {"towers": {"i2t": figures, "t2i": figures, "rsum": 2.0}, "note": "x"}
 
     table = metrics_table(metrics)
 
@@ -76,7 +76,7 @@ def test_links_lead_to_a_server_without_its_password_and_nowhere_from_a_file():
 
 
 def test_of_a_progress_bar_one_state_is_shown_now_and_then():
-    lines = []
+    lines: list[str] = []
     log = throttled(lines.append)
 
     for line in ["start", "train: 10%|█", "train: 20%|██", "epoch 1", "train: 30%|███"]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
+
 import pytest
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DatabaseError, OperationalError, ProgrammingError
 
 from diptych.errors import DiptychError
-from diptych.registry.errors import UnreachableError, damaged, mlflow_errors_explained, reason, unanswered
+from diptych.registry.errors import UnreachableError, mlflow_errors_explained, reason, store_errors_explained
 
 SERVER, FILE = "http://me:secret@mlflow.example", "sqlite:////srv/mlflow.db"
 
@@ -98,6 +101,16 @@ def test_a_reason_is_one_line_of_a_length_that_can_be_read_without_a_secret():
     assert reason(TimeoutError(), SERVER) == "TimeoutError"
 
 
-def test_a_damaged_store_is_lost_and_an_unanswering_one_is_not():
-    assert not isinstance(damaged("/srv/mlflow.db", "x"), UnreachableError)
-    assert isinstance(unanswered("/srv/mlflow.db", "x"), UnreachableError)
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (sqlite3.OperationalError("database is locked"), UnreachableError, "does not answer (database is locked)"),
+        (sqlite3.DatabaseError("file is not a database"), DiptychError, "is damaged (file is not a database)"),
+    ],
+)
+def test_an_error_of_a_store_that_is_opened_here_is_the_same(error, kind, message):
+    with pytest.raises(DiptychError) as raised, store_errors_explained(Path("/srv/mlflow.db")):
+        raise error
+
+    assert type(raised.value) is kind
+    assert str(raised.value).startswith(f"MLflow's store /srv/mlflow.db {message}")

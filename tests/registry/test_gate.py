@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.pyfunc.model import PythonModel
 from tiny import write_prepared
 from versions import HOLDS, crown, make_version, package_of, register_package, write_accepted
 
@@ -30,7 +31,7 @@ MODEL = """
 import atexit, os
 import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 class Small(PythonModel):
     def load_context(self, context):
@@ -355,7 +356,7 @@ def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, m
 def test_evidence_of_a_copy_stands_beside_that_of_its_origin(model, project, measured):
     version = model.find("3")
     other = RegisteredModel(model.client, "production", model.uri)
-    for place, one in ((model, version), (other, model.copy(version, other))):
+    for place, one in ((model, version), (other, other.copy_of(version))):
         store_decision(place, one, decide(place, one, project, settings()))
 
     files = {file.path for file in model.client.list_artifacts(version.run_id, "gate")}
@@ -406,7 +407,7 @@ def test_a_package_that_takes_forever_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_package_that_unpickles_is_refused(model, project, measured, monkeypatch, tmp_path):
-    class Pickled(mlflow.pyfunc.PythonModel):
+    class Pickled(PythonModel):
         def predict(self, context, model_input, params=None):
             return model_input
 

@@ -217,10 +217,17 @@ def test_a_version_that_nothing_was_decided_about_is_asked_about(model):
 
 
 @pytest.mark.parametrize(
-    "event", [("promoted", "1", "2"), ("rejected", "1", "2"), ("rolled back", "2", "1"), ("found", "2", None)]
+    "event",
+    [
+        Event("promoted", "1", "2", ""),
+        Event("rejected", "1", "2", ""),
+        Event("rolled back", "2", "1", ""),
+        Event("found", "2", None, ""),
+    ],
+    ids=lambda event: event.action,
 )
 def test_a_run_does_not_undo_what_was_decided(model, event):
-    record(model, Event(*event, why=""))
+    record(model, event)
 
     assert not needs_decision(model, model.find("2"), "d", "auto")
 
@@ -249,17 +256,18 @@ def test_a_run_does_not_ask_twice_about_what_waits_for_a_person(model, refused):
 def test_a_version_is_copied_and_judged_against_the_champion_of_the_other_model(model, project, measured, tmp_path):
     crown(model, "1")
     other = RegisteredModel(model.client, "production", model.uri)
-    first = model.copy(model.find("1"), other)
+    first = other.copy_of(model.find("1"))
     assert gate_and_promote(other, first, project, PARAMS).outcome == "promoted"
     make_version(other, tmp_path)
     crown(other, "2")
     measured["1"], measured["3"] = 40, 20
 
-    copied = model.copy(model.find("3"), other)
+    copied = other.copy_of(model.find("3"))
     considered = gate_and_promote(other, copied, project, PARAMS)
 
     # Its 20 missed images are fewer than those of the champion that it comes from beside, and more than those here.
     assert (copied.name, copied.version, copied.tags["copied_from"]) == ("production", "3", "diptych/3")
+    assert considered.decision
     assert (considered.outcome, considered.decision.champion, considered.decision.name) == ("rejected", "2", other.name)
     assert (model.aliases()[CHAMPION], other.aliases()[CHAMPION]) == ("1", "2")
 
@@ -267,9 +275,7 @@ def test_a_version_is_copied_and_judged_against_the_champion_of_the_other_model(
 def test_a_copy_is_promoted_where_it_is(model, project, measured):
     other = RegisteredModel(model.client, "production", model.uri)
 
-    copied = model.copy(model.find("2"), other)
-
-    assert gate_and_promote(other, copied, project, PARAMS).outcome == "promoted"
+    assert gate_and_promote(other, other.copy_of(model.find("2")), project, PARAMS).outcome == "promoted"
     assert (other.aliases(), model.aliases()) == ({CHAMPION: "1"}, {})
 
 

@@ -27,7 +27,7 @@ def version(**tags: str) -> Version:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """With one commit of one file."""
+    """A project with one commit of one file."""
     root = tmp_path_factory.mktemp("repository")
     (root / "a").write_text("a")
     run("git", "init", "--quiet", cwd=root)
@@ -35,30 +35,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(root)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def head(repository: Workspace) -> str:
-    """Hash of that commit."""
     return git(repository.root, "rev-parse", "HEAD")
 
 
 def test_the_origin_of_a_version_is_its_tags(repository, head):
-    made = origin_of(repository, version(git_sha=head, threads="2", gate="accepted"))
+    expected = Origin(**{**HASHES, "git_sha": head}, threads=2)
 
-    assert made == Origin(**{**HASHES, "git_sha": head}, threads=2)
+    assert origin_of(version(git_sha=head, threads="2", gate="accepted"), repository) == expected
 
 
 def test_the_hash_of_a_dataset_of_one_file_has_no_ending(repository, head):
-    assert origin_of(repository, version(git_sha=head, data_md5="b" * 32)).data_md5 == "b" * 32
-
-
-def test_a_commit_that_is_not_in_the_repository_is_to_be_fetched(repository):
-    with pytest.raises(DiptychError, match="commit 0000000000, which this repository does not have: `git fetch`"):
-        origin_of(repository, version(git_sha="0" * 40))
-
-
-def test_the_hash_of_a_file_is_no_commit(repository):
-    with pytest.raises(DiptychError, match="which this repository does not have"):
-        origin_of(repository, version(git_sha=git(repository.root, "rev-parse", "HEAD:a")))
+    assert origin_of(version(git_sha=head, data_md5="b" * 32), repository).data_md5 == "b" * 32
 
 
 @pytest.mark.parametrize(
@@ -77,7 +66,7 @@ def test_the_hash_of_a_file_is_no_commit(repository):
 )
 def test_a_tag_that_is_no_hash_is_refused_by_its_name(repository, name, value):
     with pytest.raises(DiptychError, match=f"its tag {name} is .*, which is no hash") as error:
-        origin_of(repository, version(**{name: value}))
+        origin_of(version(**{name: value}), repository)
 
     assert str(error.value).isprintable()
 
@@ -86,12 +75,12 @@ def test_a_tag_that_is_missing_is_no_hash(repository):
     tags = {name: value for name, value in version().tags.items() if name != "params_sha256"}
 
     with pytest.raises(DiptychError, match="its tag params_sha256 is '', which is no hash"):
-        origin_of(repository, version()._replace(tags=tags))
+        origin_of(version()._replace(tags=tags), repository)
 
 
 def test_a_long_tag_is_shown_in_part(repository):
     with pytest.raises(DiptychError) as error:
-        origin_of(repository, version(git_sha="x" * 5000))
+        origin_of(version(git_sha="x" * 5000), repository)
 
     assert len(str(error.value)) < 500
 
@@ -108,9 +97,19 @@ def test_a_long_tag_is_shown_in_part(repository):
 )
 def test_a_version_that_no_commit_holds_is_refused_with_the_reason(repository, tags, why):
     with pytest.raises(DiptychError, match=rf"^diptych version 1 cannot be made again: {why}\.$"):
-        origin_of(repository, version(**tags))
+        origin_of(version(**tags), repository)
 
 
 @pytest.mark.parametrize("threads", ["", "0", "-1", "1; touch hacked", "99999", "1.5"])
 def test_a_number_of_threads_that_is_none_is_not_known(repository, head, threads):
-    assert origin_of(repository, version(git_sha=head, threads=threads)).threads is None
+    assert origin_of(version(git_sha=head, threads=threads), repository).threads is None
+
+
+def test_a_commit_has_to_be_in_the_repository(repository):
+    with pytest.raises(DiptychError, match="commit 0000000000, which this repository does not have: `git fetch`"):
+        origin_of(version(git_sha="0" * 40), repository)
+
+
+def test_the_hash_of_a_file_is_no_commit(repository):
+    with pytest.raises(DiptychError, match="which this repository does not have"):
+        origin_of(version(git_sha=git(repository.root, "rev-parse", "HEAD:a")), repository)

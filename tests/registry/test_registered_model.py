@@ -196,39 +196,41 @@ def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def other(model) -> RegisteredModel:
-    """Another registered model, which does not exist yet."""
+def production(model) -> RegisteredModel:
+    """Another registered model in the same MLflow, without versions."""
     return RegisteredModel(model.client, "production", model.uri)
 
 
-def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, other, tmp_path):
+def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, production, tmp_path):
     version = make_version(model, tmp_path, b"weights")
 
-    copied = model.copy(version, other)
+    copied = production.copy_of(version)
 
-    assert (copied.title, copied.tags) == ("production version 1", {**version.tags, "copied_from": "diptych/1"})
+    assert copied == production.find("1")
+    assert copied.tags == {**version.tags, "copied_from": "diptych/1"}
     assert (copied.run_id, copied.metrics) == (version.run_id, version.metrics)
-    (tmp_path / "here").mkdir()
-    package = other.download(copied, tmp_path / "here")
-    assert (model_folder(package) / "model.safetensors").read_bytes() == b"weights"
+    with production.fetched(copied) as folder:
+        assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert not folder.exists()
 
 
-def test_a_version_is_copied_once(model, other, tmp_path):
+def test_a_version_is_copied_once(model, production, tmp_path):
     first, second = make_version(model, tmp_path), make_version(model, tmp_path)
 
-    copies = [model.copy(version, other).version for version in (first, second, first, second)]
+    copies = [production.copy_of(version).version for version in (first, second, first, second)]
 
-    assert (copies, other.numbers()) == (["1", "2", "1", "2"], ["1", "2"])
+    assert copies == ["1", "2", "1", "2"]
+    assert production.numbers() == ["1", "2"]
 
 
 def test_a_version_is_not_copied_into_its_own_model(model, tmp_path):
     version = make_version(model, tmp_path)
 
-    assert model.copy(version, RegisteredModel(model.client, model.name, model.uri)) == version
+    assert RegisteredModel(model.client, model.name, model.uri).copy_of(version) == version
     assert model.numbers() == ["1"]
 
 
-def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, other, tmp_path, monkeypatch):
+def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, production, tmp_path, monkeypatch):
     version = make_version(model, tmp_path)
 
     def kill(*arguments, **options):
@@ -237,27 +239,28 @@ def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, other, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_model_version_tag", kill)
         with pytest.raises(KeyboardInterrupt):
-            model.copy(version, other)
+            production.copy_of(version)
 
-    assert model.copy(version, other).tags["copied_from"] == "diptych/1"
-    assert other.numbers() == ["1"]
+    copied = production.copy_of(version)
+
+    assert production.numbers() == ["1"]
+    assert copied.tags["copied_from"] == "diptych/1"
 
 
-def test_a_copy_outlives_the_version_that_it_came_from(model, other, tmp_path):
+def test_a_copy_outlives_the_version_that_it_came_from(model, production, tmp_path):
     version = make_version(model, tmp_path)
-    copied = model.copy(version, other)
+    copied = production.copy_of(version)
     model.client.delete_model_version(model.name, version.version)
 
-    assert other.download(copied, tmp_path).exists()
+    assert production.download(copied, tmp_path).exists()
 
 
-def test_a_deleted_copy_is_made_again(model, other, tmp_path):
+def test_a_deleted_copy_is_made_again(model, production, tmp_path):
     version = make_version(model, tmp_path)
-    model.copy(version, other)
+    production.copy_of(version)
     model.client.delete_model_version("production", "1")
 
-    assert model.copy(version, other).version == "2"
-    assert other.numbers() == ["2"]
+    assert production.copy_of(version).version == "2"
 
 
 def test_an_mlflow_that_does_not_answer_is_told_quickly(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 from fake_project import commit, run
@@ -25,7 +26,13 @@ def head(workspace: Workspace) -> str:
     return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=workspace.root, text=True).strip()
 
 
-def captions(workspace: Workspace) -> dict:
+def version_of(workspace: Workspace) -> str:
+    version = dataset_version(workspace)
+    assert version
+    return version
+
+
+def captions(workspace: Workspace) -> dict[str, Any]:
     return json.loads((workspace.data / "captions.json").read_text())
 
 
@@ -128,7 +135,7 @@ def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_sto
     model = open_registry(grown, mlflow_store)
     version = make_version(model, grown.local, alias="champion")
     sha = record_run(grown).sha
-    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": dataset_version(grown)})
+    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": version_of(grown)})
     model.tag(version, dict.fromkeys(HASHES, "0" * 64))
 
     found, commit_sha = find_commit(grown, Params(), "champion")
@@ -150,7 +157,7 @@ def test_the_command_says_what_data_is_now(grown, monkeypatch, capsys):
         main(["data", "revert", "--to", "HEAD"])
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert f"data/ is version {dataset_version(grown)[:12]}, which commit {head(grown)[:10]} records" in said
+    assert f"data/ is version {version_of(grown)[:12]}, which commit {head(grown)[:10]} records" in said
 
 
 def test_a_taking_that_was_ended_does_not_undo_it_later(grown, monkeypatch):

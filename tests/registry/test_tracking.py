@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
@@ -12,10 +13,10 @@ from diptych.project.workspace import Workspace
 from diptych.registry import connection, tracking
 from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError
-from diptych.registry.tracking import TrackedRun, flat_metrics, flatten, metric_name
+from diptych.registry.tracking import TrackedRun
 
 
-def runs(workspace: Workspace) -> list:
+def runs(workspace: Workspace) -> list[Run]:
     client, experiment = connect(workspace, Params())
     return client.search_runs([experiment])
 
@@ -38,35 +39,6 @@ def broken(monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "log_batch", fail)
     return state
-
-
-def test_nested_parameters_become_dotted_names():
-    values = {
-        "seed": 0,
-        "train": {"epochs": 3, "objectives": {"itm": 1.0}},
-        "mean": [0.5],
-        "config": {},
-        "name": "x",
-    }
-
-    assert flatten(values) == {
-        "seed": "0",
-        "train.epochs": "3",
-        "train.objectives.itm": "1.0",
-        "mean": "[0.5]",
-        "config": "{}",
-        "name": "x",
-    }
-
-
-def test_metrics_have_names_that_mlflow_takes():
-    assert metric_name("val_i2t_recall@1") == "val_i2t_recall_at_1"
-
-
-def test_metrics_are_flattened_and_what_is_no_number_left_out():
-    metrics = {"towers": {"i2t": {"recall@1": 1, "name": "x"}, "rsum": 2.5}, "ok": True, "list": [1]}
-
-    assert flat_metrics(metrics) == {"towers/i2t/recall_at_1": 1.0, "towers/rsum": 2.5}
 
 
 def test_a_training_is_logged_with_parameters_figures_and_tags(trained):

@@ -15,9 +15,9 @@ def made(images: int, seed: int, hardest: int = 40) -> tuple[Ranks, np.ndarray]:
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(images), generator.integers(1, 5, images))
     i2t, t2i = (generator.integers(1, hardest, queries) for queries in (images, len(owner)))
-    return Ranks(
-        Outcomes(i2t, *generator.random((2, images)), generator.random(images) < 0.2), one_relevant(t2i)
-    ), owner
+    r_precision, average_precision = generator.random((2, images))
+    both = Outcomes(i2t, r_precision, average_precision, generator.random(images) < 0.2)
+    return Ranks(both, one_relevant(t2i)), owner
 
 
 def one_relevant(ranks: np.ndarray) -> Outcomes:

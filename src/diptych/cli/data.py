@@ -151,7 +151,7 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Show counts per split, shards, bytes and the version."""
     workspace = enter()
-    counts = dataset_status(workspace.data)
+    counts = dataset_status(workspace)
     click.echo(json.dumps(counts.to_json(), indent=2) if as_json else "\n".join(counts.render()))
 
 

@@ -52,8 +52,8 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
     # The dataset must not change while the models are measured on it.
     with holding(workspace, "diptych promote"):
         if target:
-            other = RegisteredModel.of(workspace, params, target)
-            model, candidate = other, model.copy(candidate, other)
+            model = RegisteredModel.of(workspace, params, target)
+            candidate = model.copy_of(candidate)
         if rollback_event := last_rollback_from(history_of(model), candidate.version):
             click.echo(
                 f"note: {candidate.title} was rolled back by {rollback_event.who}: {rollback_event.why}", err=True

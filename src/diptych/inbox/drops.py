@@ -33,17 +33,21 @@ Stamps = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Drop:
-    """A complete drop."""
+    """A complete drop.
+
+    Attributes:
+        name: name of its subfolder, in printable characters.
+        fingerprint: SHA-256 of the names, sizes and times or etags of its files; a drop that changes is another drop.
+        folder: name of its subfolder in the inbox.
+        files: names of its files within it.
+        problem: why it must not be opened; empty if it may be.
+    """
 
     name: str
-    """Name of its subfolder in printable characters."""
     fingerprint: str
-    """SHA-256 of the names, sizes and times or etags of its files; a drop that changes is another drop."""
     folder: str
     files: tuple[str, ...] = field(default=(), repr=False)
-    """Names of its files within the folder."""
     problem: str = ""
-    """Why it must not be opened; empty if it may be."""
 
 
 class ChangedError(DiptychError):

@@ -16,7 +16,7 @@ from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset
 from diptych.data.growth import Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
-from diptych.errors import DiptychError, some
+from diptych.errors import DiptychError, some, some_lines
 from diptych.inbox.drops import CAPTIONS, S3, ChangedError, Drop, Inbox
 from diptych.inbox.folder import FolderInbox
 from diptych.inbox.ledger import DropResult, new_drops, record_result
@@ -29,7 +29,7 @@ from diptych.project.workspace import Workspace
 RULES = Rules(keep_split=True, onto_scenes="add")
 """Rules that need no answer from a person: known images stay in their split, and drops are added to scenes."""
 _EXAMPLES = 3
-"""Number of bad rows that a reason names, and of things in the inbox that are no drops."""
+"""Number of bad rows that a reason names."""
 _MACHINE_ERRORS = {"ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
 """Errors of the disk, the memory or the network, which are no fault of the drop."""
 
@@ -55,11 +55,8 @@ def ingest_drops(
         return []
     opened = open_inbox(workspace, address)
     drops = new_drops(workspace, opened.drops())
-    strays = opened.strays()
-    for stray in strays[:_EXAMPLES]:
-        on_line(stray)
-    if len(strays) > _EXAMPLES:
-        on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
+    for line in some_lines(opened.strays(), str):
+        on_line(line)
     if drops:
         fetch_dataset(workspace)
         # A fault of the dataset before must not be taken for a fault of a drop.

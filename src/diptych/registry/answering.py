@@ -7,15 +7,14 @@ training, a command and the doctor ask here first.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError
 from diptych.project.addresses import without_secret
 from diptych.registry.address import store_file
-from diptych.registry.errors import OTHER_ADDRESS, UnreachableError, damaged, reason, unanswered
+from diptych.registry.errors import OTHER_ADDRESS, UnreachableError, reason, store_errors_explained
 
 if TYPE_CHECKING:
     from requests import Response
@@ -39,31 +38,21 @@ def require_answer(uri: str) -> None:
     backend = uri.partition(":")[0].partition("+")[0]
     if store is not None:
         if store.exists():
-            with opened_store(store) as database:
-                database.execute("BEGIN IMMEDIATE")
-                database.execute("SELECT count(*) FROM sqlite_master")
-                database.execute("ROLLBACK")
+            _ask_file(store)
     elif backend in _CONNECT_TIMEOUT:
         _ask_database(uri, {_CONNECT_TIMEOUT[backend]: int(ANSWER_TIMEOUT)})
     elif backend in ("http", "https"):
         _ask_server(uri)
 
 
-@contextmanager
-def opened_store(store: Path) -> Iterator[sqlite3.Connection]:
-    """Open a SQLite store for the block, and turn its errors into errors for the user.
-
-    Raises:
-        UnreachableError: it cannot be read or written now.
-        DiptychError: it is damaged.
-    """
-    try:
-        with closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
-            yield database
-    except sqlite3.OperationalError as error:
-        raise unanswered(str(store), error) from error
-    except sqlite3.DatabaseError as error:
-        raise damaged(str(store), error) from error
+def _ask_file(store: Path) -> None:
+    with (
+        store_errors_explained(store),
+        closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT, isolation_level=None)) as database,
+    ):
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("SELECT count(*) FROM sqlite_master")
+        database.execute("ROLLBACK")
 
 
 def _ask_database(uri: str, timeout: dict[str, int]) -> None:

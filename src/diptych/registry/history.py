@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from diptych.errors import printable
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
@@ -65,7 +65,7 @@ class Event:
 
 def record(model: RegisteredModel, event: Event) -> int:
     """Add an event and return its number; the caller then moves the alias."""
-    number = max((number for number, _ in _read_state(model).events), default=0) + 1
+    number = max((number for number, _ in _numbered_events(model)[0]), default=0) + 1
     texts = {"why": printable(event.why, " ")[:_LONGEST], "who": printable(event.who, " ")[:_LONGEST_NAME]}
     content = json.dumps({**event.to_json(), **texts}, ensure_ascii=False)
     with model.errors_explained():
@@ -74,8 +74,8 @@ def record(model: RegisteredModel, event: Event) -> int:
 
 
 def history(model: RegisteredModel) -> list[Event]:
-    """Return all events, the oldest first; none where there is no such model."""
-    return [event for _, event in _read_state(model).events] if model.exists() else []
+    """Return all events, the oldest first."""
+    return [event for _, event in _numbered_events(model)[0]]
 
 
 def effective_events(events: Sequence[Event]) -> list[Event]:
@@ -109,6 +109,12 @@ def earlier_champions(events: Sequence[Event]) -> list[str]:
     return earlier
 
 
+def rollback_targets(model: RegisteredModel, events: Sequence[Event], champion: str | None) -> list[str]:
+    """Return the earlier champions that still exist, except the present one, the most recent last."""
+    present = model.numbers()
+    return [number for number in earlier_champions(events) if number in present and number != champion]
+
+
 def _replay(move: Event, earlier: list[str]) -> list[str]:
     """Return the earlier champions after a move."""
     if move.action != "promoted" and move.target in earlier:
@@ -133,61 +139,55 @@ def reconcile(model: RegisteredModel) -> None:
     A promotion that was killed after its event and before the alias moved did not take place. Users load by the alias,
     so an event records where the alias stands.
     """
-    state = _read_state(model)
-    number, recorded = state.last_move()
-    champion = state.aliases.get(CHAMPION)
+    events, settled = _numbered_events(model)
+    number, recorded = _last_move(events)
+    aliases = model.aliases()
+    champion = aliases.get(CHAMPION)
     if recorded != champion:
-        action, why = _BROKEN_OFF if state.settled < number else _FOUND
+        action, why = _BROKEN_OFF if settled < number else _FOUND
         number = record(model, Event(action, origin=recorded, target=champion, why=why))
-    if state.settled < number:
+    if settled < number:
         with model.errors_explained():
             model.client.set_registered_model_tag(model.name, SETTLED, str(number))
-    previous = _previous_champion(model, _read_state(model))
-    if previous and state.aliases.get(PREVIOUS) != previous:
+    previous = _previous_champion(model, history(model), champion)
+    if previous and aliases.get(PREVIOUS) != previous:
         model.set_alias(PREVIOUS, previous)
-    elif not previous and PREVIOUS in state.aliases:
+    elif not previous and PREVIOUS in aliases:
         model.remove_alias(PREVIOUS)
 
 
 def is_reconciled(model: RegisteredModel) -> bool:
-    """Return whether `reconcile` would have nothing to do. This needs no claim, and two requests to MLflow."""
-    state = _read_state(model)
-    number, recorded = state.last_move()
-    if recorded != state.aliases.get(CHAMPION) or state.settled < number:
-        return False
-    return state.aliases.get(PREVIOUS) == _previous_champion(model, state)
+    """Return whether `reconcile` would have nothing to do; this needs no claim."""
+    events, settled = _numbered_events(model)
+    number, recorded = _last_move(events)
+    aliases = model.aliases()
+    champion = aliases.get(CHAMPION)
+    previous = _previous_champion(model, [event for _, event in events], champion)
+    return recorded == champion and settled >= number and aliases.get(PREVIOUS) == previous
 
 
-class _State(NamedTuple):
-    """Tags and aliases of the registered model at one moment."""
-
-    events: list[tuple[int, Event]]
-    """The events with their numbers, the oldest first."""
-    settled: int
-    aliases: dict[str, str]
-
-    def last_move(self) -> tuple[int, str | None]:
-        """Return the number of the last event that moves the alias, and the champion that it names, or 0 and None."""
-        moves = [(number, event.target) for number, event in self.events if event.moves]
-        return max(moves, default=(0, None), key=itemgetter(0))
+def _last_move(events: Sequence[tuple[int, Event]]) -> tuple[int, str | None]:
+    """Return the number of the last event that moves the alias, and the champion that it names; 0 and None without."""
+    return max(
+        ((number, event.target) for number, event in events if event.moves), default=(0, None), key=itemgetter(0)
+    )
 
 
-def _read_state(model: RegisteredModel) -> _State:
+def _previous_champion(model: RegisteredModel, events: Sequence[Event], champion: str | None) -> str | None:
+    """Return the version that a rollback goes back to by default."""
+    return next(reversed(rollback_targets(model, events, champion)), None)
+
+
+def _numbered_events(model: RegisteredModel) -> tuple[list[tuple[int, Event]], int]:
+    """Return the events with their numbers, the oldest first, and the number up to which they are settled."""
+    if not model.exists():
+        return [], 0
     with model.errors_explained():
-        registered = model.client.get_registered_model(model.name)
-    tags = registered.tags
+        tags = model.client.get_registered_model(model.name).tags
     matches = ((key, match) for key in sorted(tags) if (match := _KEY.fullmatch(key)))
     events = [(int(match[1]), event) for key, match in matches if (event := _read_event(key, tags[key]))]
     settled = tags.get(SETTLED, "")
-    aliases = {alias: str(number) for alias, number in registered.aliases.items()}
-    return _State(events, int(settled) if settled.isdecimal() else 0, aliases)
-
-
-def _previous_champion(model: RegisteredModel, state: _State) -> str | None:
-    """Return the version that a rollback goes back to by default."""
-    present, champion = model.numbers(), state.aliases.get(CHAMPION)
-    candidates = reversed(earlier_champions([event for _, event in state.events]))
-    return next((number for number in candidates if number in present and number != champion), None)
+    return events, int(settled) if settled.isdecimal() else 0
 
 
 def _read_event(key: str, text: str) -> Event | None:

@@ -73,7 +73,7 @@ def gallery(workspace: Workspace, params: Params) -> Gallery:
 
 
 def measure(model: Path, workspace: Workspace, params: Params, name: str) -> Measured:
-    """Return the ranks and metrics of the model in a folder on the test split; `name` labels the progress bar.
+    """Return the ranks and metrics of the model in the folder `model` on the test split; progress bars show `name`.
 
     Raises:
         DiptychError: the folder holds no whole model, or there is no dataset to measure it on.

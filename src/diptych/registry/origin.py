@@ -38,13 +38,13 @@ class Origin(NamedTuple):
     """Number of CPU threads that computed it; None where it is not recorded."""
 
 
-def origin_of(workspace: Workspace, version: Version) -> Origin:
-    """Return the tags of `version` after a check that each is a hash, and its commit in this repository.
+def origin_of(version: Version, workspace: Workspace) -> Origin:
+    """Return the tags of `version` after a check that each is a hash, and the commit one of the workspace's repository.
 
     Whoever may write to the registry must not get text into a command or a path.
 
     Raises:
-        DiptychError: the version cannot be made again, a tag is malformed, or git has no such commit.
+        DiptychError: the version cannot be made again, or a tag is malformed; the message says why.
     """
     tags = version.tags
     reason = printable(tags.get("not_reproducible", ""))[:_LONGEST]
@@ -57,13 +57,16 @@ def origin_of(workspace: Workspace, version: Version) -> Origin:
         if not pattern.fullmatch(value):
             shown = printable(value)[:_LONGEST]
             raise DiptychError(f"{version.title} cannot be made again: its tag {name} is {shown!r}, which is no hash.")
-    commit = tags["git_sha"]
-    if git_or_empty(workspace.root, "cat-file", "-t", commit) != "commit":
-        raise DiptychError(
-            f"{version.title} was made at commit {commit[:10]}, which this repository does not have: `git fetch`, or "
-            f"`git fetch REMOTE {BRANCH}`, where REMOTE is what retrain.git_remote was when it was made."
-        )
+    _require_commit(workspace, version.title, tags["git_sha"])
     threads = tags.get("threads", "")
     return Origin(
         **{name: tags[name] for name in _PATTERNS}, threads=int(threads) if _THREADS.fullmatch(threads) else None
     )
+
+
+def _require_commit(workspace: Workspace, title: str, commit: str) -> None:
+    if git_or_empty(workspace.root, "cat-file", "-t", commit) != "commit":
+        raise DiptychError(
+            f"{title} was made at commit {commit[:10]}, which this repository does not have: `git fetch`, or "
+            f"`git fetch REMOTE {BRANCH}`, where REMOTE is what retrain.git_remote was when it was made."
+        )

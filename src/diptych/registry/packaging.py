@@ -1,13 +1,15 @@
-"""Contents of a packaged model besides its weights: the code, the packages that it needs, and its signature."""
+"""The package of a model in MLflow: its weights, the library's code, the signature, and the packages that it needs."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
@@ -37,6 +39,24 @@ REQUIRED = (
 """Distributions that a retriever imports."""
 
 
+def log_package(run_id: str, model: Path) -> tuple[str, str]:
+    """Add the package of the model in the folder `model` to an MLflow run; return its address and id."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = copy_library(Path(folder))
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(ENTRY),
+                # MLflow would decode a path as an address, and 50%25 is a name like any other.
+                artifacts={"model": model.resolve().as_uri()},
+                code_paths=[str(code)],
+                signature=signature(),
+                input_example=input_example(),
+                pip_requirements=requirements(model),
+            )
+    return str(logged.model_uri), str(logged.model_id)
+
+
 def copy_library(folder: Path) -> Path:
     """Copy the library to `folder`/diptych, in the package's own layout, and return that path."""
     target = folder / "diptych"
@@ -56,10 +76,7 @@ def requirements(model: Path) -> list[str]:
 
 
 def signature() -> ModelSignature:
-    """Return the signature; packaged_model.py documents the columns.
-
-    Every column is optional: a row may hold a text, an image or both.
-    """
+    """Return the columns, which packaged_model.py documents. Each is optional: a row holds a text, an image or both."""
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "image", required=False),
         ColSpec(DataType.string, "text", required=False),

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import sqlite3
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from diptych.files import atomic_path
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
-from diptych.registry.answering import opened_store
+from diptych.registry.answering import ANSWER_TIMEOUT
+from diptych.registry.errors import store_errors_explained
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -49,12 +50,15 @@ def follow_project(workspace: Workspace, store: Path) -> None:
         DiptychError: the store is damaged.
     """
     artifacts = workspace.local.resolve() / "mlartifacts"
-    with opened_store(store) as database:
-        if _former(database, artifacts) or _defaults(database, workspace):
-            # This process may hold the project itself.
-            lock = nullcontext() if HOLDER in os.environ else FileLock(workspace.local / "lock", timeout=0)
-            with suppress(Timeout), lock:
-                _follow(database, workspace, artifacts)
+    with store_errors_explained(store), closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
+        if not (_former(database, artifacts) or _defaults(database, workspace)):
+            return
+        # A process of the run that holds the project has the lock already.
+        lock: AbstractContextManager[object] = (
+            nullcontext() if HOLDER in os.environ else FileLock(workspace.local / "lock", timeout=0)
+        )
+        with suppress(Timeout), lock:
+            _follow(database, workspace, artifacts)
 
 
 def _follow(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:

@@ -91,7 +91,7 @@ def reproduce(
     name, _, number = which.rpartition("/")
     model = RegisteredModel.of(workspace, params, name or None)
     version = model.find(number)
-    origin = origin_of(workspace, version)
+    origin = origin_of(version, workspace)
     with checked_out(workspace, origin.git_sha, f"{version.name}-{version.version}", keep=keep) as project:
         findings = _compare_sources(project, origin, on_line)
         if all(finding.identical for finding in findings):

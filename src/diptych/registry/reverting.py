@@ -71,4 +71,4 @@ def find_commit(workspace: Workspace, params: Params, which: str) -> tuple[Versi
     from diptych.registry.registered_model import RegisteredModel
 
     version = RegisteredModel.of(workspace, params).find(which)
-    return version, origin_of(workspace, version).git_sha
+    return version, origin_of(version, workspace).git_sha

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from diptych.errors import some
 from diptych.files import file_sha256
-from diptych.registry.tracking import flat_metrics
+from diptych.registry.figures import flat_metrics
 
 _SHOWN = 3
 """Number of differences in the text for people; the JSON has them all."""
