@@ -71,7 +71,7 @@ class ImagesFolder:
                 )
             if matches:
                 self.respelled[candidates[0]] = matches[0]
-                return self._checked(matches[0], where)
+                return self._within(matches[0], where)
         if all(self._relative(reading) is None for reading in _readings(candidates[0])):
             raise DiptychError(
                 f"{where}: file name {candidates[0]!r} leads out of the images folder {self.path}."
