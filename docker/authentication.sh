@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# The other scripts read this file. One variable decides whether the servers ask for a password: DIPTYCH_AUTHENTICATION.
+# The other scripts read this file. DIPTYCH_AUTHENTICATION decides whether the servers ask for a password.
 #
 # on (the default): DIPTYCH_PASSWORD is the password of the user admin; without one nothing starts.
 # off: everybody who reaches the servers may use them. DIPTYCH_PASSWORD is empty from here on.

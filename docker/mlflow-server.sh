@@ -3,10 +3,10 @@
 #
 # PGHOST, PGPORT, PGUSER, PGPASSWORD: PostgreSQL, as libpq knows it; the databases are mlflow and mlflow_auth.
 # AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: S3; the bucket is mlflow.
-# MLFLOW_HOST, MLFLOW_PORT: where it listens; 127.0.0.1 and 5000.
-# MLFLOW_SERVER_ALLOWED_HOSTS: the host names, each with its port, that it answers to; by default this machine's.
+# MLFLOW_HOST, MLFLOW_PORT: the address that it listens at; by default 127.0.0.1 and 5000.
+# MLFLOW_SERVER_ALLOWED_HOSTS: the host names for which it answers, each with its port; by default this machine's.
 # DIPTYCH_AUTHENTICATION, DIPTYCH_PASSWORD: see authentication.sh.
-# MLFLOW_FLASK_SERVER_SECRET_KEY: signs its forms, where authentication is on.
+# MLFLOW_FLASK_SERVER_SECRET_KEY: the key that signs its forms, where authentication is on.
 set -eu
 here=$(dirname "$0")
 . "$here/authentication.sh"

@@ -23,8 +23,7 @@ from diptych.project import dvc, leftovers
 from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
-from diptych.project.params import read_params
-from diptych.project.presets import use_preset
+from diptych.project.params import read_params, use_preset
 from diptych.project.processes import holding
 from diptych.project.recording import publish_run
 from diptych.project.workspace import Workspace
@@ -94,8 +93,7 @@ def run_stages(
 ) -> tuple[list[str], dict[str, str]]:
     """Run the stages that have to run, if there is a reason.
 
-    Returns:
-        Why, or why not; and by stage "ran", "reused" or "not needed".
+    Return why, or why not; and by stage "ran", "reused" or "not needed".
     """
     from diptych.registry.register import check_registry
 
@@ -147,8 +145,7 @@ def find_reasons(
 def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
     """Put the dataset version that data.dvc records into data/, if it is not there.
 
-    Returns:
-        How it came there, and what has changed since the last results.
+    Return how it came there, and what has changed since the last results.
     """
     # A call of DVC takes a second, and so does the import of the registry, which every run needs in the end. DVC is
     # another process, so both are done at the same time. Mostly this one call answers both questions.

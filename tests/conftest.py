@@ -83,11 +83,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Calla
     """The folder in which two processes went through gloo.py, and what each of them said in a part, by its name."""
     # Both take seconds to import, which other tests need not wait for.
     import gloo
-    import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import spawn
 
     folder = tmp_path_factory.mktemp("pair")
     gloo.write_data(folder)
-    mp.spawn(gloo.pair, args=(str(folder),), nprocs=2)
+    spawn(gloo.pair, args=(str(folder),), nprocs=2)
 
     def said(part: str) -> tuple[Any, Any]:
         first, second = (torch.load(folder / f"{part}-{index}.pt", weights_only=True) for index in range(2))

@@ -19,7 +19,7 @@ def write_drop(folder: Path, images: Rows, split: str | None = None) -> Path:
     """A drop with captions.json and its images in images/."""
     (folder / "images").mkdir(parents=True)
     records: list[Mapping[str, Any]] = []
-    annotations = []
+    annotations: list[Mapping[str, Any]] = []
     for number, (name, content, captions) in enumerate(images, start=1):
         (folder / "images" / name).write_bytes(content)
         records.append({"id": number, "file_name": name} | ({"split": split} if split else {}))

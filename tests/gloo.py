@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from tiny import make_model, open_prepared, train_settings, write_prepared
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -110,8 +110,9 @@ def itm_of(images: slice, captions: Tensor, owner: list[int], width: int) -> lis
         torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)),
     )
     alignment = model.fusion.alignment
+    assert alignment is not None
     losses = itm_loss(model, pairs), alignment_loss(model, pairs)
-    sum(losses).backward()
+    torch.stack(losses).sum().backward()
     weights = gradient(model.fusion.score.weight), gradient(alignment.word.weight), gradient(alignment.log_scale)
     return [*(loss.detach() for loss in losses), gradient(grid), gradient(tokens), *weights]
 
@@ -136,7 +137,7 @@ def normalized(norm: nn.Module, images: slice) -> list[Tensor]:
     batches = [(random(5, 3, 4, 4, seed=seed) + 3 * seed)[images].requires_grad_() for seed in (1, 2)]
     weights = random(5, 3, 4, 4, seed=3)[images]
     outputs = [norm(values) for values in batches]
-    sum((output * weights).sum() for output in outputs).backward()  # type: ignore[union-attr]
+    sum((output * weights).sum() for output in outputs).backward()
     half = norm(batches[0].detach().bfloat16())
     norm.eval()
     rows = [*outputs, norm(batches[0]), half, *map(gradient, batches)]

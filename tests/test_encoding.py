@@ -21,7 +21,8 @@ def by_locale(call: ast.Call) -> bool:
         # Of other modules than pathlib; `inbox.open`, `Image.open` and the like hand out bytes.
         binary = any("b" in mode for mode in modes if isinstance(mode, str) and len(mode) < 4)
         return not binary and not (isinstance(owner, ast.Name) and owner.id in ("os", "tarfile", "Image"))
-    return isinstance(named.get("text"), ast.Constant) and named["text"].value is True
+    text = named.get("text")
+    return isinstance(text, ast.Constant) and text.value is True
 
 
 def test_every_text_has_its_encoding():

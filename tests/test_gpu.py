@@ -98,7 +98,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name].cpu(), value, rtol=10 * tolerance, atol=tolerance, msg=lambda text, at=name: f"{at} {text}"
+            found[name].cpu(), value, rtol=10 * tolerance, atol=tolerance, msg=f"{name} {{}}".format
         )
 
 
@@ -208,7 +208,7 @@ def test_where_memory_runs_out_chunks_become_smaller_and_training_goes_on(
     monkeypatch.setattr("diptych.training.loop.matrix_product_rate", lambda device, precision: 1e12)
     prepared = open_prepared(write_prepared(tmp_path / "p", train=256))
     wide = {"image_tower": {"config": {"embedding_size": 64, "hidden_sizes": [64, 128], "depths": [2, 2]}}}
-    changes = {**EAGER, "epochs": 1, "batch_size": 256, "objectives": {"itm": 0.0}, "model": wide}
+    changes: dict[str, Any] = {**EAGER, "epochs": 1, "batch_size": 256, "objectives": {"itm": 0.0}, "model": wide}
     taken, losses = {}, {}
     for chunk_size in (None, 16):
         torch.cuda.empty_cache()
@@ -329,7 +329,7 @@ def test_the_packaged_model_answers_as_on_the_cpu(
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there and GPU.type == "cuda")
         packaged = PackagedModel()
         packaged.load_context(context)
-        assert packaged.device == (GPU.type if there else "cpu")
+        assert packaged.retriever.device.type == (GPU.type if there else "cpu")
         answers.append(packaged.predict(None, asked))
     for column in ("bias", "similarity", "match", "alignment", "score"):
         np.testing.assert_allclose(answers[1][column], answers[0][column], rtol=1e-3, atol=1e-4)

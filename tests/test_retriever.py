@@ -139,6 +139,7 @@ def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
     with torch.inference_mode():
         seen, read = model.encode_images(pixels), model.encode_texts(ids, torch.ones_like(ids).bool())
         fused = model.fuse(seen.grid, read.tokens, read.mask)
+        assert fused.alignment is not None
         biases = loaded.querybank.image_bias(seen.pooled, scale) + loaded.querybank.text_bias(read.pooled, scale)
         similarity = (seen.pooled * read.pooled).sum() - biases
         weights = loaded.reranking
@@ -207,7 +208,7 @@ def test_nothing_ranks_nothing(retriever: Retriever) -> None:
         ([Image.open(BytesIO(odd_file("RGB", format="PNG")[:-30]))], "image 0: truncated or damaged PNG"),
     ],
 )
-def test_a_bad_image_is_named(retriever: Retriever, images: list, message: str) -> None:
+def test_a_bad_image_is_named(retriever: Retriever, images: list[Any], message: str) -> None:
     with pytest.raises(ImageInputError, match=message):
         retriever.encode_images(images)
 

@@ -62,6 +62,7 @@ def register_package(
     """A package that lies there becomes a version, with a run of its own."""
     client = model.client
     experiment = client.get_experiment_by_name("diptych")
+    assert experiment
     run_id = client.create_run(experiment.experiment_id).info.run_id
     if validation is not None:
         client.log_text(run_id, json.dumps(validation), "reports/validation.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def model(request: pytest.FixtureRequest) -> DualEncoder:
     from tiny import model_settings
 
     settings = model_settings()
-    towers = {
+    towers: dict[str, Any] = {
         name: {**getattr(settings, name).model_dump(), "pooling": request.param}
         for name in ("image_tower", "text_tower")
     }

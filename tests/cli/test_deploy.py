@@ -1,12 +1,13 @@
 """`diptych deploy` and `diptych schedule`: options, and output for people and for programs."""
 
 import json
+from unittest.mock import ANY, Mock, call
 
 import pytest
 from command import diptych
 
 from diptych.orchestration import deployment, schedules
-from diptych.orchestration.deployment import Choices, Deployed
+from diptych.orchestration.deployment import Deployed
 from diptych.orchestration.schedules import Schedule
 
 pytestmark = pytest.mark.usefixtures("inside")
@@ -21,12 +22,12 @@ DEPLOYED = Deployed(
 
 
 def test_without_options_prefect_yaml_decides(monkeypatch, capsys):
-    given = []
-    monkeypatch.setattr(deployment, "deploy", lambda workspace, choices: given.append(choices) or DEPLOYED)
+    deploy = Mock(return_value=DEPLOYED)
+    monkeypatch.setattr(deployment, "deploy", deploy)
 
     assert diptych("deploy") == 0
 
-    assert given == [Choices()]
+    deploy.assert_called_once_with(ANY, pool_type="process", folder=None, when_busy=None, notify=None)
     assert capsys.readouterr().out.splitlines() == [
         "server      http://host/api",
         "work pool   diptych: created",
@@ -37,13 +38,15 @@ def test_without_options_prefect_yaml_decides(monkeypatch, capsys):
 
 
 def test_every_option_of_deploy_is_passed_on(monkeypatch, capsys):
-    given = []
-    monkeypatch.setattr(deployment, "deploy", lambda workspace, choices: given.append(choices) or DEPLOYED)
+    deploy = Mock(return_value=DEPLOYED)
+    monkeypatch.setattr(deployment, "deploy", deploy)
     options = ("--pool-type", "docker", "--folder", "/srv", "--when-busy", "skip", "--notify", "slack-webhook/team")
 
     assert diptych("deploy", *options, "--json") == 0
 
-    assert given == [Choices("docker", "/srv", "skip", "slack-webhook/team")]
+    deploy.assert_called_once_with(
+        ANY, pool_type="docker", folder="/srv", when_busy="skip", notify="slack-webhook/team"
+    )
     assert json.loads(capsys.readouterr().out)["pools"] == {"diptych": "created"}
 
 
@@ -60,10 +63,10 @@ def test_a_schedule_is_printed_for_people_and_for_programs(monkeypatch, capsys, 
 
 
 def test_a_schedule_is_set_with_its_timezone(monkeypatch, capsys):
-    given = []
-    monkeypatch.setattr(schedules, "set_schedule", lambda *arguments: given.append(arguments) or NIGHTLY)
+    set_schedule = Mock(return_value=NIGHTLY)
+    monkeypatch.setattr(schedules, "set_schedule", set_schedule)
 
     assert diptych("schedule", "set", "0 3 * * *", "--timezone", "Europe/Berlin") == 0
     assert diptych("schedule", "set", "0 3 * * *") == 0
 
-    assert given == [("0 3 * * *", "Europe/Berlin"), ("0 3 * * *", None)]
+    assert set_schedule.call_args_list == [call("0 3 * * *", "Europe/Berlin"), call("0 3 * * *", None)]

@@ -35,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("inside")
 def result(monkeypatch):
     """Sets the result of each reproduction, and returns the list of what was asked for."""
 
-    def become(made: Reproduction) -> list:
-        asked = []
+    def become(made: Reproduction) -> list[tuple[str, dict[str, bool]]]:
+        asked: list[tuple[str, dict[str, bool]]] = []
 
         def reproduce(workspace, params, which, *, on_line, **options):
             asked.append((which, options))

@@ -35,11 +35,11 @@ class Photos:
             (self.folder / f"{number}.jpg").write_bytes(content)
         captions = captions or {number: [f"photo {number}"] for number in contents}
         pairs = [(number, text) for number, texts in captions.items() for text in texts]
-        content = {
+        records = {
             "images": [{"id": number, "file_name": f"{number}.jpg"} for number in contents],
             "annotations": [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(pairs)],
         }
-        self.json.write_text(json.dumps(content))
+        self.json.write_text(json.dumps(records))
 
     def bring(self, split: str | None = "train", **rules: Any) -> ImportSummary:
         return import_coco(self.data, [CocoSource(self.json, ImagesFolder(self.folder), split)], Rules(**rules))
@@ -309,7 +309,7 @@ def test_what_a_killed_import_left_is_removed_by_the_next(photos: Photos) -> Non
     photos.write({1: b"one", 2: b"two"})
     pid = os.fork()
     if pid == 0:
-        importing.write_dataset = lambda *arguments: os._exit(9)  # type: ignore[assignment]
+        setattr(importing, "write_dataset", lambda *arguments: os._exit(9))  # noqa: B010
         photos.bring()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9

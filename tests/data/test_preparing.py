@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diptych.config import Preprocess
-from diptych.data import preparing, shards
+from diptych.data import images, preparing, shards
 from diptych.data.images import open_image, to_pixels
 from diptych.data.preparing import prepare_images
 from diptych.data.shards import ShardWriter, list_members
@@ -129,7 +129,7 @@ def test_other_code_that_decodes_does_not_use_the_cache(
     project.add(0, 1)
     project.prepare()
     (tmp_path / "images.py").write_text("# other code")
-    monkeypatch.setattr(preparing.images, "__file__", str(tmp_path / "images.py"))
+    monkeypatch.setattr(images, "__file__", str(tmp_path / "images.py"))
     assert project.prepare()[0] == 0
 
 

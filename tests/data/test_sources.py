@@ -54,7 +54,7 @@ def test_a_coco_record_keeps_its_split_and_further_fields(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("field", [{"score": float("nan")}, {"author": "\ud800"}, {"\ud800": 1}])
-def test_a_field_that_no_file_can_hold_is_refused_with_its_record(folder: Path, field: dict) -> None:
+def test_a_field_that_no_file_can_hold_is_refused_with_its_record(folder: Path, field: dict[str, Any]) -> None:
     path = coco(folder, [{"id": 1, "file_name": "a.jpg", **field}])
     with pytest.raises(DiptychError, match="image 1: a field cannot be stored"):
         coco_source(path, ImagesFolder(folder))
@@ -80,7 +80,7 @@ def test_a_split_that_is_given_goes_before_the_records_own(folder: Path) -> None
         ),
     ],
 )
-def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict, place: str) -> None:
+def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict[str, Any], place: str) -> None:
     (folder / place).parent.mkdir()
     (folder / place).write_bytes(b"x")
     (image,) = coco_source(coco(folder, [{"id": 1, **record}]), ImagesFolder(folder)).images

@@ -47,7 +47,7 @@ def test_nothing_is_at_no_distance_and_explained_by_chance():
 
 @pytest.mark.parametrize("sizes", [(20, 2000), (100, 100), (500, 2000)])
 def test_chance_exceeds_the_critical_distance_as_often_as_it_says(sizes):
-    critical, exceeded = critical_distance(*sizes, 0.05), 0
+    critical, exceeded = critical_distance(sizes[0], sizes[1], 0.05), 0
     for seed in range(600):
         generator = np.random.default_rng(seed)
         exceeded += (

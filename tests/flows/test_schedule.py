@@ -30,7 +30,7 @@ from tiny_model import write_reports, write_tiny_model
 from waiting import dies
 
 from diptych.orchestration import automations, schedules
-from diptych.orchestration.deployment import RETRAIN, Choices, deploy
+from diptych.orchestration.deployment import RETRAIN, deploy
 from diptych.project.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +159,7 @@ def kill_run(project: Workspace) -> None:
 def test_of_ten_triggers_one_trains_and_the_others_end_with_the_reason(
     server: Server, runnable: Workspace, worker: Service
 ) -> None:
-    deploy(runnable, Choices(when_busy="skip"))
+    deploy(runnable, when_busy="skip")
     # None by schedule may come between.
     schedules.pause_schedule()
     worker.environment = {**os.environ}
@@ -179,7 +179,7 @@ def test_others_wait_and_a_run_that_is_killed_frees_its_place_even_with_its_work
 ) -> None:
     # Less than there is between two signs of life: here none comes after the first.
     monkeypatch.setattr(automations, "SILENCE", 25)
-    deploy(runnable, Choices())
+    deploy(runnable)
     schedules.pause_schedule()
     worker.start()
     runs = server.trigger(3)
@@ -229,7 +229,7 @@ def test_people_are_told_of_failed_runs_and_of_models(
     address, said = told
     template = {"subject": "{{subject}}", "body": "{{body}}"}
     CustomWebhookNotificationBlock(name="chat", url=address, json_data=template).save("chat", overwrite=True)
-    deploy(runnable, Choices(notify="custom-webhook/chat"))
+    deploy(runnable, notify="custom-webhook/chat")
     (run,) = server.trigger()
     server.client.set_flow_run_state(run, Failed(message="stage train failed: it broke"), force=True)
     automations.announce("rejected", "diptych", "7", "RSUM 300.0 is 12.0 below the champion's")
@@ -247,7 +247,7 @@ def test_people_are_told_of_failed_runs_and_of_models(
 
 
 def test_schedules_outlast_restarts_of_server_and_worker(server: Server, runnable: Workspace, worker: Service) -> None:
-    deploy(runnable, Choices())
+    deploy(runnable)
     worker.start()
     schedules.set_schedule("0 5 * * 1", "Europe/Berlin")
     schedules.pause_schedule()

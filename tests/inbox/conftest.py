@@ -20,7 +20,7 @@ from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 from diptych.errors import DiptychError
 from diptych.inbox import ingesting
-from diptych.project import changing
+from diptych.project import changing, dvc
 from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
 
@@ -120,7 +120,7 @@ def unchanged(stocked: Workspace, request: pytest.FixtureRequest) -> Callable[[]
         return {str(path.relative_to(stocked.root)): path.read_bytes() for path in files if path.exists()}
 
     def is_left() -> bool:
-        return state() == before and not ingesting.dvc.status(stocked) and not (stocked.local / "taking.json").exists()
+        return state() == before and not dvc.status(stocked) and not (stocked.local / "taking.json").exists()
 
     before = state()
     return is_left

@@ -17,6 +17,7 @@ from diptych.errors import DiptychError
 from diptych.inbox import ingesting
 from diptych.inbox.ingesting import ingest_drops
 from diptych.inbox.opening import open_inbox
+from diptych.project import dvc
 from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version
 
@@ -71,7 +72,7 @@ def test_without_the_ledger_a_drop_is_found_known(stocked):
 
     assert (taken.outcome, taken.images) == ("known", 0)
     assert dataset_version(stocked) == version
-    assert ingesting.dvc.status(stocked) == {}
+    assert dvc.status(stocked) == {}
 
 
 def test_images_known_in_another_split_stay_there(stocked):
@@ -162,7 +163,7 @@ def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_
     elsewhere = write_drop(tmp_path / "elsewhere", photos(11))
     write_drop(stocked.root / "inbox" / "a", photos(10))
     later = write_drop(stocked.root / "inbox" / "b", photos(11))
-    record, said = instant.record_dataset, []
+    record, said = instant.record_dataset, list[str]()
 
     def record_and_wait(workspace):
         record(workspace)
@@ -185,7 +186,7 @@ def test_a_refused_drop_leaves_those_after_it_alone(stocked):
 
     assert [taken.outcome for taken in take(stocked)] == ["refused", "taken"]
     assert len(read_dataset(stocked.data).images) == 7
-    assert ingesting.dvc.status(stocked) == {}
+    assert dvc.status(stocked) == {}
 
 
 def test_a_refused_drop_that_was_mended_is_taken(stocked):
@@ -200,7 +201,7 @@ def test_a_refused_drop_that_was_mended_is_taken(stocked):
 def test_what_is_no_drop_is_told_of(stocked):
     for number in range(5):
         (stocked.root / "inbox" / f"copying-{number}").mkdir()
-    said = []
+    said: list[str] = []
 
     assert ingesting.ingest_drops(stocked, Params(), "inbox", said.append) == []
 

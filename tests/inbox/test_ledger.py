@@ -1,6 +1,7 @@
 """The ledger: what became of a drop is kept, and can be lost."""
 
 import json
+from typing import cast
 
 import pytest
 
@@ -9,6 +10,7 @@ from diptych.inbox.drops import Drop
 from diptych.inbox.ledger import DropResult, has_unreported, new_drops, record_result, report_to_history
 from diptych.project.workspace import Workspace
 from diptych.registry import history
+from diptych.registry.registered_model import RegisteredModel
 
 FIRST, SECOND = Drop("a", "1" * 64, "a"), Drop("b", "2" * 64, "b")
 
@@ -44,10 +46,12 @@ def test_a_damaged_ledger_is_begun_anew(workspace, content):
 
 
 def test_drops_that_brought_nothing_are_told_once_also_after_a_run_that_ended_early(workspace, monkeypatch):
-    for drop, outcome in ((FIRST, "refused"), (SECOND, "taken"), (Drop("c", "3" * 64, "c"), "known")):
-        record_result(workspace, drop, DropResult(drop.name, outcome, "it is bad" if outcome == "refused" else ""))
+    record_result(workspace, FIRST, DropResult("a", "refused", "it is bad"))
+    record_result(workspace, SECOND, DropResult("b", "taken"))
+    record_result(workspace, Drop("c", "3" * 64, "c"), DropResult("c", "known"))
     when = json.loads((workspace.local / "inbox.json").read_text())[0]["when"]
     told: list[tuple[str, str, str]] = []
+    unreachable, model = cast(RegisteredModel, None), cast(RegisteredModel, "the model")
 
     def record(model, event):
         if len(told) == 1 and not model:
@@ -57,10 +61,10 @@ def test_drops_that_brought_nothing_are_told_once_also_after_a_run_that_ended_ea
     monkeypatch.setattr(history, "record", record)
 
     with pytest.raises(DiptychError):
-        report_to_history(workspace, None)
+        report_to_history(workspace, unreachable)
     assert has_unreported(workspace)
-    report_to_history(workspace, "the model")
-    report_to_history(workspace, "the model")
+    report_to_history(workspace, model)
+    report_to_history(workspace, model)
 
     assert [(action, why) for action, why, _ in told] == [
         ("drop refused", "drop a is refused: it is bad"),

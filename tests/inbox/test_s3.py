@@ -11,7 +11,7 @@ import boto3
 import pytest
 from dropping import photos, write_drop
 from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
+from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from diptych.config import Params
 from diptych.errors import DiptychError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import SIZE, make_model, model_settings
@@ -87,7 +89,7 @@ def test_bf16_autocast_keeps_embeddings_in_float32_and_close() -> None:
         ),
     ],
 )
-def test_an_impossible_tower_is_an_error_that_names_it(changes: dict, words: str) -> None:
+def test_an_impossible_tower_is_an_error_that_names_it(changes: dict[str, Any], words: str) -> None:
     settings = Model.model_validate({**model_settings().model_dump(), **changes})
     with pytest.raises(DiptychError, match=words):
         build_model(settings, SIZE, 50, 0.07)
@@ -98,6 +100,7 @@ def test_a_pair_is_aligned_in_the_space_of_the_embeddings() -> None:
     grid, tokens = torch.randn(2, 16, 16, generator=generator), torch.randn(3, 4, 16, generator=generator)
     mask = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
     image, text = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
+    assert model.fusion.alignment is not None
     aligned = model.fusion.alignment.all_pairs(model.image_head(grid), model.text_head(tokens), mask)
     assert torch.equal(model.align(grid, tokens, mask), aligned)
     fused, by_index = model.fuse(grid, tokens, mask, image, text), model.fusion(grid, tokens, mask, image, text)
@@ -110,6 +113,7 @@ def test_the_alignment_learns_to_read_and_tells_the_towers_nothing() -> None:
     model, generator = make_model(), torch.Generator().manual_seed(0)
     grid, tokens = (torch.randn(2, n, 16, generator=generator, requires_grad=True) for n in (16, 4))
     model.align(grid, tokens, torch.ones(2, 4, dtype=torch.bool)).sum().backward()
+    assert model.fusion.alignment is not None
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learning == {f"fusion.alignment.{name}" for name, _ in model.fusion.alignment.named_parameters()}
     assert grid.grad is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diptych.config import Fusion
-from diptych.model.fusion import CrossAttention, CrossAttentionFusion, Side, make_fusion
+from diptych.model.fusion import CrossAttention, CrossAttentionFusion, FusionLayer, Side, make_fusion
 
 Direction = Literal["both", "text_to_image", "image_to_text"]
 DIRECTIONS = pytest.mark.parametrize("direction", ["both", "text_to_image", "image_to_text"])
@@ -76,6 +76,7 @@ def test_the_mean_of_tokens_is_the_same_before_and_after_what_is_linear(masked: 
 def test_the_last_layer_gives_the_means_of_what_a_layer_gives(direction: Direction) -> None:
     grid, tokens, mask = inputs()
     layer = fusion(direction).layers[1]
+    assert isinstance(layer, FusionLayer)
     text, image, agreement = layer(Side(tokens), Side(grid), mask)
     text_mean, image_mean, same = layer.means(Side(tokens), Side(grid), mask)
     assert torch.allclose(image_mean, image.values.mean(dim=1), atol=1e-6)

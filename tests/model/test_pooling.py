@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diptych.config import Pooling
 from diptych.model.pooling import POOLINGS, GeneralizedPooling
 
 
@@ -17,14 +18,14 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
-def test_masked_positions_never_count(kind: str, tokens: torch.Tensor) -> None:
+def test_masked_positions_never_count(kind: Pooling, tokens: torch.Tensor) -> None:
     pooling = POOLINGS[kind]()
     noisy = tokens.masked_fill(~MASK.unsqueeze(-1), 1e4)
     assert torch.allclose(pooling(tokens, MASK), pooling(noisy, MASK))
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
-def test_padding_further_changes_nothing(kind: str, tokens: torch.Tensor) -> None:
+def test_padding_further_changes_nothing(kind: Pooling, tokens: torch.Tensor) -> None:
     pooling = POOLINGS[kind]()
     longer = torch.nn.functional.pad(tokens, (0, 0, 0, 5), value=9.0)
     longer_mask = torch.nn.functional.pad(MASK, (0, 5))
@@ -32,7 +33,7 @@ def test_padding_further_changes_nothing(kind: str, tokens: torch.Tensor) -> Non
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
-def test_a_row_does_not_depend_on_the_other_rows(kind: str, tokens: torch.Tensor) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(kind: Pooling, tokens: torch.Tensor) -> None:
     pooling = POOLINGS[kind]()
     assert torch.allclose(pooling(tokens, MASK)[1:2], pooling(tokens[1:2], MASK[1:2]), atol=1e-6)
 

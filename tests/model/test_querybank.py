@@ -51,5 +51,6 @@ def test_a_large_scale_does_not_overflow() -> None:
 def test_embeddings_on_the_cpu_meet_a_bank_that_was_loaded_to_a_gpu() -> None:
     """As in the evaluate stage; torch checks devices without having them."""
     with FakeTensorMode():
-        bank = QueryBank(*(torch.empty(n, 16, dtype=torch.float16, device="cuda") for n in (8, 12)))
+        image, text = (torch.empty(n, 16, dtype=torch.float16, device="cuda") for n in (8, 12))
+        bank = QueryBank(image, text)
         assert bank.image_bias(torch.empty(5, 16), 14.0).device.type == "cpu"

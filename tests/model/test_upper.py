@@ -39,7 +39,8 @@ TOWERS = pytest.mark.parametrize(
 
 def tower_of(side: str, config: dict[str, Any], **settings: Any) -> Tower:
     """Learns with its last layer alone, and drops nothing out."""
-    model = make_model(**({f"{side}_tower": {"config": config, **settings}} if config else {}))
+    towers: dict[str, Any] = {f"{side}_tower": {"config": config, **settings}} if config else {}
+    model = make_model(**towers)
     tower: Tower = model.image_tower if side == "image" else model.text_tower
     tower.drops_out = False
     tower.set_learning(True, top_layers=1, statistics_frozen=True)

@@ -76,7 +76,7 @@ def test_links_lead_to_a_server_without_its_password_and_nowhere_from_a_file():
 
 
 def test_of_a_progress_bar_one_state_is_shown_now_and_then():
-    lines = []
+    lines: list[str] = []
     log = throttled(lines.append)
 
     for line in ["start", "train: 10%|█", "train: 20%|██", "epoch 1", "train: 30%|███"]:

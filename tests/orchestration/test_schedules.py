@@ -1,12 +1,14 @@
 """`diptych schedule`, on a Prefect server of the tests' own."""
 
+from datetime import timedelta
+
 import pytest
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from diptych.errors import DiptychError
 from diptych.orchestration import schedules
-from diptych.orchestration.deployment import RETRAIN, find_deployment
+from diptych.orchestration.deployment import retraining
 
 
 def test_the_schedule_is_shown_with_the_next_runs(deployed):
@@ -20,8 +22,8 @@ def test_the_schedule_is_shown_with_the_next_runs(deployed):
 
 
 def test_a_schedule_that_is_set_is_the_only_one_and_keeps_the_timezone(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
-    deployed.create_deployment_schedules(deployment.id, [(IntervalSchedule(interval=3600), True)])
+    deployment = retraining(deployed)
+    deployed.create_deployment_schedules(deployment.id, [(IntervalSchedule(interval=timedelta(hours=1)), True)])
     assert len(schedules.read_schedule().rules) == 2
 
     schedules.set_schedule("0 5 * * 1", "Europe/Berlin")
@@ -32,7 +34,7 @@ def test_a_schedule_that_is_set_is_the_only_one_and_keeps_the_timezone(deployed)
 
 
 def test_a_deployment_without_a_schedule_gets_one(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
+    deployment = retraining(deployed)
     deployed.delete_deployment_schedule(deployment.id, deployment.schedules[0].id)
     assert "has no schedule" in schedules.read_schedule().render()
 
@@ -48,7 +50,7 @@ def test_a_paused_schedule_goes_on_only_when_told(deployed):
 
 
 def test_resuming_also_switches_on_what_was_switched_off_elsewhere(deployed):
-    deployment = find_deployment(deployed, RETRAIN)
+    deployment = retraining(deployed)
     deployed.update_deployment_schedule(deployment.id, deployment.schedules[0].id, active=False)
     assert schedules.read_schedule().paused
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ def scenes(project):
     return project
 
 
-def recorded(project) -> dict:
+def recorded(project) -> dict[str, Any]:
     return yaml.safe_load((project.root / "data.dvc").read_text())
 
 

@@ -10,6 +10,7 @@ from diptych.data.captions import read_dataset, write_dataset
 from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
 from diptych.project.dataset_status import dataset_status
+from diptych.project.workspace import Workspace
 
 
 @pytest.fixture
@@ -27,16 +28,16 @@ def record_version(data: Path) -> None:
 
 
 def test_images_and_captions_are_counted_by_split(data: Path) -> None:
-    status = dataset_status(data)
+    status = dataset_status(Workspace(data.parent))
     assert status.images == {"train": 3, "val": 2, "test": 1}
     assert status.captions == {"train": 15, "val": 10, "test": 5}
     assert (status.shards, status.bytes) == (1, sum(path.stat().st_size for path in data.iterdir()))
 
 
 def test_the_version_is_that_of_the_dvc_file(data: Path) -> None:
-    assert dataset_status(data).version is None
+    assert dataset_status(Workspace(data.parent)).version is None
     record_version(data)
-    status = dataset_status(data)
+    status = dataset_status(Workspace(data.parent))
     assert (status.version, status.changed) == ("abc.dir", False)
     assert status.to_json()["version"] == "abc.dir"
 
@@ -44,12 +45,12 @@ def test_the_version_is_that_of_the_dvc_file(data: Path) -> None:
 def test_files_that_changed_since_are_noticed(data: Path) -> None:
     record_version(data)
     (data / "images-00001.tar").write_bytes(b"")
-    assert dataset_status(data).changed
-    assert "files have changed since" in "\n".join(dataset_status(data).render())
+    assert dataset_status(Workspace(data.parent)).changed
+    assert "files have changed since" in "\n".join(dataset_status(Workspace(data.parent)).render())
 
 
 def test_lines_for_people_have_the_totals(data: Path) -> None:
-    lines = dataset_status(data).render()
+    lines = dataset_status(Workspace(data.parent)).render()
     assert lines[4].split() == ["total", "6", "30"]
     assert lines[-1] == "version  none yet: `dvc add data` makes one"
 
@@ -59,7 +60,7 @@ def test_captions_without_image_and_images_without_split_are_counted(data: Path)
     del dataset.images[0]["split"]
     dataset.annotations.append({"id": 99, "image_id": 99, "caption": "x"})
     write_dataset(data, dataset)
-    status = dataset_status(data)
+    status = dataset_status(Workspace(data.parent))
     assert status.images["(none)"] == 1
     assert status.captions["(no image)"] == 1
 
@@ -67,9 +68,9 @@ def test_captions_without_image_and_images_without_split_are_counted(data: Path)
 def test_a_damaged_version_file_is_named(data: Path) -> None:
     data.with_name("data.dvc").write_text("outs: []")
     with pytest.raises(DiptychError, match=r"data\.dvc is damaged"):
-        dataset_status(data)
+        dataset_status(Workspace(data.parent))
 
 
 def test_no_dataset_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match="data"):
-        dataset_status(tmp_path / "data")
+        dataset_status(Workspace(tmp_path))

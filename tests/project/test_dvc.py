@@ -15,7 +15,7 @@ from diptych.project.leftovers import repair
 
 
 def test_a_stage_runs_once_and_is_then_reused(project):
-    lines = []
+    lines: list[str] = []
 
     first = dvc.reproduce(project, "validate", force=False, on_line=lines.append)
     again = dvc.reproduce(project, "validate", force=False, on_line=lines.append)
@@ -27,30 +27,30 @@ def test_a_stage_runs_once_and_is_then_reused(project):
 
 
 def test_force_runs_a_stage_that_has_not_changed(project):
-    dvc.reproduce(project, "validate", force=False, on_line=str)
+    dvc.reproduce(project, "validate", force=False, on_line=print)
 
-    assert dvc.reproduce(project, "validate", force=True, on_line=str)
+    assert dvc.reproduce(project, "validate", force=True, on_line=print)
 
 
 def test_a_failure_has_the_stages_own_message(project, monkeypatch):
     monkeypatch.setenv("FAIL", "validate")
 
     with pytest.raises(DiptychError) as caught:
-        dvc.reproduce(project, "validate", force=False, on_line=str)
+        dvc.reproduce(project, "validate", force=False, on_line=print)
 
     assert str(caught.value) == "stage validate failed: captions.json, row 3: it is broken\n  mend it"
 
 
 def test_a_failure_of_dvc_itself_has_dvcs_message(project):
     with pytest.raises(DiptychError, match="no-such-stage"):
-        dvc.reproduce(project, "no-such-stage", force=False, on_line=str)
+        dvc.reproduce(project, "no-such-stage", force=False, on_line=print)
 
 
 def test_a_dvc_that_was_killed_is_reported_as_such(project, monkeypatch):
     monkeypatch.setattr(dvc, "stream", lambda *arguments: -9)
 
     with pytest.raises(DiptychError, match=r"stage train was killed \(signal 9\)\. Run again"):
-        dvc.reproduce(project, "train", force=False, on_line=str)
+        dvc.reproduce(project, "train", force=False, on_line=print)
 
 
 @pytest.mark.parametrize(("output", "reason"), [([], "no output"), (["one", "two"], "two")])
@@ -63,7 +63,7 @@ def test_a_stage_that_prints_no_error_still_fails_with_a_message(project, monkey
     monkeypatch.setattr(dvc, "stream", stream)
 
     with pytest.raises(DiptychError, match=f"stage train failed: {reason}"):
-        dvc.reproduce(project, "train", force=False, on_line=str)
+        dvc.reproduce(project, "train", force=False, on_line=print)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
@@ -86,4 +86,4 @@ def test_a_killed_run_leaves_no_orphan_and_the_next_one_works(project, shell):
 
     assert dies(int(note.read_text()))
     repair(project)
-    assert dvc.reproduce(project, "validate", force=False, on_line=str)
+    assert dvc.reproduce(project, "validate", force=False, on_line=print)

@@ -16,13 +16,13 @@ from diptych.project.workspace import Workspace
 
 @pytest.mark.parametrize("rest", ["schema: '2.0'\n\t{", "schema: '2.0'\nstages:\n  validate:\n    c", "\xff", ""])
 def test_a_lock_file_that_was_cut_off_costs_no_computation(project, rest):
-    dvc.reproduce(project, "validate", force=False, on_line=str)
+    dvc.reproduce(project, "validate", force=False, on_line=print)
     lock = project.root / "dvc.lock"
     lock.write_text(rest, encoding="latin-1")
 
     repair(project)
 
-    assert not dvc.reproduce(project, "validate", force=False, on_line=str)
+    assert not dvc.reproduce(project, "validate", force=False, on_line=print)
     assert "validate" in yaml.safe_load(lock.read_text())["stages"]
 
 

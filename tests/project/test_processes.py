@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_what_has_ended_is_not_alive_even_if_nobody_has_waited_for_it():
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
 def test_a_child_does_not_outlive_a_parent_that_is_killed():
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
     pid, up = int(parent.stdout.readline()), parent.stdout.readline()
 
     parent.send_signal(signal.SIGKILL)
@@ -82,7 +84,7 @@ def test_elsewhere_than_on_linux_dying_with_the_parent_is_left_out(monkeypatch):
 
 
 def test_lines_arrive_one_by_one_whether_newline_or_carriage_return_ends_them(tmp_path):
-    lines = []
+    lines: list[str] = []
 
     code = stream([sys.executable, "-c", "print('a\\rb\\n\\nc', end='')"], tmp_path, lines.append)
 
@@ -90,7 +92,7 @@ def test_lines_arrive_one_by_one_whether_newline_or_carriage_return_ends_them(tm
 
 
 def test_bytes_that_are_no_text_are_shown_as_well_as_can_be(tmp_path):
-    lines = []
+    lines: list[str] = []
 
     stream([sys.executable, "-c", "import sys; sys.stdout.buffer.write(b'\\xff!\\n')"], tmp_path, lines.append)
 
@@ -133,6 +135,7 @@ def test_a_second_run_is_told_who_holds_the_workspace(tmp_path, monkeypatch):
     first = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert first.stdout
     first.stdout.readline()
 
     with (
@@ -150,7 +153,9 @@ def test_a_second_run_is_told_who_holds_the_workspace(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_running_is_ended_by_the_next(tmp_path, monkeypatch):
     monkeypatch.delenv(HOLDER, raising=False)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    leftover = subprocess.Popen(sleep, env={**os.environ, HOLDER: f"1:{tmp_path}"})
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    leftover = subprocess.Popen(sleep, env={**os.environ, HOLDER: f"{ended.pid}:{tmp_path}"})
     other = subprocess.Popen(sleep, env={**os.environ, HOLDER: "1:/elsewhere"})
 
     with holding(Workspace(tmp_path), "diptych run"):
@@ -206,6 +211,46 @@ def test_a_copy_of_a_project_leaves_the_temporary_files_of_the_original_alone(tm
         monkeypatch.setenv(HOLDER, "")
 
 
+def test_a_run_whose_folder_was_deleted_removes_nothing_of_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    workspace = Workspace(tmp_path)
+    before = tempfile.gettempdir()
+    monkeypatch.setattr(tempfile, "tempdir", before)
+    link, note = workspace.local / "temporary", workspace.local / "holder.json"
+
+    with ExitStack() as second_run:
+        with holding(workspace, "the first run"):
+            of_first = Path(tempfile.gettempdir())
+            shutil.rmtree(workspace.local)
+            # As in another process, which does not work beneath the first run.
+            monkeypatch.delenv(HOLDER)
+            monkeypatch.setattr(tempfile, "tempdir", before)
+            second_run.enter_context(holding(workspace, "the second run"))
+            of_second = Path(tempfile.gettempdir())
+        assert not of_first.exists()
+        assert of_second.is_dir()
+        assert link.readlink() == of_second
+        assert "the second run" in note.read_text()
+        monkeypatch.setenv(HOLDER, "")
+        monkeypatch.setenv("TMPDIR", str(of_second))
+
+    assert not of_second.exists()
+    assert not link.is_symlink()
+    assert not note.exists()
+
+
+def test_children_of_a_run_that_still_works_are_left_alone_where_its_folder_was_deleted(tmp_path, monkeypatch):
+    monkeypatch.delenv(HOLDER, raising=False)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    child = subprocess.Popen(sleep, env={**os.environ, HOLDER: f"{os.getpid()}:{tmp_path}"})
+
+    with holding(Workspace(tmp_path), "the second run"):
+        assert child.poll() is None
+
+    child.kill()
+    child.wait()
+
+
 def test_a_link_that_leads_elsewhere_is_removed_alone(tmp_path, monkeypatch):
     monkeypatch.delenv(HOLDER, raising=False)
     (tmp_path / ".diptych").mkdir()
@@ -221,7 +266,7 @@ def test_a_link_that_leads_elsewhere_is_removed_alone(tmp_path, monkeypatch):
 def test_a_child_does_not_inherit_a_place_among_several(tmp_path, monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "1")
-    lines = []
+    lines: list[str] = []
 
     code = "import os; print([name for name in os.environ if 'RANK' in name or name[:6] in ('WORLD_', 'MASTER')])"
     stream([sys.executable, "-c", code], tmp_path, lines.append)

@@ -7,7 +7,7 @@ import socket
 
 import httpx
 import pytest
-from botocore.utils import should_bypass_proxies
+from botocore.utils import should_bypass_proxies  # type: ignore[import-untyped]
 from requests.utils import get_environ_proxies
 from websockets.proxy import get_proxy
 from websockets.uri import parse_uri

@@ -6,12 +6,15 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_project import commit, run
 
 from diptych.config import Params
-from diptych.project import recording
+from diptych.project import dvc, recording
+from diptych.project.git import GitError
+from diptych.project.git import git as run_git
 from diptych.project.recording import BRANCH, publish_run, record_run, recorded_provenance
 from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
@@ -39,7 +42,7 @@ def test_a_run_is_a_commit_of_head_with_the_files_that_it_changed(ran):
     recorded = record_run(ran)
 
     assert re.fullmatch(r"[0-9a-f]{40}", recorded.sha)
-    assert (recorded.reproducible, recorded.why) == (True, "")
+    assert recorded.problem == ""
     assert git(ran, "rev-parse", BRANCH) == recorded.sha
     assert git(ran, "rev-parse", f"{recorded.sha}^") == git(ran, "rev-parse", "HEAD")
     assert git(ran, "diff", "--name-only", "HEAD", recorded.sha).split() == ["dvc.lock", "params.yaml"]
@@ -60,7 +63,7 @@ def test_head_the_index_and_the_working_tree_stay_as_they_are(ran):
 def test_where_head_has_these_files_it_is_head_itself(ran):
     commit(ran.root)
 
-    assert record_run(ran) == (git(ran, "rev-parse", "HEAD"), True, "")
+    assert record_run(ran) == (git(ran, "rev-parse", "HEAD"), "")
     assert git(ran, "branch", "--list", BRANCH) == ""
 
 
@@ -78,7 +81,7 @@ def test_the_next_run_follows_upon_the_one_before(ran):
     assert git(ran, "rev-parse", f"{second}^@").split() == [first]
 
 
-def experiments(workspace: Workspace) -> dict[str, list[dict]]:
+def experiments(workspace: Workspace) -> dict[str, list[dict[str, Any]]]:
     """Return what `dvc exp show` lists under HEAD: the revisions of each experiment by its name."""
     shown = subprocess.run(["dvc", "exp", "show", "--json"], cwd=workspace.root, check=True, capture_output=True)
     (baseline,) = (state for state in json.loads(shown.stdout) if state["rev"] == git(workspace, "rev-parse", "HEAD"))
@@ -116,7 +119,7 @@ def test_a_run_that_dvc_cannot_list_is_recorded_all_the_same(ran):
     # A reference of this name leaves no room for those below it.
     run("git", "update-ref", "refs/exps", "HEAD", cwd=ran.root)
 
-    assert record_run(ran).reproducible
+    assert not record_run(ran).problem
 
 
 def test_a_run_upon_a_newer_commit_joins_it_with_the_runs_before(ran):
@@ -150,15 +153,14 @@ def test_other_changes_make_a_run_not_reproducible_and_are_named(ran):
 
     recorded = record_run(ran)
 
-    assert not recorded.reproducible
-    assert recorded.why == "made with uncommitted changes of stage.py, a.py, b.py, c.py, d.py and 1 more"
+    assert recorded.problem == "made with uncommitted changes of stage.py, a.py, b.py, c.py, d.py and 1 more"
     assert git(ran, "diff", "--name-only", "HEAD", recorded.sha).split() == ["dvc.lock", "params.yaml"]
 
 
 def test_what_git_ignores_is_no_change(ran):
     (ran.root / "ran.txt").touch()
 
-    assert record_run(ran).reproducible
+    assert not record_run(ran).problem
 
 
 def test_the_project_may_be_a_folder_of_a_repository(ran, tmp_path):
@@ -173,7 +175,7 @@ def test_the_project_may_be_a_folder_of_a_repository(ran, tmp_path):
 
     recorded = record_run(inner)
 
-    assert recorded.reproducible
+    assert not recorded.problem
     assert git(outer, "diff", "--name-only", "HEAD", recorded.sha).split() == ["inner/dvc.lock"]
 
 
@@ -195,8 +197,7 @@ def test_or_nobody_in_particular(ran, monkeypatch, tmp_path):
 
 def test_runs_that_are_recorded_at_once_are_all_on_the_branch(ran, monkeypatch):
     """Another run is recorded after this one has read the branch and before it commits."""
-    call = recording.git
-    others = []
+    others: list[str] = []
 
     def intervene(folder, command, *arguments, **options):
         if command == "commit-tree" and not others:
@@ -205,7 +206,7 @@ def test_runs_that_are_recorded_at_once_are_all_on_the_branch(ran, monkeypatch):
             ran.params.write_text(content.replace("seed: 7", "seed: 8"))
             others.append(record_run(ran).sha)
             ran.params.write_text(content)
-        return call(folder, command, *arguments, **options)
+        return run_git(folder, command, *arguments, **options)
 
     monkeypatch.setattr(recording, "git", intervene)
 
@@ -216,26 +217,26 @@ def test_runs_that_are_recorded_at_once_are_all_on_the_branch(ran, monkeypatch):
 
 
 def test_outside_of_git_and_without_it_nothing_is_recorded(tmp_path, monkeypatch):
-    sha, reproducible, why = record_run(Workspace(tmp_path))
-    assert (sha, reproducible) == ("unknown", False)
-    assert why.startswith("git has no record of it (not a git repository")
+    sha, problem = record_run(Workspace(tmp_path))
+    assert sha == "unknown"
+    assert problem.startswith("git has no record of it (not a git repository")
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert record_run(Workspace(tmp_path)) == ("unknown", False, "git has no record of it (git is not installed)")
+    assert record_run(Workspace(tmp_path)) == ("unknown", "git has no record of it (git is not installed)")
 
 
 def test_where_the_branch_is_checked_out_it_is_left_alone(ran):
     run("git", "checkout", "-qb", BRANCH, cwd=ran.root)
     head = git(ran, "rev-parse", "HEAD")
 
-    sha, reproducible, why = record_run(ran)
+    sha, problem = record_run(ran)
 
-    assert (sha, reproducible, git(ran, "rev-parse", BRANCH)) == (head, False, head)
-    assert f"the branch {BRANCH} is checked out here" in why
+    assert (sha, git(ran, "rev-parse", BRANCH)) == (head, head)
+    assert f"the branch {BRANCH} is checked out here" in problem
 
 
 def test_a_version_bears_the_commit_of_its_run(ran, monkeypatch):
-    monkeypatch.setattr(recording.dvc, "status", lambda workspace: {})
+    monkeypatch.setattr(dvc, "status", lambda workspace: {})
 
     tags = recorded_provenance(ran)
     assert (tags["git_sha"], tags["git_dirty"]) == (git(ran, "rev-parse", BRANCH), "false")
@@ -276,7 +277,7 @@ def test_a_lock_on_the_branch_is_removed_where_the_git_behind_it_was_killed(ran,
     lock.touch()
     os.utime(lock, (time.time() - seconds,) * 2)
 
-    assert record_run(ran).reproducible is recorded
+    assert (not record_run(ran).problem) is recorded
 
 
 def test_without_remotes_nothing_is_sent(ran):
@@ -300,7 +301,7 @@ def test_data_go_to_the_default_remote_and_runs_to_the_git_remote(project, tmp_p
 
 def test_what_was_sent_is_sent_again_only_when_it_or_the_place_is_another(project, tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr(recording.dvc, "push", lambda workspace, on_line: sent.append(workspace))
+    monkeypatch.setattr(dvc, "push", lambda workspace, on_line: sent.append(workspace))
     run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"), cwd=project.root)
 
     assert published(project) == published(project) == []
@@ -360,13 +361,12 @@ def test_what_cannot_be_reached_is_said_and_holds_no_secret(ran, tmp_path, quick
 def test_a_remote_that_comes_back_is_reached_by_the_next_attempt(ran, tmp_path, quick, monkeypatch):
     record_run(ran)
     far = tmp_path / "far.git"
-    call = recording.git
 
     def fail_once(folder, command, *arguments, **options):
         if command == "push" and not far.exists():
             run("git", "init", "--quiet", "--bare", str(far), cwd=tmp_path)
-            raise recording.GitError("the network is away")
-        return call(folder, command, *arguments, **options)
+            raise GitError("the network is away")
+        return run_git(folder, command, *arguments, **options)
 
     monkeypatch.setattr(recording, "git", fail_once)
 
@@ -391,7 +391,7 @@ def test_line_endings_that_git_converts_are_recorded_and_checked_out_as_they_are
     recorded = record_run(with_crlf)
     run("git", "config", *setting.split(), cwd=with_crlf.root)
 
-    assert recorded.reproducible
+    assert not recorded.problem
     with checked_out(with_crlf, recorded.sha, "x") as there:
         assert {name: (there.root / name).read_bytes() for name in files} == files
 
@@ -402,5 +402,5 @@ def test_an_edit_of_a_file_with_converted_line_endings_is_not_recorded(with_crlf
 
     recorded = record_run(with_crlf)
 
-    assert recorded.why == "made with uncommitted changes of stage.py"
+    assert recorded.problem == "made with uncommitted changes of stage.py"
     assert "mine" not in git(with_crlf, "show", f"{recorded.sha}:stage.py")

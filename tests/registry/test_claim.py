@@ -81,7 +81,7 @@ def test_the_claim_of_a_live_process_is_respected_and_named(model, impatient):
 
 def test_whoever_finds_another_claim_waits_until_it_is_gone(model, monkeypatch):
     key = put(model)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: model.client.delete_registered_model_tag("diptych", key))
+    monkeypatch.setattr(time, "sleep", lambda seconds: model.client.delete_registered_model_tag("diptych", key))
 
     with claimed(model, "rollback"):
         assert len(claims(model)) == 1
@@ -90,6 +90,7 @@ def test_whoever_finds_another_claim_waits_until_it_is_gone(model, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes are alive")
 def test_the_claim_of_a_process_that_was_killed_is_taken_away(model):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, model.uri], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     assert len(claims(model)) == 1
 
@@ -101,7 +102,7 @@ def test_the_claim_of_a_process_that_was_killed_is_taken_away(model):
 
 
 def test_where_nobody_tells_which_processes_are_alive_a_claim_is_respected(model, impatient, monkeypatch):
-    monkeypatch.setattr(module.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     put(model, pid=2**22 + 1)
 
     with pytest.raises(DiptychError, match="is being decided about"), claimed(model, "rollback"):

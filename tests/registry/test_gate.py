@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.pyfunc.model import PythonModel
 from tiny import write_prepared
 from versions import HOLDS, crown, make_version, package_of, register_package, write_accepted
 
@@ -30,7 +31,7 @@ MODEL = """
 import atexit, os
 import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 class Small(PythonModel):
     def load_context(self, context):
@@ -406,7 +407,7 @@ def test_a_package_that_takes_forever_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_package_that_unpickles_is_refused(model, project, measured, monkeypatch, tmp_path):
-    class Pickled(mlflow.pyfunc.PythonModel):
+    class Pickled(PythonModel):
         def predict(self, context, model_input, params=None):
             return model_input
 

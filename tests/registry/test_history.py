@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 from dataclasses import dataclass, field
@@ -13,11 +14,11 @@ from versions import crown
 
 from diptych.errors import DiptychError
 from diptych.registry import history as module
-from diptych.registry.history import Event, earlier_champions, effective_events, history, reconcile, record
+from diptych.registry.history import Action, Event, earlier_champions, effective_events, history, reconcile, record
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
 
 
-def moves(*steps: tuple[str, str | None, str | None]) -> list[Event]:
+def moves(*steps: tuple[Action, str | None, str | None]) -> list[Event]:
     return [Event(action, origin, target, "") for action, origin, target in steps]
 
 
@@ -51,7 +52,7 @@ def test_where_the_system_knows_no_user_the_event_says_so(monkeypatch):
     def fail() -> str:
         raise KeyError("uid not found")
 
-    monkeypatch.setattr(module.getpass, "getuser", fail)
+    monkeypatch.setattr(getpass, "getuser", fail)
     monkeypatch.delenv("DIPTYCH_USER", raising=False)
 
     assert Event("promoted", None, "1", "").who == "unknown"
@@ -221,12 +222,12 @@ class Stack:
                 pass
             self.champion = target
 
-    def break_off(self, action: str, target: str) -> None:
+    def break_off(self, action: Action, target: str) -> None:
         if target != self.champion and (action == "promoted" or target in self.below):
             self._say(action, target)
             self.events.append(Event("broken off", target, self.champion, ""))
 
-    def _say(self, action: str, target: str) -> None:
+    def _say(self, action: Action, target: str) -> None:
         self.events.append(Event(action, self.champion, target, ""))
 
 

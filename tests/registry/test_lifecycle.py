@@ -217,10 +217,17 @@ def test_a_version_that_nothing_was_decided_about_is_asked_about(model):
 
 
 @pytest.mark.parametrize(
-    "event", [("promoted", "1", "2"), ("rejected", "1", "2"), ("rolled back", "2", "1"), ("found", "2", None)]
+    "event",
+    [
+        Event("promoted", "1", "2", ""),
+        Event("rejected", "1", "2", ""),
+        Event("rolled back", "2", "1", ""),
+        Event("found", "2", None, ""),
+    ],
+    ids=lambda event: event.action,
 )
 def test_a_run_does_not_undo_what_was_decided(model, event):
-    record(model, Event(*event, why=""))
+    record(model, event)
 
     assert not needs_decision(model, model.find("2"), "d", "auto")
 
@@ -260,6 +267,7 @@ def test_a_version_is_copied_and_judged_against_the_champion_of_the_other_model(
 
     # Its 20 missed images are fewer than those of the champion that it comes from beside, and more than those here.
     assert (place.name, copied.version, copied.tags["copied_from"]) == ("production", "3", "diptych/3")
+    assert considered.decision
     assert (considered.outcome, considered.decision.champion, considered.decision.name) == ("rejected", "2", place.name)
     assert (model.aliases()[CHAMPION], other.aliases()[CHAMPION]) == ("1", "2")
 

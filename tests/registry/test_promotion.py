@@ -339,8 +339,10 @@ def test_of_two_promotions_at_once_the_later_says_what_it_found(model):
     crown(model, "1")
     both = [deciding(model, number, "1") for number in "23"]
     for process in both:
+        assert process.stdout
         assert process.stdout.readline() == "ready\n"
     for process in both:
+        assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 from fake_project import commit, run
@@ -23,7 +24,13 @@ def head(workspace: Workspace) -> str:
     return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=workspace.root, text=True).strip()
 
 
-def captions(workspace: Workspace) -> dict:
+def version_of(workspace: Workspace) -> str:
+    version = dataset_version(workspace)
+    assert version
+    return version
+
+
+def captions(workspace: Workspace) -> dict[str, Any]:
     return json.loads((workspace.data / "captions.json").read_text())
 
 
@@ -126,7 +133,7 @@ def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_sto
     model = open_registry(grown, mlflow_store)
     version = make_version(model, grown.local, alias="champion")
     sha = record_run(grown).sha
-    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": dataset_version(grown)})
+    model.tag(version, {"git_sha": sha, "git_dirty": "false", "data_md5": version_of(grown)})
     model.tag(version, dict.fromkeys(HASHES, "0" * 64))
 
     found, commit_sha = find_commit(grown, Params(), "champion")

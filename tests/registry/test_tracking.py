@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
@@ -16,7 +17,7 @@ from diptych.registry.errors import UnreachableError
 from diptych.registry.tracking import TrackedRun, flatten, metric_name
 
 
-def runs(workspace: Workspace) -> list:
+def runs(workspace: Workspace) -> list[Run]:
     client, experiment = connect(workspace, Params())
     return client.search_runs([experiment])
 

@@ -1,10 +1,11 @@
 """Figures that MLflow did not take are kept, and sent when it answers."""
 
 import math
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
@@ -24,13 +25,13 @@ def figures() -> Figures:
     return Figures({"seed": "0"}, list(LOSSES), {"weights_sha256": "abc"}, "FINISHED")
 
 
-def send(workspace: Workspace, uri: str) -> list:
+def send(workspace: Workspace, uri: str) -> list[Run]:
     client, experiment = connect(workspace, Params())
     send_unsent(workspace, uri, client, experiment)
     return client.search_runs([experiment])
 
 
-def kept(workspace: Workspace) -> list:
+def kept(workspace: Workspace) -> list[Path]:
     return list((workspace.local / "unsent").glob("*"))
 
 

@@ -55,6 +55,7 @@ def test_each_effect_is_what_the_pair_loses_by_itself(model: DualEncoder, embedd
     def score(grid: Tensor, tokens: Tensor) -> float:
         with torch.no_grad():
             fused = model.fuse(grid[None], tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
+        assert fused.alignment is not None
         return float(weights.itm * fused.itm + weights.alignment * fused.alignment)
 
     grid, tokens = embedded.grid[1], embedded.tokens[:5]

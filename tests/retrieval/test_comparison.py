@@ -56,8 +56,8 @@ def test_parts_have_the_recalls_and_intervals_of_their_queries_written_out() -> 
     made = part_gains(before, after, OWN, PARTS)
     drawn = np.concatenate(list(draws(IMAGES, RESAMPLES, 0)))
     for part, one in zip(PARTS, made, strict=True):
-        old, new = (getattr(both, part.way).rank for both in (before, after))
-        owner = np.arange(IMAGES) if part.way == "i2t" else OWN
+        old, new = (getattr(both, part.direction).rank for both in (before, after))
+        owner = np.arange(IMAGES) if part.direction == "i2t" else OWN
         assert (one.queries, one.before, one.after) == (
             part.queries.sum(),
             recall_at_k(old[part.queries], K),

@@ -1,5 +1,7 @@
 """Embedding a split: equal to one image or caption at a time, whatever the batches."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -30,10 +32,11 @@ def test_every_item_is_embedded_as_if_it_were_alone_and_in_the_order_of_the_spli
 
 
 def test_little_padding_is_computed_because_captions_come_by_length(model, split, monkeypatch):
-    widths = []
-    encode = model.encode_texts
-    monkeypatch.setattr(model, "encode_texts", lambda ids, mask: widths.append(mask.shape[1]) or encode(ids, mask))
+    encode = Mock(wraps=model.encode_texts)
+    monkeypatch.setattr(model, "encode_texts", encode)
     embed_split(model, split, batch_size=2, device=CPU)
+    widths = [call.args[1].shape[1] for call in encode.call_args_list]
+    assert len(widths) > 2
     assert widths == sorted(widths)
 
 
@@ -95,6 +98,8 @@ def test_a_part_keeps_the_biases_of_its_items(model, split, querybank):
 def test_ranking_products_are_the_cosine_less_both_biases(model, split, querybank):
     embedded = embed_split(model, split, batch_size=4, device=CPU).biased(querybank, 10.0)
     image, text = embedded.ranking
+    assert embedded.image_bias is not None
+    assert embedded.text_bias is not None
     expected = embedded.image @ embedded.text.T - embedded.image_bias[:, None] - embedded.text_bias
     close(image @ text.T, expected)
 

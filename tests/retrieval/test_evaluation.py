@@ -52,8 +52,8 @@ def test_normalized_items_rank_by_the_cosine_less_their_own_bias(evaluate, embed
     ]
     t2i = [sum(score >= row[own[j]] for score in row) for j, row in enumerate(images)]
     ranks = evaluate(embedded).ranks
-    assert [way.tolist() for way in ranks["qb_norm"].ranks] == [i2t, t2i]
-    assert [way.tolist() for way in ranks["towers"].ranks] != [i2t, t2i]
+    assert [direction.tolist() for direction in ranks["qb_norm"].ranks] == [i2t, t2i]
+    assert [direction.tolist() for direction in ranks["towers"].ranks] != [i2t, t2i]
 
 
 def test_other_galleries_than_coco_5k_have_no_folds(evaluate, embedded):

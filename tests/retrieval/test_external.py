@@ -123,7 +123,7 @@ def test_a_missing_file_is_refused_by_name(folder: Path) -> None:
         ({"images": [{"id": 10, "file_name": "a.jpg"}]}, "captions of images that it does not list: annotation 1"),
         (
             {"images": [{"id": 10 + number, "file_name": f"{number}.jpg"} for number in range(5)]},
-            "images without captions, for which nothing can be right: 14 (4.jpg)",
+            "images without captions, for which nothing can be relevant: 14 (4.jpg)",
         ),
         ({"images": [], "annotations": []}, "lists no images"),
     ],

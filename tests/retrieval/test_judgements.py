@@ -20,7 +20,7 @@ from diptych.retrieval.reranking import Weights
 IMAGES = 60
 
 
-class Few(eccv_caption.Metrics):
+class Few(eccv_caption.Metrics):  # type: ignore[misc]
     """Of the first images of COCO's test."""
 
     def __init__(self) -> None:
@@ -29,9 +29,12 @@ class Few(eccv_caption.Metrics):
         images = {*judged, *[image for image in sorted(self.coco_gts["i2t"]) if image not in judged][: IMAGES // 2]}
         captions = {caption for caption, own in self.coco_gts["t2i"].items() if own[0] in images}
         for gts in (self.coco_gts, self.eccv_gts, self.cxc_gts):
-            for way, queries, items in (("i2t", images, captions), ("t2i", captions, images)):
-                kept = {query: [item for item in gts[way][query] if item in items] for query in queries & set(gts[way])}
-                gts[way] = {query: found for query, found in kept.items() if found}
+            for direction, queries, items in (("i2t", images, captions), ("t2i", captions, images)):
+                kept = {
+                    query: [item for item in gts[direction][query] if item in items]
+                    for query in queries & set(gts[direction])
+                }
+                gts[direction] = {query: found for query, found in kept.items() if found}
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_figures_are_those_of_the_full_rankings(few: Few) -> None:
     evaluation = evaluate_embeddings(image, text, own)
     add_extended(evaluation, images, captions)
     found = evaluation.metrics["embeddings"]["extended"]
-    assert {tuple(figures) for figures in found.values()} == {tuple(LABELS)}  # type: ignore[union-attr]
+    assert {tuple(figures) for figures in found.values()} == {tuple(LABELS)}
 
     scores = (normalize(image, dim=1) @ normalize(text, dim=1).T).numpy()
     known = np.isin(captions, list(few.coco_gts["t2i"]))
@@ -74,8 +77,8 @@ def test_figures_are_those_of_the_full_rankings(few: Few) -> None:
     }
     wanted = ("eccv_r1", "eccv_rprecision", "eccv_map_at_r", "cxc_recalls")
     theirs = few.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=KS, verbose=False)
-    for way, figures in found.items():  # type: ignore[union-attr]
-        assert figures == pytest.approx({ours: 100 * theirs[name][way] for name, ours in NAMES.items()})
+    for direction, figures in found.items():
+        assert figures == pytest.approx({ours: 100 * theirs[name][direction] for name, ours in NAMES.items()})
         assert 0 < figures["eccv_map@r"] < 100
 
 
@@ -117,13 +120,13 @@ def reranked(top_k: int) -> Evaluation:
 def test_deep_lists_go_on_behind_the_candidates_in_the_order_of_before() -> None:
     few, all_candidates, none = reranked(3), reranked(12), reranked(1)
     for k in (1, 2, 3, 5, 99):
-        for way in range(2):
-            lists = few.deep(k)[way]
-            before = none.deep(99)[way][:, :k]
+        for direction in range(2):
+            lists = few.deep(k)[direction]
+            before = none.deep(99)[direction][:, :k]
             assert lists.shape == before.shape
             assert [sorted(row) for row in lists[:, :3]] == [sorted(row) for row in before[:, :3]] or k < 3
             assert (lists[:, 3:] == before[:, 3:]).all()
             for query, row in enumerate(lists.tolist()):
-                assert row[:3] == few.first[way](query)[:k][:3]
-    assert all((few.deep(3)[way] != none.deep(3)[way]).any() for way in range(2))
+                assert row[:3] == few.first[direction](query)[:k][:3]
+    assert all((few.deep(3)[direction] != none.deep(3)[direction]).any() for direction in range(2))
     assert [lists.shape for lists in all_candidates.deep(99)] == [(6, 12), (12, 6)]

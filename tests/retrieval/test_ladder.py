@@ -1,4 +1,4 @@
-"""Verdicts are computed, and can come out either way."""
+"""Verdicts are computed, and can come out either direction."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ def test_an_epoch_gives_heads_that_later_epochs_do_not_change() -> None:
     assert all(torch.equal(*sides) for sides in zip(first(val), (image, text), strict=True))
     assert (image.shape, text.shape) == ((60, DIM), (len(val.text), DIM))
 
-    def log_rank(baseline) -> float:  # type: ignore[no-untyped-def]
-        return mean_log_rank(*ranks_from_embeddings(*baseline(val), val.image_of_caption).ranks)
+    def log_rank(baseline) -> float:
+        image, text = baseline(val)
+        return mean_log_rank(*ranks_from_embeddings(image, text, val.image_of_caption).ranks)
 
     assert log_rank(rest[-1]) < log_rank(first)
 

@@ -78,7 +78,7 @@ def test_galleries_of_another_size_have_no_folds():
     assert list(folds(np.arange(4_999), 4_999)) == []
 
 
-def test_the_mean_log_rank_is_that_of_the_geometric_mean_of_both_ways():
+def test_the_mean_log_rank_is_that_of_the_geometric_mean_of_both_directions():
     i2t, t2i = np.array([1, 4]), np.array([1, 1, 27])
     assert mean_log_rank(i2t, t2i) == pytest.approx(math.log(2 * 3) / 2)
     assert mean_log_rank(np.array([1]), np.array([1])) == 0
@@ -92,15 +92,15 @@ def test_chance_is_what_random_orders_score_on_average():
         for _ in range(400)
     ]
     chance = chance_metrics(image_of_caption, 12)
-    for way, founds in zip(("i2t", "t2i"), zip(*rounds, strict=True), strict=True):
+    for direction, founds in zip(("i2t", "t2i"), zip(*rounds, strict=True), strict=True):
         every = np.concatenate([found.rank for found in founds])
         for k in (1, 5, 10):
-            assert chance[way][f"recall@{k}"] == pytest.approx(recall_at_k(every, k), abs=2)
-        assert chance[way]["median_rank"] == np.median(every)
-        assert chance[way]["mean_rank"] == pytest.approx(np.mean(every), rel=0.05)
+            assert chance[direction][f"recall@{k}"] == pytest.approx(recall_at_k(every, k), abs=2)
+        assert chance[direction]["median_rank"] == np.median(every)
+        assert chance[direction]["mean_rank"] == pytest.approx(np.mean(every), rel=0.05)
         for name, values in (("r_precision", "r_precision"), ("map@r", "average_precision")):
             mean = 100 * np.mean([getattr(found, values) for found in founds])
-            assert chance[way][name] == pytest.approx(mean, rel=0.08)
+            assert chance[direction][name] == pytest.approx(mean, rel=0.08)
     assert chance["rsum"] == pytest.approx(np.mean([metrics_from_ranks(*both)["rsum"] for both in rounds]), abs=6)
 
 

@@ -30,7 +30,7 @@ def gallery(counts: list[int], seed: int, dim: int = 6) -> Gallery:
     return image, (image[own] + random.normal(size=(len(own), dim))).astype(np.float32), own
 
 
-def both_ways(made: Gallery) -> Iterator[tuple[str, np.ndarray, list[list[int]]]]:
+def both_directions(made: Gallery) -> Iterator[tuple[str, np.ndarray, list[list[int]]]]:
     """Direction, scores (queries, items), and the relevant items of each query."""
     image, text, own = made
     scores = image.astype(float) @ text.astype(float).T
@@ -43,7 +43,7 @@ def both_ways(made: Gallery) -> Iterator[tuple[str, np.ndarray, list[list[int]]]
 def test_hit_rates_r_precision_and_map_equal_ranx(counts: list[int], seed: int) -> None:
     made = gallery(counts, seed)
     ours = retrieval_metrics(*made)
-    for way, scores, right in both_ways(made):
+    for direction, scores, right in both_directions(made):
         run = {
             str(query): {str(item): float(score) for item, score in enumerate(row)} for query, row in enumerate(scores)
         }
@@ -54,7 +54,7 @@ def test_hit_rates_r_precision_and_map_equal_ranx(counts: list[int], seed: int) 
             names["map@r"] = f"map@{len(right[0])}"
         theirs = evaluate(Qrels(judged), Run(run), list(names.values()))
         for name, their_name in names.items():
-            assert ours[way][name] == pytest.approx(100 * theirs[their_name]), (way, name)
+            assert ours[direction][name] == pytest.approx(100 * theirs[their_name]), (direction, name)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,7 +71,8 @@ def test_recalls_and_folds_equal_eccv_caption_with_full_rankings(seed: int, monk
         pytest.fail("their folds are as many captions each")
     theirs.coco_ids = np.array(captions)
     theirs.coco_gts = {
-        way: {key: theirs.coco_gts[way][key] for key in kept} for way, kept in (("i2t", images), ("t2i", captions))
+        direction: {key: theirs.coco_gts[direction][key] for key in kept}
+        for direction, kept in (("i2t", images), ("t2i", captions))
     }
     random = np.random.default_rng(seed)
     image = random.normal(size=(50, 6)).astype(np.float32)
@@ -81,10 +82,10 @@ def test_recalls_and_folds_equal_eccv_caption_with_full_rankings(seed: int, monk
     t2i = {one: np.array(images)[np.argsort(-row)].tolist() for one, row in zip(captions, scores.T, strict=True)}
     found = theirs.compute_all_metrics(i2t, t2i, target_metrics=("coco_1k_recalls", "coco_5k_recalls"), Ks=KS)
     ours = retrieval_metrics(image, text, own)
-    for way in ("i2t", "t2i"):
+    for direction in ("i2t", "t2i"):
         for k in KS:
-            assert ours[way][f"recall@{k}"] == pytest.approx(100 * found[f"coco_5k_r{k}"][way])
-            assert ours["folds_1k"][way][f"recall@{k}"] == pytest.approx(100 * found[f"coco_1k_r{k}"][way])
+            assert ours[direction][f"recall@{k}"] == pytest.approx(100 * found[f"coco_5k_r{k}"][direction])
+            assert ours["folds_1k"][direction][f"recall@{k}"] == pytest.approx(100 * found[f"coco_1k_r{k}"][direction])
 
 
 GALLERIES = st.builds(gallery, st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
@@ -119,21 +120,21 @@ def test_the_ideal_embedding_scores_100_and_the_constant_one_its_floor(counts: l
     own = np.repeat(np.arange(len(counts)), counts)
     ideal = retrieval_metrics(np.eye(len(counts)), np.eye(len(counts))[own], own)
     constant = retrieval_metrics(np.ones((len(counts), 3)), np.ones((len(own), 3)), own)
-    for way, others in (("i2t", len(own) - np.array(counts)), ("t2i", np.full(len(own), len(counts) - 1))):
+    for direction, others in (("i2t", len(own) - np.array(counts)), ("t2i", np.full(len(own), len(counts) - 1))):
         for name in ("recall@1", "recall@5", "recall@10", "r_precision", "map@r"):
-            assert ideal[way][name] == 100.0
-        assert ideal[way]["tied"] == 0.0
+            assert ideal[direction][name] == 100.0
+        assert ideal[direction]["tied"] == 0.0
         for k in KS:
-            assert constant[way][f"recall@{k}"] == pytest.approx(100 * np.mean(others < k))
-        assert constant[way]["mean_rank"] == pytest.approx(np.mean(1 + others))
-        assert constant[way]["tied"] == pytest.approx(100 * np.mean(others > 0))
+            assert constant[direction][f"recall@{k}"] == pytest.approx(100 * np.mean(others < k))
+        assert constant[direction]["mean_rank"] == pytest.approx(np.mean(1 + others))
+        assert constant[direction]["tied"] == pytest.approx(100 * np.mean(others > 0))
 
 
 @given(GALLERIES)
 def test_figures_lie_where_they_must(made: Gallery) -> None:
     found = retrieval_metrics(*made)
-    for way in ("i2t", "t2i"):
-        figures = found[way]
+    for direction in ("i2t", "t2i"):
+        figures = found[direction]
         assert 0 <= figures["recall@1"] <= figures["recall@5"] <= figures["recall@10"] <= 100
         assert 0 <= figures["map@r"] <= figures["r_precision"] + 1e-9
         assert figures["mean_rank"] >= 1

@@ -99,8 +99,8 @@ def test_autocast_around_it_changes_nothing():
     expected = ranks_from_embeddings(image, text, image_of_caption)
     with torch.autocast("cpu", torch.bfloat16):
         found = ranks_from_embeddings(image, text, image_of_caption)
-    for way, before in zip(found, expected, strict=True):
-        assert [values.tolist() for values in way] == [values.tolist() for values in before]
+    for direction, before in zip(found, expected, strict=True):
+        assert [values.tolist() for values in direction] == [values.tolist() for values in before]
 
 
 def test_a_copy_of_the_right_item_ties_with_it_wherever_it_lies_in_the_matrix():

@@ -29,7 +29,7 @@ def test_recalls_and_intervals_are_those_of_the_queries_written_out(ranks: tuple
     lengths = 1 + np.arange(len(own)) % 7
     captions = ["word " * length for length in lengths]
     made = slices(found, own, parts(own, captions, {"late": (np.arange(60) >= 40).astype(float)}))
-    assert [(one.attribute, one.label, one.way) for one in made[:4]] == [
+    assert [(one.attribute, one.label, one.direction) for one in made[:4]] == [
         ("late", "0", "i2t"),
         ("late", "1", "i2t"),
         ("late", "0", "t2i"),
@@ -37,17 +37,17 @@ def test_recalls_and_intervals_are_those_of_the_queries_written_out(ranks: tuple
     ]
     drawn = np.concatenate(list(draws(60, RESAMPLES, 0)))
     for one in (made[1], made[3], made[4]):
-        ranks_of_way = getattr(found, one.way).rank
-        owner = np.arange(60) if one.way == "i2t" else own
+        ranks_of_direction = getattr(found, one.direction).rank
+        owner = np.arange(60) if one.direction == "i2t" else own
         low, _, high = one.label.partition(" to ")
         there = owner >= 40 if one.attribute == "late" else (lengths >= float(low)) & (lengths <= float(high or low))
         assert one.queries == there.sum()
         value, *ends = one.recalls["recall@10"]
-        assert value == recall_at_k(ranks_of_way[there], 10)
+        assert value == recall_at_k(ranks_of_direction[there], 10)
         samples = []
         for images in drawn[:400]:
             queries = np.concatenate([np.flatnonzero((owner == image) & there) for image in images])
-            samples.append(recall_at_k(ranks_of_way[queries], 10) if len(queries) else np.nan)
+            samples.append(recall_at_k(ranks_of_direction[queries], 10) if len(queries) else np.nan)
         assert ends == pytest.approx(np.nanpercentile(samples, [2.5, 97.5]), abs=4)
 
 
@@ -104,7 +104,7 @@ def test_slices_by_what_images_show_are_those_of_the_most_frequent_categories(
     objects[1:5] = [["person", "cat", "cat"]] * 4
     objects[5:30] = [[*(there or ()), "tree"] for there in objects[5:30]]
     made = slices(found, own, parts(own, ["word"] * len(own), {}, objects))
-    shown = [(one.label, one.way, one.queries) for one in made if one.attribute == "an image that shows"]
+    shown = [(one.label, one.direction, one.queries) for one in made if one.attribute == "an image that shows"]
     dogs, trees = np.arange(6, 60, 3), np.arange(5, 30)
     # Of persons there are none without, of cats only four: no slice. The dog at 3 is a cat's image now.
     assert shown == [
@@ -113,7 +113,9 @@ def test_slices_by_what_images_show_are_those_of_the_most_frequent_categories(
         ("tree", "t2i", int(np.isin(own, trees).sum())),
         ("dog", "t2i", int(np.isin(own, dogs).sum())),
     ]
-    (dog,) = (one for one in made if (one.label, one.way) == ("dog", "t2i"))
+    (dog,) = (one for one in made if (one.label, one.direction) == ("dog", "t2i"))
     assert dog.recalls["recall@10"][0] == recall_at_k(found.t2i.rank[np.isin(own, dogs)], 10)
-    counted = [(one.label, one.queries) for one in made if one.attribute == "objects in the image" and one.way == "i2t"]
+    counted = [
+        (one.label, one.queries) for one in made if one.attribute == "objects in the image" and one.direction == "i2t"
+    ]
     assert sum(queries for _, queries in counted) == 59

@@ -15,9 +15,9 @@ def made(images: int, seed: int, hardest: int = 40) -> tuple[Ranks, np.ndarray]:
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(images), generator.integers(1, 5, images))
     i2t, t2i = (generator.integers(1, hardest, queries) for queries in (images, len(owner)))
-    return Ranks(
-        Outcomes(i2t, *generator.random((2, images)), generator.random(images) < 0.2), one_relevant(t2i)
-    ), owner
+    r_precision, average_precision = generator.random((2, images))
+    both = Outcomes(i2t, r_precision, average_precision, generator.random(images) < 0.2)
+    return Ranks(both, one_relevant(t2i)), owner
 
 
 def one_relevant(ranks: np.ndarray) -> Outcomes:
@@ -38,8 +38,10 @@ def test_figures_are_those_of_each_resample_written_out(images: int, hardest: in
         captions = np.concatenate([np.flatnonzero(owner == image) for image in drawn])
         slow = metrics_from_ranks(of_queries(i2t, drawn), of_queries(t2i, captions))
         assert samples["rsum"][number] == pytest.approx(slow["rsum"], abs=1e-9)
-        for way in ("i2t", "t2i"):
-            assert {name: values[number] for name, values in samples[way].items()} == pytest.approx(slow[way])
+        for direction in ("i2t", "t2i"):
+            assert {name: values[number] for name, values in samples[direction].items()} == pytest.approx(
+                slow[direction]
+            )
 
 
 def test_medians_hold_where_one_image_has_most_of_the_captions() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import services
 from pipeline_clone import clone_project

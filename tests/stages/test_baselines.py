@@ -17,6 +17,7 @@ from diptych.model.dual_encoder import build_model
 from diptych.project.workspace import Workspace
 from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import baselines
+from diptych.training.features import FeatureCache
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_pooled_features_are_the_mean_tokens_of_the_frozen_towers(workspace: Wor
     model = build_model(settings.model, 32, prepared.settings["vocabulary_size"], 0.07).eval()
     cache = None
     if keep_features == "auto":
-        cache = baselines.FeatureCache(workspace.local / "f", limit_gib=1.0, device=torch.device("cpu"), precision="no")
+        cache = FeatureCache(workspace.local / "f", limit_gib=1.0, device=torch.device("cpu"), precision="no")
     towers = baselines.FrozenTowers(
         model, image_cache=cache, text_cache=cache, batch_size=3, device=torch.device("cpu"), precision="no"
     )

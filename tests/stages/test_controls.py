@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,10 +104,11 @@ def test_an_mlp_is_no_control_to_an_mlp(trained: Workspace, tmp_path: Path) -> N
 
 
 def test_none_are_asked_for_or_the_fusion_does_not_learn(trained: Workspace) -> None:
-    for changes in (
+    nothing_to_do: tuple[dict[str, Any], ...] = (
         {"baselines": {"controls": []}},
         {"train": train_settings(objectives={"itm": 0.0})},
-    ):
+    )
+    for changes in nothing_to_do:
         controls.run(trained, params(**changes))
         assert found(trained) == {}
 

@@ -46,7 +46,7 @@ def snapshot(workspace: Workspace) -> dict[str, bytes]:
 
 def test_the_trainer_can_read_what_was_written(workspace: Workspace, photo: Callable[..., bytes]) -> None:
     preprocess.run(workspace, PARAMS)
-    train = Prepared(workspace.prepared, Splits(**SPLITS)).split("train")
+    train = Prepared(workspace.prepared, PARAMS.data.splits).split("train")
     assert train.image_ids.tolist() == [1, 3, 5]
     assert train.captions[:2] == ["a picture of thing 1", "something colourful"]
     expected = Image.open(BytesIO(photo(2))).resize((32, 32), Image.Resampling.BILINEAR)

@@ -47,8 +47,13 @@ def fresh_process():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def params(**changes: object) -> Params:
-    settings = {"model": model_settings(), "train": train_settings(), "threads": 1, "device": "cpu"} | changes
+def params(**changes: Any) -> Params:
+    settings: dict[str, Any] = {
+        "model": model_settings(),
+        "train": train_settings(),
+        "threads": 1,
+        "device": "cpu",
+    } | changes
     return Params(**settings)
 
 
@@ -90,7 +95,9 @@ def test_without_matching_the_fusion_has_no_weight(workspace: Workspace) -> None
     ("one", "other"),
     [({"seed": 1}, {"seed": 2}), ({"train": train_settings()}, {"train": train_settings(epochs=3)})],
 )
-def test_a_checkpoint_belongs_to_its_parameters(workspace: Workspace, one: dict, other: dict) -> None:
+def test_a_checkpoint_belongs_to_its_parameters(
+    workspace: Workspace, one: dict[str, Any], other: dict[str, Any]
+) -> None:
     model = make_model(300)
     first, second = (train.identity(workspace, params(**changes), model, {}) for changes in (one, other))
     assert first != second
@@ -130,8 +137,9 @@ def test_bank_strength_and_weights_are_those_of_train_and_val(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Done again, step by step, with the model that was saved."""
-    monkeypatch.setattr(train, "choose_strength", spying(train.choose_strength, chosen := []))
-    monkeypatch.setattr(train, "choose_weights", spying(train.choose_weights, chosen))
+    chosen: list[Any] = []
+    monkeypatch.setattr(train, "choose_strength", spying(choose_strength, chosen))
+    monkeypatch.setattr(train, "choose_weights", spying(choose_weights, chosen))
     train.run(workspace, params())
     loaded = load_model(workspace.model)
     model, prepared = loaded.model, Prepared(workspace.prepared, params().data.splits)
@@ -140,7 +148,8 @@ def test_bank_strength_and_weights_are_those_of_train_and_val(
     )
     scale = model.logit_scale.item()
     assert torch.allclose(loaded.querybank.image.float(), seen.image, atol=2e-3)
-    assert torch.allclose(*(bank.float().sort(dim=0).values for bank in (loaded.querybank.text, seen.text)), atol=2e-3)
+    kept, expected = (bank.float().sort(dim=0).values for bank in (loaded.querybank.text, seen.text))
+    assert torch.allclose(kept, expected, atol=2e-3)
     (strength, (embedded, bank, _)), (weights, (candidates, _)) = chosen
     assert torch.allclose(embedded.image, val.image, atol=1e-5)
     assert loaded.reranking.bias_strength == strength == choose_strength(val, bank, scale)

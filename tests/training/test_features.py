@@ -226,7 +226,7 @@ def test_what_is_made_from_the_lower_part_is_found_unless_the_upper_one_has_lear
         patch.setattr(FeatureFiles, "write", lambda *_: pytest.fail("it was computed again"))
         assert cache(kept).texts(model.text_tower, [split], whole=True)
     with torch.no_grad():
-        next(model.text_tower.backbone.encoder.layer[1].parameters()).add_(0.1)
+        next(model.text_tower.backbone.get_submodule("encoder.layer.1").parameters()).add_(0.1)
     cache(kept).texts(model.text_tower, [split], whole=True)
     # Three blocks of the lower part, three of the whole before, three of the whole now.
     assert [len(first), len(set(contents(kept)) - first)] == [6, 3]
@@ -406,9 +406,12 @@ def test_what_another_run_removes_meanwhile_is_made_anew(
     before = contents(kept)
     for path in kept.iterdir():
         path.unlink()
-    monkeypatch.setattr(
-        "diptych.training.features.wait_for_all", lambda: [path.unlink() for path in [*kept.iterdir()][:2]]
-    )
+
+    def evict() -> None:
+        for path in [*kept.iterdir()][:2]:
+            path.unlink()
+
+    monkeypatch.setattr("diptych.training.features.wait_for_all", evict)
     images_of(cache(kept), model, split)
     assert contents(kept) == before
 

@@ -23,7 +23,7 @@ from diptych.training.gradients import average_gradients, backward_in_chunks
 from diptych.training.step import Encoded, Losses, TrainingStep
 
 IMAGES = 7
-EVERY_OBJECTIVE = {"itm": 0.7, "simclr_image": 0.5, "simclr_text": 0.3}
+EVERY_OBJECTIVE: dict[str, Any] = {"itm": 0.7, "simclr_image": 0.5, "simclr_text": 0.3}
 Pair = tuple[Path, Callable[[str], tuple[Any, Any]]]
 Backward = Callable[[TrainingStep, Batch, Any], Losses]
 
@@ -116,7 +116,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: flo
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(
-            value, other[name], rtol=max(1e-4, tolerance), atol=tolerance, msg=lambda text, at=name: f"{at} {text}"
+            value, other[name], rtol=max(1e-4, tolerance), atol=tolerance, msg=f"{name} {{}}".format
         )
 
 
@@ -189,6 +189,7 @@ def test_gradients_are_added_to_those_that_are_there(batch: Batch) -> None:
         outcome(twice, alone, in_chunks(3))
     for one, two in zip(once.parameters(), twice.parameters(), strict=True):
         if one.grad is not None:
+            assert two.grad is not None
             assert torch.allclose(2 * one.grad, two.grad, atol=1e-6)
 
 

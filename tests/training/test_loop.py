@@ -21,8 +21,10 @@ from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.training.backward import Backward
 from diptych.training.checkpoints import Checkpoints
+from diptych.training.compiling import Compilation
+from diptych.training.feature_files import FeatureFiles
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Setup, Trainer, compiles
+from diptych.training.loop import Setup, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_pat
     assert torch.equal(before, made.model.fusion.score.weight)
 
 
-ALONE = {"epochs": 3, "fusion_epochs": 2, "patience": None}
+ALONE: dict[str, Any] = {"epochs": 3, "fusion_epochs": 2, "patience": None}
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_a_fusion_that_learns_alone_sees_neither_dropout_nor_views(prepared: Pre
 
 
 def test_patience_leads_to_the_fusion(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {**ALONE, "epochs": 9, "patience": 1}
+    changes: dict[str, Any] = {**ALONE, "epochs": 9, "patience": 1}
     made, steps = trainer(prepared, tmp_path, **changes), []
     ranks = iter([1.0, 2.0])
     monkeypatch.setattr(made, "_validate", lambda: {"val_rsum": 0.0, "val_mean_log_rank": next(ranks)})
@@ -257,7 +259,7 @@ def test_a_training_that_ends_between_its_files_resumes_to_the_bit(
     prepared: Prepared, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a full disk: of an epoch the best weights may be there, where it stands is not."""
-    changes = {**ALONE, "checkpoint_every": 100}
+    changes: dict[str, Any] = {**ALONE, "checkpoint_every": 100}
     whole = trainer(prepared, tmp_path / "whole", **changes)
     expected = whole.run()
     broken = trainer(prepared, tmp_path / "broken", **changes)
@@ -278,7 +280,7 @@ def test_a_training_that_ends_between_its_files_resumes_to_the_bit(
 
 def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Path) -> None:
     """Else a training that goes on in the last phase would find room where the whole one did not."""
-    changes = {"epochs": 2, "fusion_epochs": 1, "image_tower": {"frozen_epochs": 1}}
+    changes: dict[str, Any] = {"epochs": 2, "fusion_epochs": 1, "image_tower": {"frozen_epochs": 1}}
     every = kept_in(tmp_path / "every")
     trainer(prepared, tmp_path / "1", features=every, **changes).run()
     small = kept_in(tmp_path / "small")
@@ -294,7 +296,7 @@ def test_a_finished_training_embeds_as_when_it_ended(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From kept features, though patience ended it before the epoch that would have released the tower."""
-    changes = {"epochs": 4, "image_tower": {"frozen_epochs": 3}, "patience": 1}
+    changes: dict[str, Any] = {"epochs": 4, "image_tower": {"frozen_epochs": 3}, "patience": 1}
     entered = []
     for _ in range(2):
         made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes)
@@ -305,7 +307,7 @@ def test_a_finished_training_embeds_as_when_it_ended(
 
 
 def test_a_fusion_that_learns_alone_learns_the_same_in_chunks(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "epochs": 1,
         "fusion_epochs": 1,
         "patience": None,
@@ -337,7 +339,7 @@ def test_a_tower_is_released_after_its_frozen_epochs(prepared: Prepared, tmp_pat
 
 
 def test_a_training_with_a_release_resumes_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"epochs": 3, "text_tower": {"frozen_epochs": 1}}
+    changes: dict[str, Any] = {"epochs": 3, "text_tower": {"frozen_epochs": 1}}
     whole = trainer(prepared, tmp_path / "whole", **changes)
     expected = whole.run()
     broken = trainer(prepared, tmp_path / "broken", **changes)
@@ -371,15 +373,18 @@ def kept_in(folder: Path) -> FeatureCache:
     return FeatureCache(folder, limit_gib=1.0, device=torch.device("cpu"), precision="no")
 
 
+def recomputed(*_: object) -> None:
+    pytest.fail("features that are kept were computed again")
+
+
 @KEPT_AND_ALONE
 def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(
-    prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
+    prepared: Prepared, tmp_path: Path, stays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cold = trainer(prepared, tmp_path / "cold", features=kept_in(tmp_path / "kept"), **stays)
-    found = kept_in(tmp_path / "kept")
-    found._write = None  # type: ignore[assignment,method-assign]
-    warm = trainer(prepared, tmp_path / "warm", features=found, **stays)
+    warm = trainer(prepared, tmp_path / "warm", features=kept_in(tmp_path / "kept"), **stays)
     history = cold.run().history
+    monkeypatch.setattr(FeatureFiles, "write", recomputed)
     assert warm.run().history == history
     assert same_weights(cold.model, warm.model)
 
@@ -398,14 +403,12 @@ def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
     assert not same_weights(kept.model, never.model)
     weights = never.model.state_dict()
     for name, weight in kept.model.state_dict().items():
-        torch.testing.assert_close(
-            weight, weights[name], rtol=1e-2, atol=5e-4, msg=lambda text, at=name: f"{at} {text}"
-        )
+        torch.testing.assert_close(weight, weights[name], rtol=1e-2, atol=5e-4, msg=f"{name} {{}}".format)
 
 
 @KEPT_AND_ALONE
 def test_a_training_from_kept_features_resumes_to_the_bit(
-    prepared: Prepared, tmp_path: Path, stays: dict[str, Any]
+    prepared: Prepared, tmp_path: Path, stays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = stays | {"features": kept_in(tmp_path / "kept")}
     whole = trainer(prepared, tmp_path / "whole", **changes)
@@ -415,10 +418,10 @@ def test_a_training_from_kept_features_resumes_to_the_bit(
         interrupt(broken, at_step=step)
         with pytest.raises(KeyboardInterrupt):
             broken.run()
-        found = kept_in(tmp_path / "kept")
-        found._write = None  # type: ignore[assignment,method-assign]
-        resumed = trainer(prepared, tmp_path / f"broken-{step}", **(changes | {"features": found}))
-        assert resumed.run() == expected
+        resumed = trainer(prepared, tmp_path / f"broken-{step}", **(changes | {"features": kept_in(tmp_path / "kept")}))
+        with monkeypatch.context() as patch:
+            patch.setattr(FeatureFiles, "write", recomputed)
+            assert resumed.run() == expected
         assert same_weights(resumed.model, whole.model)
 
 
@@ -427,10 +430,17 @@ def test_a_fusion_alone_sees_what_its_towers_make_of_what_lay_below_them(
 ) -> None:
     """Pixels and token ids are seen once, but for the one or two with which it is tried whether a tower comes apart."""
     made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **MIRRORED, **ALONE)
-    seen = []
+    seen: list[int] = []
+
+    def watched(features: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def counted(*arguments: torch.Tensor) -> torch.Tensor:
+            seen.append(len(arguments[0]))
+            return features(*arguments)
+
+        return counted
+
     for tower in (made.model.image_tower, made.model.text_tower):
-        features = tower.features
-        monkeypatch.setattr(tower, "features", lambda *given, of=features: seen.append(len(given[0])) or of(*given))
+        monkeypatch.setattr(tower, "features", watched(tower.features))
     made.inputs.enter(made.model, 1)
     before = len(seen)
     made.inputs.enter(made.model, 3)
@@ -459,7 +469,7 @@ def test_what_lies_below_the_top_layers_stays_to_the_bit(prepared: Prepared, tmp
 
 
 def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"image_tower": {"top_layers": 1}, "augmentation": MIRRORS}
+    changes: dict[str, Any] = {"image_tower": {"top_layers": 1}, "augmentation": MIRRORS}
     both = trainer(prepared, tmp_path / "1", features=kept_in(tmp_path / "kept"), **changes)
     both.run()
     images = sum(path.stat().st_size for path in (tmp_path / "kept").iterdir())
@@ -472,13 +482,13 @@ def test_features_of_both_sides_are_too_many_or_kept_both(prepared: Prepared, tm
 
 
 def test_of_images_that_vary_no_features_are_kept(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"image_tower": {"lr_multiplier": 0.0}, "epochs": 1, "augmentation": {"flip": 1.0}}
+    changes: dict[str, Any] = {"image_tower": {"lr_multiplier": 0.0}, "epochs": 1, "augmentation": {"flip": 1.0}}
     trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), **changes).run()
     assert not (tmp_path / "kept").exists()
 
 
 def test_an_augmented_training_repeats_itself_and_differs_from_a_plain_one(prepared: Prepared, tmp_path: Path) -> None:
-    changes = {"epochs": 1, "augmentation": {"crop_scale": 0.5}, "objectives": {"simclr_image": 1.0}}
+    changes: dict[str, Any] = {"epochs": 1, "augmentation": {"crop_scale": 0.5}, "objectives": {"simclr_image": 1.0}}
     one, other = (trainer(prepared, tmp_path / name, **changes) for name in ("1", "2"))
     plain = trainer(prepared, tmp_path / "3", **(changes | {"augmentation": None}))
     histories = [made.run().history for made in (one, other, plain)]
@@ -547,7 +557,7 @@ def test_memory_that_does_not_suffice_for_one_image_is_an_error(
 def test_counting_operations_changes_nothing_of_the_training(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"objectives": {"simclr_image": 0.1, "simclr_text": 0.1}}
+    changes: dict[str, Any] = {"objectives": {"simclr_image": 0.1, "simclr_text": 0.1}}
     reported: dict[str, float] = {}
     counting = trainer(prepared, tmp_path / "1", report=lambda values, step: reported.update(values), **changes)
     history = counting.run().history
@@ -602,7 +612,7 @@ def test_towers_are_compiled_for_trainings_that_are_long_enough(
     wanted: str, device: str, epoch_steps: int, compiled: bool
 ) -> None:
     settings = train_settings(compile=wanted, epochs=2)
-    assert compiles(settings, torch.device(device), epoch_steps) == compiled
+    assert Compilation(make_model(), settings, torch.device(device), epoch_steps).wanted == compiled
 
 
 def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(
@@ -647,4 +657,4 @@ def test_two_processes_learn_the_weights_of_one(
     first, second = said("training")
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     for name, tensor in alone.items():
-        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=3e-4, msg=lambda text, at=name: f"{at} {text}")
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=3e-4, msg=f"{name} {{}}".format)

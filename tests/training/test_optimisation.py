@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from diptych.training.optimisation import make_optimizer, make_schedule, phases
 from diptych.training.step import TrainingStep
 
 
-def groups_of(**changes: object) -> dict[int, dict]:
+def groups_of(**changes: object) -> dict[Any, Any]:
     model = make_model()
     settings = train_settings(**changes)
     optimizer = make_optimizer(TrainingStep(model, settings.objectives, seed=0), settings)
@@ -65,9 +66,9 @@ def test_more_top_layers_than_a_tower_has_are_an_error() -> None:
 def rates_of(steps: list[int], warmup: float) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = make_schedule(optimizer, steps, warmup)
-    rates = []
+    rates: list[float] = []
     for _ in range(sum(steps) + 1):
-        rates.append(schedule.get_last_lr()[0])
+        rates.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
     return rates

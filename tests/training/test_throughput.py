@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 
 
 def batch(images: int, captions: int) -> Batch:
-    tensors = (torch.zeros(count) for count in (images, captions, captions))
-    return Batch(0, 0, list(range(images)), *tensors, groups=(), image_of_caption=torch.zeros(captions))
+    pixels, (texts, mask, owners) = torch.zeros(images), torch.zeros(3, captions)
+    return Batch(0, 0, list(range(images)), pixels, texts, mask, groups=(), image_of_caption=owners)
 
 
 def slowly(batches: list[Batch]) -> Iterator[Batch]:

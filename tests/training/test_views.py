@@ -183,7 +183,7 @@ def test_impossible_settings_are_refused(setting: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"crop_scale": 0.2}, {"flip": 0.5}, {"crop_scale": 0.4, "flip": 0.5}])
-def test_all_crops_at_once_are_those_made_one_by_one(changes: dict[str, float]) -> None:
+def test_all_crops_at_once_are_those_made_one_by_one(changes: dict[str, Any]) -> None:
     images = photos(32).permute(0, 3, 1, 2)
     drawn = [views(**changes).draw(SIZE, image_id, epoch=0, view=0) for image_id in range(32)]
     # In floating point: of uint8, torchvision rounds rows and columns one after the other.

@@ -19,8 +19,7 @@ from diptych.progress import is_first_process
 from diptych.project.dvc import STAGES
 from diptych.project.environment import collect_as_usual, enter
 from diptych.project.git import how_to_restore
-from diptych.project.params import read_params
-from diptych.project.presets import use_preset
+from diptych.project.params import read_params, use_preset
 from diptych.project.processes import die_with_dvc, holding
 from diptych.project.workspace import Workspace
 from diptych.training.launching import forget_foreign_rank, launch

@@ -148,7 +148,7 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(as_json: bool) -> None:
     """Show counts per split, shards, bytes and the version."""
-    counts = dataset_status(enter().data)
+    counts = dataset_status(enter())
     print_result(counts.to_json(), "\n".join(counts.render()), as_json)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import cast
 
 import click
 
@@ -38,10 +37,7 @@ def deploy(pool_type: str, folder: str | None, when_busy: str | None, notify: st
     sent when a run fails or crashes, and when a model is rejected or promoted.
     """
     workspace = enter()
-    choices = deployment.Choices(
-        cast("deployment.PoolType", pool_type), folder, cast("deployment.WhenBusy | None", when_busy), notify
-    )
-    deployed = deployment.deploy(workspace, choices)
+    deployed = deployment.deploy(workspace, pool_type=pool_type, folder=folder, when_busy=when_busy, notify=notify)
     print_result(asdict(deployed), _describe(deployed), as_json)
 
 

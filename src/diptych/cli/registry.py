@@ -156,7 +156,7 @@ def _describe_comparison(first: str, second: str, comparison: Comparison) -> str
     gain = comparison.rsum
     rows.append(f"\nVersion {second} has RSUM {gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}, 95 %).")
     rows += [
-        f"  {part.attribute} {part.label}, {part.way}: recall@10 {part.before:.1f} → {part.after:.1f}"
+        f"  {part.attribute} {part.label}, {part.direction}: recall@10 {part.before:.1f} → {part.after:.1f}"
         for part in comparison.parts
         if part.high < 0 or part.low > 0
     ]

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.events.schemas.automations import AutomationCore
 
-HEARTBEAT = 30
-"""Seconds between two heartbeats of a run: the minimum that Prefect allows, set in prefect.yaml."""
 SILENCE = 120
 """Seconds without a heartbeat after which a run counts as crashed.
 
-Three heartbeats may be lost, as in a short restart of the server. A much longer time would be too late: Prefect's own
-lease on the slot ends 75 to 300 s after the run, and a slot that both release is given away twice.
+prefect.yaml sets one heartbeat in 30 s, the minimum that Prefect allows. Three may be lost, as in a short restart of
+the server. A much longer time would be too late: Prefect's own lease on the slot ends 75 to 300 s after the run, and a
+slot that both release is given away twice.
 """
 
 Outcome = Literal["rejected", "promoted"]
@@ -33,9 +32,9 @@ NOTIFY_RUNS = "diptych: tell of runs that failed or crashed"
 NOTIFY_MODELS = "diptych: tell of models that were rejected or promoted"
 
 _HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
-_FAILURES = ("Failed", "TimedOut", "Crashed")
-_ENDS = ("Completed", *_FAILURES, "Cancelled")
-"""Names of the states after which a run sends no more heartbeats."""
+_FAILURES = [f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed")]
+_ENDS = ["prefect.flow-run.Completed", *_FAILURES, "prefect.flow-run.Cancelled"]
+"""Events after which a run sends no more heartbeats."""
 
 
 def announce(outcome: Outcome, name: str, version: str, reason: str) -> None:
@@ -68,12 +67,9 @@ def find_block(client: SyncPrefectClient, slug: str) -> UUID:
 
 
 def ensure(client: SyncPrefectClient, deployment: DeploymentResponse, block: UUID | None) -> dict[str, str]:
-    """Create or update the automations of `deployment` on the server.
+    """Create or update the automations of `deployment`; without a block, those for notifications stay as they are.
 
-    Without a block, the automations for notifications stay as they are.
-
-    Returns:
-        By the automation's name: "created", "updated" or "there already".
+    Return "created", "updated" or "there already" by the automation's name.
     """
     from prefect.events.schemas.automations import AutomationCore
 
@@ -103,9 +99,7 @@ def _ensure(client: SyncPrefectClient, wanted: AutomationCore) -> str:
 
 def _content(automation: AutomationCore) -> dict[str, Any]:
     """Return the fields of an automation, minus those that the server adds."""
-    from prefect.events.schemas.automations import AutomationCore
-
-    return automation.model_dump(include=set(AutomationCore.model_fields), exclude={"trigger": {"id"}})
+    return automation.model_dump(exclude={"id": True, "trigger": {"id"}})
 
 
 def _crash_silent_runs(deployment: UUID) -> dict[str, Any]:
@@ -115,7 +109,7 @@ def _crash_silent_runs(deployment: UUID) -> dict[str, Any]:
         "trigger": {
             **_runs_of(deployment),
             "after": [_HEARTBEAT_EVENT],
-            "expect": [_HEARTBEAT_EVENT, *_events(_ENDS)],
+            "expect": [_HEARTBEAT_EVENT, *_ENDS],
             "posture": "Proactive",
             "within": SILENCE,
         },
@@ -135,7 +129,7 @@ def _notify_of_runs(deployment: UUID, block: UUID) -> dict[str, Any]:
     return {
         "name": NOTIFY_RUNS,
         "description": "Made by `diptych deploy --notify`.",
-        "trigger": {**_runs_of(deployment), "expect": _events(_FAILURES), "posture": "Reactive"},
+        "trigger": {**_runs_of(deployment), "expect": _FAILURES, "posture": "Reactive"},
         "actions": [_notification(block, subject, "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}")],
     }
 
@@ -164,10 +158,6 @@ def _runs_of(deployment: UUID) -> dict[str, Any]:
         "for_each": ["prefect.resource.id"],
         "threshold": 1,
     }
-
-
-def _events(states: tuple[str, ...]) -> list[str]:
-    return [f"prefect.flow-run.{state}" for state in states]
 
 
 def _notification(block: UUID, subject: str, body: str) -> dict[str, Any]:

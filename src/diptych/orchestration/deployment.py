@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,29 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WhenBusy = Literal["wait", "skip"]
-PoolType = Literal["process", "docker", "kubernetes"]
-
-STRATEGIES: dict[WhenBusy, str] = {"wait": "ENQUEUE", "skip": "CANCEL_NEW"}
-"""Prefect's names for the treatment of a run that is triggered while another one works."""
+STRATEGIES = {"wait": "ENQUEUE", "skip": "CANCEL_NEW"}
+"""Prefect's names for the treatment of a run that is triggered while another run works."""
 RETRAIN = "retrain/retrain"
 """The deployment that the schedule and the automations are for, as FLOW/DEPLOYMENT."""
 
 _LEASES = "prefect.server.concurrency.lease_storage"
 _STEP = "prefect.deployments.steps.set_working_directory"
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Options of a deployment, in addition to prefect.yaml."""
-
-    pool_type: PoolType = "process"
-    folder: str | None = None
-    """The project's folder on the workers' machines; None: the same as here."""
-    when_busy: WhenBusy | None = None
-    """None: as prefect.yaml says."""
-    notify: str | None = None
-    """A notification block as TYPE/NAME."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +52,24 @@ class Deployed:
     """The outcome by name: "created", "updated" or "there already"."""
 
 
-def deploy(workspace: Workspace, choices: Choices) -> Deployed:
+def deploy(
+    workspace: Workspace,
+    *,
+    pool_type: str = "process",
+    folder: str | None = None,
+    when_busy: str | None = None,
+    notify: str | None = None,
+) -> Deployed:
     """Create or update the project's work pools, deployments and automations on the server of Prefect's settings.
 
     A repetition changes only what differs.
+
+    Args:
+        workspace: the project.
+        pool_type: process, docker or kubernetes.
+        folder: the project's folder on the workers' machines; None: the same as here.
+        when_busy: a key of `STRATEGIES`; None: as prefect.yaml says.
+        notify: a notification block as TYPE/NAME.
 
     Raises:
         DiptychError: there is no such server; prefect.yaml, a work pool's template or the notification block is not as
@@ -80,13 +78,13 @@ def deploy(workspace: Workspace, choices: Choices) -> Deployed:
     content = _read_definition(workspace)
     definitions = {_full_name(item): item for item in content["deployments"]}
     with prefect_server.client() as client:
-        block = automations.find_block(client, choices.notify) if choices.notify else None
+        block = automations.find_block(client, notify) if notify else None
         _warn_of_leases_in_memory(client)
-        pools = {item["work_pool"]["name"]: "" for item in definitions.values()}
-        pools = {name: _ensure_pool(client, workspace, name, choices.pool_type) for name in sorted(pools)}
+        names = sorted({item["work_pool"]["name"] for item in definitions.values()})
+        pools = {name: _ensure_pool(client, workspace, name, pool_type) for name in names}
         present = {name: match for name in definitions if (match := find_deployment(client, name))}
-        folder = choices.folder or str(workspace.root)
-        rendered = [_render(item, present.get(name), folder, choices.when_busy) for name, item in definitions.items()]
+        folder = folder or str(workspace.root)
+        rendered = [_render(item, present.get(name), folder, when_busy) for name, item in definitions.items()]
         _apply(workspace, {**content, "deployments": rendered})
         outcomes = automations.ensure(client, retraining(client), block)
         schedules = {name: "kept as it was" if name in present else "from prefect.yaml" for name in definitions}
@@ -104,11 +102,7 @@ def find_deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse 
 
 
 def retraining(client: SyncPrefectClient) -> DeploymentResponse:
-    """Return the deployment of the retrain flow.
-
-    Raises:
-        DiptychError: the server does not have it.
-    """
+    """Return the deployment of the retrain flow; raise DiptychError where the server does not have it."""
     deployment = find_deployment(client, RETRAIN)
     if deployment is None:
         raise DiptychError(f"{prefect_server.address()} has no deployment {RETRAIN}: run `diptych deploy`.")
@@ -118,9 +112,9 @@ def retraining(client: SyncPrefectClient) -> DeploymentResponse:
 def worker_command(pool: str) -> str:
     """Return the command that starts a worker.
 
-    The worker takes two runs at a time. One works; the other is told that it has to wait or to end, and makes room for
-    the next. With more than two, the waiting runs would lock a server on SQLite for minutes. With one, nobody would
-    tell them before the first run ends.
+    The worker takes two runs at a time. One works; the other learns that it has to wait or to end, and makes room for
+    the next. With more than two, the waiting runs would lock a server on SQLite for minutes. With one, they would learn
+    it only when the first run ends.
     """
     return f"prefect worker start --pool {pool} --limit 2"
 
@@ -169,7 +163,7 @@ def _full_name(item: dict[str, Any]) -> str:
     return f"{item['entrypoint'].rpartition(':')[2].replace('_', '-')}/{item['name']}"
 
 
-def _ensure_pool(client: SyncPrefectClient, workspace: Workspace, name: str, pool_type: PoolType) -> str:
+def _ensure_pool(client: SyncPrefectClient, workspace: Workspace, name: str, pool_type: str) -> str:
     """Create the work pool if it is missing, by the template docker/pools/TYPE.json or Prefect's own."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
@@ -188,7 +182,7 @@ def _ensure_pool(client: SyncPrefectClient, workspace: Workspace, name: str, poo
     return "there already"
 
 
-def _template(workspace: Workspace, pool_type: PoolType) -> dict[str, Any]:
+def _template(workspace: Workspace, pool_type: str) -> dict[str, Any]:
     from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type as default_template
 
     path = workspace.root / "docker" / "pools" / f"{pool_type}.json"
@@ -203,7 +197,7 @@ def _template(workspace: Workspace, pool_type: PoolType) -> dict[str, Any]:
 
 
 def _render(
-    item: dict[str, Any], present: DeploymentResponse | None, folder: str, when_busy: WhenBusy | None
+    item: dict[str, Any], present: DeploymentResponse | None, folder: str, when_busy: str | None
 ) -> dict[str, Any]:
     """Return a deployment of prefect.yaml with the choices, minus what stays as it is on the server."""
     # Workers run in the project's folder. Without this step Prefect names the folder of this machine, or /opt/prefect.

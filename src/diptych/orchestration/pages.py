@@ -26,16 +26,11 @@ _BAR = re.compile(r"\d+%\||\d+it \[")
 
 def show_results(workspace: Workspace) -> None:
     """Publish the validation summary, metrics, ladder, verdicts and the report's address as artifacts of the run."""
-    validation = _read(workspace, "validation")
+    validation, metrics, ladder = (_read(workspace, name) for name in ("validation", "metrics", "ladder"))
     create_markdown_artifact(validation_summary(validation), key="validation", description="Results of validate")
-    create_table_artifact(
-        metrics_table(_read(workspace, "metrics")), key="metrics", description="Retrieval on the test split"
-    )
-    ladder = _read(workspace, "ladder")
-    if ladder["rungs"]:
-        create_table_artifact(
-            ladder["rungs"], key="ladder", description="RSUM from chance to the model, 95 % intervals"
-        )
+    create_table_artifact(metrics_table(metrics), key="metrics", description="Retrieval on the test split")
+    if rungs := ladder["rungs"]:
+        create_table_artifact(rungs, key="ladder", description="RSUM from chance to the model, 95 % intervals")
         create_markdown_artifact(verdicts(ladder), key="verdicts", description="Claims about the model, tested")
     create_link_artifact((workspace.reports / "report.html").resolve().as_uri(), link_text="Report", key="report")
 
@@ -68,10 +63,8 @@ def run_lines(summary: Mapping[str, Any]) -> list[str]:
     lines.append(f"ran: {', '.join(ran)}" if ran else "no stage ran")
     if "version" in summary:
         version, decision = summary["version"], summary["decision"]
-        state = "new" if version["created"] else "known already"
-        lines.append(
-            f"{version['name']} version {version['version']}: {state}; {decision['outcome']} {decision['why']}"
-        )
+        state = f"{'new' if version['created'] else 'known already'}; {decision['outcome']} {decision['why']}"
+        lines.append(f"{version['name']} version {version['version']}: {state}")
         lines.append(f"champion: {decision['champion'] or 'none yet'}")
     return [line.rstrip() for line in lines]
 
@@ -101,9 +94,8 @@ def validation_summary(validation: Mapping[str, Any]) -> str:
         if not result["success"]
     ]
     head = ["| | total | accepted | quarantined |", "|---|---|---|---|"]
-    return "\n".join(
-        [*head, *rows, "", "All expectations hold." if not failed else "Expectations that do not hold:", *failed]
-    )
+    result = "Expectations that do not hold:" if failed else "All expectations hold."
+    return "\n".join([*head, *rows, "", result, *failed])
 
 
 def verdicts(ladder: Mapping[str, Any]) -> str:

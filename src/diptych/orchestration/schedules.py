@@ -1,4 +1,7 @@
-"""`diptych schedule`: when the deployment of the retrain flow runs by itself."""
+"""`diptych schedule`: when the deployment of the retrain flow runs by itself.
+
+Each function raises DiptychError where `prefect_server.client` does, or where the server lacks the deployment.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """The number of next runs that are shown."""
-_FIELDS = 5
-"""Fields of a cron expression."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,7 @@ class Schedule:
 
 
 def read_schedule() -> Schedule:
-    """Return the schedule that the server has.
-
-    Raises:
-        DiptychError: as `prefect_server.client` and `retraining` raise.
-    """
+    """Return the schedule that the server has."""
     with prefect_server.client() as client:
         return _describe(retraining(client))
 
@@ -60,8 +57,7 @@ def set_schedule(cron: str, timezone: str | None = None) -> Schedule:
     A paused schedule stays paused.
 
     Raises:
-        DiptychError: it is no cron expression or timezone, or names no day that ever comes; as `prefect_server.client`
-            and `retraining` raise.
+        DiptychError: it is no cron expression or timezone, or names no day that ever comes.
     """
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
@@ -82,22 +78,14 @@ def set_schedule(cron: str, timezone: str | None = None) -> Schedule:
 
 
 def pause_schedule() -> Schedule:
-    """Start no more runs by schedule; runs that are triggered by hand still start.
-
-    Raises:
-        DiptychError: as `prefect_server.client` and `retraining` raise.
-    """
+    """Start no more runs by schedule; runs that are triggered by hand still start."""
     with prefect_server.client() as client:
         client.pause_deployment(retraining(client).id)
         return _describe(retraining(client))
 
 
 def resume_schedule() -> Schedule:
-    """Start runs by schedule again, also where the schedule itself was switched off by other means.
-
-    Raises:
-        DiptychError: as `prefect_server.client` and `retraining` raise.
-    """
+    """Start runs by schedule again, also where the schedule itself was switched off by other means."""
     with prefect_server.client() as client:
         deployment = retraining(client)
         client.resume_deployment(deployment.id)
@@ -116,7 +104,7 @@ def _cron_schedule(cron: str, timezone: str | None) -> CronSchedule:
         "such as '0 3 * * *' for every night at three."
     )
     # Prefect takes a sixth field for seconds, which nobody means: '0 0 3 * * *' is 60 runs on the third of the month.
-    if len(cron.split()) > _FIELDS:
+    if len(cron.split()) > 5:
         raise refusal
     try:
         wanted = CronSchedule(cron=cron, timezone=timezone)

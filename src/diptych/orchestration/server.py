@@ -51,11 +51,7 @@ def load(root: Path) -> str:
 
 
 def ready(root: Path) -> None:
-    """Make sure that a flow finds its server: check that the named server answers, or start one.
-
-    Raises:
-        DiptychError: the server does not answer as it should, or cannot be started.
-    """
+    """Make sure that a flow finds its server: check that the named server answers, or start one."""
     if load(root):
         with client():
             pass

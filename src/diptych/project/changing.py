@@ -36,7 +36,7 @@ def changing(workspace: Workspace) -> Iterator[None]:
     except BaseException as error:
         _recover_after(workspace, error)
         raise
-    workspace.journal.unlink()
+    workspace.journal.unlink(missing_ok=True)
 
 
 def begin(workspace: Workspace) -> None:

@@ -23,12 +23,13 @@ from diptych.project.git import how_to_restore, refuse_conflict
 from diptych.project.workspace import Workspace
 
 
-def read_record(dvc_file: Path) -> dict[str, Any]:
-    """Return the content of a .dvc file that records one folder; empty where there is no such file.
+def read_record(workspace: Workspace) -> dict[str, Any]:
+    """Return the content of data.dvc; empty where there is no such file.
 
     Raises:
         DiptychError: the file is damaged or holds a merge conflict.
     """
+    dvc_file = workspace.root / "data.dvc"
     try:
         content: dict[str, Any] = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))
         content["outs"][0].get("md5")
@@ -42,7 +43,7 @@ def read_record(dvc_file: Path) -> dict[str, Any]:
 
 def dataset_version(workspace: Workspace) -> str | None:
     """Return the hash that data.dvc records; None where there is none."""
-    record = _read_record(workspace)
+    record = read_record(workspace)
     return record["outs"][0].get("md5") if record else None
 
 
@@ -67,7 +68,7 @@ def record_dataset(workspace: Workspace) -> None:
     if not uses_dvc(workspace):
         return
     # Before `dvc add` as well: where DVC stages data.dvc for git, it stages what is there then.
-    if _read_record(workspace):
+    if read_record(workspace):
         _note_scenes(workspace)
     dvc.call(workspace, "add", "data")
     _note_scenes(workspace)
@@ -86,8 +87,8 @@ def keep_dataset(workspace: Workspace) -> None:
         )
     if not workspace.data.exists():
         # Nothing is to be kept; this finds a DVC that does not work before data/ changes.
-        dvc.status(workspace, *(["data.dvc"] if _read_record(workspace) else []))
-    elif _read_record(workspace):
+        dvc.status(workspace, *(["data.dvc"] if read_record(workspace) else []))
+    elif read_record(workspace):
         fetch_dataset(workspace)
     else:
         record_dataset(workspace)
@@ -99,7 +100,7 @@ def fetch_before_import(workspace: Workspace) -> None:
     Raises:
         DiptychError: neither DVC's cache nor a remote has it.
     """
-    record = _read_record(workspace)
+    record = read_record(workspace)
     if not workspace.data.exists() and record and not _scene_settings(record):
         fetch_dataset(workspace)
 
@@ -113,7 +114,7 @@ def fetch_dataset(workspace: Workspace) -> str:
     Raises:
         DiptychError: data/ has changes that no version holds, or neither DVC's cache nor a remote has the version.
     """
-    if not _read_record(workspace):
+    if not read_record(workspace):
         raise DiptychError("There is no dataset yet: run `diptych data import` or `diptych data scenes`.")
     missing = not workspace.data.exists()
     if not missing and (not dvc.status(workspace, "data.dvc") or _cache_if_recorded(workspace)):
@@ -127,7 +128,8 @@ def fetch_dataset(workspace: Workspace) -> str:
         )
     if dvc.remotes(workspace) and not (reason := dvc.failure(workspace, "pull", "data.dvc")):
         return "pulled from the DVC remote"
-    return _draw_again(workspace, reason)
+    _draw_again(workspace, reason)
+    return "drawn: the embedded scenes"
 
 
 def switch_dataset(workspace: Workspace, recorded: str) -> None:
@@ -147,11 +149,7 @@ def switch_dataset(workspace: Workspace, recorded: str) -> None:
 def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, present: bool) -> None:
     """Give data.dvc and dvc.lock their former content, and data/ and the results of validate the former state.
 
-    Args:
-        workspace: the project.
-        recorded: the former content of data.dvc; None: there was no such file.
-        lock: the former content of dvc.lock; None: there was no such file.
-        present: whether data/ was there.
+    `recorded` and `lock` are those contents, None where there was no such file; `present`: whether data/ was there.
 
     Raises:
         DiptychError: DVC's cache does not have that version, or DVC does not work here.
@@ -171,17 +169,13 @@ def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, pre
         dvc.failure(workspace, "checkout", "--force", "validate")
 
 
-def _read_record(workspace: Workspace) -> dict[str, Any]:
-    return read_record(workspace.root / "data.dvc")
-
-
 def _scene_settings(record: dict[str, Any]) -> dict[str, Any] | None:
     return (record.get("meta") or {}).get("scenes")
 
 
 def _note_scenes(workspace: Workspace) -> None:
     """Correct the `meta` of data.dvc: `dvc add` keeps the old one, whatever data/ has become."""
-    content = _read_record(workspace)
+    content = read_record(workspace)
     meta = _meta(read_dataset(workspace.data))
     if content.pop("meta", None) != meta:
         changed = content | ({"meta": meta} if meta else {})
@@ -196,12 +190,12 @@ def _meta(dataset: Dataset) -> dict[str, Any] | None:
     return {"scenes": {**counts, "seed": dataset.info["seed"], "size": dataset.images[0]["width"]}}
 
 
-def _draw_again(workspace: Workspace, reason: str) -> str:
+def _draw_again(workspace: Workspace, reason: str) -> None:
     """Draw the scenes that data.dvc names; keep them only if they are the recorded bytes.
 
     `reason` says why DVC could not fetch them.
     """
-    scenes = _scene_settings(_read_record(workspace))
+    scenes = _scene_settings(read_record(workspace))
     if not scenes:
         raise DiptychError(
             "data/ is missing, and neither DVC's cache nor a remote has the version that data.dvc records. Add the "
@@ -215,7 +209,6 @@ def _draw_again(workspace: Workspace, reason: str) -> str:
             "The scenes drawn here are not those that data.dvc records; another version of the project drew them. Make "
             "them the dataset version with `diptych data scenes`."
         )
-    return "drawn: the embedded scenes"
 
 
 def _cache_if_recorded(workspace: Workspace) -> bool:
@@ -239,6 +232,6 @@ def _write(path: Path, content: str | None) -> None:
     """Replace the file in one step; None removes it."""
     if content is None:
         path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from diptych.data.captions import read_dataset
 from diptych.data.shards import shard_paths
 from diptych.project.dataset import read_record
+from diptych.project.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,24 @@ class DatasetStatus:
         ]
 
 
-def dataset_status(folder: Path) -> DatasetStatus:
-    """Return the status of the dataset in `folder`; its version is that of the .dvc file next to the folder.
+def dataset_status(workspace: Workspace) -> DatasetStatus:
+    """Return the status of the project's dataset.
 
     Raises:
-        DiptychError: there is no dataset, or its captions file or the .dvc file is damaged.
+        DiptychError: there is no dataset, or its captions file or data.dvc is damaged.
     """
-    dataset = read_dataset(folder)
+    dataset = read_dataset(workspace.data)
     split_of = {record["id"]: str(record.get("split", "(none)")) for record in dataset.images}
     images = Counter(split_of.values())
     captions = Counter(split_of.get(record["image_id"], "(no image)") for record in dataset.annotations)
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in workspace.data.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    record = read_record(folder.with_name(f"{folder.name}.dvc"))
+    record = read_record(workspace)
     version = record["outs"][0] if record else {}
     return DatasetStatus(
         images={split: images[split] for split in {**images, **captions}},
         captions={split: captions[split] for split in {**images, **captions}},
-        shards=len(shard_paths(folder)),
+        shards=len(shard_paths(workspace.data)),
         bytes=size,
         version=version.get("md5"),
         changed=bool(version) and (version.get("nfiles"), version.get("size")) != (len(files), size),

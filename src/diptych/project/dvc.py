@@ -95,8 +95,7 @@ def repeat(workspace: Workspace, environment: Mapping[str, str], on_line: Callab
 def fetch(workspace: Workspace, *targets: str) -> str:
     """Check out the targets (default: all) from the cache, else pull them from the remote.
 
-    Returns:
-        The reason of a failure in DVC's words; empty where all targets are there.
+    Return the reason of a failure in DVC's words; empty where all targets are there.
     """
     reason = failure(workspace, "checkout", *targets)
     return failure(workspace, "pull", *targets) if reason and remotes(workspace) else reason
@@ -111,31 +110,24 @@ def fetch_outputs(workspace: Workspace) -> list[str]:
 
 
 def push(workspace: Workspace, on_line: Callable[[str], None]) -> None:
-    """Send what data.dvc and dvc.lock name to the default remote, as far as it is not there.
-
-    Raises:
-        DiptychError: not all of it arrived.
-    """
+    """Send what data.dvc and dvc.lock name to the default remote, as far as it is not there."""
     call(workspace, "push", on_line=on_line)
 
 
 def remotes(workspace: Workspace) -> dict[str, str]:
     """Return the addresses of the remotes by their names."""
-    # `dvc remote list` is for people: it breaks long addresses.
-    lines = call(workspace, "config", "--list").splitlines()
-    matches = (re.fullmatch(r"remote\.(.+)\.url=(.+)", line) for line in lines)
-    return {match[1]: match[2] for match in matches if match}
+    matches = ((re.fullmatch(r"remote\.(.+)\.url", name), url) for name, url in _settings(workspace).items())
+    return {match[1]: url for match, url in matches if match}
 
 
 def default_remote(workspace: Workspace) -> str | None:
     """Return the name of the default remote; None where there is none."""
-    match = re.search(r"^core\.remote=(.+)$", call(workspace, "config", "--list"), re.MULTILINE)
-    return match[1] if match else None
+    return _settings(workspace).get("core.remote")
 
 
 def works_without_git(workspace: Workspace) -> bool:
     """Return whether DVC's settings say that the project is in no git repository."""
-    return re.search(r"^core\.no_scm=true$", call(workspace, "config", "--list"), re.M | re.I) is not None
+    return _settings(workspace).get("core.no_scm", "").lower() == "true"
 
 
 def unreachable(workspace: Workspace, seconds: float) -> str:
@@ -169,13 +161,15 @@ def failure(workspace: Workspace, *arguments: str) -> str:
 
 
 def refuse_conflicts(workspace: Workspace) -> None:
-    """Refuse to work on files with merge conflicts: DVC would overwrite some of them.
-
-    Raises:
-        DiptychError: a file that DVC reads has one.
-    """
+    """Refuse to work where a file that DVC reads has a merge conflict: DVC would overwrite some of them."""
     for name in _MERGED:
         refuse_conflict(workspace.root / name)
+
+
+def _settings(workspace: Workspace) -> dict[str, str]:
+    # `dvc remote list` is for people: it breaks long addresses.
+    lines = call(workspace, "config", "--list").splitlines()
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
 def _command(*arguments: str) -> list[str]:

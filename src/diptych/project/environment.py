@@ -45,15 +45,10 @@ DEFAULTS = {
 }
 
 _USUAL_THRESHOLDS = gc.get_threshold()
-_RARE_THRESHOLDS = (50_000, 20, 50)
 
 
 def enter() -> Workspace:
-    """Return the project that the current folder lies in, with the environment prepared for it.
-
-    Raises:
-        DiptychError: the folder lies in no project.
-    """
+    """Return the project that the current folder lies in, with the environment prepared for it."""
     workspace = find_workspace()
     prepare(workspace.root)
     return workspace
@@ -121,7 +116,7 @@ def _collect_rarely() -> None:
     Imports make three million objects that live to the end, and the collector would visit them again and again: 2.6 of
     the 11.7 s that a run with nothing to do took.
     """
-    gc.set_threshold(*_RARE_THRESHOLDS)
+    gc.set_threshold(50_000, 20, 50)
     atexit.unregister(_leave_alone)
     atexit.register(_leave_alone)
 

@@ -127,17 +127,14 @@ def how_to_restore(path: Path) -> str:
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     name = path.absolute().relative_to(folder).as_posix()
     here = f"git -C {shlex.quote(str(folder))}"
+    quoted = shlex.quote(name)
     entries = git_or_empty(folder, "ls-files", "--unmerged", "-z", "--", name).split("\0")
-    stages = {entry.partition("\t")[0].split()[2] for entry in entries if entry}
-    if stages:
-        sides = [
-            f"`{here} checkout --{side} {shlex.quote(name)}`"
-            for stage, side in (("2", "ours"), ("3", "theirs"))
-            if stage in stages
-        ]
-        return f"Keep one side by {' or '.join(sides)}, or edit it; then `{here} add {shlex.quote(name)}`."
+    if stages := {entry.partition("\t")[0].split()[2] for entry in entries if entry}:
+        present = [side for stage, side in (("2", "ours"), ("3", "theirs")) if stage in stages]
+        sides = " or ".join(f"`{here} checkout --{side} {quoted}`" for side in present)
+        return f"Keep one side by {sides}, or edit it; then `{here} add {quoted}`."
     if git_or_empty(folder, "cat-file", "-t", f"HEAD:./{name}"):
-        return f"`{here} checkout HEAD -- {shlex.quote(name)}` brings back the committed one."
+        return f"`{here} checkout HEAD -- {quoted}` brings back the committed one."
     return "Bring back a copy of it; git has none here."
 
 

@@ -17,14 +17,13 @@ def foreign_code(root: Path) -> Path | None:
     The virtual environment of a project that was copied runs the code of the original.
     """
     running, local = Path(diptych.__file__).parent, root / "src" / "diptych"
-    if not local.is_dir() or running.samefile(local):
+    if not local.is_dir() or running.samefile(local) or _sources(running) == _sources(local):
         return None
-    names = {path.relative_to(folder) for folder in (running, local) for path in folder.rglob("*.py")}
-    return None if all(_content(running / name) == _content(local / name) for name in names) else running
+    return running
 
 
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _sources(package: Path) -> dict[Path, bytes]:
+    return {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py")}
 
 
 def other_than_locked(lock: Path) -> list[str]:

@@ -1,10 +1,13 @@
-"""The project's params.yaml."""
+"""The project's params.yaml: reading it, and putting a preset in its place without loss of edits."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
-from diptych.project.git import refuse_conflict
+from diptych.files import atomic_path
+from diptych.project.git import GitError, git, refuse_conflict
 from diptych.project.workspace import Workspace
 
 
@@ -19,3 +22,32 @@ def read_params(workspace: Workspace) -> Params:
     except DiptychError:
         refuse_conflict(workspace.params)
         raise
+
+
+def use_preset(workspace: Workspace, name: str) -> None:
+    """Copy presets/NAME.yaml to params.yaml.
+
+    Raises:
+        DiptychError: there is no such preset, or params.yaml has edits that neither git nor a preset holds.
+    """
+    known = {path.stem: path.read_bytes() for path in sorted(workspace.presets.glob("*.yaml"))}
+    if name not in known:
+        raise DiptychError(f"There is no preset {name!r}; presets/ has {', '.join(known) or 'none'}.")
+    present = workspace.params.read_bytes() if workspace.params.exists() else None
+    if present == known[name]:
+        return
+    if present is not None and present not in known.values() and not _is_committed(workspace.params):
+        raise DiptychError(
+            f"{workspace.params} has edits that would be lost. Commit them, or keep them as a preset of their own: "
+            f"`cp params.yaml {workspace.presets.name}/mine.yaml`."
+        )
+    with atomic_path(workspace.params) as temporary:
+        temporary.write_bytes(known[name])
+
+
+def _is_committed(path: Path) -> bool:
+    """Return whether git's last commit has the file as it is."""
+    try:
+        return not git(path.parent, "status", "--porcelain", "--ignored", "--untracked-files=normal", "--", path.name)
+    except GitError:
+        return False

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from diptych.errors import DiptychError
 
 SERVER = "PREFECT_API_URL"
-_ENVIRONMENT = "the environment variable"
 
 
 class Setting(NamedTuple):
@@ -38,18 +37,15 @@ def settings(root: Path) -> list[Setting]:
     Raises:
         DiptychError: a file cannot be read.
     """
-    dotenv = _read_dotenv(root / ".env")
-    prefect = _read_toml(root / "prefect.toml")
-    pyproject = _table(_read_toml(root / "pyproject.toml"), "tool", "prefect")
-    configured = (dotenv.get("PREFECT_PROFILES_PATH"), prefect.get("profiles_path"), pyproject.get("profiles_path"))
-    profiles = _profiles(root, configured)
-    return [
-        *(Setting(name.upper(), value, f"{_ENVIRONMENT} {name}", f"unset {name}") for name, value in _environment()),
-        *_of_file(root / ".env", dotenv),
-        *_of_file(root / "prefect.toml", _flat(prefect)),
-        *_of_file(root / "pyproject.toml", _flat(pyproject)),
-        *_of_profile(profiles, _read_toml(profiles)),
+    before_profiles = [
+        *_of_environment(),
+        *_of_file(root / ".env", _read_dotenv(root / ".env")),
+        *_of_file(root / "prefect.toml", _flat(_read_toml(root / "prefect.toml"))),
+        *_of_file(root / "pyproject.toml", _flat(_table(_read_toml(root / "pyproject.toml"), "tool", "prefect"))),
     ]
+    paths = (item.value for item in before_profiles if item.name == "PREFECT_PROFILES_PATH" and item.value)
+    profiles = root / path if (path := next(paths, "")) else _usual_profiles()
+    return [*before_profiles, *_of_profile(profiles, _read_toml(profiles))]
 
 
 def server_setting(root: Path) -> Setting | None:
@@ -75,14 +71,15 @@ def keep_home_in(root: Path) -> None:
         os.environ.setdefault("PREFECT_HOME", str(root / ".diptych" / "prefect"))
 
 
-def _environment() -> Iterator[tuple[str, str]]:
-    return ((name, value) for name, value in os.environ.items() if name.upper().startswith("PREFECT_"))
+def _of_environment() -> Iterator[Setting]:
+    for name, value in os.environ.items():
+        if name.upper().startswith("PREFECT_"):
+            yield Setting(name.upper(), value, f"the environment variable {name}", f"unset {name}")
 
 
 def _of_file(path: Path, values: Mapping[str, str]) -> Iterator[Setting]:
-    return (
-        Setting(name, value, f"the file {path}", f"remove that setting from {path}") for name, value in values.items()
-    )
+    for name, value in values.items():
+        yield Setting(name, value, f"the file {path}", f"remove that setting from {path}")
 
 
 def _of_profile(path: Path, content: Mapping[str, Any]) -> Iterator[Setting]:
@@ -91,10 +88,8 @@ def _of_profile(path: Path, content: Mapping[str, Any]) -> Iterator[Setting]:
         yield Setting(key.upper(), str(value), f"the profile {name} of {path}", "set PREFECT_PROFILE=ephemeral")
 
 
-def _profiles(root: Path, configured: tuple[Any, ...]) -> Path:
-    """Return the file of profiles, looked for as Prefect does; `configured` are paths in files, in their order."""
-    if path := next(filter(None, (os.environ.get("PREFECT_PROFILES_PATH"), *configured)), None):
-        return root / str(path)
+def _usual_profiles() -> Path:
+    """Return the file of profiles where no setting names it, looked for as Prefect does."""
     if home := os.environ.get("PREFECT_HOME"):
         return Path(home) / "profiles.toml"
     try:
@@ -104,22 +99,16 @@ def _profiles(root: Path, configured: tuple[Any, ...]) -> Path:
     except (OSError, RuntimeError):
         # A user without a home, or with one that belongs to somebody else.
         pass
-    return _profiles_of_prefect()
-
-
-def _profiles_of_prefect() -> Path:
-    """Return the file of profiles in the package, which counts where the user has none."""
+    # The file in the package counts where the user has none.
     spec = find_spec("prefect")
     assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "settings" / "profiles.toml"
+    return Path(str(spec.origin)).parent / "settings" / "profiles.toml"
 
 
 def _table(content: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """Return the table within tables; an empty one where there is none."""
     for key in keys:
-        value = content.get(key)
-        content = value if isinstance(value, Mapping) else {}
+        content = value if isinstance(value := content.get(key), Mapping) else {}
     return content
 
 

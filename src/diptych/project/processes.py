@@ -27,7 +27,6 @@ HOLDER = "DIPTYCH_HOLDER"
 DYING = 10.0
 """Seconds that killed processes are given to end."""
 
-_TEMPORARY = "diptych-"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,17 +46,14 @@ def die_with_parent() -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs (Linux only).
+    """Return whether a process runs.
 
     A zombie, which has ended and was not waited for, does not run. Containers whose first process reaps no orphans
     have them.
     """
     try:
-        # The state follows the name, which is in parentheses and may hold any character.
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] != "Z"
-        )
-    except (FileNotFoundError, ProcessLookupError):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -100,8 +96,12 @@ def _temporary_files(workspace: Workspace) -> Iterator[None]:
     link = workspace.local / "temporary"
     # The name has a hash of the project's path: a copy of the project has a link to the folder of the original, which
     # may be in use.
-    prefix = f"{_TEMPORARY}{hashlib.sha256(os.fsencode(workspace.root)).hexdigest()[:8]}-"
-    _remove_temporary(link, prefix)
+    prefix = f"diptych-{hashlib.sha256(os.fsencode(workspace.root)).hexdigest()[:8]}-"
+    if link.is_symlink():
+        of_killed = link.readlink()
+        if of_killed.parent == Path(tempfile.gettempdir()) and of_killed.name.startswith(prefix):
+            shutil.rmtree(of_killed, ignore_errors=True)
+        link.unlink()
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     folder = tempfile.mkdtemp(prefix=prefix)
     link.symlink_to(folder)
@@ -113,16 +113,10 @@ def _temporary_files(workspace: Workspace) -> Iterator[None]:
         if before[0] is not None:
             os.environ["TMPDIR"] = before[0]
         tempfile.tempdir = before[1]
-        _remove_temporary(link, prefix)
-
-
-def _remove_temporary(link: Path, prefix: str) -> None:
-    """Remove the link, and what it leads to, if that is what `_temporary_files` makes for this project."""
-    if link.is_symlink():
-        folder = link.readlink()
-        if folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(prefix):
-            shutil.rmtree(folder, ignore_errors=True)
-        link.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        # Where .diptych was deleted, the next run holds the workspace by now, and the link is its own.
+        if link.is_symlink() and link.readlink() == Path(folder):
+            link.unlink()
 
 
 def stream(
@@ -136,8 +130,8 @@ def stream(
     The child has this process's environment, or `environment` in its place. The variables of a launcher (RANK, …) are
     removed: they belong to another job.
 
-    Carriage returns end a line too, so the states of a progress bar arrive one by one. An exception in `on_line`, or an
-    interrupt, kills the child and is raised again.
+    Empty lines are left out. Carriage returns end a line too, so the states of a progress bar arrive one by one. An
+    exception in `on_line`, or an interrupt, kills the child and is raised again.
 
     Raises:
         DiptychError: the program is not installed.
@@ -150,46 +144,32 @@ def stream(
             env=without_rank(inherited),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            bufsize=0,
+            encoding="utf-8",
+            errors="replace",
         )
     except FileNotFoundError:
         raise DiptychError(f"{command[0]} is not installed or not on PATH.") from None
-    try:
-        assert child.stdout is not None
-        for line in _lines(child.stdout.fileno()):
-            on_line(line)
-        return child.wait()
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
-    finally:
-        if child.stdout is not None:
-            child.stdout.close()
-
-
-def _lines(descriptor: int) -> Iterator[str]:
-    """Yield the non-empty lines of text, each as soon as its end arrives."""
-    rest = b""
-    while chunk := os.read(descriptor, 65536):
-        *complete, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
-        yield from _texts(complete)
-    yield from _texts([rest])
-
-
-def _texts(lines: Sequence[bytes]) -> Iterator[str]:
-    for line in lines:
-        text = line.decode("utf-8", errors="replace").rstrip()
-        if text:
-            yield text
+    with child:
+        try:
+            for line in filter(None, map(str.rstrip, child.stdout or ())):
+                on_line(line)
+            return child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
 
 
 def _end_leftovers(root: Path) -> None:
-    """Kill the children of an earlier holder of `root`, which is gone since the caller holds it, and wait for them."""
+    """Kill the children that an earlier holder of `root` has left, and wait for them.
+
+    Where .diptych was deleted, the earlier holder may still be at work; its children are then its own.
+    """
     killed = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(HOLDER, "").partition(":")[2] == str(root):
+            holder, _, folder = process.environ().get(HOLDER, "").partition(":")
+            if folder == str(root) and holder not in {str(parent.pid) for parent in process.parents()}:
                 process.kill()
                 killed.append(process.pid)
         except psutil.Error:

@@ -21,7 +21,6 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "127.0.1.1", "127.0.0.0/8", "0.0.0.0"
 """Names of every machine for itself; Debian's own is 127.0.1.1, and servers say that they listen at 0.0.0.0."""
 _ALSO_THIS_MACHINE = re.compile(r"://(?:[^/\s@]*@)?(127(?:\.\d{1,3}){3}|\[::1\])(?=[:/]|$)")
 _PORTS = {"http": 80, "https": 443}
-_SCHEMES = {"ws": "http", "wss": "https"}
 
 
 def spare_this_machine() -> None:
@@ -62,7 +61,7 @@ def unusable() -> dict[str, str]:
 def route(address: str) -> str:
     """Return the proxy that a request to `address` passes through, and its variable; empty where it goes directly."""
     url = urlsplit(address)
-    scheme = _SCHEMES.get(url.scheme, url.scheme)
+    scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
     if not url.hostname or not set_proxies() or proxy_bypass(url.hostname):
         return ""
     proxies = {name.lower(): f"the proxy {proxy} ({name})" for name, proxy in set_proxies().items()}

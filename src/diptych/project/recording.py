@@ -22,7 +22,7 @@ from diptych.errors import DiptychError, some
 from diptych.files import atomic_path
 from diptych.project import dvc
 from diptych.project.addresses import without_secrets
-from diptych.project.dataset import dataset_version
+from diptych.project.dataset import dataset_version, uses_dvc
 from diptych.project.git import GitError, changed_paths, converted_files, git, git_or_empty, head_commit
 from diptych.project.packages import foreign_code
 from diptych.project.provenance import UNKNOWN, provenance
@@ -53,10 +53,8 @@ class Recorded(NamedTuple):
 
     sha: str
     """40 digits, or "unknown"."""
-    reproducible: bool
-    """True if the run can be made again from that commit."""
-    why: str
-    """Reason why it cannot; empty where it can."""
+    problem: str
+    """Reason why the run cannot be made again from that commit; empty where it can."""
 
 
 def record_run(workspace: Workspace) -> Recorded:
@@ -73,10 +71,10 @@ def record_run(workspace: Workspace) -> Recorded:
         tree = _write_tree(workspace, commit, changed)
         sha = commit if tree == _tree_of(workspace, commit) else _commit(workspace, commit, tree)
     except GitError as error:
-        return Recorded(commit, False, f"git has no record of it ({error.reason})")
+        return Recorded(commit, f"git has no record of it ({error.reason})")
     if sha != commit:
         _list_as_experiment(workspace, commit, tree, sha)
-    return Recorded(sha, not changed, f"made with uncommitted changes of {some(changed)}" if changed else "")
+    return Recorded(sha, f"made with uncommitted changes of {some(changed)}" if changed else "")
 
 
 def recorded_provenance(workspace: Workspace) -> dict[str, str]:
@@ -84,24 +82,23 @@ def recorded_provenance(workspace: Workspace) -> dict[str, str]:
 
     Where the run cannot be made again from that commit, the tag not_reproducible says why.
     """
-    run = record_run(workspace)
-    if run.reproducible and (stages := _changed_stages(workspace)):
-        run = run._replace(reproducible=False, why=f"made by other code, data or parameters: {some(stages)} changed")
-    if run.reproducible and (running := foreign_code(workspace.root)):
-        run = run._replace(reproducible=False, why=f"made by the code in {running}, which is not the project's")
-    tags = provenance(workspace) | {"git_sha": run.sha}
-    if run.sha != UNKNOWN:
-        tags["git_dirty"] = str(not run.reproducible).lower()
-    return tags if run.reproducible else tags | {"not_reproducible": run.why}
+    sha, problem = record_run(workspace)
+    # DVC would run these stages now: their results are not those of this commit.
+    if not problem and uses_dvc(workspace) and (stages := sorted(dvc.status(workspace))):
+        problem = f"made by other code, data or parameters: {some(stages)} changed"
+    if not problem and (running := foreign_code(workspace.root)):
+        problem = f"made by the code in {running}, which is not the project's"
+    tags = provenance(workspace) | {"git_sha": sha}
+    if sha != UNKNOWN:
+        tags["git_dirty"] = str(bool(problem)).lower()
+    return tags | ({"not_reproducible": problem} if problem else {})
 
 
 def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], None]) -> list[str]:
     """Send data and outputs to DVC's default remote, and the branch of the runs to retrain.git_remote.
 
-    A remote that is not set is left out. What an earlier call has sent is not sent again.
-
-    Returns:
-        A sentence for each remote that was not reached.
+    A remote that is not set is left out. What an earlier call has sent is not sent again. Return a sentence for each
+    remote that was not reached.
     """
     note = workspace.local / "published"
     state = _published_state(workspace, params)
@@ -123,11 +120,7 @@ def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], N
 
 
 def other_changes(workspace: Workspace) -> list[str]:
-    """Return the paths of the project that differ from HEAD, without the recorded files.
-
-    Raises:
-        GitError: git cannot tell.
-    """
+    """Return the paths of the project that differ from HEAD, without the recorded files; else as `changed_paths`."""
     return changed_paths(workspace.root, *RECORDED)
 
 
@@ -225,13 +218,6 @@ def _message(workspace: Workspace, head: str) -> str:
     return f"A run at {head[:10]} with data {version}"
 
 
-def _changed_stages(workspace: Workspace) -> list[str]:
-    """Return the stages that DVC would run now: their results are not those of this commit."""
-    if not (workspace.root / ".dvc").is_dir():
-        return []
-    return sorted(dvc.status(workspace))
-
-
 def _push(workspace: Workspace, remote: str) -> None:
     """Push the branch; where the remote has runs that are not here, join them first."""
     try:
@@ -281,11 +267,7 @@ def _tree_of(workspace: Workspace, commit: str) -> str:
 
 def _contains(workspace: Workspace, commit: str, other: str) -> bool:
     """Return whether `other` is `commit` or one of its ancestors."""
-    try:
-        git(workspace.root, "merge-base", "--is-ancestor", other, commit)
-    except GitError:
-        return False
-    return True
+    return git_or_empty(workspace.root, "merge-base", other, commit) == other
 
 
 def _identity(workspace: Workspace) -> dict[str, str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,84 +28,53 @@ _UNWRITABLE = {
 """Advice by the number of the error."""
 
 
+class _Within:
+    """Attribute whose value is the path of a file or folder within the project."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __get__(self, workspace: Workspace, owner: type[Workspace]) -> Path:
+        return workspace.root / self.path
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folders and files of the project at `root`, the folder that holds dvc.yaml."""
 
     root: Path = field(default_factory=Path.cwd)
 
-    @property
-    def params(self) -> Path:
-        """All settings."""
-        return self.root / "params.yaml"
+    params = _Within("params.yaml")
+    """All settings."""
+    presets = _Within("presets")
+    """Complete params.yaml files, one for each experiment."""
+    data = _Within("data")
+    """The dataset version: captions.json and tar shards."""
+    artifacts = _Within("artifacts")
+    """Outputs of stages that other stages read."""
+    manifest = _Within("artifacts/manifest.parquet")
+    """Table of the accepted images (validate)."""
+    captions = _Within("artifacts/captions.parquet")
+    """Table of the accepted captions (validate)."""
+    prepared = _Within("artifacts/prepared")
+    """Pixels and token ids, ready to be mapped into memory (preprocess)."""
+    tokenizer = _Within("artifacts/tokenizer")
+    """The text tower's tokenizer as a transformers folder (preprocess)."""
+    model = _Within("artifacts/model")
+    """Weights, configuration and tokenizer of the trained model (train)."""
+    baselines = _Within("artifacts/baselines.npz")
+    """Results of the test queries by each baseline (baselines)."""
+    controls = _Within("artifacts/controls.npz")
+    """Results of the test queries re-ranked by the controls to the fusion (controls)."""
+    reports = _Within("reports")
+    """Metrics, tables and pages for people."""
+    local = _Within(".diptych")
+    """Files that belong to no version: caches and checkpoints, which may be deleted.
 
-    @property
-    def presets(self) -> Path:
-        """Complete params.yaml files, one for each experiment."""
-        return self.root / "presets"
-
-    @property
-    def data(self) -> Path:
-        """The dataset version: captions.json and tar shards."""
-        return self.root / "data"
-
-    @property
-    def artifacts(self) -> Path:
-        """Outputs of stages that other stages read."""
-        return self.root / "artifacts"
-
-    @property
-    def manifest(self) -> Path:
-        """Table of the accepted images (validate)."""
-        return self.artifacts / "manifest.parquet"
-
-    @property
-    def captions(self) -> Path:
-        """Table of the accepted captions (validate)."""
-        return self.artifacts / "captions.parquet"
-
-    @property
-    def prepared(self) -> Path:
-        """Pixels and token ids, ready to be mapped into memory (preprocess)."""
-        return self.artifacts / "prepared"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The text tower's tokenizer as a transformers folder (preprocess)."""
-        return self.artifacts / "tokenizer"
-
-    @property
-    def model(self) -> Path:
-        """Weights, configuration and tokenizer of the trained model (train)."""
-        return self.artifacts / "model"
-
-    @property
-    def baselines(self) -> Path:
-        """Results of the test queries by each baseline (baselines)."""
-        return self.artifacts / "baselines.npz"
-
-    @property
-    def controls(self) -> Path:
-        """Results of the test queries re-ranked by the controls to the fusion (controls)."""
-        return self.artifacts / "controls.npz"
-
-    @property
-    def reports(self) -> Path:
-        """Metrics, tables and pages for people."""
-        return self.root / "reports"
-
-    @property
-    def local(self) -> Path:
-        """Files that belong to no version: caches and checkpoints, which may be deleted.
-
-        Where no server keeps them, MLflow's registry and Prefect's runs are here too.
-        """
-        return self.root / ".diptych"
-
-    @property
-    def journal(self) -> Path:
-        """Former state of `data/` while it is being changed."""
-        return self.local / "taking.json"
+    Where no server keeps them, MLflow's registry and Prefect's runs are here too.
+    """
+    journal = _Within(".diptych/taking.json")
+    """Former state of `data/` while it is being changed."""
 
     @contextmanager
     def held(self, purpose: str) -> Iterator[None]:
@@ -125,29 +95,33 @@ class Workspace:
         except OSError as error:
             if error.errno not in _UNWRITABLE:
                 raise
-            raise DiptychError(_unwritable(self.local, error)) from None
+            advice = _UNWRITABLE[error.errno].format(folder=self.local)
+            path = error.filename or self.local
+            raise DiptychError(f"{path} cannot be written: {error.strerror}. {advice}") from None
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": since}
         try:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": started}
             note.write_text(json.dumps(holder), encoding="utf-8")
             yield
         finally:
-            note.unlink(missing_ok=True)
+            # Where .diptych was deleted, the next run holds the workspace by now, and the note is its own.
+            if _read_holder(note) in ({}, holder):
+                note.unlink(missing_ok=True)
             lock.release()
 
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    """Return why nothing can be written to `folder`, and what to do."""
-    advice = _UNWRITABLE[error.errno or 0].format(folder=folder)
-    return f"{error.filename or folder} cannot be written: {error.strerror}. {advice}"
-
-
 def _describe(note: Path) -> str:
-    try:
-        holder = json.loads(note.read_text(encoding="utf-8"))
+    if holder := _read_holder(note):
         return f"`{holder['purpose']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-    except (OSError, ValueError, KeyError):
-        return "another process that has just started"
+    return "another process that has just started"
+
+
+def _read_holder(note: Path) -> dict[str, Any]:
+    """Return what the holder has written; empty where it has not, or not all of it yet."""
+    try:
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def find_workspace(start: Path | None = None) -> Workspace:

@@ -189,7 +189,7 @@ def _losses(comparison: Comparison, gate: Gate) -> list[Check]:
     gain = comparison.rsum
     found = f"{gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
     lost = [part for part in comparison.parts if part.high < -gate.slice_margin]
-    parts = [f"{part.attribute} {part.label}, {part.way}: {part.before:.1f} → {part.after:.1f}" for part in lost]
+    parts = [f"{part.attribute} {part.label}, {part.direction}: {part.before:.1f} → {part.after:.1f}" for part in lost]
     return [
         Check(
             f"its RSUM is not {gate.rsum_margin:g} or more below the champion's", gain.low >= -gate.rsum_margin, found

@@ -233,7 +233,7 @@ def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple
     """
     rows: dict[str, dict[str, dict[str, Slice]]] = {}
     for part in slices:
-        rows.setdefault(part.attribute, {}).setdefault(part.label, {})[part.way] = part
+        rows.setdefault(part.attribute, {}).setdefault(part.label, {})[part.direction] = part
     return {
         attribute: [
             (label, [_slice_cell(by_direction.get(direction)) for direction in DIRECTIONS])

@@ -22,8 +22,8 @@ class PartGain(NamedTuple):
 
     attribute: str
     label: str
-    way: str
-    """Direction, i2t or t2i."""
+    direction: str
+    """i2t or t2i."""
     queries: int
     before: float
     after: float
@@ -94,7 +94,7 @@ def part_gains(
         drawn = samples[samples[:, index, 0] > 0, index]
         low, high = np.percentile(100.0 * (drawn[:, 2] - drawn[:, 1]) / drawn[:, 0], [tail, 100 - tail]).tolist()
         recalls = 100.0 * old / queries, 100.0 * new / queries
-        gains.append(PartGain(part.attribute, part.label, part.way, int(queries), *recalls, low, high))
+        gains.append(PartGain(part.attribute, part.label, part.direction, int(queries), *recalls, low, high))
     return gains
 
 

@@ -110,8 +110,8 @@ def _refuse_without_captions(path: Path, listed: Dataset) -> None:
     without = [f"{record['id']} ({record['file_name']})" for record in listed.images if record["id"] not in captioned]
     if without:
         raise DiptychError(
-            f"{path}: images without captions, for which nothing can be right: {some(without)}. Leave them and their "
-            "embeddings out."
+            f"{path}: images without captions, for which nothing can be relevant: {some(without)}. Leave them and "
+            "their embeddings out."
         )
 
 

@@ -26,7 +26,7 @@ class Confusion(NamedTuple):
     image: int
     other: int
     captions: int
-    """Number of captions of both that retrieve the wrong one first."""
+    """Number of captions of both that retrieve the other image first."""
     near_duplicates: bool = False
     """True if their perceptual hashes differ in at most `ALIKE_BITS`."""
 
@@ -129,10 +129,10 @@ def confusions(
         image_of_caption: (M,), each caption's image.
     """
     counts: Counter[tuple[int, int]] = Counter()
-    for caption, right in enumerate(image_of_caption.tolist()):
+    for caption, owner in enumerate(image_of_caption.tolist()):
         retrieved = first(caption)[0]
-        if retrieved != right:
-            counts[min(right, retrieved), max(right, retrieved)] += 1
+        if retrieved != owner:
+            counts[min(owner, retrieved), max(owner, retrieved)] += 1
     return [(*pair, count) for pair, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 

@@ -136,7 +136,7 @@ def products(queries: Tensor, items: Tensor) -> Tensor:
         return queries @ items.T
 
 
-class _WrongCounts(NamedTuple):
+class _IrrelevantCounts(NamedTuple):
     """Numbers of irrelevant items that rank before a relevant one, int64; "above" leaves out those that tie with it."""
 
     captions_before: Tensor
@@ -151,14 +151,14 @@ class _WrongCounts(NamedTuple):
 
 def _count_irrelevant(
     image: Tensor, text: Tensor, owner: Tensor, captions_of: Tensor, lowest: Tensor, highest: Tensor
-) -> _WrongCounts:
+) -> _IrrelevantCounts:
     """Count irrelevant items block by block; scores from `lowest` to `highest` (M,) tie with a caption's own image.
 
     `captions_of` is the result of `_captions_by_image`.
     """
     captions_before, images_before, images_above = torch.zeros(3, len(text), dtype=torch.int64, device=image.device)
     captions_above = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    for block, scores in _wrong_scores(image, text, owner):
+    for block, scores in _irrelevant_scores(image, text, owner):
         # The best caption of each image of the block, then the second best, and so on.
         for captions in captions_of[block].T:
             exists = captions >= 0
@@ -167,10 +167,10 @@ def _count_irrelevant(
         captions_above[block] = _count(scores > highest[captions_of[block, 0], None], dim=1)
         images_before += _count(scores >= lowest, dim=0)
         images_above += _count(scores > highest, dim=0)
-    return _WrongCounts(captions_before, captions_above, images_before, images_above)
+    return _IrrelevantCounts(captions_before, captions_above, images_before, images_above)
 
 
-def _wrong_scores(image: Tensor, text: Tensor, owner: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _irrelevant_scores(image: Tensor, text: Tensor, owner: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of images with their scores (rows, M) with all captions; -inf with their own."""
     rows = max(1, BLOCK_SCORES // len(text))
     for start in range(0, len(image), rows):

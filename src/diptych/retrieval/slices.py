@@ -27,8 +27,8 @@ class Part(NamedTuple):
 
     attribute: str
     label: str
-    way: str
-    """Direction, i2t or t2i."""
+    direction: str
+    """i2t or t2i."""
     queries: NDArray[np.bool_]
     """(Q,), True for the queries of the direction that belong to the part."""
 
@@ -38,8 +38,8 @@ class Slice(NamedTuple):
 
     attribute: str
     label: str
-    way: str
-    """Direction, i2t or t2i."""
+    direction: str
+    """i2t or t2i."""
     queries: int
     recalls: dict[str, tuple[float, float, float]]
     """Recall@1 and @10 in percent, each with the ends of its confidence interval."""
@@ -87,13 +87,13 @@ def slices(ranks: Ranks, image_of_caption: NDArray[np.int64], parts: Sequence[Pa
     per_image = np.concatenate([part_counts(part, ranks, image_of_caption, KS) for part in parts], axis=1)
     samples = resampled_sums(per_image).reshape(-1, len(parts), 1 + len(KS))
     overall = {direction: recall_at_k(getattr(ranks, direction).rank, KS[-1]) for direction in DIRECTIONS}
-    return [_slice(part, ranks, samples[:, index], overall[part.way]) for index, part in enumerate(parts)]
+    return [_slice(part, ranks, samples[:, index], overall[part.direction]) for index, part in enumerate(parts)]
 
 
 def part_counts(part: Part, ranks: Ranks, image_of_caption: NDArray[np.int64], ks: Sequence[int]) -> NDArray[np.int64]:
     """Return the number of queries of a part by image, and of those with a hit among the first k, (N, 1 + ks)."""
-    images, rank = len(ranks.i2t.rank), getattr(ranks, part.way).rank
-    owner = np.arange(images) if part.way == "i2t" else image_of_caption
+    images, rank = len(ranks.i2t.rank), getattr(ranks, part.direction).rank
+    owner = np.arange(images) if part.direction == "i2t" else image_of_caption
     hits = [np.bincount(owner, part.queries & (rank <= k), images) for k in ks]
     return np.stack([np.bincount(owner, part.queries, images), *hits], axis=1)
 
@@ -119,7 +119,7 @@ def cut(values: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
 
 def _slice(part: Part, ranks: Ranks, samples: NDArray[np.float64], overall: float) -> Slice:
     """Return the recalls of `part`; `samples` (resamples, 1 + KS) are its queries and hits in each resample."""
-    rank = getattr(ranks, part.way).rank[part.queries]
+    rank = getattr(ranks, part.direction).rank[part.queries]
     # A resample may hold none of these queries.
     samples = samples[samples[:, 0] > 0]
     recalls = {
@@ -127,7 +127,7 @@ def _slice(part: Part, ranks: Ranks, samples: NDArray[np.float64], overall: floa
         for column, k in enumerate(KS, start=1)
     }
     is_worse = recalls[f"recall@{KS[-1]}"][2] < overall
-    return Slice(part.attribute, part.label, part.way, len(rank), recalls, is_worse)
+    return Slice(part.attribute, part.label, part.direction, len(rank), recalls, is_worse)
 
 
 def _of_both_directions(
@@ -142,7 +142,7 @@ def _of_both_directions(
 
 def _image_count(part: Part, image_of_caption: NDArray[np.int64]) -> int:
     """Return the number of images that the queries of `part` belong to."""
-    return int(part.queries.sum()) if part.way == "i2t" else len(np.unique(image_of_caption[part.queries]))
+    return int(part.queries.sum()) if part.direction == "i2t" else len(np.unique(image_of_caption[part.queries]))
 
 
 def _showing(objects: Sequence[Sequence[str] | None]) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from diptych.retrieval.ranking import ranks_from_embeddings
 from diptych.training.backward import Backward
 from diptych.training.batches import CALL_TOKENS, GPU_CALL_TOKENS, Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
+from diptych.training.compiling import Compilation
 from diptych.training.features import FeatureCache
 from diptych.training.flops import flops_per_image, matrix_product_rate
 from diptych.training.inputs import TrainingInputs
@@ -41,9 +41,6 @@ log = logging.getLogger(__name__)
 Report = Callable[[dict[str, float], int], None]
 """A function that takes figures by name and the step, counted from 1, that they belong to."""
 
-COMPILED_FROM = 3000
-"""Number of steps from which compiling pays on a GPU: for ResNet-50 and BERT-base it takes 75 s on an H100, and saves
-29 ms a step."""
 REPORT_EVERY = 10
 """Number of steps between two reports of the losses; the first step of an epoch is reported too."""
 VAL_RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
@@ -120,6 +117,7 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(make_optimizer(self.step, settings))
         phase_steps = [self.plan.steps * epochs for epochs in phases(settings)]
         self.schedule = make_schedule(self.optimizer, phase_steps, settings.warmup)
+        self.compilation = Compilation(self.model, settings, self.device, self.plan.steps)
         self.val = val
         self.inputs = TrainingInputs(train, val, settings, seed, setup.features)
         self.settings = settings
@@ -165,9 +163,7 @@ class Trainer:
                 self._begin_epoch()
                 self._train_epoch(bar)
                 self._finish_epoch()
-        for module in self.model.modules():
-            # Later inputs have other sizes, and each would be compiled anew.
-            module._compiled_call_impl = None  # noqa: SLF001
+        self.compilation.undo()
         self.accelerator.wait_for_everyone()
         return self.position
 
@@ -175,11 +171,11 @@ class Trainer:
 
     def _begin_epoch(self) -> None:
         epoch = self.position.epoch
-        with self._eagerly():
+        with self.compilation.paused():
             # A tower that was compiled could not be split into layers.
             self.inputs.enter(self.model, epoch)
         freeze(self.step, self.settings, epoch)
-        self._compile()
+        self.compilation.compile_towers()
         # A fusion that learns alone sees images and captions as it will see them afterwards, without dropout and views.
         self.step.train(not self._fusion_alone)
         self.model.fusion.train()
@@ -190,7 +186,7 @@ class Trainer:
         flops: float | None = None
         for loaded in throughput.watch(prefetched(batches, self.device)):
             batch = self._with_views(loaded.to(self.device))
-            with self._eagerly(batch.step >= self.plan.whole_steps):
+            with self.compilation.paused(batch.step >= self.plan.whole_steps):
                 losses = self._train_step(batch)
             if flops is None:
                 with throughput.paused():
@@ -279,7 +275,7 @@ class Trainer:
         """Return the towers' recalls on val; one process computes them, so that all select the same weights."""
         figures = torch.zeros(len(VAL_METRICS), dtype=torch.float64)
         if self.accelerator.is_main_process:
-            with self._eagerly():
+            with self.compilation.paused():
                 embedded = embed_split(
                     self.model,
                     self.val,
@@ -358,24 +354,6 @@ class Trainer:
         bar.set_postfix_str(_speed(speed))
         self.report(speed, self._steps())
 
-    # Compiling
-
-    @property
-    def _compiles(self) -> bool:
-        return compiles(self.settings, self.device, self.plan.steps)
-
-    def _compile(self) -> None:
-        """Compile what is computed in every step of each tower."""
-        if self._compiles:
-            for tower, dynamic in ((self.model.image_tower, False), (self.model.text_tower, True)):
-                computed = tower.upper.model if tower.upper else tower.backbone
-                if computed._compiled_call_impl is None:  # noqa: SLF001
-                    computed.compile(dynamic=dynamic)
-
-    def _eagerly(self, wanted: bool = True) -> AbstractContextManager[None]:
-        """Return a context without compiled code, for sizes that come too seldom to compile for them."""
-        return torch.compiler.set_stance("force_eager") if wanted and self._compiles else nullcontext()
-
     # Checkpoints
 
     def _save(self) -> None:
@@ -413,13 +391,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"][rank()], self.device)
         log.info("resumed in epoch %d after step %d", self.position.epoch + 1, self.position.step)
-
-
-def compiles(settings: Train, device: torch.device, epoch_steps: int) -> bool:
-    """Return True if a training with epochs of `epoch_steps` compiles the towers."""
-    if settings.compile == "auto":
-        return device.type == "cuda" and epoch_steps * settings.all_epochs >= COMPILED_FROM
-    return settings.compile == "always"
 
 
 def _start_copy(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -48,13 +48,13 @@ def freeze(step: TrainingStep, settings: Train, epoch: int) -> None:
     """Freeze what does not learn in `epoch` by the settings: towers; the fusion, or all but the fusion."""
     model, frozen = step.model, frozen_in(settings, epoch)
     step.requires_grad_(not frozen.encoders)
-    for tower, is_frozen, lr_multiplier, top_layers in (
-        (model.image_tower, frozen.image, settings.image_tower.lr_multiplier, settings.image_tower.top_layers),
-        (model.text_tower, frozen.text, settings.text_tower.lr_multiplier, settings.text_tower.top_layers),
+    for tower, is_frozen, of_tower in (
+        (model.image_tower, frozen.image, settings.image_tower),
+        (model.text_tower, frozen.text, settings.text_tower),
     ):
         # The layers above learned from the statistics of those that stay.
-        statistics_frozen = lr_multiplier < FROZEN_STATISTICS_BELOW or top_layers is not None
-        tower.set_learning(not is_frozen, top_layers=top_layers, statistics_frozen=statistics_frozen)
+        statistics_frozen = of_tower.lr_multiplier < FROZEN_STATISTICS_BELOW or of_tower.top_layers is not None
+        tower.set_learning(not is_frozen, top_layers=of_tower.top_layers, statistics_frozen=statistics_frozen)
     with_others = settings.objectives.itm > 0 and settings.fusion_epochs is None
     model.fusion.requires_grad_(frozen.encoders or with_others)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pytest
 
@@ -19,11 +21,11 @@ from diptych.data.scenes.captions import (
 from diptych.data.scenes.graph import BACKGROUND_COLOURS, COLOURS, INVERSE, Scene, Thing, make_scene
 
 
-def alternatives(words: dict[str, str]) -> str:
+def alternatives(words: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-def meanings(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def meanings(table: Mapping[Any, tuple[str, ...]]) -> dict[str, str]:
     return {word: meaning for meaning, words in table.items() for word in words if word}
 
 
@@ -76,9 +78,9 @@ class Reading:
         indices = [self._find(scene, *description) for description in self.objects]
         if None in indices or self.background not in (None, (scene.pattern, scene.background)):
             return False
-        true = {(first, second): relation for first, relation, second in scene.relations()}
-        true |= {(second, first): INVERSE[word] for first, word, second in scene.relations() if word in INVERSE}
-        return all(true.get((indices[first], indices[second])) == word for first, word, second in self.relations)
+        true = {(first, word, second) for first, word, second in scene.relations()}
+        true |= {(second, INVERSE[word], first) for first, word, second in scene.relations() if word in INVERSE}
+        return all((indices[first], word, indices[second]) in true for first, word, second in self.relations)
 
     @staticmethod
     def _find(scene: Scene, shape: str, colour: str, size: str | None, cell: tuple[int, int] | None) -> int | None:

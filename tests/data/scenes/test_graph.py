@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 
+from diptych.config import Role
 from diptych.data.scenes.graph import Scene, Thing, make_scene
 
 
@@ -30,7 +31,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
 
 
 def test_no_two_scenes_of_the_default_dataset_are_alike() -> None:
-    counts = {"train": 3000, "val": 500, "test": 500}
+    counts: dict[Role, int] = {"train": 3000, "val": 500, "test": 500}
     identities = Counter(
         make_scene(0, split, index).identity() for split, count in counts.items() for index in range(count)
     )

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from diptych.errors import DiptychError
-from diptych.project.presets import use_preset
+from diptych.project.params import use_preset
 from diptych.project.workspace import Workspace
 
 
