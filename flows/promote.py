@@ -31,7 +31,7 @@ def promote(
         DiptychError: there is no such version, a forced promotion has no reason, or a run holds the workspace.
     """
     workspace = enter()
-    from diptych.registry.lifecycle import copy_to, gate_and_promote
+    from diptych.registry.lifecycle import gate_and_promote
     from diptych.registry.registered_model import RegisteredModel
 
     params = read_params(workspace)
@@ -39,7 +39,8 @@ def promote(
     with holding(workspace, "the promote flow"):
         candidate = model.find(version)
         if to:
-            model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, to))
+            model = RegisteredModel.of(workspace, params, to)
+            candidate = model.copy_of(candidate)
         considered = gate_and_promote(model, candidate, workspace, params, why=reason, force=force)
     get_run_logger().info(considered.describe())
     show_decision(considered)

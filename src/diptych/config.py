@@ -45,6 +45,7 @@ _OLD_KEYS = {
     "train.objectives.matching": "renamed, write train.objectives.itm",
     "train.objectives.matching_share": "renamed, write train.objectives.itm_share",
     "train.objectives.simclr_temperature": "always 0.1 since diptych 0.2, remove this line",
+    "validate.near_duplicate_distance": "always 4 since diptych 0.2, remove this line",
 }
 """Keys of diptych 0.1 that 0.2 does not know, with what to do."""
 
@@ -117,8 +118,6 @@ class Validate(Section):
     max_caption_characters: Positive = 1_000
     max_quarantined_share: Share = 0.02
     """Largest share of images, and of captions, that may be bad; more stop the pipeline."""
-    near_duplicate_distance: Annotated[int, Field(ge=0, le=63)] = 4
-    """Largest number of different bits between the 64-bit perceptual hashes of near-duplicates."""
 
 
 class Preprocess(Section):

@@ -18,15 +18,15 @@ from diptych.project.workspace import Workspace
 from diptych.registry import register
 from diptych.stages import preprocess
 
-FIGURES = {"recall@1": 12.34, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
+RECALLS = {"recall@1": 12.34, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
 SUMMARY: dict[str, Any] = {
     "data": "present",
     "inbox": ["drop may brings 3 images and 6 captions"],
     "why": ["There are 3.0 % more images."],
     "stages": {"validate": "reused", "preprocess": "reused", "train": "ran", "evaluate": "ran"},
     "metrics": {
-        "towers": {"i2t": FIGURES, "t2i": FIGURES, "rsum": 120.04},
-        "reranked": {"i2t": FIGURES, "t2i": FIGURES, "rsum": 130.0},
+        "towers": {"i2t": RECALLS, "t2i": RECALLS, "rsum": 120.04},
+        "reranked": {"i2t": RECALLS, "t2i": RECALLS, "rsum": 130.0},
     },
     "version": {"name": "diptych", "version": "3", "created": True},
     "decision": {"outcome": "not asked", "why": "", "champion": "2"},

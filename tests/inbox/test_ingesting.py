@@ -15,8 +15,7 @@ from diptych.data import importing
 from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
 from diptych.inbox import ingesting
-from diptych.inbox.ingesting import ingest_drops
-from diptych.inbox.opening import open_inbox
+from diptych.inbox.ingesting import ingest_drops, open_inbox
 from diptych.project import dvc
 from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from diptych.config import Params
 from diptych.errors import DiptychError
-from diptych.inbox.ingesting import ingest_drops
-from diptych.inbox.opening import open_inbox
+from diptych.inbox.ingesting import ingest_drops, open_inbox
 from diptych.project.workspace import Workspace
 
 ADDRESS = "s3://bucket/new/pairs"
@@ -191,3 +191,10 @@ def test_a_drop_in_s3_becomes_part_of_the_dataset(bucket, stocked, tmp_path):
     assert [(one.name, one.outcome, one.images) for one in taken] == [("evil", "refused", 0), ("good", "taken", 2)]
     assert ingest_drops(stocked, Params(), ADDRESS, lambda line: None) == []
     assert not list(tmp_path.rglob("evil.txt"))
+
+
+def test_s3_without_s3fs_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+
+    with pytest.raises(DiptychError, match="extra `stack`"):
+        open_inbox(Workspace(tmp_path), "s3://bucket/inbox")

@@ -21,7 +21,7 @@ from diptych.registry import gate
 from diptych.registry.answer_time import answer_time
 from diptych.registry.gate import decide, store_decision
 from diptych.registry.measuring import Measured, gallery
-from diptych.registry.registered_model import model_folder
+from diptych.registry.registered_model import RegisteredModel, model_folder
 from diptych.retrieval.comparison import compare
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
@@ -355,8 +355,8 @@ def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, m
 
 def test_evidence_of_a_copy_stands_beside_that_of_its_origin(model, project, measured):
     version = model.find("3")
-    other = model.copy(version, "production")
-    for place, one in ((model, version), (other, other.find("1"))):
+    other = RegisteredModel(model.client, "production", model.uri)
+    for place, one in ((model, version), (other, other.copy_of(version))):
         store_decision(place, one, decide(place, one, project, settings()))
 
     files = {file.path for file in model.client.list_artifacts(version.run_id, "gate")}

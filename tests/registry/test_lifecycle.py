@@ -13,7 +13,7 @@ from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
 from diptych.registry.decision import Check, Decision
 from diptych.registry.history import Event, history, record
-from diptych.registry.lifecycle import compare_versions, copy_to, gate_and_promote, needs_decision
+from diptych.registry.lifecycle import compare_versions, gate_and_promote, needs_decision
 from diptych.registry.measuring import Measured, gallery
 from diptych.registry.promotion import promote, repair
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
@@ -256,38 +256,27 @@ def test_a_run_does_not_ask_twice_about_what_waits_for_a_person(model, refused):
 def test_a_version_is_copied_and_judged_against_the_champion_of_the_other_model(model, project, measured, tmp_path):
     crown(model, "1")
     other = RegisteredModel(model.client, "production", model.uri)
-    first = copy_to(model, model.find("1"), other)[1]
+    first = other.copy_of(model.find("1"))
     assert gate_and_promote(other, first, project, PARAMS).outcome == "promoted"
     make_version(other, tmp_path)
     crown(other, "2")
     measured["1"], measured["3"] = 40, 20
 
-    place, copied = copy_to(model, model.find("3"), other)
-    considered = gate_and_promote(place, copied, project, PARAMS)
+    copied = other.copy_of(model.find("3"))
+    considered = gate_and_promote(other, copied, project, PARAMS)
 
     # Its 20 missed images are fewer than those of the champion that it comes from beside, and more than those here.
-    assert (place.name, copied.version, copied.tags["copied_from"]) == ("production", "3", "diptych/3")
+    assert (copied.name, copied.version, copied.tags["copied_from"]) == ("production", "3", "diptych/3")
     assert considered.decision
-    assert (considered.outcome, considered.decision.champion, considered.decision.name) == ("rejected", "2", place.name)
+    assert (considered.outcome, considered.decision.champion, considered.decision.name) == ("rejected", "2", other.name)
     assert (model.aliases()[CHAMPION], other.aliases()[CHAMPION]) == ("1", "2")
 
 
-def test_a_copy_is_made_once_and_promoted_where_it_is(model, project, measured):
+def test_a_copy_is_promoted_where_it_is(model, project, measured):
     other = RegisteredModel(model.client, "production", model.uri)
 
-    place, copied = copy_to(model, model.find("2"), other)
-    again = copy_to(model, model.find("2"), other)[1]
-
-    assert (again, other.numbers()) == (copied, ["1"])
-    assert gate_and_promote(place, copied, project, PARAMS).outcome == "promoted"
+    assert gate_and_promote(other, other.copy_of(model.find("2")), project, PARAMS).outcome == "promoted"
     assert (other.aliases(), model.aliases()) == ({CHAMPION: "1"}, {})
-
-
-def test_a_version_is_not_copied_into_its_own_model(model):
-    version = model.find("2")
-
-    assert copy_to(model, version, RegisteredModel(model.client, model.name, model.uri)) == (model, version)
-    assert model.numbers() == ["1", "2", "3", "4"]
 
 
 def test_two_versions_are_compared_on_the_same_queries(model, project, measured):

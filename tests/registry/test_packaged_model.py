@@ -14,7 +14,7 @@ from diptych import retriever
 from diptych.data.images import open_image, to_pixels
 from diptych.model.package import load_model
 from diptych.registry.packaged_model import PackagedModel
-from diptych.registry.signature import input_example, signature
+from diptych.registry.packaging import input_example, signature
 
 
 @pytest.fixture(scope="module")

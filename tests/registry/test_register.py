@@ -24,7 +24,7 @@ from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time
 from diptych.registry.connection import connect
-from diptych.registry.register import flat_metrics, register
+from diptych.registry.register import register
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import TrackedRun
 
@@ -345,12 +345,6 @@ def test_a_damaged_store_is_an_error_that_names_it(trained):
 
     with pytest.raises(DiptychError, match=r"mlflow\.db is damaged \(file is not a database\)"):
         register(trained, Params())
-
-
-def test_metrics_are_flattened_and_what_is_no_number_left_out():
-    metrics = {"towers": {"i2t": {"recall@1": 1, "name": "x"}, "rsum": 2.5}, "ok": True, "list": [1]}
-
-    assert flat_metrics(metrics) == {"towers/i2t/recall_at_1": 1.0, "towers/rsum": 2.5}
 
 
 def test_a_version_is_told_in_a_line_and_as_json(registered):

@@ -12,13 +12,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from sqlalchemy.exc import ProgrammingError
 from versions import make_version, package_of
 
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.errors import mlflow_errors_explained
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
@@ -197,30 +195,42 @@ def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch):
         model.download(version, tmp_path)
 
 
-def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, tmp_path):
+@pytest.fixture
+def production(model) -> RegisteredModel:
+    """Another registered model in the same MLflow, without versions."""
+    return RegisteredModel(model.client, "production", model.uri)
+
+
+def test_a_copy_in_another_registered_model_knows_where_it_came_from(model, production, tmp_path):
     version = make_version(model, tmp_path, b"weights")
 
-    other = model.copy(version, "production")
+    copied = production.copy_of(version)
 
-    copied = other.find("1")
+    assert copied == production.find("1")
     assert copied.tags == {**version.tags, "copied_from": "diptych/1"}
     assert (copied.run_id, copied.metrics) == (version.run_id, version.metrics)
-    (tmp_path / "here").mkdir()
-    package = other.download(copied, tmp_path / "here")
-    assert (model_folder(package) / "model.safetensors").read_bytes() == b"weights"
+    with production.fetched(copied) as folder:
+        assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert not folder.exists()
 
 
-def test_a_version_is_copied_once(model, tmp_path):
+def test_a_version_is_copied_once(model, production, tmp_path):
     first, second = make_version(model, tmp_path), make_version(model, tmp_path)
 
-    for version in (first, second, first, second):
-        other = model.copy(version, "production")
+    copies = [production.copy_of(version).version for version in (first, second, first, second)]
 
-    assert other.numbers() == ["1", "2"]
-    assert (other.origin_of(first), other.origin_of(second)) == ("1", "2")
+    assert copies == ["1", "2", "1", "2"]
+    assert production.numbers() == ["1", "2"]
 
 
-def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, tmp_path, monkeypatch):
+def test_a_version_is_not_copied_into_its_own_model(model, tmp_path):
+    version = make_version(model, tmp_path)
+
+    assert RegisteredModel(model.client, model.name, model.uri).copy_of(version) == version
+    assert model.numbers() == ["1"]
+
+
+def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, production, tmp_path, monkeypatch):
     version = make_version(model, tmp_path)
 
     def kill(*arguments, **options):
@@ -229,28 +239,28 @@ def test_a_copy_that_was_killed_is_made_whole_by_the_next(model, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_model_version_tag", kill)
         with pytest.raises(KeyboardInterrupt):
-            model.copy(version, "production")
+            production.copy_of(version)
 
-    other = model.copy(version, "production")
+    copied = production.copy_of(version)
 
-    assert other.numbers() == ["1"]
-    assert other.find("1").tags["copied_from"] == "diptych/1"
+    assert production.numbers() == ["1"]
+    assert copied.tags["copied_from"] == "diptych/1"
 
 
-def test_a_copy_outlives_the_version_that_it_came_from(model, tmp_path):
+def test_a_copy_outlives_the_version_that_it_came_from(model, production, tmp_path):
     version = make_version(model, tmp_path)
-    other = model.copy(version, "production")
+    copied = production.copy_of(version)
     model.client.delete_model_version(model.name, version.version)
 
-    assert other.download(other.find("1"), tmp_path).exists()
+    assert production.download(copied, tmp_path).exists()
 
 
-def test_a_deleted_copy_is_made_again(model, tmp_path):
+def test_a_deleted_copy_is_made_again(model, production, tmp_path):
     version = make_version(model, tmp_path)
-    model.copy(version, "production")
+    production.copy_of(version)
     model.client.delete_model_version("production", "1")
 
-    assert model.copy(version, "production").numbers() == ["2"]
+    assert production.copy_of(version).version == "2"
 
 
 def test_an_mlflow_that_does_not_answer_is_told_quickly(tmp_path, monkeypatch):
@@ -272,20 +282,3 @@ def test_the_name_of_params_yaml_is_the_default_one(model, tmp_path):
     assert RegisteredModel.of(workspace, params).name == "cats"
     assert RegisteredModel.of(workspace, params, "dogs").name == "dogs"
     assert Path(RegisteredModel.of(workspace, params).uri.removeprefix("sqlite:///")).is_file()
-
-
-def test_a_database_that_refuses_is_not_called_damaged():
-    refused = ProgrammingError("CREATE TABLE a", {}, Exception("permission denied for schema public"))
-    with (
-        pytest.raises(
-            DiptychError, match=r"postgresql://host/x refuses \(permission denied.*what its user may do"
-        ) as told,
-        mlflow_errors_explained("postgresql://me:secret@host/x"),
-    ):
-        raise refused
-    assert "damaged" not in str(told.value)
-
-
-def test_a_full_disk_behind_an_error_of_mlflow_is_for_the_command_line_to_explain():
-    with pytest.raises(MlflowException, match="No space left"), mlflow_errors_explained("sqlite:////srv/mlflow.db"):
-        raise MlflowException("failures occurred:\n##### File a #####\n[Errno 28] No space left on device")

@@ -9,12 +9,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
-from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry import connection, tracking
 from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError
-from diptych.registry.tracking import TrackedRun, flatten, metric_name
+from diptych.registry.tracking import TrackedRun
 
 
 def runs(workspace: Workspace) -> list[Run]:
@@ -40,39 +39,6 @@ def broken(monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "log_batch", fail)
     return state
-
-
-def test_artifacts_lie_beside_the_workspaces_own_store(trained, client):
-    experiment = client.get_experiment_by_name("diptych")
-
-    assert experiment.artifact_location == (trained.local / "mlartifacts").as_uri()
-
-
-def test_the_experiment_is_found_again(trained, client):
-    assert connect(trained, Params())[1] == client.get_experiment_by_name("diptych").experiment_id
-
-
-def test_nested_parameters_become_dotted_names():
-    values = {
-        "seed": 0,
-        "train": {"epochs": 3, "objectives": {"itm": 1.0}},
-        "mean": [0.5],
-        "config": {},
-        "name": "x",
-    }
-
-    assert flatten(values) == {
-        "seed": "0",
-        "train.epochs": "3",
-        "train.objectives.itm": "1.0",
-        "mean": "[0.5]",
-        "config": "{}",
-        "name": "x",
-    }
-
-
-def test_metrics_have_names_that_mlflow_takes():
-    assert metric_name("val_i2t_recall@1") == "val_i2t_recall_at_1"
 
 
 def test_a_training_is_logged_with_parameters_figures_and_tags(trained):
@@ -192,16 +158,6 @@ def test_a_training_costs_one_attempt_while_mlflow_does_not_answer(trained, monk
 
     # At the first figures, and at the end.
     assert len(asked) == 2
-
-
-def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(trained, client):
-    number = client.get_experiment_by_name("diptych").experiment_id
-    client.delete_experiment(number)
-
-    with pytest.raises(
-        DiptychError, match=rf"'diptych' is among the deleted .*mlflow experiments restore -x {number}`"
-    ):
-        connect(trained, Params())
 
 
 @pytest.fixture

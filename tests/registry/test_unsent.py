@@ -11,7 +11,8 @@ from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri
 from diptych.registry.connection import connect
-from diptych.registry.unsent import Figures, send_unsent, store_unsent
+from diptych.registry.figures import Figures
+from diptych.registry.unsent import send_unsent, store_unsent
 
 LOSSES = [Metric("loss", 2.0, 1000, 1), Metric("loss", math.nan, 2000, 2)]
 

@@ -18,7 +18,7 @@ from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
 SETTING = Setting("test", {"Weights": "abc123"}, 4, Weights(1.0, 0.5))
-COLUMNS = [f"val_{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+COLUMNS = [f"val_{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
     "epoch,loss,contrastive,itm,learning_rate,temperature,val_rsum,"
     + ",".join(COLUMNS)

@@ -43,14 +43,15 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
     from diptych.project.processes import holding
     from diptych.registry.history import history as history_of
     from diptych.registry.history import last_rollback_from
-    from diptych.registry.lifecycle import copy_to, gate_and_promote
+    from diptych.registry.lifecycle import gate_and_promote
     from diptych.registry.registered_model import RegisteredModel
 
     candidate = model.find(version)
     # The dataset must not change while the models are measured on it.
     with holding(workspace, "diptych promote"):
         if target:
-            model, candidate = copy_to(model, candidate, RegisteredModel.of(workspace, params, target))
+            model = RegisteredModel.of(workspace, params, target)
+            candidate = model.copy_of(candidate)
         if rollback_event := last_rollback_from(history_of(model), candidate.version):
             click.echo(
                 f"note: {candidate.title} was rolled back by {rollback_event.who}: {rollback_event.why}", err=True

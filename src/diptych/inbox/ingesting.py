@@ -16,10 +16,11 @@ from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset
 from diptych.data.growth import Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
-from diptych.errors import DiptychError, some
-from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox
+from diptych.errors import DiptychError, some, some_lines
+from diptych.inbox.drops import CAPTIONS, S3, ChangedError, Drop, Inbox
+from diptych.inbox.folder import FolderInbox
 from diptych.inbox.ledger import DropResult, new_drops, record_result
-from diptych.inbox.opening import open_inbox
+from diptych.inbox.s3 import S3Inbox
 from diptych.project import dvc
 from diptych.project.changing import changing, recover
 from diptych.project.dataset import fetch_dataset, record_dataset
@@ -28,7 +29,7 @@ from diptych.project.workspace import Workspace
 RULES = Rules(keep_split=True, onto_scenes="add")
 """Rules that need no answer from a person: known images stay in their split, and drops are added to scenes."""
 _EXAMPLES = 3
-"""Number of bad rows that a reason names, and of things in the inbox that are no drops."""
+"""Number of bad rows that a reason names."""
 _MACHINE_ERRORS = {"ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
 """Errors of the disk, the memory or the network, which are no fault of the drop."""
 
@@ -54,17 +55,25 @@ def ingest_drops(
         return []
     opened = open_inbox(workspace, address)
     drops = new_drops(workspace, opened.drops())
-    strays = opened.strays()
-    for stray in strays[:_EXAMPLES]:
-        on_line(stray)
-    if len(strays) > _EXAMPLES:
-        on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
+    for line in some_lines(opened.strays(), str):
+        on_line(line)
     if drops:
         fetch_dataset(workspace)
         # A fault of the dataset before must not be taken for a fault of a drop.
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
     results = [_ingest(workspace, params, opened, drop, on_line) for drop in drops]
     return [result for result in results if result is not None]
+
+
+def open_inbox(workspace: Workspace, address: str) -> Inbox:
+    """Return the inbox at `address`: a folder (a relative path starts at the project), or s3://bucket/prefix.
+
+    Raises:
+        DiptychError: there is no such folder, or s3fs is not installed.
+    """
+    if address.startswith(S3):
+        return S3Inbox(address, workspace.local / "inbox")
+    return FolderInbox(workspace.root / address)
 
 
 def _ingest(

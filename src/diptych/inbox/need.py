@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from diptych.config import Params
-from diptych.data.accepted import Accepted, read_accepted
+from diptych.data.accepted import read_accepted
 from diptych.drift.distance import Drift, compare
-from diptych.drift.profile import Profile, gone_images, make_profile, new_images
+from diptych.drift.profile import gone_images, make_profile, new_images
 from diptych.errors import DiptychError
-from diptych.inbox.decision import Growth, changed_beyond_data, explain_no_training, reasons_to_train
 from diptych.inbox.ledger import DropResult
 from diptych.project.workspace import Workspace
 from diptych.registry.data_profile import load_profile
 from diptych.registry.errors import mlflow_errors_explained
-from diptych.registry.registered_model import RegisteredModel, Version, model_folder
+from diptych.registry.registered_model import RegisteredModel
+
+_STAGE_OUTPUTS = ("data", "artifacts/", "reports/")
+"""Dependencies that other stages write; they change with the data."""
 
 
 class Need(NamedTuple):
@@ -57,7 +57,10 @@ def _compare_with_champion(
     accepted = read_accepted(workspace.data, workspace.manifest, workspace.captions)
     new = new_images(accepted, params, reference)
     growth = Growth(len(new), reference.images)
-    drift = _drift(accepted, params, model, champion, reference, new) if new else None
+    drift = None
+    if new:
+        with model.fetched(champion) as package:
+            drift = compare(reference, make_profile(accepted, params, new, package), params)
     reasons = reasons_to_train(results, drift, changed, growth, params)
     # A person removed them, for example with `diptych data revert`, so that no model learns from them.
     if gone := gone_images(accepted, params, reference):
@@ -67,9 +70,62 @@ def _compare_with_champion(
     return Need(reasons, "" if reasons else explain_no_training(results, growth, params), drift)
 
 
-def _drift(
-    accepted: Accepted, params: Params, model: RegisteredModel, champion: Version, reference: Profile, new: list[int]
-) -> Drift:
-    with tempfile.TemporaryDirectory() as folder:
-        package = model.download(champion, Path(folder))
-        return compare(reference, make_profile(accepted, params, new, model_folder(package)), params)
+class Growth(NamedTuple):
+    """Number of train images that are new since the champion, and of those that the champion learned from."""
+
+    new: int
+    champion: int
+
+    @property
+    def share(self) -> float:
+        """New images per image that the champion learned from."""
+        return self.new / self.champion
+
+    def describe(self) -> str:
+        """Return the counts as a clause."""
+        return f"{self.new:,} train images are new, {self.share:.1%} of the champion's {self.champion:,}"
+
+
+def reasons_to_train(
+    results: Sequence[DropResult],
+    drift: Drift | None,
+    changed_stages: Sequence[str],
+    growth: Growth | None,
+    params: Params,
+) -> list[str]:
+    """Return the reasons why a scheduled run trains; `growth` is None where the champion's data is not known."""
+    reasons = []
+    if growth is None:
+        reasons.append(f"{params.register_.model_name} has no champion yet, or none that tells what it learned from.")
+    elif growth.new and growth.share >= params.retrain.new_share:
+        images = sum(result.images for result in results)
+        by_drops = f" The drops of this run brought {images:,} images, of all splits." if images else ""
+        reasons.append(f"{growth.describe()}; retrain.new_share is {params.retrain.new_share:.1%}.{by_drops}")
+    if changed_stages:
+        reasons.append(f"Code or parameters have changed for {', '.join(changed_stages)}.")
+    return reasons + (drift.reasons if drift else [])
+
+
+def explain_no_training(results: Sequence[DropResult], growth: Growth, params: Params) -> str:
+    """Return why a run that has no reason to train does not."""
+    if not growth.new:
+        refused = sum(result.outcome == "refused" for result in results)
+        aside = f" ({refused} of {len(results)} drops were refused)" if refused else ""
+        return f"Nothing is new since the champion{aside}, and nothing has changed."
+    return (
+        f"{growth.describe()}, fewer than the {params.retrain.new_share:.1%} of retrain.new_share, and they have not "
+        "drifted."
+    )
+
+
+def changed_beyond_data(status: Mapping[str, Any]) -> list[str]:
+    """Return the stages in `dvc.status` that would run again because of their code, command or parameters."""
+    return [
+        stage for stage, changes in status.items() if not stage.endswith(".dvc") and any(map(_beyond_data, changes))
+    ]
+
+
+def _beyond_data(change: Any) -> bool:
+    if not isinstance(change, Mapping):
+        return True  # "changed command"
+    return any(not name.startswith(_STAGE_OUTPUTS) for name in change.get("changed deps", ()))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from diptych.errors import DiptychError
 from diptych.project.addresses import without_secret
 from diptych.registry.address import store_file
-from diptych.registry.errors import OTHER_ADDRESS, UnreachableError, damaged, reason, unanswered
+from diptych.registry.errors import OTHER_ADDRESS, UnreachableError, reason, store_errors_explained
 
 if TYPE_CHECKING:
     from requests import Response
@@ -46,15 +46,13 @@ def require_answer(uri: str) -> None:
 
 
 def _ask_file(store: Path) -> None:
-    try:
-        with closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT, isolation_level=None)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("SELECT count(*) FROM sqlite_master")
-            database.execute("ROLLBACK")
-    except sqlite3.OperationalError as error:
-        raise unanswered(str(store), error) from error
-    except sqlite3.DatabaseError as error:
-        raise damaged(str(store), error) from error
+    with (
+        store_errors_explained(store),
+        closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT, isolation_level=None)) as database,
+    ):
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("SELECT count(*) FROM sqlite_master")
+        database.execute("ROLLBACK")
 
 
 def _ask_database(uri: str, timeout: dict[str, int]) -> None:

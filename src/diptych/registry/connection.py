@@ -48,7 +48,10 @@ def connect(workspace: Workspace, params: Params) -> tuple[MlflowClient, str]:
             if store is not None and store.exists() and is_inside(workspace, store):
                 follow_project(workspace, store)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            return client, _experiment(client, workspace, params)
+            name, folder = params.register_.experiment, artifact_folder(workspace, uri)
+            location = folder.as_uri() if folder else None
+            experiment = find_experiment(client, name, uri)
+            return client, experiment or str(client.create_experiment(name, artifact_location=location))
     except Timeout:
         raise UnreachableError(
             f"Another process has been making MLflow's tables at {without_secret(uri)} for {TABLES_TIMEOUT:g} s: "
@@ -96,11 +99,3 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _experiment(client: MlflowClient, workspace: Workspace, params: Params) -> str:
-    name, uri = params.register_.experiment, tracking_uri(workspace, params)
-    folder = artifact_folder(workspace, uri)
-    return find_experiment(client, name, uri) or str(
-        client.create_experiment(name, artifact_location=folder.as_uri() if folder else None)
-    )

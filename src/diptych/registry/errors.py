@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -41,11 +43,11 @@ def mlflow_errors_explained(uri: str, advice: str = "") -> Iterator[None]:
     except OperationalError as error:
         if "full" in str(error.orig):
             raise
-        raise unanswered(str(store_file(uri) or without_secret(uri)), error.orig) from error
+        raise _unanswered(str(store_file(uri) or without_secret(uri)), error.orig) from error
     except DatabaseError as error:
         store = store_file(uri)
         if store is not None:
-            raise damaged(str(store), error.orig) from error
+            raise _damaged(str(store), error.orig) from error
         raise DiptychError(
             f"MLflow's database {without_secret(uri)} refuses ({reason(error.orig or error, uri)}): see to its tables, "
             f"and to what its user may do{advice or '.'}"
@@ -58,16 +60,30 @@ def reason(error: BaseException, uri: str) -> str:
     return first.replace(uri, without_secret(uri))[:_LONGEST_REASON]
 
 
-def damaged(store: str, message: object) -> DiptychError:
-    """Return the error of a store that is no database, or no whole one."""
+@contextmanager
+def store_errors_explained(store: Path) -> Iterator[None]:
+    """Turn the errors of a SQLite store into errors for the user.
+
+    Raises:
+        UnreachableError: it cannot be read or written now.
+        DiptychError: it is damaged.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise _unanswered(str(store), error) from error
+    except sqlite3.DatabaseError as error:
+        raise _damaged(str(store), error) from error
+
+
+def _damaged(store: str, message: object) -> DiptychError:
     return DiptychError(
         f"MLflow's store {store} is damaged ({message}). Bring back a copy of it, or move it away and run again: the "
         "model is registered anew, older versions are lost."
     )
 
 
-def unanswered(store: str, message: object) -> UnreachableError:
-    """Return the error of a SQLite store that cannot be read or written now."""
+def _unanswered(store: str, message: object) -> UnreachableError:
     advice = {
         "database is locked": f"another program has it locked: end that one (`fuser {store}` tells which)",
         "attempt to write a readonly database": "make it writable for this user",

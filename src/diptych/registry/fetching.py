@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +13,14 @@ from mlflow import MlflowClient
 from diptych.errors import DiptychError
 from diptych.project.params import read_params
 from diptych.project.workspace import find_workspace
-from diptych.registry.registered_model import RegisteredModel, model_folder
+from diptych.registry.registered_model import RegisteredModel
 
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
 
 
 @contextmanager
 def fetched_model(address: str) -> Iterator[Path]:
-    """Give the folder of a registered model; it is removed at the end.
-
-    Args:
-        address: models:/NAME@ALIAS or models:/NAME/VERSION.
+    """Give the folder of the model at models:/NAME@ALIAS or models:/NAME/VERSION; it is removed at the end.
 
     Raises:
         DiptychError: the address is none, there is no such version, or it cannot be fetched.
@@ -34,8 +30,8 @@ def fetched_model(address: str) -> Iterator[Path]:
         raise DiptychError(f"{address} is no address of a model: write models:/NAME@ALIAS or models:/NAME/VERSION.")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     model = _registered_model(match["name"])
-    with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
-        yield model_folder(model.download(model.find(match["version"]), Path(folder)))
+    with model.fetched(model.find(match["version"])) as folder:
+        yield folder
 
 
 def _registered_model(name: str) -> RegisteredModel:

@@ -97,16 +97,13 @@ def _fetch(model: RegisteredModel, version: Version, folder: Path, checks: list[
     folder.mkdir()
     try:
         package = model.download(version, folder)
-    except FetchError as error:
+    except DiptychError as error:
         # The store may answer in an hour, so this is no decision, unless a person wants one.
-        if not unfetched:
+        if isinstance(error, FetchError) and not unfetched:
             raise DiptychError(
                 f"{error} Run again when the artifact store answers; if the package is gone for good, `diptych "
                 "rollback` goes back to an earlier champion, and `diptych promote --force --reason TEXT` does without."
             ) from None
-        checks.append(Check(name, False, str(error)))
-        return None
-    except DiptychError as error:
         checks.append(Check(name, False, str(error)))
         return None
     checks.append(Check(name, True, f"weights {version.tags['weights_sha256'][:12]}"))

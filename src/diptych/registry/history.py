@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -109,6 +109,12 @@ def earlier_champions(events: Sequence[Event]) -> list[str]:
     return earlier
 
 
+def rollback_targets(model: RegisteredModel, events: Sequence[Event], champion: str | None) -> list[str]:
+    """Return the earlier champions that still exist, except the present one, the most recent last."""
+    present = model.numbers()
+    return [number for number in earlier_champions(events) if number in present and number != champion]
+
+
 def _replay(move: Event, earlier: list[str]) -> list[str]:
     """Return the earlier champions after a move."""
     if move.action != "promoted" and move.target in earlier:
@@ -151,16 +157,13 @@ def reconcile(model: RegisteredModel) -> None:
 
 
 def is_reconciled(model: RegisteredModel) -> bool:
-    """Return whether `reconcile` would have nothing to do. This needs no claim, and two requests to MLflow."""
-    with model.errors_explained():
-        registered = model.client.get_registered_model(model.name)
-    events, settled = _read_tags(registered.tags)
+    """Return whether `reconcile` would have nothing to do; this needs no claim."""
+    events, settled = _numbered_events(model)
     number, recorded = _last_move(events)
-    aliases = {alias: str(number) for alias, number in registered.aliases.items()}
+    aliases = model.aliases()
     champion = aliases.get(CHAMPION)
-    if recorded != champion or settled < number:
-        return False
-    return aliases.get(PREVIOUS) == _previous_champion(model, [event for _, event in events], champion)
+    previous = _previous_champion(model, [event for _, event in events], champion)
+    return recorded == champion and settled >= number and aliases.get(PREVIOUS) == previous
 
 
 def _last_move(events: Sequence[tuple[int, Event]]) -> tuple[int, str | None]:
@@ -172,9 +175,7 @@ def _last_move(events: Sequence[tuple[int, Event]]) -> tuple[int, str | None]:
 
 def _previous_champion(model: RegisteredModel, events: Sequence[Event], champion: str | None) -> str | None:
     """Return the version that a rollback goes back to by default."""
-    present = model.numbers()
-    candidates = reversed(earlier_champions(events))
-    return next((number for number in candidates if number in present and number != champion), None)
+    return next(reversed(rollback_targets(model, events, champion)), None)
 
 
 def _numbered_events(model: RegisteredModel) -> tuple[list[tuple[int, Event]], int]:
@@ -182,10 +183,7 @@ def _numbered_events(model: RegisteredModel) -> tuple[list[tuple[int, Event]], i
     if not model.exists():
         return [], 0
     with model.errors_explained():
-        return _read_tags(model.client.get_registered_model(model.name).tags)
-
-
-def _read_tags(tags: Mapping[str, str]) -> tuple[list[tuple[int, Event]], int]:
+        tags = model.client.get_registered_model(model.name).tags
     matches = ((key, match) for key in sorted(tags) if (match := _KEY.fullmatch(key)))
     events = [(int(match[1]), event) for key, match in matches if (event := _read_event(key, tags[key]))]
     settled = tags.get(SETTLED, "")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Params
+from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.history import effective_events, history
-from diptych.registry.promotion import promote, reject, require_reason
-from diptych.registry.registered_model import RegisteredModel, Version, model_folder
+from diptych.registry.promotion import promote, reject
+from diptych.registry.registered_model import RegisteredModel, Version
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
@@ -85,8 +84,8 @@ def gate_and_promote(
     # It imports torch, which a run that has nothing to decide does not need.
     from diptych.registry.gate import decide, store_decision
 
-    if force:
-        require_reason(why)
+    if force and not why.strip():
+        raise DiptychError("A promotion against the gate needs a reason, which history keeps: --reason TEXT.")
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         return GateResult("champion already", version, champion.version, None)
@@ -115,16 +114,6 @@ def needs_decision(model: RegisteredModel, version: Version, data_md5: str, prom
     return not decided and not (promotion == "manual" and is_unchanged)
 
 
-def copy_to(model: RegisteredModel, version: Version, other: RegisteredModel) -> tuple[RegisteredModel, Version]:
-    """Return `version` as a version of another registered model, which records its origin; it is copied once."""
-    if other.name == model.name:
-        return model, version
-    model.copy(version, other.name)
-    number = other.origin_of(version)
-    assert number is not None
-    return other, other.find(number)
-
-
 def compare_versions(
     model: RegisteredModel, first: Version, second: Version, workspace: Workspace, params: Params
 ) -> Comparison:
@@ -133,10 +122,8 @@ def compare_versions(
     from diptych.retrieval.comparison import compare
 
     test = gallery(workspace, params)
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = []
-        for name, version in (("first", first), ("second", second)):
-            (target := Path(folder) / name).mkdir()
-            package = model.download(version, target)
-            ranks.append(measure(model_folder(package), workspace, params, f"version {version.version}").ranks)
+    ranks = []
+    for version in (first, second):
+        with model.fetched(version) as folder:
+            ranks.append(measure(folder, workspace, params, f"version {version.version}").ranks)
     return compare(ranks[0], ranks[1], test.image_of_caption, test.parts)

@@ -73,13 +73,7 @@ def gallery(workspace: Workspace, params: Params) -> Gallery:
 
 
 def measure(model: Path, workspace: Workspace, params: Params, name: str) -> Measured:
-    """Return the ranks and metrics of a model on the test split.
-
-    Args:
-        model: folder of the model, as training writes it.
-        workspace: the project with the test split.
-        params: the project's settings.
-        name: label of the model in the progress bar.
+    """Return the ranks and metrics of the model in the folder `model` on the test split; progress bars show `name`.
 
     Raises:
         DiptychError: the folder holds no whole model, or there is no dataset to measure it on.

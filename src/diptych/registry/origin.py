@@ -38,8 +38,8 @@ class Origin(NamedTuple):
     """Number of CPU threads that computed it; None where it is not recorded."""
 
 
-def origin_of(version: Version) -> Origin:
-    """Return the tags of `version` after a check that each is a hash.
+def origin_of(version: Version, workspace: Workspace) -> Origin:
+    """Return the tags of `version` after a check that each is a hash, and the commit one of the workspace's repository.
 
     Whoever may write to the registry must not get text into a command or a path.
 
@@ -57,20 +57,16 @@ def origin_of(version: Version) -> Origin:
         if not pattern.fullmatch(value):
             shown = printable(value)[:_LONGEST]
             raise DiptychError(f"{version.title} cannot be made again: its tag {name} is {shown!r}, which is no hash.")
+    _require_commit(workspace, version.title, tags["git_sha"])
     threads = tags.get("threads", "")
     return Origin(
         **{name: tags[name] for name in _PATTERNS}, threads=int(threads) if _THREADS.fullmatch(threads) else None
     )
 
 
-def require_commit(workspace: Workspace, version: Version, commit: str) -> None:
-    """Raise an error unless the commit is in this repository.
-
-    Raises:
-        DiptychError: it is not.
-    """
+def _require_commit(workspace: Workspace, title: str, commit: str) -> None:
     if git_or_empty(workspace.root, "cat-file", "-t", commit) != "commit":
         raise DiptychError(
-            f"{version.title} was made at commit {commit[:10]}, which this repository does not have: `git fetch`, or "
+            f"{title} was made at commit {commit[:10]}, which this repository does not have: `git fetch`, or "
             f"`git fetch REMOTE {BRANCH}`, where REMOTE is what retrain.git_remote was when it was made."
         )

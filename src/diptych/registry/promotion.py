@@ -6,13 +6,11 @@ then moves the alias in one call, so that there is a champion at every moment.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.errors import DiptychError
 from diptych.registry.claim import claimed, is_claimed
-from diptych.registry.history import Event, earlier_champions, history, is_reconciled, reconcile, record
+from diptych.registry.history import Event, history, is_reconciled, reconcile, record, rollback_targets
 from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version
 
 if TYPE_CHECKING:
@@ -20,53 +18,37 @@ if TYPE_CHECKING:
 
 
 class ChampionChange(NamedTuple):
-    """Numbers of the champion before and after a decision."""
+    """Numbers of the champion before and after a rollback."""
 
     before: str | None
     after: str
-    event: Event | None
-    """None where the version was the champion already."""
 
 
 def promote(
-    model: RegisteredModel, version: Version, decision: Decision | None, *, why: str = "", forced: bool = False
-) -> ChampionChange:
-    """Make `version` the champion.
-
-    Where the `decision` of the gate is to reject it, only `forced` promotes; a forced promotion needs a reason, `why`.
+    model: RegisteredModel, version: Version, decision: Decision, *, why: str = "", forced: bool = False
+) -> None:
+    """Make `version` the champion. Where the `decision` of the gate is to reject it, only `forced` promotes.
 
     Raises:
-        DiptychError: the gate refuses, a forced promotion has no reason, or another version has become champion since
-            the gate compared with the one before.
+        DiptychError: the gate refuses, or another version has become champion since it compared with the one before.
     """
-    if forced:
-        require_reason(why)
     with claimed(model, f"promotion of {version.title}"):
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
         if champion == version.version:
-            return ChampionChange(champion, version.version, None)
+            return
         if not forced:
             _require_acceptance(decision, version, champion, model)
-        figures = decision.figures() if decision else {}
-        reason = why.strip() or (decision.summary if decision else "")
-        return _move(model, Event("promoted", champion, version.version, reason, figures, forced))
+        reason = why.strip() or decision.summary
+        _move(model, version.version, Event("promoted", champion, version.version, reason, decision.figures(), forced))
 
 
-def require_reason(why: str) -> None:
-    """Raise an error where a promotion against the gate has no reason."""
-    if not why.strip():
-        raise DiptychError("A promotion against the gate needs a reason, which history keeps: --reason TEXT.")
-
-
-def reject(model: RegisteredModel, version: Version, decision: Decision) -> Event:
+def reject(model: RegisteredModel, version: Version, decision: Decision) -> None:
     """Record that `version` did not become champion."""
     with claimed(model, f"rejection of {version.title}"):
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
-        event = Event("rejected", champion, version.version, decision.summary, decision.figures())
-        record(model, event)
-    return event
+        record(model, Event("rejected", champion, version.version, decision.summary, decision.figures()))
 
 
 def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> ChampionChange:
@@ -78,12 +60,10 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Cha
     with claimed(model, "rollback"):
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
-        present = model.numbers()
-        earlier = [number for number in earlier_champions(history(model)) if number in present and number != champion]
-        target = _target(model, earlier, to, champion)
-        with tempfile.TemporaryDirectory() as folder:
-            model.download(model.find(target), Path(folder))
-        return _move(model, Event("rolled back", champion, target, why.strip()))
+        target = _target(model, rollback_targets(model, history(model), champion), to, champion)
+        with model.fetched(model.find(target)):
+            _move(model, target, Event("rolled back", champion, target, why.strip()))
+    return ChampionChange(champion, target)
 
 
 def repair(model: RegisteredModel) -> None:
@@ -111,13 +91,10 @@ def _target(model: RegisteredModel, earlier: list[str], to: str | None, champion
     return number
 
 
-def _require_acceptance(
-    decision: Decision | None, version: Version, champion: str | None, model: RegisteredModel
-) -> None:
+def _require_acceptance(decision: Decision, version: Version, champion: str | None, model: RegisteredModel) -> None:
     """Raise an error unless the gate has compared `version` with the present champion, and accepted it."""
-    if decision is None or not decision.accepted:
-        reason = decision.summary if decision else "the gate was not asked"
-        raise DiptychError(f"{version.title} is not promoted: {reason}.")
+    if not decision.accepted:
+        raise DiptychError(f"{version.title} is not promoted: {decision.summary}.")
     if decision.champion != champion:
         last = next((event for event in reversed(history(model)) if event.moves), None)
         by = f", by {last.who} at {last.when} ({last.why})" if last else ""
@@ -131,9 +108,7 @@ def _title(number: str | None) -> str:
     return f"version {number}" if number else "no champion"
 
 
-def _move(model: RegisteredModel, event: Event) -> ChampionChange:
-    assert event.target is not None
+def _move(model: RegisteredModel, target: str, event: Event) -> None:
     record(model, event)
-    model.set_alias(CHAMPION, event.target)
+    model.set_alias(CHAMPION, target)
     reconcile(model)
-    return ChampionChange(event.origin, event.target, event)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -27,9 +24,10 @@ from diptych.registry.address import tracking_uri
 from diptych.registry.connection import connect, global_tracking_uri
 from diptych.registry.data_profile import log_profile
 from diptych.registry.errors import UnreachableError, mlflow_errors_explained
+from diptych.registry.figures import flat_metrics, flat_params, metrics_now, send_metrics, send_params
+from diptych.registry.packaging import log_package
 from diptych.registry.registered_model import CHALLENGER
-from diptych.registry.tracking import flatten, metric_name
-from diptych.registry.unsent import send_metrics, send_params, send_unsent
+from diptych.registry.unsent import send_unsent
 
 _ADVICE = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
 
@@ -91,18 +89,18 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
     metrics = _read_metrics(workspace)
     if "weights_sha256" not in tags:
         raise DiptychError(f"{workspace.model} holds no trained model yet: run `diptych run`.")
-    with mlflow_errors_explained(tracking_uri(workspace, params), _ADVICE):
+    uri = tracking_uri(workspace, params)
+    with mlflow_errors_explained(uri, _ADVICE):
         client, experiment = connect(workspace, params)
-        send_unsent(workspace, tracking_uri(workspace, params), client, experiment)
+        send_unsent(workspace, uri, client, experiment)
         name = params.register_.model_name
-        known = find_version(client, name, tags["model_sha256"])
-        with global_tracking_uri(tracking_uri(workspace, params)):
+        known = _find_version(client, name, tags["model_sha256"])
+        with global_tracking_uri(uri):
             version = known or _create(client, experiment, workspace, params, metrics, run_tags or {})
         version = client.get_model_version(name, version.version)
         if CHALLENGER not in version.aliases:
             client.set_registered_model_alias(name, CHALLENGER, version.version)
             version = client.get_model_version(name, version.version)
-    uri = f"models:/{name}/{version.version}"
     return RegisteredVersion(
         name=name,
         version=str(version.version),
@@ -110,27 +108,16 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
         created=known is None,
         run_id=str(version.run_id),
         experiment_id=experiment,
-        uri=uri,
+        uri=f"models:/{name}/{version.version}",
         metrics=metrics,
         tags=dict(version.tags),
     )
 
 
-def find_version(client: MlflowClient, name: str, model_sha256: str) -> ModelVersion | None:
+def _find_version(client: MlflowClient, name: str, model_sha256: str) -> ModelVersion | None:
     """Return the newest version with this model: the same weights, used in the same way; None where there is none."""
     versions = client.search_model_versions(f"name = '{name}' and tags.model_sha256 = '{model_sha256}'")
     return max(versions, key=lambda version: int(version.version), default=None)
-
-
-def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of nested metrics by names such as `reranked/i2t/recall_at_1`."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= flat_metrics(value, f"{prefix}{metric_name(key)}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[prefix + metric_name(key)] = float(value)
-    return flat
 
 
 def _create(
@@ -146,7 +133,7 @@ def _create(
     run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
     _complete_run(client, run_id, workspace, metrics, {**tags, **run_tags})
     log_profile(client, run_id, workspace, params)
-    source, model_id = _log_package(run_id, workspace)
+    source, model_id = log_package(run_id, workspace.model)
     name = params.register_.model_name
     try:
         client.create_registered_model(
@@ -168,7 +155,7 @@ def _find_run(client: MlflowClient, experiment: str, weights: str) -> str | None
 def _make_run(client: MlflowClient, experiment: str, workspace: Workspace, params: Params) -> str:
     """Make a run from the files: the training's own is in another store, or MLflow did not answer then."""
     run_id = str(client.create_run(experiment, run_name="train").info.run_id)
-    send_params(client, run_id, flatten(params.model_dump(by_alias=True)))
+    send_params(client, run_id, flat_params(params.model_dump(by_alias=True)))
     send_metrics(client, run_id, _training_figures(workspace))
     client.set_terminated(run_id)
     return run_id
@@ -178,37 +165,13 @@ def _complete_run(
     client: MlflowClient, run_id: str, workspace: Workspace, metrics: dict[str, float], tags: dict[str, str]
 ) -> None:
     """Add what is known only after the evaluation: its figures, the reports, and the final dvc.lock."""
-    now = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+    send_metrics(client, run_id, metrics_now(metrics, 0))
     client.log_artifacts(run_id, str(workspace.reports), "reports")
     client.log_artifact(run_id, str(workspace.params))
     if (workspace.root / "dvc.lock").exists():
         client.log_artifact(run_id, str(workspace.root / "dvc.lock"))
     for name, value in sorted(tags.items()):
         client.set_tag(run_id, name, value)
-
-
-def _log_package(run_id: str, workspace: Workspace) -> tuple[str, str]:
-    """Log the package and return its address and id."""
-    import mlflow
-
-    from diptych.registry.packaging import ENTRY, copy_library, requirements
-    from diptych.registry.signature import input_example, signature
-
-    with tempfile.TemporaryDirectory() as folder:
-        code = copy_library(Path(folder))
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(ENTRY),
-                # MLflow would decode a path as an address, and 50%25 is a name like any other.
-                artifacts={"model": workspace.model.resolve().as_uri()},
-                code_paths=[str(code)],
-                signature=signature(),
-                input_example=input_example(),
-                pip_requirements=requirements(workspace.model),
-            )
-    return str(logged.model_uri), str(logged.model_id)
 
 
 def _read_metrics(workspace: Workspace) -> dict[str, float]:
@@ -229,12 +192,10 @@ def _training_figures(workspace: Workspace) -> list[Metric]:
     path = workspace.reports / "training.csv"
     if not path.exists():
         return []
-    now = int(time.time() * 1000)
     with path.open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    return [
-        Metric(metric_name(name), value, now, int(row["epoch"]))
-        for row in rows
-        for name, value in row.items()
-        if name != "epoch"
-    ]
+    metrics = []
+    for row in rows:
+        epoch = int(row.pop("epoch"))
+        metrics += metrics_now(row, epoch)
+    return metrics

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
@@ -114,7 +114,15 @@ class RegisteredModel:
             aliases = ", ".join(f"{alias} ({number})" for alias, number in self.aliases().items()) or "none"
             raise DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.")
         with self.errors_explained():
-            return self._read(self.client.get_model_version(self.name, number))
+            version = self.client.get_model_version(self.name, number)
+            return Version(
+                name=self.name,
+                version=str(version.version),
+                aliases=sorted(version.aliases),
+                tags=dict(version.tags),
+                metrics=self._metrics(version.run_id or ""),
+                run_id=str(version.run_id or ""),
+            )
 
     def champion(self) -> Version | None:
         """Return the version in use, if there is one."""
@@ -148,7 +156,7 @@ class RegisteredModel:
 
         try:
             with global_tracking_uri(self.uri):
-                path = Path(download_artifacts(f"models:/{self._address(version)}", dst_path=str(folder)))
+                path = Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
         except Exception as error:  # of the network, the disk or the store
             # The command line explains a full disk.
             if "No space left on device" in str(error):
@@ -159,6 +167,12 @@ class RegisteredModel:
         self._check(version, model_folder(path))
         return path
 
+    @contextmanager
+    def fetched(self, version: Version) -> Iterator[Path]:
+        """Give the model's folder of the package, as `download` returns it; it is removed at the end."""
+        with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
+            yield model_folder(self.download(version, Path(folder)))
+
     def missing_folder(self, number: str) -> Path | None:
         """Return where a version's package should lie in the file system and does not; None where it lies there."""
         with self.errors_explained():
@@ -166,28 +180,19 @@ class RegisteredModel:
         path = local_path(address)
         return path if path is not None and not path.exists() else None
 
-    def copy(self, version: Version, name: str) -> RegisteredModel:
-        """Copy `version` to the registered model `name`, once; tag the copy with its origin, and return that model."""
-        other = RegisteredModel(self.client, name, self.uri)
-        number = other.origin_of(version)
+    def copy_of(self, version: Version) -> Version:
+        """Return the copy of `version` in this registered model, made once; `version` itself if it is of this model."""
+        if version.name == self.name:
+            return version
+        address = f"models:/{version.name}/{version.version}"
         with self.errors_explained():
+            # MLflow records the source itself. The tag comes later, and a kill may leave the copy without it.
+            copies = self.client.search_model_versions(f"name = '{self.name}' and source_path = '{address}'")
+            number = max((int(copy.version) for copy in copies), default=None)
             if number is None:
-                number = self.client.copy_model_version(f"models:/{self._address(version)}", name).version
-            self.client.set_model_version_tag(name, str(number), "copied_from", self._address(version))
-        return other
-
-    def origin_of(self, version: Version) -> str | None:
-        """Return the number of this model's version that is a copy of `version`; None where there is none."""
-        with mlflow_errors_explained(self.uri):
-            # MLflow records the source itself. Our tag comes later, and a kill may leave the copy without it.
-            copies = self.client.search_model_versions(
-                f"name = '{self.name}' and source_path = 'models:/{self._address(version)}'"
-            )
-        return max((str(copy.version) for copy in copies), key=int, default=None)
-
-    @staticmethod
-    def _address(version: Version) -> str:
-        return f"{version.name}/{version.version}"
+                number = self.client.copy_model_version(address, self.name).version
+            self.client.set_model_version_tag(self.name, str(number), "copied_from", address.removeprefix("models:/"))
+        return self.find(str(number))
 
     def _check(self, version: Version, model: Path) -> None:
         digests = model_digests(model)
@@ -201,16 +206,6 @@ class RegisteredModel:
                     f"version's tag says {expected[:12]}. Do not use it: bring back the artifact store's copy, or "
                     "train again."
                 )
-
-    def _read(self, version: ModelVersion) -> Version:
-        return Version(
-            name=self.name,
-            version=str(version.version),
-            aliases=sorted(version.aliases),
-            tags=dict(version.tags),
-            metrics=self._metrics(version.run_id or ""),
-            run_id=str(version.run_id or ""),
-        )
 
     def _metrics(self, run_id: str) -> dict[str, float]:
         """Return the metrics of the run; none where the run is gone."""

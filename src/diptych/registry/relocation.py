@@ -12,8 +12,7 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,7 +22,7 @@ from diptych.files import atomic_path
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
 from diptych.registry.answering import ANSWER_TIMEOUT
-from diptych.registry.errors import damaged, unanswered
+from diptych.registry.errors import store_errors_explained
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -51,19 +50,14 @@ def follow_project(workspace: Workspace, store: Path) -> None:
         DiptychError: the store is damaged.
     """
     artifacts = workspace.local.resolve() / "mlartifacts"
-    try:
-        with closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
-            if _former(database, artifacts) or _defaults(database, workspace):
-                _follow_alone(database, workspace, artifacts)
-    except sqlite3.OperationalError as error:
-        raise unanswered(str(store), error) from error
-    except sqlite3.DatabaseError as error:
-        raise damaged(str(store), error) from error
-
-
-def _follow_alone(database: sqlite3.Connection, workspace: Workspace, artifacts: Path) -> None:
-    with _alone(workspace) as alone:
-        if alone:
+    with store_errors_explained(store), closing(sqlite3.connect(store, timeout=ANSWER_TIMEOUT)) as database:
+        if not (_former(database, artifacts) or _defaults(database, workspace)):
+            return
+        # A process of the run that holds the project has the lock already.
+        lock: AbstractContextManager[object] = (
+            nullcontext() if HOLDER in os.environ else FileLock(workspace.local / "lock", timeout=0)
+        )
+        with suppress(Timeout), lock:
             _follow(database, workspace, artifacts)
 
 
@@ -146,16 +140,3 @@ def local_path(address: str | None) -> Path | None:
     if address is None or not address.startswith((_SCHEME, "/")):
         return None
     return Path(unquote(address.removeprefix(_SCHEME)) if address.startswith(_SCHEME) else address)
-
-
-@contextmanager
-def _alone(workspace: Workspace) -> Iterator[bool]:
-    """Hold the project during the block, and give whether that succeeded: another process may hold it."""
-    if HOLDER in os.environ:
-        yield True
-        return
-    try:
-        with FileLock(workspace.local / "lock", timeout=0):
-            yield True
-    except Timeout:
-        yield False

@@ -24,7 +24,7 @@ from diptych.project.packages import LOCK, other_than_locked
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
-from diptych.registry.origin import Origin, origin_of, require_commit
+from diptych.registry.origin import Origin, origin_of
 from diptych.registry.registered_model import RegisteredModel, Version, model_folder
 from diptych.registry.verdict import (
     NOTHING,
@@ -91,8 +91,7 @@ def reproduce(
     name, _, number = which.rpartition("/")
     model = RegisteredModel.of(workspace, params, name or None)
     version = model.find(number)
-    origin = origin_of(version)
-    require_commit(workspace, version, origin.git_sha)
+    origin = origin_of(version, workspace)
     with checked_out(workspace, origin.git_sha, f"{version.name}-{version.version}", keep=keep) as project:
         findings = _compare_sources(project, origin, on_line)
         if all(finding.identical for finding in findings):

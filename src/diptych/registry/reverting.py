@@ -67,10 +67,8 @@ def find_commit(workspace: Workspace, params: Params, which: str) -> tuple[Versi
     Raises:
         DiptychError: there is no such version, or its commit is not in this repository.
     """
-    from diptych.registry.origin import origin_of, require_commit
+    from diptych.registry.origin import origin_of
     from diptych.registry.registered_model import RegisteredModel
 
     version = RegisteredModel.of(workspace, params).find(which)
-    origin = origin_of(version)
-    require_commit(workspace, version, origin.git_sha)
-    return version, origin.git_sha
+    return version, origin_of(version, workspace).git_sha

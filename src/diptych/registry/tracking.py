@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 
 from diptych.config import Params
 from diptych.files import write_json
@@ -21,29 +20,14 @@ from diptych.registry.address import location_key, tracking_uri
 from diptych.registry.answering import require_answer
 from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError, reason
-from diptych.registry.unsent import Figures, is_active, store_unsent
+from diptych.registry.figures import Figures, flat_params, metrics_now
+from diptych.registry.unsent import is_active, store_unsent
 
 FLUSH_EVERY = 5.0
 """Seconds between two calls that send figures: a call costs more than its content."""
 RETRY_AFTER = 60.0
 """Seconds between two attempts to reach an MLflow that does not answer."""
 log = logging.getLogger(__name__)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested parameters as texts by `section.key`."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def metric_name(name: str) -> str:
-    """Return the name of a metric in MLflow, which refuses the @ of recall@1."""
-    return name.replace("@", "_at_")
 
 
 class TrackedRun:
@@ -87,13 +71,12 @@ class TrackedRun:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log nested values by `section.key`."""
-        self._figures.params |= flatten(values)
+        self._figures.params |= flat_params(values)
         self._flush_when_due()
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log `values` by name; NaN and infinity stay as they are."""
-        now = int(time.time() * 1000)
-        self._figures.metrics += [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
+        self._figures.metrics += metrics_now(values, step)
         self._flush_when_due()
 
     def finish(self, tags: Mapping[str, str]) -> None:

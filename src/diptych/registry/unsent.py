@@ -5,76 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from diptych.files import write_json
 from diptych.project.workspace import Workspace
 from diptych.registry.address import location_key
 from diptych.registry.errors import reason
-
-_METRICS_A_CALL, _PARAMS_A_CALL = 500, 100
-_LONGEST_PARAM = 6000
+from diptych.registry.figures import Figures
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Figures:
-    """Unsent parameters and metrics of a training, and at its end tags and a status."""
-
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: list[Metric] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    status: str = ""
-    """FINISHED, FAILED or KILLED; empty while the training goes on."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Return the figures that `to_json` has written.
-
-        Raises:
-            ValueError, TypeError, KeyError: `content` is something else.
-        """
-        metrics = [Metric(key, float(value), when, step) for key, value, when, step in content["metrics"]]
-        return cls(content["params"], metrics, content["tags"], content["status"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; numbers become texts, since JSON has no NaN."""
-        return {
-            **vars(self),
-            "metrics": [[item.key, repr(item.value), item.timestamp, item.step] for item in self.metrics],
-        }
-
-    def send(self, client: MlflowClient, run_id: str) -> None:
-        """Send everything to the run; what has arrived is removed here."""
-        send_params(client, run_id, self.params)
-        self.params = {}
-        send_metrics(client, run_id, self.metrics)
-        for name, value in self.tags.items():
-            client.set_tag(run_id, name, value)
-        if self.status:
-            client.set_terminated(run_id, self.status)
-
-
-def send_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-    """Send parameters, cut to the length and in calls of the size that MLflow takes."""
-    params = [Param(key, text[:_LONGEST_PARAM]) for key, text in values.items()]
-    for start in range(0, len(params), _PARAMS_A_CALL):
-        client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
-
-
-def send_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
-    """Send metrics in calls of a size that MLflow takes; what is sent is removed from `metrics`."""
-    while metrics:
-        client.log_batch(run_id, metrics=metrics[:_METRICS_A_CALL])
-        del metrics[:_METRICS_A_CALL]
 
 
 def store_unsent(workspace: Workspace, uri: str, run_id: str, figures: Figures) -> None:

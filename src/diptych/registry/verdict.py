@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from diptych.errors import some
 from diptych.files import file_sha256
+from diptych.registry.figures import flat_metrics
 
 _SHOWN = 3
 """Number of differences in the text for people; the JSON has them all."""
@@ -61,8 +62,6 @@ def compare_weights(recorded: str, made: Path, registered: Path | None) -> Findi
 
 def compare_metrics(recorded: Mapping[str, float], path: Path) -> Finding:
     """Return the finding on the metrics in reports/metrics.json, by those of the version's run."""
-    from diptych.registry.register import flat_metrics
-
     if not path.is_file():
         return Finding("metrics", False, f"{len(recorded)} figures", NOTHING)
     found = flat_metrics(json.loads(path.read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diptych.config import Objectives
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_hard_negatives, itm_loss, nt_xent_loss
 from diptych.model.projection import ProjectionHead
 from diptych.training.batches import Batch
 from diptych.training.draws import Purpose, generator
@@ -96,7 +96,7 @@ class TrainingStep(nn.Module):
         itm = alignment = simclr_image = simclr_text = contrastive.new_zeros(())
         total = weights.contrastive * contrastive
         if self.fusion_learns:
-            pairs = draw_pairs(self.model, images, texts, owner, self._uniforms(batch), shares)
+            pairs = draw_hard_negatives(self.model, images, texts, owner, self._uniforms(batch), shares)
             itm = itm_loss(self.model, pairs, weights.itm_share)
             alignment = alignment_loss(self.model, pairs)
             total = total + weights.itm * (itm + alignment)

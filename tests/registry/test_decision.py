@@ -1,0 +1,86 @@
+"""A decision of the gate: its outcome, its reason in a sentence, and what is stored and shown of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diptych.registry.decision import Check, Decision
+from diptych.retrieval.comparison import Comparison
+from diptych.retrieval.uncertainty import Gain
+
+GOOD, SLOW, LOST = Check("it loads", True, "20 ms"), Check("it is fast", False, "9 s"), Check("no loss", False, "−3.0")
+FIELDS = [
+    *("decision", "name", "version", "champion", "summary", "data_md5", "evaluator_sha256"),
+    *("checks", "metrics", "comparison"),
+]
+
+
+def decision(*checks: Check, champion: str | None = None, rsum: float | None = 130.06, gain: Gain | None = None):
+    metrics = {} if rsum is None else {"reranked": {"rsum": rsum}}
+    comparison = None if gain is None else Comparison({}, {}, gain, [])
+    return Decision("diptych", "2", champion, "d" * 32, "e" * 64, list(checks), metrics, comparison)
+
+
+@pytest.mark.parametrize(
+    ("checks", "accepted"), [((GOOD,), True), ((GOOD, GOOD), True), ((GOOD, SLOW), False), ((SLOW, GOOD), False)]
+)
+def test_a_version_is_accepted_if_it_passes_every_check(checks, accepted):
+    assert decision(*checks).accepted is accepted
+    assert decision(*checks).to_json()["decision"] == ("accepted" if accepted else "rejected")
+
+
+def test_the_summary_of_a_first_version_is_its_rsum():
+    assert decision(GOOD).summary == "RSUM 130.1, and there is no champion to compare with"
+
+
+def test_the_summary_of_a_comparison_is_the_gain_with_its_interval():
+    made = decision(GOOD, champion="1", gain=Gain(4.25, -0.31, 8.8, 0.9))
+
+    assert made.summary == "RSUM +4.2 (-0.3 to +8.8) against version 1"
+
+
+def test_the_summary_of_a_rejection_is_all_failed_checks_and_nothing_else():
+    made = decision(GOOD, SLOW, LOST, champion="1", gain=Gain(4.25, -0.31, 8.8, 0.9))
+
+    assert made.summary == "the gate refuses it: it is fast: 9 s; no loss: −3.0"
+
+
+def test_history_stores_rounded_figures_of_the_version_and_of_the_gain():
+    gain = Gain(1.23456, -0.00004, 2.0, 0.9)
+
+    assert decision(GOOD, champion="1", gain=gain).figures() == {
+        "rsum": 130.06,
+        "gain": 1.2346,
+        "gain_low": -0.0,
+        "gain_high": 2.0,
+    }
+    assert decision(GOOD).figures() == {"rsum": 130.06}
+    assert decision(SLOW, rsum=None).figures() == {}
+
+
+def test_a_decision_is_stored_as_json():
+    first = json.loads(json.dumps(decision(GOOD, SLOW).to_json()))
+    second = decision(GOOD, champion="1", gain=Gain(1.0, 0.0, 2.0, 0.9)).to_json()
+
+    assert list(first) == FIELDS
+    assert first["checks"][1] == {"name": "it is fast", "passed": False, "found": "9 s"}
+    assert (first["champion"], first["comparison"]) == (None, None)
+    assert second["comparison"]["rsum"]["high"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("champion", "against"), [("1", "against version 1"), (None, "with no champion to compare with")]
+)
+def test_a_decision_is_shown_as_a_table_of_its_checks(champion, against):
+    assert decision(GOOD, SLOW, champion=champion).render().splitlines() == [
+        "# diptych version 2: rejected",
+        "",
+        f"Measured on dataset version dddddddddddd, {against}.",
+        "",
+        "| check | passed | found |",
+        "|---|---|---|",
+        "| it loads | yes | 20 ms |",
+        "| it is fast | NO | 9 s |",
+    ]
