@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for room in ("src", "flows") for path in sorted((ROOT / room).rglob("*.py"))]
+FILES = [path for folder in ("src", "flows") for path in sorted((ROOT / folder).rglob("*.py"))]
 LINES, DEPTH, PARAMETERS = 45, 3, 8
 TESTED_FROM = 60
 """Number of lines from which a module has its test module."""

@@ -44,6 +44,7 @@ _OLD_KEYS = {
     },
     "train.objectives.matching": "renamed, write train.objectives.itm",
     "train.objectives.matching_share": "renamed, write train.objectives.itm_share",
+    "train.objectives.simclr_temperature": "always 0.1 since diptych 0.2, remove this line",
     "validate.near_duplicate_distance": "always 4 since diptych 0.2, remove this line",
 }
 """Keys of diptych 0.1 that 0.2 does not know, with what to do."""
@@ -227,8 +228,6 @@ class Objectives(Section):
     """NT-Xent between an image and a random view of it, made by `train.views`."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between a caption and itself under another dropout."""
-    simclr_temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Temperature of both NT-Xent losses; it is not learned."""
 
 
 class Augmentation(Section):

@@ -61,7 +61,7 @@ class ImagesFolder:
             path = self.path / name
             is_plain = not name.startswith("/") and ".." not in name.split("/")
             if is_plain and _is_file(path):
-                return self._checked(path, where)
+                return self._within(path, where)
         for name in candidates:
             matches = self._matches(name)
             if len(matches) > 1:
@@ -71,7 +71,7 @@ class ImagesFolder:
                 )
             if matches:
                 self.respelled[candidates[0]] = matches[0]
-                return self._checked(matches[0], where)
+                return self._within(matches[0], where)
         if all(self._relative(reading) is None for reading in _readings(candidates[0])):
             raise DiptychError(
                 f"{where}: file name {candidates[0]!r} leads out of the images folder {self.path}."
@@ -138,7 +138,7 @@ class ImagesFolder:
             return real.relative_to(self._roots[0]).as_posix()
         return None
 
-    def _checked(self, path: Path, where: str) -> Path:
+    def _within(self, path: Path, where: str) -> Path:
         """Return `path`, unless it is a link that leads out."""
         real = self._real(path)
         if not any(real.is_relative_to(root) for root in self._roots):

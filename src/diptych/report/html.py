@@ -26,23 +26,16 @@ from diptych.report.figures import (
 )
 from diptych.report.gallery import CaptionedImages, make_gallery, picture
 from diptych.report.highlights import Highlight
+from diptych.report.table import FIGURE_LABELS
 from diptych.retrieval.evaluation import Evaluation, recall_curves
 from diptych.retrieval.failures import SHOWN, Failures
 from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
-from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
+from diptych.retrieval.metrics import Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import FEWEST, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
-
-LABELS = dict(
-    zip(
-        FIGURES,
-        ("Recall@1", "Recall@5", "Recall@10", "R-precision", "mAP@R", "Median rank", "Mean rank", "Tied"),
-        strict=True,
-    )
-)
 
 
 class Figure(NamedTuple):
@@ -178,7 +171,7 @@ def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty
         return Row(label, [*figures, _figure(chance, None, *path)])
 
     rows = {
-        direction_label: [row(label, direction, figure) for figure, label in LABELS.items()]
+        direction_label: [row(label, direction, figure) for figure, (_, label) in FIGURE_LABELS.items()]
         for direction, direction_label in DIRECTION_LABELS.items()
     }
     return {**rows, "": [row("RSUM")]}

@@ -14,6 +14,9 @@ from diptych.model.projection import ProjectionHead
 from diptych.training.batches import Batch
 from diptych.training.draws import Purpose, generator
 
+NT_XENT_TEMPERATURE = 0.1
+"""Temperature of both NT-Xent losses; it is not learned."""
+
 
 class Losses(NamedTuple):
     """Scalar losses under the names of the report; `total` is the weighted sum of the others."""
@@ -99,11 +102,11 @@ class TrainingStep(nn.Module):
             total = total + weights.itm * (itm + alignment)
         if self.image_view_head and image_view is not None:
             views = self.image_view_head(images.pooled), self.image_view_head(image_view)
-            simclr_image = nt_xent_loss(*views, weights.simclr_temperature, counts=shares.images)
+            simclr_image = nt_xent_loss(*views, NT_XENT_TEMPERATURE, counts=shares.images)
             total = total + weights.simclr_image * simclr_image
         if self.text_view_head and text_view is not None:
             views = self.text_view_head(texts.pooled), self.text_view_head(text_view)
-            simclr_text = nt_xent_loss(*views, weights.simclr_temperature, owner, shares.captions)
+            simclr_text = nt_xent_loss(*views, NT_XENT_TEMPERATURE, owner, shares.captions)
             total = total + weights.simclr_text * simclr_text
         return Losses(total, contrastive, itm, alignment, simclr_image, simclr_text)
 
