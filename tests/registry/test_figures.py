@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 from diptych.registry.figures import (
     Figures,
@@ -18,7 +19,7 @@ class _Client:
     """An MLflow that stores the calls."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[list, list]] = []
+        self.calls: list[tuple[list[Any], list[Any]]] = []
 
     def log_batch(self, run_id, metrics=(), params=()):
         self.calls.append((list(metrics), list(params)))
@@ -64,7 +65,8 @@ def test_metrics_of_one_call_share_step_and_time():
 
 
 def test_many_metrics_are_sent_in_calls_of_500_and_forgotten():
-    client, metrics = _Client(), metrics_now({f"m{number}": number for number in range(1001)}, 0)
+    client: Any = _Client()
+    metrics = metrics_now({f"m{number}": number for number in range(1001)}, 0)
 
     send_metrics(client, "run", metrics)
 
@@ -73,7 +75,7 @@ def test_many_metrics_are_sent_in_calls_of_500_and_forgotten():
 
 
 def test_many_parameters_are_sent_in_calls_of_100_and_long_ones_cut():
-    client = _Client()
+    client: Any = _Client()
 
     send_params(client, "run", {f"p{number}": "x" * 7000 for number in range(101)})
 

@@ -188,11 +188,10 @@ class RegisteredModel:
         with self.errors_explained():
             # MLflow records the source itself. The tag comes later, and a kill may leave the copy without it.
             copies = self.client.search_model_versions(f"name = '{self.name}' and source_path = '{address}'")
-            number = max((int(copy.version) for copy in copies), default=None)
-            if number is None:
-                number = self.client.copy_model_version(address, self.name).version
-            self.client.set_model_version_tag(self.name, str(number), "copied_from", address.removeprefix("models:/"))
-        return self.find(str(number))
+            numbers = [int(copy.version) for copy in copies]
+            number = str(max(numbers) if numbers else self.client.copy_model_version(address, self.name).version)
+            self.client.set_model_version_tag(self.name, number, "copied_from", address.removeprefix("models:/"))
+        return self.find(number)
 
     def _check(self, version: Version, model: Path) -> None:
         digests = model_digests(model)
