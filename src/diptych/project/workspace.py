@@ -104,7 +104,7 @@ class Workspace:
             note.write_text(json.dumps(holder), encoding="utf-8")
             yield
         finally:
-            # Where .diptych was deleted, the next run holds the workspace by now, and the note is its own.
+            # If .diptych was deleted, the next run holds the workspace by now, and the note is its own.
             if _read_holder(note) in ({}, holder):
                 note.unlink(missing_ok=True)
             lock.release()
