@@ -73,6 +73,8 @@ class Workspace:
 
     Where no server keeps them, MLflow's registry and Prefect's runs are here too.
     """
+    features = _Within(".diptych/cache/features")
+    """Features of frozen towers, of all runs."""
     journal = _Within(".diptych/taking.json")
     """Former state of `data/` while it is being changed."""
 

@@ -80,8 +80,8 @@ def _build_towers(workspace: Workspace, params: Params, prepared: Prepared, devi
     model = build_model(params.model, size, vocabulary, train.temperature).to(device)
     cache = None
     if train.keep_features != "never":
-        folder = workspace.local / "cache" / "features"
-        cache = FeatureCache(folder, limit_gib=train.features_gib, device=device, precision=precision)
+        limit = train.features_gib
+        cache = FeatureCache(workspace.features, limit_gib=limit, device=device, precision=precision)
     return FrozenTowers(
         model,
         image_cache=cache if train.image_tower.is_frozen_at_first else None,

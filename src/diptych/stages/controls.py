@@ -90,8 +90,8 @@ class _Controls:
         if not params.train.fusion_epochs:
             return TrainingInputs(train, val, params.train, params.seed, None)
         precision = choose_precision(params.train.precision, device)
-        folder, limit = workspace.local / "cache" / "features", params.train.features_gib
-        cache = FeatureCache(folder, limit_gib=limit, device=device, precision=precision)
+        limit = params.train.features_gib
+        cache = FeatureCache(workspace.features, limit_gib=limit, device=device, precision=precision)
         inputs = TrainingInputs(train, val, params.train, params.seed, cache)
         inputs.enter(model, params.train.all_epochs - 1)
         return inputs

@@ -49,14 +49,14 @@ def run(workspace: Workspace, params: Params) -> None:
     with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:
         if tracked:
             tracked.log_params(params.model_dump(by_alias=True))
-        cache, limit = workspace.local / "cache" / "features", params.train.features_gib
+        limit = params.train.features_gib
         setup = Setup(
             seed=params.seed,
             evaluation_batch=params.evaluate.batch_size,
             checkpoints=checkpoints,
             report=tracked.log_metrics if tracked else lambda *_: None,
             device=device,
-            features=FeatureCache(cache, limit_gib=limit, device=device, precision=precision),
+            features=FeatureCache(workspace.features, limit_gib=limit, device=device, precision=precision),
         )
         trainer = Trainer(model, prepared.split("train"), prepared.split("val"), params.train, setup)
         position = trainer.run()
