@@ -195,8 +195,8 @@ class Bench:
 
     def trainer(self, changes: dict[str, Any], report: Report = lambda *_: None) -> BareTrainer:
         """Return a trainer of a new model."""
-        # accelerate refuses a second precision in the same process.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        # accelerate refuses a second precision in the same process, and has no public name to forget the first.
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
         return BareTrainer(
             self.model(),
             self.prepared.split("train"),
@@ -285,7 +285,7 @@ class Bench:
         trainer = self.trainer({})
         trainer.checkpoints = Checkpoints(self.folder / "checkpoint", {})
         with timed(self.device) as elapsed:
-            trainer._save()
+            trainer._save()  # noqa: SLF001 a checkpoint by itself
         return elapsed[0], sum(path.stat().st_size for path in (self.folder / "checkpoint").rglob("*.pt")) / 1e9
 
 

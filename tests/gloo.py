@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from interrupting import stop
 from timm.layers.norm_act import BatchNormAct2d
 from tiny import make_model, open_prepared, train_settings, write_prepared
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import exchange_shares
 from diptych.model.normalization import synchronize_batch_norms
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_hard_negatives, itm_loss, nt_xent_loss
 from diptych.training import gradients
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
@@ -102,7 +102,7 @@ def itm_of(images: slice, captions: Tensor, owner: list[int], width: int) -> lis
     tokens = random(8, 6, 16, seed=1)[captions, :width].requires_grad_()
     mask = torch.arange(6) < torch.tensor([2, 3, 3, 1, 4, 5, 6, 2])[:, None]
     pooled_images, pooled_texts = (normalize(random(count, 16, seed=count), dim=1) for count in (5, 8))
-    pairs = draw_pairs(
+    pairs = draw_hard_negatives(
         model,
         ImageFeatures(grid, pooled_images[images]),
         TextFeatures(tokens, mask[captions, :width], pooled_texts[captions]),
@@ -212,7 +212,7 @@ def training(index: int, folder: Path) -> dict[str, Tensor]:
 def trained(folder: Path, name: str) -> dict[str, Tensor]:
     """The weights after a training that was interrupted in its second epoch and resumed, and its mean losses."""
     trainer = make_trainer(folder, name)
-    interrupt(trainer, at_step=8)
+    stop(trainer, after=7)
     try:
         trainer.run()
         raise AssertionError("it was not interrupted")
@@ -247,17 +247,3 @@ def make_trainer(folder: Path, name: str) -> Trainer:
 
 def write_data(folder: Path) -> None:
     write_prepared(folder / "p", train=39)
-
-
-def interrupt(trainer: Trainer, at_step: int) -> None:
-    """Steps are counted from 1 on, over the epochs."""
-    train_step, steps = trainer._train_step, 0
-
-    def stopping(batch: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == at_step:
-            raise KeyboardInterrupt
-        return train_step(batch)
-
-    trainer._train_step = stopping  # type: ignore[method-assign]

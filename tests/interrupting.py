@@ -1,22 +1,34 @@
-"""Trainings that end in the middle."""
+"""Trainings that end in the middle, and the next one in the same process."""
 
 from __future__ import annotations
 
-from typing import Any
+from accelerate.state import AcceleratorState
 
+from diptych.training.backward import Backward
 from diptych.training.batches import Batch
 from diptych.training.loop import Trainer
+from diptych.training.step import Losses
 
 
 def stop(made: Trainer, after: int) -> None:
-    """Has the training end after so many steps, as if a user had interrupted it."""
-    train_step, steps = made._train_step, 0
+    """Have the training end after a number of steps, counted over the epochs, as if a user had interrupted it."""
+    made.backward = StoppingBackward(made, after)
 
-    def stopping(batch: Batch) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > after:
+
+class StoppingBackward(Backward):
+    """The backward pass of a training that is interrupted at the beginning of a step."""
+
+    def __init__(self, made: Trainer, after: int) -> None:
+        super().__init__(made.step, made.accelerator, made.backward.chunk_size)
+        self.left = after
+
+    def __call__(self, batch: Batch) -> Losses:
+        if self.left == 0:
             raise KeyboardInterrupt
-        return train_step(batch)
+        self.left -= 1
+        return super().__call__(batch)
 
-    made._train_step = stopping  # type: ignore[method-assign]
+
+def forget_accelerator() -> None:
+    """Have the next training of this process choose precision and device anew, which accelerate remembers."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 accelerate's own tests do so; no public name

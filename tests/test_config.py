@@ -62,7 +62,15 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
             "train: {image_tower_factor: 0.1}",
             "train.image_tower_factor: renamed, write train.image_tower.lr_multiplier",
         ),
+        (
+            "validate: {near_duplicate_distance: 4}",
+            "validate.near_duplicate_distance: always 4 since diptych 0.2, remove this line",
+        ),
         ("train: {objectives: {matching: 1.0}}", "train.objectives.matching: renamed, write train.objectives.itm"),
+        (
+            "train: {objectives: {simclr_temperature: 0.5}}",
+            "train.objectives.simclr_temperature: always 0.1 since diptych 0.2, remove this line",
+        ),
         ("train: {epochs: many}", "train.epochs: input should be a valid integer (it is 'many')"),
         ("train: {epochs: '3'}", "train.epochs: input should be a valid integer (it is '3'); it is read as text"),
         ("train: {epochs: 0}", "train.epochs: input should be greater than or equal to 1 (it is 0)"),

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from interrupting import stop
+from interrupting import forget_accelerator, stop
 from tiny import make_model, model_settings, open_prepared, pixels, train_settings, write_prepared
 from tiny_model import write_tiny_model
 from torch import Tensor, nn
@@ -52,7 +51,7 @@ def expectable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def trained(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Dua
     """A model on the CPU whose embeddings lie apart, so that the last bits of a score change no rank."""
     made = trainer(prepared, tmp_path_factory.mktemp("trained"), device=CPU, epochs=4, learning_rate=3e-3)
     made.run()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     return made.model.eval()
 
 
@@ -156,7 +155,7 @@ def test_a_float32_training_follows_that_of_the_cpu(prepared: Prepared, tmp_path
             **EAGER,
         )
         losses.append(made.run().history[0]["loss"])
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
@@ -266,8 +265,8 @@ def test_embeddings_and_recalls_are_those_of_the_cpu(
     for name in ("image", "text", "grid", "tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
     ranks = [ranks_from_embeddings(made.image, made.text, made.image_of_caption) for made in (expected, found)]
-    for way in ("i2t", "t2i"):
-        assert metrics_from_ranks(*ranks[1])[way] == metrics_from_ranks(*ranks[0])[way]
+    for direction in ("i2t", "t2i"):
+        assert metrics_from_ranks(*ranks[1])[direction] == metrics_from_ranks(*ranks[0])[direction]
     on_device = ranks_from_embeddings(found.image.to(GPU), found.text.to(GPU), found.image_of_caption)
     for own, there in zip(ranks[1].ranks, on_device.ranks, strict=True):
         np.testing.assert_array_equal(own, there)

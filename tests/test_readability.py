@@ -1,14 +1,20 @@
-"""Functions stay short and flat enough to be read at once."""
+"""Functions stay short and flat enough to be read at once, and tests lie where a reader looks for them."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for room in ("src", "flows") for path in sorted((ROOT / room).rglob("*.py"))]
+FILES = [path for folder in ("src", "flows") for path in sorted((ROOT / folder).rglob("*.py"))]
 LINES, DEPTH, PARAMETERS = 45, 3, 8
+TESTED_FROM = 60
+"""Number of lines from which a module has its test module."""
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -55,3 +61,12 @@ def test_no_constructor_has_many_parameters() -> None:
     assert [
         name for name, function in functions() if function.name == "__init__" and parameters(function) > PARAMETERS
     ] == []
+
+
+def test_every_module_of_some_length_has_its_test_module() -> None:
+    package = ROOT / "src" / "diptych"
+    modules = [
+        path.relative_to(package) for path in FILES if path.is_relative_to(package) and lines(path) >= TESTED_FROM
+    ]
+    assert modules
+    assert [str(path) for path in modules if not (ROOT / "tests" / path.with_name(f"test_{path.name}")).exists()] == []

@@ -30,8 +30,8 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 def write_reports(folder: Path) -> None:
     """Metrics, what they are compared with, the history of the training, the report."""
-    way = {"recall@1": 10.0, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
-    towers = {"i2t": way, "t2i": way, "rsum": 120.0}
+    figures = {"recall@1": 10.0, "recall@5": 20.0, "recall@10": 30.0, "median_rank": 4.0}
+    towers = {"i2t": figures, "t2i": figures, "rsum": 120.0}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(
         json.dumps({"towers": towers, "qb_norm": {**towers, "rsum": 125.0}, "reranked": {**towers, "rsum": 130.0}})

@@ -32,9 +32,9 @@ Floor = Literal[
 ]
 
 
-_RENAMED = {
+_OLD_KEYS = {
     **{
-        f"train.{tower}_{old}": f"train.{tower}.{new}"
+        f"train.{tower}_{old}": f"renamed, write train.{tower}.{new}"
         for tower in ("image_tower", "text_tower")
         for old, new in {
             "factor": "lr_multiplier",
@@ -42,10 +42,12 @@ _RENAMED = {
             "top_layers": "top_layers",
         }.items()
     },
-    "train.objectives.matching": "train.objectives.itm",
-    "train.objectives.matching_share": "train.objectives.itm_share",
+    "train.objectives.matching": "renamed, write train.objectives.itm",
+    "train.objectives.matching_share": "renamed, write train.objectives.itm_share",
+    "train.objectives.simclr_temperature": "always 0.1 since diptych 0.2, remove this line",
+    "validate.near_duplicate_distance": "always 4 since diptych 0.2, remove this line",
 }
-"""Keys of diptych 0.1, and their names since 0.2."""
+"""Keys of diptych 0.1 that 0.2 does not know, with what to do."""
 
 _PASSWORD = re.compile(r"https?://[^/\s]*@|://[^/\s@]*:[^/\s]*@")
 
@@ -116,8 +118,6 @@ class Validate(Section):
     max_caption_characters: Positive = 1_000
     max_quarantined_share: Share = 0.02
     """Largest share of images, and of captions, that may be bad; more stop the pipeline."""
-    near_duplicate_distance: Annotated[int, Field(ge=0, le=63)] = 4
-    """Largest number of different bits between the 64-bit perceptual hashes of near-duplicates."""
 
 
 class Preprocess(Section):
@@ -228,8 +228,6 @@ class Objectives(Section):
     """NT-Xent between an image and a random view of it, made by `train.views`."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between a caption and itself under another dropout."""
-    simclr_temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Temperature of both NT-Xent losses; it is not learned."""
 
 
 class Augmentation(Section):
@@ -527,7 +525,7 @@ def _explain(problem: Any) -> str:
     """Return a pydantic error as one line for somebody who edits params.yaml."""
     key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
     if problem["type"] == "extra_forbidden":
-        return f"{key}: renamed, write {_RENAMED[key]}" if key in _RENAMED else f"{key}: unknown key"
+        return f"{key}: {_OLD_KEYS.get(key, 'unknown key')}"
     message = problem["msg"].removeprefix("Value error, ")
     hint = ""
     if problem["type"] in ("float_type", "int_type") and _is_number(problem["input"]):

@@ -4,11 +4,13 @@ import json
 from unittest.mock import ANY, Mock, call
 
 import pytest
+from command import diptych
 
-from diptych.cli.main import main
 from diptych.orchestration import deployment, schedules
 from diptych.orchestration.deployment import Deployed
 from diptych.orchestration.schedules import Schedule
+
+pytestmark = pytest.mark.usefixtures("inside")
 
 NIGHTLY = Schedule(["0 3 * * * (UTC)"], paused=False, next_runs=["2026-12-01T03:00:00+00:00"])
 DEPLOYED = Deployed(
@@ -17,18 +19,6 @@ DEPLOYED = Deployed(
     deployments={"retrain/retrain": "from prefect.yaml"},
     automations={"crash": "created"},
 )
-
-
-@pytest.fixture(autouse=True)
-def folder(project, monkeypatch):
-    """The project is the current folder."""
-    monkeypatch.chdir(project.root)
-
-
-def diptych(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return int(ended.value.code or 0)
 
 
 def test_without_options_prefect_yaml_decides(monkeypatch, capsys):

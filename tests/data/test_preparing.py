@@ -231,19 +231,6 @@ def test_a_full_disk_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) 
     assert not list(project.cache.iterdir())
 
 
-def test_short_writes_are_continued(tmp_path: Path) -> None:
-    class Slow:
-        content = b""
-
-        def write(self, content: memoryview) -> int:
-            self.content += bytes(content[:5])
-            return min(5, len(content))
-
-    slow, pixels = Slow(), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    preparing.write_all(slow, pixels)  # type: ignore[arg-type]
-    assert slow.content == pixels.tobytes()
-
-
 def test_stretching_and_cropping_differ_on_oblong_images(project: Project) -> None:
     _, stretched = project.prepare()
     _, cropped = project.prepare(settings=Preprocess(image_size=32, resize="crop"))

@@ -116,7 +116,7 @@ def make_bert(folder: Path) -> Path:
 
 def test_a_pretrained_tower_brings_its_own_tokenizer(tmp_path: Path) -> None:
     source = make_bert(tmp_path / "bert")
-    copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40, cache=tmp_path / "cache")
+    copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40)
     assert encode(tmp_path / "copy", ["A red circles"], 8)[0].tolist() == [3, 6, 7, 8, 9, 4]
     assert vocabulary_facts(tmp_path / "copy") == (10, 0)
 
@@ -124,7 +124,7 @@ def test_a_pretrained_tower_brings_its_own_tokenizer(tmp_path: Path) -> None:
 def test_the_copy_does_not_tell_where_it_came_from(tmp_path: Path) -> None:
     for name in ("here", "there"):
         tower = TextTower(pretrained=str(make_bert(tmp_path / name)))
-        copy_tokenizer(tower, tmp_path / f"copy-{name}", 40, cache=tmp_path / f"cache-{name}")
+        copy_tokenizer(tower, tmp_path / f"copy-{name}", 40)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "copy-here" / file).read_bytes() == (tmp_path / "copy-there" / file).read_bytes()
 
@@ -132,57 +132,28 @@ def test_the_copy_does_not_tell_where_it_came_from(tmp_path: Path) -> None:
 def test_the_copy_loads_without_the_towers_configuration(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    copy_tokenizer(
-        TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "copy", 40, cache=tmp_path / "cache"
-    )
+    copy_tokenizer(TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "copy", 40)
     assert AutoTokenizer.from_pretrained(tmp_path / "copy")("a red")["input_ids"] == [3, 6, 7, 4]
-
-
-def test_a_second_copy_comes_from_the_cache_until_the_tower_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tower, cache = TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "cache"
-    copy_tokenizer(tower, tmp_path / "first", 40, cache=cache)
-    with monkeypatch.context() as without_transformers:
-        without_transformers.setitem(sys.modules, "transformers", None)
-        copy_tokenizer(tower, tmp_path / "second", 40, cache=cache)
-    for file in (tmp_path / "first").iterdir():
-        assert (tmp_path / "second" / file.name).read_bytes() == file.read_bytes()
-    with (tmp_path / "bert" / "vocab.txt").open("a") as vocabulary:
-        vocabulary.write("blue\n")
-    copy_tokenizer(tower, tmp_path / "third", 40, cache=cache)
-    assert vocabulary_facts(tmp_path / "third") == (11, 0)
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_a_damaged_kept_copy_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tower, cache = TextTower(pretrained=str(make_bert(tmp_path / "bert"))), tmp_path / "cache"
-    copy_tokenizer(tower, tmp_path / "first", 40, cache=cache)
-    (kept,) = cache.iterdir()
-    (kept / "tokenizer.json").write_bytes((kept / "tokenizer.json").read_bytes()[:-9])
-    copy_tokenizer(tower, tmp_path / "second", 40, cache=cache)
-    assert vocabulary_facts(tmp_path / "second") == (10, 0)
-    assert f"{kept} is damaged" in caplog.text
 
 
 def test_a_tower_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(DiptychError, match="no tokenizer"):
-        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40, cache=tmp_path / "cache")
+        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40)
 
 
 def test_the_tokenizer_of_another_model_is_an_error(tmp_path: Path) -> None:
     (make_bert(tmp_path / "bert") / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
     with pytest.raises(DiptychError, match=r"bert: the tokenizer has 10 tokens, but the model .* has 9"):
-        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40, cache=tmp_path / "cache")
+        copy_tokenizer(TextTower(pretrained=str(tmp_path / "bert")), tmp_path / "copy", 40)
 
 
 def test_more_tokens_than_the_tower_has_places_for_are_an_error(tmp_path: Path) -> None:
     tower = TextTower(pretrained=str(make_bert(tmp_path / "bert")))
-    copy_tokenizer(tower, tmp_path / "copy", 512, cache=tmp_path / "cache")
+    copy_tokenizer(tower, tmp_path / "copy", 512)
     with pytest.raises(DiptychError, match=r"max_tokens is 513, but .* has only 512 positions"):
-        copy_tokenizer(tower, tmp_path / "other", 513, cache=tmp_path / "cache")
+        copy_tokenizer(tower, tmp_path / "other", 513)
 
 
 def test_a_tokenizer_without_padding_is_an_error(learned: Path) -> None:
@@ -201,17 +172,4 @@ def test_a_tower_without_a_tokenizer_or_with_a_fraction_of_one_is_an_error(tmp_p
     else:
         (source / "vocab.txt").unlink()
     with pytest.raises(DiptychError, match="10 tokens, but the model .* has 30522" if size else "holds no tokenizer"):
-        copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40, cache=tmp_path / "cache")
-
-
-def test_a_kept_copy_that_was_changed_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Though it can still be read."""
-    tower = TextTower(pretrained=str(make_bert(tmp_path / "bert")))
-    copy_tokenizer(tower, tmp_path / "copy", 40, cache=tmp_path / "cache")
-    [kept] = (tmp_path / "cache").iterdir()
-    (kept / "tokenizer_config.json").write_text("{}")
-    copy_tokenizer(tower, tmp_path / "again", 40, cache=tmp_path / "cache")
-    assert "is damaged and is written again" in caplog.text
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
-        path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()
-    }
+        copy_tokenizer(TextTower(pretrained=str(source)), tmp_path / "copy", 40)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
 import pytest
 from dropping import make_photo
-from PIL import Image
 from tiny_model import write_tiny_model
 
 from diptych.config import Params
@@ -17,7 +15,7 @@ from diptych.data.accepted import Accepted, read_accepted
 from diptych.data.captions import read_dataset
 from diptych.data.shards import list_members
 from diptych.drift import profile as profiles
-from diptych.drift.pairs import embed_pairs, picture_statistics
+from diptych.drift.pairs import embed_pairs
 from diptych.drift.profile import Profile, gone_images, make_profile, new_images
 from diptych.errors import DiptychError
 from diptych.model.package import weights_sha256
@@ -89,20 +87,6 @@ def test_images_held_out_of_train_are_left_out(workspace):
     kept = ~manifest["sha256"].map(params.data.splits.is_held_out).astype(bool) & (manifest["split"] == "train")
 
     assert 0 < make_profile(accepted(workspace), params).images == kept.sum() < 8
-
-
-def test_pictures_are_measured(tmp_path, make_dataset):
-    def plain(colour):
-        file = BytesIO()
-        Image.new("RGB", (40, 40), colour).save(file, "PNG")
-        return file.getvalue()
-
-    make_dataset([("train", plain(colour)) for colour in ("black", "white", (255, 0, 0))])
-    write_tables(Workspace(tmp_path))
-
-    measured = picture_statistics(tmp_path / "data", pd.read_parquet(tmp_path / "artifacts/manifest.parquet"), 1)
-
-    assert measured == pytest.approx(np.array([[0, 0, 0], [255, 0, 0], [76, 0, 255]]))
 
 
 def test_unknown_words_are_those_that_one_image_alone_has(workspace):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from diptych.errors import DiptychError
+from diptych.inbox.drops import ChangedError
+from diptych.inbox.folder import FolderInbox
 from diptych.inbox.ingesting import open_inbox
 from diptych.project.workspace import Workspace
 
@@ -206,3 +208,36 @@ def test_an_absolute_inbox_lies_where_it_says(tmp_path, inbox):
     drop(inbox, "one")
 
     assert len(open_inbox(Workspace(tmp_path / "project"), str(inbox)).drops()) == 1
+
+
+def test_a_folder_that_goes_away_cannot_be_read(inbox):
+    opened = FolderInbox(inbox)
+    inbox.rmdir()
+
+    with pytest.raises(DiptychError, match=r"inbox cannot be read: .*No such file"):
+        opened.drops()
+    assert opened.strays() == []
+
+
+def test_a_drop_is_opened_in_its_place(inbox):
+    folder = drop(inbox, "one")
+    (found,) = drops(inbox)
+
+    with FolderInbox(inbox).opened(found) as path:
+        assert path == folder
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("change", ["other content", "a link", "gone"])
+def test_a_drop_that_changed_since_it_was_listed_is_not_opened(inbox, tmp_path, change):
+    folder = drop(inbox, "one")
+    (found,) = drops(inbox)
+    if change == "other content":
+        (folder / "b.png").write_bytes(b"b")
+    else:
+        folder.rename(tmp_path / "elsewhere")
+        if change == "a link":
+            folder.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(ChangedError, match="drop one is being changed"), FolderInbox(inbox).opened(found):
+        pytest.fail("it was opened")

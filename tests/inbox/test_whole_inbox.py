@@ -11,6 +11,7 @@ from pipeline_clone import Clone
 
 TAKE = """
 import json
+from dataclasses import asdict
 from diptych.data.accepted import read_accepted
 from diptych.project.params import read_params
 from diptych.project.environment import enter
@@ -25,7 +26,7 @@ taken = ingest_drops(workspace, params, "inbox", lambda line: None)
 accepted = read_accepted(*paths)
 new = new_images(accepted, params, reference)
 drift = compare(reference, make_profile(accepted, params, new, workspace.model), params)
-print(json.dumps({"taken": [one.to_json() for one in taken], "new": new, "drift": drift.to_json()}))
+print(json.dumps({"taken": [asdict(one) for one in taken], "new": new, "drift": drift.to_json()}))
 """
 
 

@@ -40,10 +40,10 @@ def test_this_machine_can_say_whether_it_computes_in_bf16() -> None:
     assert choose_precision("auto", torch.device("cpu")) in ("no", "bf16")
 
 
-def test_threads_are_set_and_returned() -> None:
+def test_threads_are_set() -> None:
     before = torch.get_num_threads()
     try:
-        assert set_threads(1) == 1
+        set_threads(1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -10,7 +10,7 @@ from tiny import make_model
 from torch.nn.functional import normalize
 
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_hard_negatives, itm_loss, nt_xent_loss
 
 OWNER = torch.tensor([0, 0, 1, 2, 2, 2])
 
@@ -132,7 +132,7 @@ def features(images: int, captions: int) -> tuple[ImageFeatures, TextFeatures]:
 def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
     for seed in range(50):
         recorder = Recorder()
-        pairs = draw_pairs(recorder, *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
+        pairs = draw_hard_negatives(recorder, *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
         loss = itm_loss(recorder, pairs)  # type: ignore[arg-type]
         right = [OWNER[caption] == image for image, caption in recorder.pairs]
         assert right == [True] * 3 + [False] * 6
@@ -143,7 +143,7 @@ def test_matching_pairs_are_one_third_right_and_two_thirds_wrong() -> None:
 def test_matching_may_judge_the_pairs_of_a_share_of_the_images(share: float, judged: int) -> None:
     owner = torch.arange(16) // 2
     recorder = Recorder()
-    pairs = draw_pairs(recorder, *features(8, 16), owner, uniforms(8, 0))  # type: ignore[arg-type]
+    pairs = draw_hard_negatives(recorder, *features(8, 16), owner, uniforms(8, 0))  # type: ignore[arg-type]
     itm_loss(recorder, pairs)  # type: ignore[arg-type]
     every = recorder.pairs
     itm_loss(recorder, pairs, share)  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def test_likely_confusions_are_drawn_most() -> None:
     recorder, drawn = Recorder(20.0), 0
     for seed in range(40):
         chosen = images._replace(pooled=pooled), texts._replace(pooled=pooled)
-        pairs = draw_pairs(recorder, *chosen, torch.arange(3), uniforms(3, seed))  # type: ignore[arg-type]
+        pairs = draw_hard_negatives(recorder, *chosen, torch.arange(3), uniforms(3, seed))  # type: ignore[arg-type]
         itm_loss(recorder, pairs)  # type: ignore[arg-type]
         drawn += recorder.pairs[3] == (0, 1)
     assert drawn == 40
@@ -165,7 +165,7 @@ def test_likely_confusions_are_drawn_most() -> None:
 
 def test_matching_of_a_single_image_is_zero() -> None:
     model, (images, texts) = make_model(), features(1, 2)
-    pairs = draw_pairs(model, images, texts, torch.zeros(2, dtype=torch.long), uniforms(1, 0))
+    pairs = draw_hard_negatives(model, images, texts, torch.zeros(2, dtype=torch.long), uniforms(1, 0))
     assert itm_loss(model, pairs).item() == 0
 
 
@@ -182,7 +182,7 @@ def test_alignment_loss_equals_the_slow_formula() -> None:
     images, texts = features(3, 6)
     grid, tokens = vectors(3, 2), vectors(6, 3)
     images, texts = images._replace(grid=grid[:, None]), texts._replace(tokens=tokens[:, None])
-    pairs = draw_pairs(Recorder(), images, texts, OWNER, uniforms(3, 0))  # type: ignore[arg-type]
+    pairs = draw_hard_negatives(Recorder(), images, texts, OWNER, uniforms(3, 0))  # type: ignore[arg-type]
     captions = tokens[pairs.positive]
     total = 0.0
     for i in range(3):
@@ -195,11 +195,11 @@ def test_alignment_loss_equals_the_slow_formula() -> None:
 
 def test_without_alignment_its_loss_is_zero() -> None:
     model, (images, texts) = make_model(fusion={"attention": False}), features(3, 6)
-    pairs = draw_pairs(model, images, texts, OWNER, uniforms(3, 0))
+    pairs = draw_hard_negatives(model, images, texts, OWNER, uniforms(3, 0))
     assert alignment_loss(model, pairs).item() == 0
 
 
 def test_the_alignment_is_judged_by_one_caption_an_image() -> None:
     for seed in range(20):
-        pairs = draw_pairs(Recorder(), *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
+        pairs = draw_hard_negatives(Recorder(), *features(3, 6), OWNER, uniforms(3, seed))  # type: ignore[arg-type]
         assert OWNER[pairs.positive].tolist() == [0, 1, 2]

@@ -1,144 +1,157 @@
-"""Pretrained towers: from a local folder, with their own normalization, safetensors only."""
+"""Backbones of every kind as towers: their features, what of them learns, and the way to disk and back."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import SIZE, model_settings
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ResNetModel,
+from tiny import (
+    CONVNEXT,
+    DISTILBERT,
+    ELECTRA,
+    PREPROCESSING,
+    RERANKING,
+    ROBERTA,
+    TIMM,
+    VIT,
+    make_model,
+    make_querybank,
+    model_settings,
+    pixels,
+    write_prepared,
+)
+from torch import nn
+
+from diptych.errors import DiptychError
+from diptych.model.dual_encoder import DualEncoder
+from diptych.model.package import load_model, save_model
+
+IMAGE_TOWERS = pytest.mark.parametrize(
+    ("config", "grid_size"), [(CONVNEXT, 16), (VIT, 17), (TIMM, 1)], ids=["convnext", "vit", "timm"]
+)
+TEXT_TOWERS = pytest.mark.parametrize(
+    "config", [DISTILBERT, ROBERTA, ELECTRA], ids=["distilbert", "roberta", "electra"]
 )
 
-from diptych.config import ImageTower, TextTower
-from diptych.errors import DiptychError
-from diptych.model.backbones import image_backbone, restore_backbone, text_backbone
-from diptych.model.dual_encoder import build_model
+
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
 
 
-@pytest.fixture
-def resnet(tmp_path: Path) -> Path:
-    folder = tmp_path / "resnet"
-    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]})
-    )
-    return folder
+def means(module: nn.Module) -> list[torch.Tensor]:
+    return [norm.running_mean for norm in batch_norms(module) if norm.running_mean is not None]
 
 
-@pytest.fixture
-def bert(tmp_path: Path) -> Path:
-    folder = tmp_path / "bert"
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
+def there_and_back(model: DualEncoder, folder: Path, **towers: Any) -> DualEncoder:
+    tokenizer = write_prepared(folder / "prepared", train=4, val=2, test=2) / "tokenizer"
+    save_model(folder / "model", model, model_settings(**towers), tokenizer, PREPROCESSING, RERANKING, make_querybank())
+    return load_model(folder / "model").model
 
 
-def test_towers_from_folders_bring_weights_and_normalization(resnet: Path, bert: Path) -> None:
-    settings = model_settings(image_tower={"pretrained": str(resnet)}, text_tower={"pretrained": str(bert)})
-    model = build_model(settings, SIZE, 50, 0.07)
-    weights = ResNetModel.from_pretrained(resnet).state_dict()
-    built = model.image_tower.backbone.state_dict()
-    assert all(torch.equal(tensor, built[name]) for name, tensor in weights.items())
-    assert image_backbone(settings.image_tower)[1:] == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+@IMAGE_TOWERS
+def test_all_that_learns_in_an_image_tower_has_a_gradient(config: dict[str, Any], grid_size: int) -> None:
+    model = make_model(image_tower={"config": config})
+    model.image_tower.set_learning(True)
+    features = model.encode_images(pixels(2))
+    assert features.grid.shape == (2, grid_size, 16)
+    features.pooled.sum().backward()
+    for parameter in model.image_tower.backbone.parameters():
+        assert parameter.requires_grad == (parameter.grad is not None)
 
 
-def test_a_missing_normalization_is_an_error_that_names_the_file(resnet: Path) -> None:
-    (resnet / "preprocessor_config.json").unlink()
-    with pytest.raises(DiptychError, match="must give the image tower"):
-        image_backbone(ImageTower(pretrained=str(resnet)))
+@IMAGE_TOWERS
+def test_an_image_tower_comes_back_from_disk(config: dict[str, Any], grid_size: int, tmp_path: Path) -> None:
+    model = make_model(image_tower={"config": config})
+    back = there_and_back(model, tmp_path, image_tower={"config": config})
+    assert torch.equal(back.encode_images(pixels(2)).pooled, model.encode_images(pixels(2)).pooled)
 
 
-def test_a_pickle_is_never_read(bert: Path) -> None:
-    torch.save(BertModel.from_pretrained(bert).state_dict(), bert / "pytorch_model.bin")
-    (bert / "model.safetensors").unlink()
-    with pytest.raises(DiptychError, match="safetensors"):
-        text_backbone(TextTower(pretrained=str(bert)), 50)
+@TEXT_TOWERS
+def test_a_text_tower_of_the_family_comes_back_from_disk(config: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(text_tower={"config": config, "layers": 2})
+    back = there_and_back(model, tmp_path, text_tower={"config": config, "layers": 2})
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(back.encode_texts(ids, mask).pooled, model.encode_texts(ids, mask).pooled)
+
+
+def test_a_class_token_can_stand_for_the_image() -> None:
+    model = make_model(image_tower={"config": VIT, "pooling": "cls"})
+    features = model.encode_images(pixels(2))
+    expected = nn.functional.normalize(model.image_head(features.grid[:, 0]), dim=1)
+    assert torch.allclose(features.pooled, expected)
+
+
+def test_a_feature_map_has_no_class_token() -> None:
+    with pytest.raises(DiptychError, match=r"image_tower\.pooling is cls, but ConvNextModel"):
+        make_model(image_tower={"config": CONVNEXT, "pooling": "cls"})
+
+
+def test_a_frozen_backbone_drops_nothing_out_and_keeps_its_statistics() -> None:
+    tower = make_model(text_tower={"config": ROBERTA}).train().text_tower
+    tower.set_learning(False)
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(tower.train()(ids, mask), tower(ids, mask))
+    assert not any(parameter.requires_grad for parameter in tower.backbone.parameters())
+    assert tower.projection[0].weight.requires_grad
+
+
+def test_an_unknown_word_has_a_place_like_any_other() -> None:
+    tower = make_model(text_tower={"config": ROBERTA}).eval().text_tower
+    unknown, mask = 1, torch.ones(1, 4, dtype=torch.bool)
+    features = tower(torch.tensor([[2, unknown, unknown, 3]]), mask)
+    assert not torch.allclose(features[0, 1], features[0, 2], atol=1e-5)
+
+
+def test_frozen_statistics_stay_while_the_weights_learn() -> None:
+    tower = make_model().image_tower
+    tower.set_learning(True, statistics_frozen=True)
+    before = [mean.clone() for mean in means(tower)]
+    tower.train()(pixels(4))
+    assert before
+    assert all(torch.equal(*both) for both in zip(before, means(tower), strict=True))
+    assert all(parameter.requires_grad for parameter in tower.backbone.parameters())
+    tower.set_learning(True)
+    tower(pixels(4))
+    assert not all(torch.equal(*both) for both in zip(before, means(tower), strict=True))
+
+
+def test_a_learning_backbone_can_drop_nothing_out_while_its_statistics_follow() -> None:
+    tower = make_model(text_tower={"config": ROBERTA, "dropout": False}).train().text_tower
+    tower.set_learning(True)
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(tower(ids, mask), tower(ids, mask))
+    assert all(parameter.requires_grad for parameter in tower.backbone.parameters())
+    image = make_model(image_tower={"config": {"hidden_sizes": [8, 16], "depths": [1, 1]}, "dropout": False})
+    image.image_tower.set_learning(True)
+    assert all(norm.training for norm in batch_norms(image.train()))
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("side", "config", "top"),
     [
-        ("num_hidden_layers", 3, r"lacks encoder\.layer\.2"),
-        ("num_hidden_layers", 1, r"has no place for .*: encoder\.layer\.1.* and 11 more"),
-        ("vocab_size", 60, r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"),
+        ("image", {}, "encoder.stages.1."),
+        ("image", CONVNEXT, "encoder.stages.1."),
+        ("image", VIT | {"num_hidden_layers": 2}, "layers.1."),
+        ("image", TIMM, "timm_model.blocks.4."),
+        ("text", ROBERTA, "encoder.layer.1."),
+        ("text", DISTILBERT, "transformer.layer.1."),
     ],
-    ids=["missing", "foreign", "of another shape"],
+    ids=["resnet", "convnext", "vit", "timm", "roberta", "distilbert"],
 )
-def test_weights_that_the_configuration_does_not_fit_are_an_error_that_names_them(
-    bert: Path, field: str, value: int, message: str
-) -> None:
-    config = json.loads((bert / "config.json").read_text())
-    (bert / "config.json").write_text(json.dumps(config | {field: value}))
-    with pytest.raises(DiptychError, match=message):
-        text_backbone(TextTower(pretrained=str(bert)), 50)
-
-
-def test_weights_that_are_not_numbers_are_an_error_that_names_them(bert: Path) -> None:
-    weights = load_file(bert / "model.safetensors")
-    weights["encoder.layer.1.output.dense.bias"][3] = torch.nan
-    save_file(weights, bert / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DiptychError, match=r"NaN or infinity in encoder\.layer\.1\.output\.dense\.bias"):
-        text_backbone(TextTower(pretrained=str(bert)), 50)
-
-
-def test_captions_prepared_for_a_larger_vocabulary_are_an_error(bert: Path) -> None:
-    with pytest.raises(DiptychError, match="knows 50 tokens, but the prepared captions have 51"):
-        text_backbone(TextTower(pretrained=str(bert)), 51)
-
-
-def test_the_head_of_another_task_is_left_out(tmp_path: Path) -> None:
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
-    classifier = ResNetForImageClassification(config)
-    classifier.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
-    backbone = image_backbone(ImageTower(pretrained=str(tmp_path)))[0]
-    weights = classifier.resnet.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.state_dict().items())
-
-
-def test_the_normalization_of_timm_stands_in_its_configuration(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("timm_wrapper", architecture="test_efficientnet", do_pooling=False)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    content["pretrained_cfg"] = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    assert image_backbone(ImageTower(pretrained=str(tmp_path)))[1:] == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-
-
-@pytest.mark.parametrize("std", [[0.2, 0.2], [0.2, 0.2, 0.0], "0.2", None])
-def test_an_impossible_normalization_is_an_error(resnet: Path, std: object) -> None:
-    (resnet / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": std}))
-    with pytest.raises(DiptychError, match="must give the image tower"):
-        image_backbone(ImageTower(pretrained=str(resnet)))
-
-
-def test_a_damaged_file_is_an_error_that_names_the_folder(bert: Path) -> None:
-    (bert / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(DiptychError, match="bert"):
-        text_backbone(TextTower(pretrained=str(bert)), 50)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_that_were_published_in_half_precision_learn_in_full(
-    resnet: Path, bert: Path, dtype: torch.dtype
-) -> None:
-    """Small steps would be lost on them; and what is saved of the configuration restores full precision too."""
-    for folder in (resnet, bert):
-        AutoModel.from_pretrained(folder).to(dtype).save_pretrained(folder)
-        assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    settings = model_settings(image_tower={"pretrained": str(resnet)}, text_tower={"pretrained": str(bert)})
-    model = build_model(settings, SIZE, 50, 0.07)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    for tower in (model.image_tower, model.text_tower):
-        restored = restore_backbone(tower.backbone.config.to_diff_dict())
-        assert {parameter.dtype for parameter in restored.parameters()} == {torch.float32}
+def test_the_top_layer_and_what_comes_after_it_learn(side: str, config: dict[str, Any], top: str) -> None:
+    towers: dict[str, Any] = {f"{side}_tower": {"config": config}} if config else {}
+    model = make_model(**towers).train()
+    tower = model.image_tower if side == "image" else model.text_tower
+    tower.set_learning(True, top_layers=1, statistics_frozen=True)
+    names = [name for name, _ in tower.backbone.named_parameters()]
+    start = next(i for i, name in enumerate(names) if name.startswith(top))
+    assert start > 0
+    learning = {name for name, parameter in tower.backbone.named_parameters() if parameter.requires_grad}
+    assert set(names[start:]) - tower.unused_weights == learning
+    for name, module in tower.backbone.named_modules():
+        if list(module.parameters(recurse=False)) and not isinstance(module, nn.BatchNorm2d):
+            own = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
+            assert module.training == bool(learning & set(own))
+    assert not any(norm.training for norm in batch_norms(tower))

@@ -27,8 +27,8 @@ def test_the_validation_summary_names_what_does_not_hold():
 
 
 def test_the_metrics_are_a_row_a_ranking_and_direction():
-    way = {"recall@1": 1.0}
-    metrics = {"towers": {"i2t": way, "t2i": way, "rsum": 2.0}, "note": "x"}
+    figures = {"recall@1": 1.0}
+    metrics = {"towers": {"i2t": figures, "t2i": figures, "rsum": 2.0}, "note": "x"}
 
     table = metrics_table(metrics)
 

@@ -33,7 +33,7 @@ def test_the_metrics_have_the_form_that_is_documented(chain: Clone) -> None:
     metrics = json.loads((chain.root / "reports" / "metrics.json").read_text())
     assert list(metrics) == ["towers", "qb_norm", "reranked"]
     for figures in metrics.values():
-        recalls = [figures[way][f"recall@{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
+        recalls = [figures[direction][f"recall@{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10)]
         assert figures["rsum"] == pytest.approx(sum(recalls))
         assert figures["i2t"]["median_rank"] >= 1
 

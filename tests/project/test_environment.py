@@ -96,3 +96,28 @@ def test_a_file_in_the_project_hides_no_module_of_python(tmp_path: Path, monkeyp
 
     subprocess.run([sys.executable, "-m", "json.tool", "--help"], check=True, capture_output=True)
     subprocess.run([sys.executable, "-c", "import random"], check=True)
+
+
+def test_the_environment_is_prepared_but_what_the_user_has_set_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("PATH", "/usr/bin")
+
+    prepare(tmp_path)
+
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / ".diptych" / "prefect")
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_a_prefect_server_of_ones_own_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+
+    prepare(tmp_path)
+
+    assert "PREFECT_HOME" not in os.environ

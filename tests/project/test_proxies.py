@@ -29,9 +29,10 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def direct(url: str) -> dict[str, bool]:
     """Whether a request goes around the proxies, by library."""
+    # httpx tells by no public name which transport a request would take.
     client = httpx.Client(verify=False)
     return {
-        "httpx": client._transport_for_url(httpx.URL(url)) is client._transport,
+        "httpx": client._transport_for_url(httpx.URL(url)) is client._transport,  # noqa: SLF001
         "requests": not get_environ_proxies(url),
         "botocore": bool(should_bypass_proxies(url)),
         "websockets": get_proxy(parse_uri(url.replace("http", "ws", 1))) is None,

@@ -12,8 +12,8 @@ import pytest
 from fake_project import commit, keep_environment, run
 from tiny_model import write_reports, write_tiny_model
 
-from diptych.cli import main as cli
 from diptych.config import Params
+from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.workspace import Workspace
@@ -336,50 +336,10 @@ def test_as_many_cores_are_used_as_there_were(registered):
     assert os.sched_getaffinity(0) == cores
 
 
-def test_fewer_cores_than_there_were_are_told(registered, monkeypatch, capsys):
+def test_fewer_cores_than_there_were_are_told(registered):
     tag(registered, "threads", "9999")
 
-    code, output, _ = call(registered, monkeypatch, capsys, "1")
+    made = again(registered)
 
-    assert code == 0
-    assert "It was computed by 9999 CPU threads, here by " in output
-
-
-def call(registered, monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.chdir(registered.root)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["reproduce", *arguments])
-    return (ended.value.code, *capsys.readouterr())
-
-
-def test_the_command_prints_a_table_and_ends_well(registered, monkeypatch, capsys):
-    code, output, errors = call(registered, monkeypatch, capsys, "1")
-
-    assert code == 0
-    assert "weights   identical" in output
-    assert "Installed are other packages than" in output
-    assert "not 0.1" in output
-    assert output.endswith("Identical: it was computed anew, and is the same to the bit.\n")
-    assert "Running stage 'train':" in errors
-
-
-def test_or_json_and_the_exit_code_tells_that_something_differs(registered, monkeypatch, capsys):
-    tag(registered, "weights_sha256", "0" * 64)
-
-    code, output, _ = call(registered, monkeypatch, capsys, "1", "--from-cache", "--json")
-
-    verdict = json.loads(output)
-    assert (code, verdict["identical"], verdict["from_cache"], verdict["version"]) == (1, False, True, "1")
-    assert {one["what"]: one["identical"] for one in verdict["findings"]}["weights"] is False
-
-
-def test_people_read_what_differs(registered, monkeypatch, capsys):
-    tag(registered, "params_sha256", "0" * 64)
-
-    code, output, _ = call(registered, monkeypatch, capsys, "1", "--from-cache", "--keep")
-
-    assert code == 1
-    assert "params    DIFFERENT     0000000000000000, now " in output
-    assert "weights   not compared" in output
-    assert "Kept in " in output
-    assert output.endswith("Not identical: params.\n")
+    assert made.identical
+    assert made.threads == (9999, worker_count(None))

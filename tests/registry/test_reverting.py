@@ -9,11 +9,9 @@ import pytest
 from fake_project import commit, run
 from versions import make_version, open_registry
 
-from diptych.cli.main import main
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project import dvc
-from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version, record_dataset, switch_dataset
 from diptych.project.recording import record_run
 from diptych.project.workspace import Workspace
@@ -141,33 +139,3 @@ def test_a_version_of_the_model_leads_to_the_commit_of_its_run(grown, mlflow_sto
     found, commit_sha = find_commit(grown, Params(), "champion")
 
     assert (found.version, commit_sha) == ("1", sha)
-
-
-@pytest.mark.parametrize("arguments", [[], ["champion", "--to", "HEAD"]])
-def test_the_command_wants_one_of_both(grown, monkeypatch, arguments):
-    monkeypatch.chdir(grown.root)
-    with pytest.raises(SystemExit) as ended:
-        main(["data", "revert", *arguments])
-    assert ended.value.code == 2
-
-
-def test_the_command_says_what_data_is_now(grown, monkeypatch, capsys):
-    monkeypatch.chdir(grown.root)
-    with pytest.raises(SystemExit) as ended:
-        main(["data", "revert", "--to", "HEAD"])
-    said = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert f"data/ is version {version_of(grown)[:12]}, which commit {head(grown)[:10]} records" in said
-
-
-def test_a_taking_that_was_ended_does_not_undo_it_later(grown, monkeypatch):
-    monkeypatch.chdir(grown.root)
-    before = {"data.dvc": (grown.root / "data.dvc").read_text(), "dvc.lock": None}
-    grown.local.mkdir(exist_ok=True)
-    (grown.local / "taking.json").write_text(json.dumps(before))
-
-    with pytest.raises(SystemExit):
-        main(["data", "revert", "--to", "HEAD"])
-
-    assert not recover(grown)
-    assert captions(grown)["info"] == {}

@@ -9,6 +9,7 @@ import torch
 
 from diptych.errors import DiptychError
 from diptych.report.html import Findings, Setting, read_history, write_report
+from diptych.report.table import FIGURE_LABELS
 from diptych.retrieval import metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
@@ -18,7 +19,7 @@ from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
 SETTING = Setting("test", {"Weights": "abc123"}, 4, Weights(1.0, 0.5))
-COLUMNS = [f"val_{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+COLUMNS = [f"val_{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
     "epoch,loss,contrastive,itm,learning_rate,temperature,val_rsum,"
     + ",".join(COLUMNS)
@@ -133,6 +134,10 @@ def test_folds_have_a_table_of_their_own(render, split, monkeypatch):
     assert "Mean of five folds" not in render()
     monkeypatch.setattr(metrics, "FOLDED_IMAGES", len(split))
     assert "Mean of five folds of 1,000 images" in render()
+
+
+def test_each_figure_has_labels_in_the_order_of_the_metrics():
+    assert list(FIGURE_LABELS) == list(metrics.FIGURES)
 
 
 def test_right_results_are_marked_by_words_not_by_colour_alone(render):

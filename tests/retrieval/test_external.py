@@ -1,141 +1,59 @@
-"""`diptych evaluate`: other models' embeddings have the same metrics, and what does not fit is refused in words."""
+"""Galleries of other models' embeddings: what fits is read, and what does not fit is refused in words."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from PIL import Image
+from external_gallery import embeddings, write_captions, write_gallery
 
-from diptych.cli.main import cli
 from diptych.errors import DiptychError
 from diptych.retrieval.evaluation import evaluate_embeddings
-from diptych.retrieval.metrics import retrieval_metrics
-
-Invoke = Callable[..., Any]
-OWN = np.array([0, 2, 1, 2, 0, 3])
-"""Captions in no order."""
-
-
-def embeddings() -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    image = generator.normal(size=(4, 8)).astype(np.float32)
-    return image, (image[OWN] + 0.8 * generator.normal(size=(6, 8))).astype(np.float32)
+from diptych.retrieval.external import ExternalGallery
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Embeddings, captions and images of a small gallery."""
-    for name, rows in zip(("image", "text"), embeddings(), strict=True):
-        np.save(tmp_path / f"{name}.npy", rows)
-    write_captions(tmp_path)
-    (tmp_path / "images").mkdir()
-    for number in range(4):
-        Image.new("RGB", (60, 40), (60 * number, 90, 90)).save(tmp_path / "images" / f"{number}.jpg")
-    return tmp_path
+    return write_gallery(tmp_path)
 
 
-def write_captions(folder: Path, **changes: Any) -> None:
-    content = {
-        "images": [{"id": 10 + number, "file_name": f"{number}.jpg"} for number in range(4)],
-        "annotations": [
-            {"id": number, "image_id": 10 + int(own), "caption": f"words {number}"} for number, own in enumerate(OWN)
-        ],
-    }
-    (folder / "captions.json").write_text(json.dumps({**content, **changes}))
+def metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of the embeddings in a folder."""
+    gallery = ExternalGallery(folder / "captions.json")
+    embedded = gallery.read_embeddings(folder / "image.npy", folder / "text.npy")
+    return evaluate_embeddings(*embedded, gallery.image_of_caption).metrics["embeddings"]
 
 
-def run(folder: Path, *options: str) -> Any:
-    files = [f"--image-embeddings={folder}/image.npy", f"--text-embeddings={folder}/text.npy"]
-    return CliRunner().invoke(cli, ["evaluate", *files, f"--captions={folder}/captions.json", *options])
-
-
-def refused(folder: Path, *options: str) -> str:
-    result = run(folder, *options)
-    assert isinstance(result.exception, DiptychError)
-    return str(result.exception)
-
-
-def test_metrics_are_those_of_the_directions(folder: Path) -> None:
-    image, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in embeddings())
-    assert json.loads(run(folder, "--json").stdout) == {"embeddings": retrieval_metrics(image, text, OWN)}
+def refused(folder: Path) -> str:
+    with pytest.raises(DiptychError) as caught:
+        metrics(folder)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("scale", [1e-170, 1e160, 1e-30, 1e30])
 def test_no_magnitude_is_too_large_or_too_small(folder: Path, scale: float) -> None:
-    expected = run(folder, "--json").stdout
+    expected = metrics(folder)
     for name, rows in zip(("image", "text"), embeddings(), strict=True):
         np.save(folder / f"{name}.npy", rows.astype(np.float64) * scale)
-    assert run(folder, "--json").stdout == expected
+    assert metrics(folder) == expected
 
 
 def test_other_byte_orders_are_read(folder: Path) -> None:
-    expected = run(folder, "--json").stdout
+    expected = metrics(folder)
     np.save(folder / "image.npy", embeddings()[0].astype(">f4"))
-    assert run(folder, "--json").stdout == expected
-
-
-def test_figures_are_told_even_if_the_report_cannot_be_written(folder: Path) -> None:
-    result = run(folder, f"--report={folder}/captions.json/r.html")
-    assert "RSUM: embeddings" in result.stdout
-    assert "r.html cannot be written" in str(result.exception)
-
-
-def test_what_is_evaluated_is_not_overwritten(folder: Path) -> None:
-    result = run(folder, f"--report={folder}/image.npy")
-    assert result.exit_code == 2
-    assert "would overwrite" in result.stderr
-
-
-def test_inputs_of_one_name_have_a_digest_each(folder: Path) -> None:
-    (folder / "b").mkdir()
-    (folder / "text.npy").rename(folder / "b" / "image.npy")
-    files = [f"--image-embeddings={folder}/image.npy", f"--text-embeddings={folder}/b/image.npy"]
-    more = [f"--captions={folder}/captions.json", f"--report={folder}/r.html"]
-    assert CliRunner().invoke(cli, ["evaluate", *files, *more]).exit_code == 0
-    assert len(set(re.findall(r"<code>([0-9a-f]{64})</code>", (folder / "r.html").read_text()))) == 3
+    assert metrics(folder) == expected
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_lengths_and_precision_do_not_matter(folder: Path, kind: type) -> None:
-    expected = run(folder, "--json").stdout
+    expected = metrics(folder)
     image, text = embeddings()
     np.save(folder / "image.npy", (image * np.arange(1, 5)[:, None]).astype(kind))
     np.save(folder / "text.npy", (3 * text).astype(kind))
-    assert run(folder, "--json").stdout == expected
-
-
-def test_the_table_tells_figures_chance_and_intervals(folder: Path) -> None:
-    result = run(folder)
-    assert "captions.json, 4 images and 6 captions" in result.stdout
-    assert re.search(r"embeddings Text → image +\d", result.stdout)
-    assert re.search(r"chance +Image → text", result.stdout)
-    assert re.search(r"RSUM: embeddings [\d.]+ \([\d.]+ to [\d.]+\)", result.stdout)
-
-
-def test_the_report_shows_queries_where_there_are_pictures(folder: Path) -> None:
-    plain, shown = folder / "plain.html", folder / "shown.html"
-    assert run(folder, f"--report={plain}").exit_code == 0
-    assert run(folder, f"--report={shown}", f"--images={folder}/images").exit_code == 0
-    assert "Caption → images" not in plain.read_text()
-    page = shown.read_text()
-    assert "Caption → images" in page
-    assert "words 3" in page
-    assert "re-ranking" not in page
-    assert page.count("data:image/jpeg") > 4
-
-
-def test_pictures_need_a_report(folder: Path) -> None:
-    result = run(folder, f"--images={folder}/images")
-    assert result.exit_code == 2
-    assert "--report" in result.stderr
+    assert metrics(folder) == expected
 
 
 def test_a_gallery_of_5000_has_folds() -> None:
@@ -213,10 +131,3 @@ def test_a_missing_file_is_refused_by_name(folder: Path) -> None:
 def test_captions_that_contradict_themselves_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     write_captions(folder, **changes)
     assert message in refused(folder)
-
-
-def test_a_picture_that_is_damaged_is_refused_by_name(folder: Path) -> None:
-    for number in range(4):
-        (folder / "images" / f"{number}.jpg").write_bytes(b"no picture")
-    assert "jpg cannot be shown" in refused(folder, f"--report={folder}/r.html", f"--images={folder}/images")
-    assert not (folder / "r.html").exists()

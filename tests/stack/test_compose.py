@@ -18,7 +18,7 @@ COMPOSE = DOCKER / "compose.yaml"
 TEXT = COMPOSE.read_text(encoding="utf-8")
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 NAMED = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "example.env").read_text(encoding="utf-8"), re.M))
-SECRETS = {name: f"a secret {name.lower()}" for name, way, _ in VARIABLE.findall(TEXT) if way == "?"}
+SECRETS = {name: f"a secret {name.lower()}" for name, kind, _ in VARIABLE.findall(TEXT) if kind == "?"}
 SCRIPTS = sorted(f"docker/{path.name}" for path in DOCKER.glob("*.sh"))
 IN_THE_IMAGE = "/opt/diptych/"
 
@@ -31,10 +31,10 @@ def resolved(**variables: str) -> dict[str, Any]:
     """
 
     def value(found: re.Match[str]) -> str:
-        name, way, other = found.groups()
-        if way == "?" and not variables.get(name):
+        name, kind, other = found.groups()
+        if kind == "?" and not variables.get(name):
             raise KeyError(name)
-        return variables.get(name) or (other if way == "-" else "")
+        return variables.get(name) or (other if kind == "-" else "")
 
     content: dict[str, Any] = yaml.safe_load(VARIABLE.sub(value, TEXT))
     return content

@@ -94,9 +94,9 @@ def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace
     assert list(metrics) == ["towers", "qb_norm", "reranked"]
     for stage in metrics.values():
         assert list(stage) == ["i2t", "t2i", "rsum"]
-        for way in ("i2t", "t2i"):
+        for direction in ("i2t", "t2i"):
             recalls = ["recall@1", "recall@5", "recall@10"]
-            assert list(stage[way]) == [*recalls, "r_precision", "map@r", "median_rank", "mean_rank", "tied"]
+            assert list(stage[direction]) == [*recalls, "r_precision", "map@r", "median_rank", "mean_rank", "tied"]
 
 
 def test_the_towers_metrics_are_those_of_the_test_split(workspace: Workspace) -> None:
@@ -115,9 +115,11 @@ def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
     for stage, figures in metrics.items():
         low, high = sure["intervals"][stage]["low"], sure["intervals"][stage]["high"]
         assert low["rsum"] <= figures["rsum"] <= high["rsum"]
-        for way in ("i2t", "t2i"):
-            assert list(low[way]) == list(figures[way])
-            assert all(low[way][name] <= value <= high[way][name] for name, value in figures[way].items())
+        for direction in ("i2t", "t2i"):
+            assert list(low[direction]) == list(figures[direction])
+            assert all(
+                low[direction][name] <= value <= high[direction][name] for name, value in figures[direction].items()
+            )
     assert {name: list(over) for name, over in sure["gains"].items()} == {
         "prior": [],
         "cca": ["prior"],
@@ -245,7 +247,7 @@ def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None
     assert attributes == {"brightness in %", "width / height", "words in the caption"} | of_objects
     counts = dict.fromkeys(attributes, 0)
     for one in failures["slices"]:
-        counts[one["attribute"]] += one["queries"] if one["way"] == "t2i" else 0
+        counts[one["attribute"]] += one["queries"] if one["direction"] == "t2i" else 0
     # All images show a dog, so only the ball makes a difference: it is in every second one, in 12 of their captions.
     assert counts == dict.fromkeys(attributes, 24) | {"an image that shows": 12}
     page = (workspace.reports / "report.html").read_text()

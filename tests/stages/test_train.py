@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from interrupting import forget_accelerator
 from tiny import make_model, model_settings, train_settings, write_prepared
 
 from diptych.config import Params
@@ -44,7 +44,7 @@ def fresh_process():
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
 
 
 def params(**changes: Any) -> Params:

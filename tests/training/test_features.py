@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -347,56 +343,17 @@ def test_other_weights_precision_or_content_make_other_features(
     assert not warnings_in(caplog)
 
 
-def flip(content: bytes, bit: int) -> bytes:
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda content: flip(content, 4 * len(content)), id="a bit in the middle"),
-        pytest.param(lambda content: content[:-1], id="the last byte"),
-        pytest.param(lambda content: content[: len(content) // 2], id="half"),
-        pytest.param(lambda content: content[:20], id="all but a few bytes"),
-        pytest.param(lambda content: b"", id="everything"),
-        pytest.param(lambda content: b"garbage" * 100, id="garbage"),
-        pytest.param(lambda content: b"PK\x03\x04" + content, id="the look of a zip file"),
-        pytest.param(lambda content: content.replace(b"(4,", b"(2,"), id="the shape"),
-        pytest.param(lambda content: content.replace(b"(4,", b"(4("), id="the syntax of the header"),
-    ],
-)
 def test_a_damaged_file_is_made_anew_with_a_warning(
-    model: DualEncoder,
-    kept: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    damage: Callable[[bytes], bytes],
+    model: DualEncoder, kept: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     split = split_of(tmp_path / "pixels", range(8))
     images_of(cache(kept), model, split)
     before = contents(kept)
     name = min(before)
-    (kept / name).write_bytes(damage(before[name]))
+    (kept / name).write_bytes(before[name][:-1])
     images_of(cache(kept), model, split)
     assert contents(kept) == before
     assert warnings_in(caplog) == [f"{kept / name} is damaged and is computed anew."]
-
-
-def test_a_sound_file_of_another_shape_is_damaged(
-    model: DualEncoder, kept: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    few, many = (split_of(tmp_path / "pixels", numbers) for numbers in (range(2), range(4)))
-    images_of(cache(kept), model, few)
-    (short,) = kept.iterdir()
-    images_of(cache(kept), model, many)
-    (whole,) = set(kept.iterdir()) - {short}
-    before = contents(kept)
-    whole.write_bytes(short.read_bytes())
-    images_of(cache(kept), model, many)
-    assert contents(kept) == before
-    assert f"{whole} is damaged" in caplog.text
 
 
 def test_what_another_run_removes_meanwhile_is_made_anew(
@@ -416,34 +373,12 @@ def test_what_another_run_removes_meanwhile_is_made_anew(
     assert contents(kept) == before
 
 
-WRITER = """
-import sys, time
-from pathlib import Path
-from diptych.files import atomic_path
-with atomic_path(Path(sys.argv[1]) / "abc.npy", shared=True) as path:
-    path.write_bytes(b"half")
-    print("half", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_killed_writer_leaves_no_entry_and_its_leftover_is_swept_but_a_living_one_s_is_not(
-    model: DualEncoder, kept: Path, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", WRITER, str(kept)]
-    writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
-    try:
-        assert [writer.stdout.readline() for writer in writers if writer.stdout] == [b"half\n"] * 2
-        dead, living = writers
-        dead.send_signal(signal.SIGKILL)
-        dead.wait()
-        assert list(kept.glob("*.npy")) == []
-        images_of(cache(kept), model, split_of(tmp_path / "pixels", range(4)))
-        assert [path.name for path in kept.glob(".*")] == [f".abc.npy.{living.pid}.tmp"]
-    finally:
-        for writer in writers:
-            writer.kill()
-            writer.communicate()
+def test_the_leftover_of_a_killed_writer_is_swept(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
+    kept.mkdir()
+    leftover = kept / f".abc.npy.{2**22 + 1}.tmp"
+    leftover.touch()
+    images_of(cache(kept), model, split)
+    assert not leftover.exists()
 
 
 def test_processes_fill_one_folder_at_once(model: DualEncoder, kept: Path, tmp_path: Path) -> None:
@@ -511,23 +446,6 @@ def test_what_was_used_longest_ago_makes_room_and_never_what_this_run_uses(
     assert names[1] not in contents(kept)
     texts_of(cached, model, third)
     assert len(contents(kept)) == 2
-
-
-def test_a_full_disk_is_an_error_that_says_what_to_do(model: DualEncoder, split: PreparedSplit, kept: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(DiptychError, match=r"cannot be written: File too large\. Where the disk is full, free"):
-            cache(kept).images(model.image_tower, [split])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(kept.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(model: DualEncoder, split: PreparedSplit, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DiptychError, match=r"cannot be written: Not a directory"):
-        cache(tmp_path / "file" / "kept").images(model.image_tower, [split])
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
+import shlex
 import sys
 from contextlib import chdir, nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
 
+from diptych.cli.console import print_result
 from diptych.errors import DiptychError
 from diptych.orchestration import server as prefect_server
 from diptych.progress import is_first_process
@@ -49,10 +51,7 @@ def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_j
         prefect_server.ready(workspace.root)
         with prefect_server.explained("What the run had finished is kept: run again."):
             summary = retrain(force=force, promotion=promotion, inbox=inbox)
-    # It needs SQLAlchemy, which a stage does not.
-    from diptych.cli.summary import render
-
-    click.echo(json.dumps(summary, indent=2) if as_json else render(summary, workspace))
+    print_result(summary, summarize(summary, workspace), as_json)
 
 
 @click.command()
@@ -82,7 +81,7 @@ def register(as_json: bool) -> None:
 
     with holding(workspace, "diptych register"):
         version = register_model(workspace, read_params(workspace))
-    click.echo(json.dumps(version.to_json(), indent=2) if as_json else version.describe())
+    print_result(version.to_json(), version.describe(), as_json)
 
 
 def load_flow(workspace: Workspace) -> Any:
@@ -101,3 +100,75 @@ def load_flow(workspace: Workspace) -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module.retrain
+
+
+def summarize(summary: dict[str, Any], workspace: Workspace) -> str:
+    """Return lines for people: the stages that ran, the metrics, the model version, and how to see more."""
+    ran = [name for name, how in summary["stages"].items() if how == "ran"]
+    reused = [name for name, how in summary["stages"].items() if how == "reused"]
+    lines = [
+        "",
+        f"data       {summary['data']}",
+        *(f"inbox      {line}" for line in summary["inbox"]),
+        *(f"why        {line}" for line in summary["why"]),
+        f"ran        {', '.join(ran) or 'nothing'}",
+        f"reused     {', '.join(reused) or 'nothing'}",
+    ]
+    if "version" in summary:
+        lines += _model(summary, workspace)
+    else:
+        lines.append("next       `diptych run --force` trains all the same")
+    return "\n".join(lines)
+
+
+def _model(summary: dict[str, Any], workspace: Workspace) -> list[str]:
+    version = summary["version"]
+    state = "new" if version["created"] else "known already"
+    viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    return [
+        *_metrics(summary["metrics"]),
+        f"version    {version['name']} {version['version']} (challenger), {state}",
+        f"champion   {_champion(summary['decision'])}",
+        f"report     {viewer} {_short(workspace.reports / 'report.html')}",
+        f"MLflow     {_mlflow_command(summary['tracking_uri'])}",
+    ]
+
+
+def _champion(decision: dict[str, Any]) -> str:
+    """Return the champion's version, the outcome of the new version, and the next step."""
+    number = decision["champion"]
+    champion = f"version {number}" if number else "none yet"
+    outcomes = {
+        "promoted": f"{champion}, promoted: {decision['why']}",
+        "rejected": f"{champion}; the new one does not become it: {decision['why']}",
+        "accepted": f"{champion}; the new one may become it: `diptych promote`",
+    }
+    if decision["outcome"] in outcomes:
+        return outcomes[decision["outcome"]]
+    return champion if number else f"{champion}: `diptych promote`"
+
+
+def _metrics(metrics: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, label in (("towers", "towers"), ("qb_norm", "qb_norm"), ("reranked", "re-ranked")):
+        if name in metrics:
+            recalls = (f"{direction} {metrics[name][direction]['recall@1']:.1f}" for direction in ("i2t", "t2i"))
+            rows.append(f"{label:<11}RSUM {metrics[name]['rsum']:.1f}, recall@1 {', '.join(recalls)}")
+    return rows
+
+
+def _mlflow_command(uri: str) -> str:
+    """Return the command that shows the runs, or the page of a server."""
+    # It needs SQLAlchemy, which a stage does not.
+    from diptych.project.addresses import without_secret
+
+    if uri.startswith(("http://", "https://")):
+        return without_secret(uri)
+    program = Path(sys.executable).with_name("mlflow")
+    return f"{shlex.quote(_short(program))} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _short(path: Path) -> str:
+    """Return the path relative to the current folder, if it lies in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

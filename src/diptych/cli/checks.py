@@ -274,8 +274,7 @@ def check_packages(workspace: Workspace) -> Findings:
     elif not path.is_file():
         yield Finding("packages", "warning", f"{LOCK} is not there to compare with", how_to_restore(path))
     elif others := other_than_locked(path):
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        yield Finding("packages", "warning", f"other than locked: {'; '.join(others[:3])}{more}", "`make setup`.")
+        yield Finding("packages", "warning", f"other than locked: {some(others, 3, '; ')}", "`make setup`.")
     else:
         python = ".".join(map(str, sys.version_info[:3]))
         yield Finding("packages", "ok", f"as in {LOCK}, under Python {python}")

@@ -1,10 +1,13 @@
-"""Log records on the terminal, and the standard streams."""
+"""The standard streams: log records on stderr, and the result of a command on stdout."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from typing import Any
+
+import click
 
 from diptych.progress import is_first_process
 
@@ -19,6 +22,14 @@ def log_to_console(debug: bool) -> None:
     # Only the first of several processes that train together reports progress; the others log warnings.
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.getLogger("diptych").setLevel(logging.DEBUG if debug else level)
+
+
+def print_result(content: Any, text: str, as_json: bool) -> None:
+    """Print the result of a command: its `content` as JSON for programs, or `text` for people."""
+    # `diptych --help` imports this module, and prints no JSON.
+    import json
+
+    click.echo(json.dumps(content, indent=2) if as_json else text)
 
 
 def open_standard_streams() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TypeVar, cast
 
 import click
 
+from diptych.cli.console import print_result
 from diptych.data import importing
 from diptych.data.growth import DEFAULT_RULES, OntoScenes, Rules
 from diptych.data.images_folder import ImagesFolder
@@ -97,7 +97,7 @@ def import_(
     if instances and not coco:
         raise click.UsageError("--instances belong to --coco.")
     workspace = enter()
-    rules = _rules(deal, keep_split, onto_scenes)
+    rules = Rules(_shares(deal), keep_split, cast(OntoScenes, onto_scenes or DEFAULT_RULES.onto_scenes))
     if karpathy and split:
         raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
     if coco:
@@ -138,21 +138,18 @@ def revert(version: str | None, commit: str | None, as_json: bool) -> None:
     with holding(workspace, "diptych data revert"):
         recover(workspace)
         reverted = reverting.revert_dataset(workspace, commit)
-    if as_json:
-        click.echo(json.dumps(reverted._asdict(), indent=2))
-        return
     whose = f"which {trained.title} was trained on" if trained else f"which commit {reverted.commit[:10]} records"
     before = "as before" if reverted.before == reverted.after else f"no longer {(reverted.before or 'missing')[:12]}"
-    click.echo(f"data/ is version {reverted.after[:12]}, {whose} ({before}). Train on it with `diptych run`.")
+    text = f"data/ is version {reverted.after[:12]}, {whose} ({before}). Train on it with `diptych run`."
+    print_result(reverted._asdict(), text, as_json)
 
 
 @data.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(as_json: bool) -> None:
     """Show counts per split, shards, bytes and the version."""
-    workspace = enter()
-    counts = dataset_status(workspace)
-    click.echo(json.dumps(counts.to_json(), indent=2) if as_json else "\n".join(counts.render()))
+    counts = dataset_status(enter())
+    print_result(counts.to_json(), "\n".join(counts.render()), as_json)
 
 
 def _coco_sources(
@@ -183,10 +180,6 @@ def _only(values: tuple[T, ...], option: str) -> T:
     if len(values) != 1:
         raise click.UsageError(f"Give {option} once.")
     return values[0]
-
-
-def _rules(deal: str | None, keep_split: bool, onto_scenes: str | None) -> Rules:
-    return Rules(_shares(deal), keep_split, cast(OntoScenes, onto_scenes or DEFAULT_RULES.onto_scenes))
 
 
 def _shares(deal: str | None) -> tuple[int, int, int] | None:

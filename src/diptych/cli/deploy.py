@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 
 import click
 
+from diptych.cli.console import print_result
 from diptych.orchestration import deployment, schedules
 from diptych.project.environment import enter
 
@@ -38,7 +38,7 @@ def deploy(pool_type: str, folder: str | None, when_busy: str | None, notify: st
     """
     workspace = enter()
     deployed = deployment.deploy(workspace, pool_type=pool_type, folder=folder, when_busy=when_busy, notify=notify)
-    click.echo(json.dumps(asdict(deployed), indent=2) if as_json else _describe(deployed))
+    print_result(asdict(deployed), _describe(deployed), as_json)
 
 
 @click.group()
@@ -82,7 +82,7 @@ def resume(as_json: bool) -> None:
 def _print(act: Callable[[], schedules.Schedule], as_json: bool) -> None:
     enter()
     result = act()
-    click.echo(json.dumps(asdict(result), indent=2) if as_json else result.render())
+    print_result(asdict(result), result.render(), as_json)
 
 
 def _describe(deployed: deployment.Deployed) -> str:

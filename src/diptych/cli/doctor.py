@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import click
 
 from diptych.cli import checks
 from diptych.cli.checks import Finding, Findings
+from diptych.cli.console import print_result
 from diptych.errors import DiptychError
 from diptych.project.addresses import without_secrets
 from diptych.project.environment import enter
@@ -29,7 +29,7 @@ Checks = dict[tuple[str, ...], Callable[[], Findings]]
 def doctor(as_json: bool) -> None:
     """Check everything that a run depends on, and say how to repair what is wrong."""
     findings = examine(enter())
-    click.echo(json.dumps([finding.to_json() for finding in findings], indent=2) if as_json else render(findings))
+    print_result([finding.to_json() for finding in findings], render(findings), as_json)
     if any(finding.state == "error" for finding in findings):
         sys.exit(1)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import click
+
+from diptych.cli.console import print_result
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,8 @@ def evaluate(
     evaluation = evaluate_embeddings(*embeddings, gallery.image_of_caption)
     add_extended(evaluation, gallery.image_ids, gallery.caption_ids)
     uncertainty = judge(evaluation.ranks, gallery.image_of_caption)
-    if as_json:
-        click.echo(json.dumps(evaluation.metrics, indent=2))
-    else:
-        chance = chance_metrics(gallery.image_of_caption, len(gallery))
-        click.echo(table(evaluation, uncertainty, chance, captions.name))
+    chance = chance_metrics(gallery.image_of_caption, len(gallery))
+    print_result(evaluation.metrics, table(evaluation, uncertainty, chance, captions.name), as_json)
     if report:
         sources = {"Image embeddings": image_embeddings, "text embeddings": text_embeddings, "captions": captions}
         write_external_report(report, gallery, evaluation, uncertainty, sources, has_images=images is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 import tempfile
 import traceback
@@ -12,7 +13,6 @@ import click
 
 from diptych import __version__
 from diptych.cli.console import log_to_console, open_standard_streams
-from diptych.cli.lazy import LazyGroup
 from diptych.errors import DiptychError
 
 _REGISTRY = "diptych.cli.registry"
@@ -36,7 +36,31 @@ _COMMANDS = {
 """Module and attribute of each command, and its line in `diptych --help`."""
 
 
-@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+class _LazyGroup(click.Group):
+    """The commands of `_COMMANDS`: each is imported when it is called, so that the others' imports cost nothing."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands as click does, but import none of them."""
+        width = formatter.width - 6 - max(map(len, _COMMANDS))
+        rows = [
+            (name, click.Command(name, help=_COMMANDS[name][1]).get_short_help_str(width))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks and everything that is logged.")
 @click.version_option(__version__)
 def cli(debug: bool) -> None:
@@ -87,7 +111,3 @@ def _is_disk_full(error: BaseException) -> bool:
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and _is_disk_full(cause)
-
-
-if __name__ == "__main__":
-    main()

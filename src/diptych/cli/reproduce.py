@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
+from diptych.cli.console import print_result
 from diptych.errors import some
 from diptych.project.environment import enter
 
@@ -33,21 +34,14 @@ def reproduce(version: str, from_cache: bool, keep: bool, as_json: bool) -> None
     from diptych.project.params import read_params
     from diptych.registry.reproduction import reproduce as reproduce_version
 
-    params = read_params(workspace)
-    reproduction = reproduce_version(
-        workspace,
-        params,
-        version,
-        from_cache=from_cache,
-        keep=keep,
-        on_line=lambda line: click.echo(line, err=True),
-    )
-    click.echo(json.dumps(reproduction.to_json(), indent=2) if as_json else render(reproduction))
+    params, on_line = read_params(workspace), partial(click.echo, err=True)
+    reproduction = reproduce_version(workspace, params, version, from_cache=from_cache, keep=keep, on_line=on_line)
+    print_result(reproduction.to_json(), _render(reproduction), as_json)
     if not reproduction.identical:
         sys.exit(1)
 
 
-def render(reproduction: Reproduction) -> str:
+def _render(reproduction: Reproduction) -> str:
     """Return a line for each finding, remarks, and the verdict."""
     how = "as it is kept" if reproduction.from_cache else "made again"
     lines = [f"{reproduction.name} version {reproduction.version}, {how}, of commit {reproduction.git_sha[:10]}", ""]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import click
 
+from diptych.cli.console import print_result
 from diptych.data.offline_weights import fetch_towers
 from diptych.project.environment import enter
 from diptych.project.processes import holding
@@ -28,17 +26,8 @@ def offline(as_json: bool) -> None:
     workspace = enter()
     with holding(workspace, "diptych weights offline"):
         image, text = fetch_towers(workspace.root / "weights")
-    if as_json:
-        folders = {"image_tower": str(image.folder), "text_tower": str(text.folder)}
-        click.echo(json.dumps(folders, indent=2))
-        return
-    for tower in (image, text):
-        click.echo(f"{_short(tower.folder, workspace.root)} {'fetched' if tower.fetched else 'is there already'}")
-    click.echo("Name them in params.yaml:")
-    click.echo(f"  model.image_tower.pretrained: {_short(image.folder, workspace.root)}")
-    click.echo(f"  model.text_tower.pretrained: {_short(text.folder, workspace.root)}")
-
-
-def _short(folder: Path, root: Path) -> str:
-    """Return the folder as params.yaml names it."""
-    return f"./{folder.relative_to(root)}"
+    towers = {"image_tower": image, "text_tower": text}
+    shown = {name: f"./{tower.folder.relative_to(workspace.root)}" for name, tower in towers.items()}
+    lines = [f"{shown[name]} {'fetched' if tower.fetched else 'is there already'}" for name, tower in towers.items()]
+    lines += ["Name them in params.yaml:", *(f"  model.{name}.pretrained: {path}" for name, path in shown.items())]
+    print_result({name: str(tower.folder) for name, tower in towers.items()}, "\n".join(lines), as_json)

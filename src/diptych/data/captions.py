@@ -56,7 +56,7 @@ def read_coco(path: Path) -> Dataset:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO captions; the message names the record.
     """
     content = read_json(path)
-    _check_structure(path, content)
+    _check_captions(path, content)
     return Dataset(
         info=content.get("info") or {},
         licenses=content.get("licenses") or [],
@@ -74,32 +74,26 @@ def read_instances(path: Path) -> dict[int, list[str]]:
         DiptychError: the file is missing, not JSON (cut off, say) or not COCO instances; the message names the record.
     """
     content = read_json(path)
-    for table in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(table), list):
-            raise DiptychError(f'{path} is not a COCO instances file: it has no list "{table}".')
+    _check_lists(path, "instances", content, ("images", "annotations", "categories"))
     names: dict[int, str] = {}
     for index, category in enumerate(content["categories"]):
         if not isinstance(category, dict) or not isinstance(category.get("id"), int) or category["id"] in names:
-            raise DiptychError(f"{path} is not a COCO instances file: categories[{index}] has no unique id.")
+            raise _refusal(path, "instances", f"categories[{index}] has no unique id")
         name = category.get("name")
         if not isinstance(name, str) or not name.strip() or encodable(name) != name:
-            raise DiptychError(
-                f"{path} is not a COCO instances file: categories[{index}] has the invalid name {name!r}."
-            )
+            raise _refusal(path, "instances", f"categories[{index}] has the invalid name {name!r}")
         names[category["id"]] = name
     try:
         objects: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
     except (KeyError, TypeError):
-        raise DiptychError(f"{path} is not a COCO instances file: an image has no id.") from None
+        raise _refusal(path, "instances", "an image has no id") from None
     for index, annotation in enumerate(content["annotations"]):
         try:
             if int(annotation.get("iscrowd", 0)) == 0:
                 objects[annotation["image_id"]].append(names[annotation["category_id"]])
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-            raise DiptychError(
-                f"{path} is not a COCO instances file: annotations[{index}] names an image or category that "
-                "is not listed."
-            ) from None
+            reason = f"annotations[{index}] names an image or category that is not listed"
+            raise _refusal(path, "instances", reason) from None
     return {image: sorted(names) for image, names in objects.items()}
 
 
@@ -135,30 +129,34 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _check_structure(path: Path, content: Any) -> None:
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise _not_coco(path, 'it has no list "images"')
-    if not isinstance(content.get("annotations"), list):
-        raise _not_coco(path, 'it has no list "annotations"')
+def _check_captions(path: Path, content: Any) -> None:
+    _check_lists(path, "captions", content, ("images", "annotations"))
     for key, kind in (("info", dict), ("licenses", list)):
         if content.get(key) is not None and not isinstance(content[key], kind):
-            raise _not_coco(path, f'"{key}" is not a {kind.__name__}')
+            raise _refusal(path, "captions", f'"{key}" is not a {kind.__name__}')
     _check_records(path, "images", content["images"], {"id": int, "file_name": str})
     _check_records(
         path, "annotations", content["annotations"], {"id": int, "image_id": int, "caption": (str, type(None))}
     )
 
 
+def _check_lists(path: Path, kind: str, content: Any, tables: Iterable[str]) -> None:
+    for table in tables:
+        if not isinstance(content, dict) or not isinstance(content.get(table), list):
+            raise _refusal(path, kind, f'it has no list "{table}"')
+
+
 def _check_records(path: Path, table: str, records: Iterable[Any], fields: dict[str, Any]) -> None:
     for index, record in enumerate(records):
         if not isinstance(record, dict):
-            raise _not_coco(path, f"{table}[{index}] is not an object")
+            raise _refusal(path, "captions", f"{table}[{index}] is not an object")
         for name, kind in fields.items():
             if name not in record:
-                raise _not_coco(path, f'{table}[{index}] (id {record.get("id")}) has no "{name}"')
+                raise _refusal(path, "captions", f'{table}[{index}] (id {record.get("id")}) has no "{name}"')
             if not isinstance(record[name], kind) or isinstance(record[name], bool):
-                raise _not_coco(path, f"{table}[{index}] (id {record.get('id')}): {name} is {record[name]!r}")
+                reason = f"{table}[{index}] (id {record.get('id')}): {name} is {record[name]!r}"
+                raise _refusal(path, "captions", reason)
 
 
-def _not_coco(path: Path, reason: str) -> DiptychError:
-    return DiptychError(f"{path} is not a COCO captions file: {reason}.")
+def _refusal(path: Path, kind: str, reason: str) -> DiptychError:
+    return DiptychError(f"{path} is not a COCO {kind} file: {reason}.")

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,11 +70,7 @@ class Growth:
         self._dealt = 0
 
     def add(self, image: SourceImage, shards: ShardWriter) -> None:
-        """Store the image and its captions, except those that the dataset has already.
-
-        Raises:
-            DiptychError: the image file cannot be read.
-        """
+        """Store the image and its captions, except those that the dataset has already."""
         content = _read_image(image.path)
         sha256 = hashlib.sha256(content).hexdigest()
         split = _deal(sha256, self._rules.deal) if self._rules.deal else image.split
@@ -94,11 +90,7 @@ class Growth:
         self._add_captions(known["id"], [caption for caption in image.captions if _clean(caption.text) not in texts])
 
     def refuse_conflicts(self) -> None:
-        """Raise if images are in two splits, unless the rules allow it.
-
-        Raises:
-            DiptychError: there are such images; the message names them.
-        """
+        """Raise a DiptychError that names the images in two splits, if there are any and the rules do not allow it."""
         if self._conflicts and not self._rules.keep_split:
             raise DiptychError(
                 f"Nothing was imported: {len(self._conflicts)} images are in the dataset in another split, and no "
@@ -152,17 +144,12 @@ class Growth:
             self.captions_added += 1
 
 
-@dataclass
 class _Ids:
     """Supply of ids: that of the source if it is free, else one above all ids that are used or wanted."""
 
-    records: list[Record]
-    wanted: list[Any]
-    _used: set[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._used = {record["id"] for record in self.records}
-        self._next = 1 + max(self._used | {value for value in self.wanted if _usable(value)}, default=0)
+    def __init__(self, records: list[Record], wanted: list[Any]) -> None:
+        self._used: set[int] = {record["id"] for record in records}
+        self._next = 1 + max(self._used | {value for value in wanted if _usable(value)}, default=0)
 
     def take(self, wanted: Any) -> int:
         if not _usable(wanted) or wanted in self._used:

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -14,7 +15,6 @@ from diptych.errors import DiptychError, some
 
 _OUTER_BLANKS = re.compile(r"^[\s\u200b-\u200f\u2060\ufeff]+|[\s\u200b-\u200f\u2060\ufeff]+$")
 """Leading and trailing blanks and zero-width characters."""
-_MATCHES_SHOWN = 3
 
 
 class ImagesFolder:
@@ -22,11 +22,7 @@ class ImagesFolder:
 
     A name may differ in spelling from its file if exactly one file matches it. It may differ by Unicode normalization,
     by blanks around it, by backslashes as separators, or by being an absolute path into the folder. Letter case must
-    match, because hashes and ids may differ by case alone.
-
-    Args:
-        path: the folder.
-        links_within: a second folder into which links may lead.
+    match, because hashes and ids may differ by case alone. Links may also lead into the folder `links_within`.
 
     Attributes:
         missing: names without a file.
@@ -63,18 +59,19 @@ class ImagesFolder:
         candidates = [name for name in candidates if encodable(name) == name and "\0" not in name]
         for name in candidates:
             path = self.path / name
-            if _is_plain(name) and _is_file(path):
-                return self._checked(path, where)
+            is_plain = not name.startswith("/") and ".." not in name.split("/")
+            if is_plain and _is_file(path):
+                return self._within(path, where)
         for name in candidates:
             matches = self._matches(name)
             if len(matches) > 1:
-                shown = ", ".join(ascii(path.relative_to(self.path).as_posix()) for path in matches[:_MATCHES_SHOWN])
+                shown = some([ascii(path.relative_to(self.path).as_posix()) for path in matches])
                 raise DiptychError(
                     f"{where}: file name {name!a} matches {len(matches)} files: {shown}. Write the exact name of one."
                 )
             if matches:
                 self.respelled[candidates[0]] = matches[0]
-                return self._checked(matches[0], where)
+                return self._within(matches[0], where)
         if all(self._relative(reading) is None for reading in _readings(candidates[0])):
             raise DiptychError(
                 f"{where}: file name {candidates[0]!r} leads out of the images folder {self.path}."
@@ -84,11 +81,7 @@ class ImagesFolder:
         return self.path / candidates[0]
 
     def refuse_missing(self, annotations: Path, total: int, repair: str) -> None:
-        """Raise if any of the `total` image files that `annotations` names is missing.
-
-        Raises:
-            DiptychError: there are such names; the message shows some of them, and `repair`.
-        """
+        """Raise a DiptychError with `repair` if any of the `total` image files named by `annotations` is missing."""
         if self.missing:
             names = some([self._describe(name) for name in self.missing])
             raise DiptychError(
@@ -128,10 +121,10 @@ class ImagesFolder:
     def _equivalent(self, folder: Path, name: str) -> list[str]:
         """Return `name` if `folder` has it, else the names there that differ by normalization and outer blanks."""
         if folder not in self._listings:
-            listing: dict[str, list[str]] = {}
-            for other in _names(folder):
-                listing.setdefault(_normalized(other), []).append(other)
-            self._listings[folder] = listing
+            listing = self._listings[folder] = {}
+            with suppress(OSError):
+                for path in folder.iterdir():
+                    listing.setdefault(_normalized(path.name), []).append(path.name)
         names = self._listings[folder].get(_normalized(name), [])
         return [name] if name in names else names
 
@@ -145,7 +138,7 @@ class ImagesFolder:
             return real.relative_to(self._roots[0]).as_posix()
         return None
 
-    def _checked(self, path: Path, where: str) -> Path:
+    def _within(self, path: Path, where: str) -> Path:
         """Return `path`, unless it is a link that leads out."""
         real = self._real(path)
         if not any(real.is_relative_to(root) for root in self._roots):
@@ -186,10 +179,6 @@ def _refuse_impossible(name: str, where: str) -> None:
         raise DiptychError(f"{where}: the file name is empty.")
 
 
-def _is_plain(name: str) -> bool:
-    return not name.startswith("/") and ".." not in name.split("/")
-
-
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -204,13 +193,6 @@ def _readings(name: str) -> Iterator[str]:
         bare = unquote(bare.removeprefix("file://"))
     # A URL may encode a zero byte, which no file name has.
     yield from (text for text in dict.fromkeys((name, bare, bare.replace("\\", "/"))) if "\0" not in text)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError:
-        return []
 
 
 def _normalized(name: str) -> str:

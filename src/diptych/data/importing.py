@@ -58,15 +58,8 @@ class ImportSummary:
 
 
 def import_coco(folder: Path, sources: Sequence[CocoSource], rules: Rules = DEFAULT_RULES) -> ImportSummary:
-    """Import COCO captions files into the dataset in `folder`.
-
-    Each source needs an `ImagesFolder` of its own.
-
-    Raises:
-        DiptychError: `coco_source` or `add_sources` fails, or splits are both given and dealt.
-    """
-    if rules.deal and any(source.split for source in sources):
-        raise DiptychError("Either give a file its split or have splits dealt, not both.")
+    """Import COCO captions files, each with an `ImagesFolder` of its own, into the dataset in `folder`."""
+    _refuse_split_and_deal(rules, *(source.split for source in sources))
     read = [coco_source(source.annotations, source.images, source.split, source.instances) for source in sources]
     return add_sources(folder, read, rules)
 
@@ -74,24 +67,15 @@ def import_coco(folder: Path, sources: Sequence[CocoSource], rules: Rules = DEFA
 def import_karpathy(
     folder: Path, annotations: Path, images: ImagesFolder, rules: Rules = DEFAULT_RULES
 ) -> ImportSummary:
-    """Import a Karpathy split into the dataset in `folder`.
-
-    Raises:
-        DiptychError: `karpathy_source` or `add_sources` fails.
-    """
+    """Import a Karpathy split into the dataset in `folder`."""
     return add_sources(folder, [karpathy_source(annotations, images)], rules)
 
 
 def import_table(
     folder: Path, table: Path, images: ImagesFolder, split: str | None = None, rules: Rules = DEFAULT_RULES
 ) -> ImportSummary:
-    """Import a CSV or TSV into the dataset in `folder`.
-
-    Raises:
-        DiptychError: `table_source` or `add_sources` fails, or splits are both given and dealt.
-    """
-    if rules.deal and split:
-        raise DiptychError("Either give a file its split or have splits dealt, not both.")
+    """Import a CSV or TSV into the dataset in `folder`."""
+    _refuse_split_and_deal(rules, split)
     return add_sources(folder, [table_source(table, images, split)], rules)
 
 
@@ -173,6 +157,11 @@ def _remove_orphans(folder: Path) -> None:
     for name in shards - in_use:
         (folder / name).unlink(missing_ok=True)
     (folder / _JOURNAL).unlink()
+
+
+def _refuse_split_and_deal(rules: Rules, *splits: str | None) -> None:
+    if rules.deal and any(splits):
+        raise DiptychError("Either give a file its split or have splits dealt, not both.")
 
 
 def _read_or_empty(folder: Path) -> Dataset:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,23 +12,12 @@ from torch import Tensor
 from diptych.data.prepared import PreparedSplit
 
 Half = NDArray[np.float16]
-
-
-class ImageInputs(Protocol):
-    """Function from indices of images in a split to the input of the image tower."""
-
-    def __call__(self, images: NDArray[np.int64]) -> Tensor:
-        """Return pixels (B, S, S, 3) uint8, or features (B, N, C) float16."""
-
-
-class TextInputs(Protocol):
-    """Function from indices of captions in a split to the input of the text tower."""
-
-    def __call__(self, captions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return token ids (C, T) int64, or features (C, T, L, D) float16, and the mask bool (C, T).
-
-        Both are padded to the longest caption.
-        """
+ImageInputs = Callable[[NDArray[np.int64]], Tensor]
+"""Function from indices of images (B,) to pixels (B, S, S, 3) uint8, or to features (B, N, C) float16."""
+TextInputs = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
+"""Function from indices of captions (C,) to token ids (C, T) int64, or to features (C, T, L, D) float16, and to the
+mask bool (C, T). Both are padded to the longest caption.
+"""
 
 
 class Inputs:

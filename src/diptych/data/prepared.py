@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diptych.config import Role, Splits
-from diptych.data.accepted import read_table
+from diptych.data.accepted import images_of_role, read_table
 from diptych.errors import DiptychError
 
 FORMAT = 1
@@ -61,10 +61,11 @@ class Prepared:
         Raises:
             DiptychError: that split has no images, or none of them has a caption.
         """
-        name, images = self._images_of(role)
+        images = images_of_role(self._images, self._splits, role)
         index = pd.Index(images["image_id"]).get_indexer(pd.Index(self._captions["image_id"]))
         chosen = np.flatnonzero(index >= 0)
         if len(chosen) == 0:
+            name = getattr(self._splits, role) or self._splits.train
             if self._splits.val is None and role != "test" and (self._images["split"] == name).any():
                 raise DiptychError(
                     f"data.splits.held_out ({self._splits.held_out}) leaves no captioned images of split {name!r} for "
@@ -85,19 +86,6 @@ class Prepared:
             lengths=self._offsets[chosen + 1] - self._offsets[chosen],
             settings=self.settings,
         )
-
-    def _images_of(self, role: Role) -> tuple[str, pd.DataFrame]:
-        """Return the name of the split that has `role`, and its images.
-
-        Where no split is named for val, train and val share one split: val has the images that are held out of it.
-        """
-        splits = self._splits
-        name = getattr(splits, role) or splits.train
-        images = self._images[self._images["split"] == name]
-        if splits.val is None and role in ("train", "val"):
-            held_out = images["sha256"].map(splits.is_held_out).astype(bool)
-            images = images[held_out == (role == "val")]
-        return name, images
 
 
 class PreparedSplit:

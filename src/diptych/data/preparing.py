@@ -14,22 +14,20 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import PIL
-from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.config import Preprocess
 from diptych.data import images
 from diptych.data.images import ImageError, open_image, to_pixels
 from diptych.data.prepared import FORMAT
-from diptych.data.shards import Member, read_member
+from diptych.data.shards import Member, members_of, read_member
 from diptych.data.tokenization import encode, vocabulary_facts
 from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
@@ -49,11 +47,7 @@ _log = logging.getLogger(__name__)
 class _Batch:
     """Batch of images of one shard; its pixels are written to the file `output` from the byte `start`."""
 
-    data: Path
     members: list[Member]
-    size: int
-    resize: Literal["stretch", "crop"]
-    max_pixels: int
     output: Path
     start: int
 
@@ -134,16 +128,11 @@ def _plan(manifest: pd.DataFrame, settings: Preprocess, cache: Path) -> list[_Sh
     side = settings.image_size
     shards = []
     for name, rows in manifest.groupby("shard", sort=False):
-        columns = zip(rows["shard"], rows["file_name"], rows["offset"], rows["bytes"], strict=True)
-        members = [Member(shard, file, int(offset), int(size)) for shard, file, offset, size in columns]
-        key = _key(rows["sha256"].tolist(), settings)
-        shards.append(_Shard(name.removesuffix(".tar"), members, (len(rows), side, side, 3), cache / f"{key}.npy"))
+        # The key of a cache file is the SHA-256 of everything that its pixels depend on.
+        key = hashlib.sha256(json.dumps([_decoding(settings), rows["sha256"].tolist()]).encode()).hexdigest()
+        shape = (len(rows), side, side, 3)
+        shards.append(_Shard(name.removesuffix(".tar"), members_of(rows), shape, cache / f"{key}.npy"))
     return shards
-
-
-def _key(hashes: list[str], settings: Preprocess) -> str:
-    """Return the cache key of a shard: the SHA-256 of everything that its pixels depend on."""
-    return hashlib.sha256(json.dumps([_decoding(settings), hashes]).encode()).hexdigest()
 
 
 def _decoding(settings: Preprocess) -> str:
@@ -173,8 +162,8 @@ def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: in
     for leftover in shards[0].cached.parent.glob(".*.tmp"):
         leftover.unlink()
     total = sum(len(shard.members) for shard in shards)
-    batches = (batch for shard in shards for batch in _batches(data, shard, settings, max_pixels))
-    counts = in_processes(_prepare, batches, workers)
+    batches = (batch for shard in shards for batch in _batches(shard))
+    counts = in_processes(partial(_prepare, data, settings, max_pixels), batches, workers)
     try:
         with progress(None, "preprocess", unit="images", total=total) as bar:
             for shard in shards:
@@ -187,63 +176,40 @@ def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: in
             shard.temporary.unlink(missing_ok=True)
 
 
-def _batches(data: Path, shard: _Shard, settings: Preprocess, max_pixels: int) -> Iterator[_Batch]:
+def _batches(shard: _Shard) -> Iterator[_Batch]:
     header = _create(shard)
     image_bytes = shard.shape[1] * shard.shape[2] * shard.shape[3]
     for start in shard.starts:
-        yield _Batch(
-            data=data,
-            members=shard.members[start : start + _BATCH],
-            size=settings.image_size,
-            resize=settings.resize,
-            max_pixels=max_pixels,
-            output=shard.temporary,
-            start=header + start * image_bytes,
-        )
+        yield _Batch(shard.members[start : start + _BATCH], shard.temporary, header + start * image_bytes)
 
 
 def _create(shard: _Shard) -> int:
-    """Create the shard's temporary file in its full size, so that a full disk is noticed now.
-
-    Returns:
-        The number of bytes of its header.
-    """
-    with shard.temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shard.shape}
-        )
-        header = file.tell()
-        file.flush()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, header + int(np.prod(shard.shape, dtype=np.int64)))
-    return header
+    """Create the shard's temporary file in full size, so that a full disk is noticed now; return its header's bytes."""
+    pixels = np.lib.format.open_memmap(shard.temporary, "w+", np.uint8, shard.shape)
+    if hasattr(os, "posix_fallocate"):
+        with shard.temporary.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, pixels.offset + pixels.nbytes)
+    return int(pixels.offset)
 
 
-def _prepare(batch: _Batch) -> int:
+def _prepare(data: Path, settings: Preprocess, max_pixels: int, batch: _Batch) -> int:
     """Decode and resize a batch in a worker, write it to its position in the file, and return the number of images."""
     # The file is not mapped: on a full disk a write fails with an error, but a mapped page with a fatal signal.
-    with batch.output.open("r+b", buffering=0) as file:
+    with batch.output.open("r+b") as file:
         file.seek(batch.start)
         for member in batch.members:
-            write_all(file, to_pixels(_open(batch, member), batch.size, batch.resize))
+            file.write(to_pixels(_open(data, member, max_pixels), settings.image_size, settings.resize).tobytes())
     return len(batch.members)
 
 
-def _open(batch: _Batch, member: Member) -> Image.Image:
+def _open(data: Path, member: Member, max_pixels: int) -> Image.Image:
     try:
-        return open_image(read_member(batch.data, member), batch.max_pixels)
+        return open_image(read_member(data, member), max_pixels)
     except ImageError as error:
         raise DiptychError(
-            f"{member.name} in {batch.data / member.shard} has changed since it was validated ({error}). "
+            f"{member.name} in {data / member.shard} has changed since it was validated ({error}). "
             "Run `dvc repro validate`."
         ) from None
-
-
-def write_all(file: FileIO, pixels: NDArray[np.uint8]) -> None:
-    """Write all of `pixels`; a single call of `file.write` may write less."""
-    content = pixels.reshape(-1).data
-    while content:
-        content = content[file.write(content) :]
 
 
 def _finish(shard: _Shard, batches: Iterator[object]) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_MEMBERS = 1000
 """Maximum number of images in a shard. A changed shard would be stored and prepared again as a whole, so shards are
@@ -35,8 +38,7 @@ class Member:
 
 def shard_paths(folder: Path) -> list[Path]:
     """Return the shards in `folder` in the order of their numbers."""
-    numbered = [(int(match[1]), path) for path in folder.glob("images-*.tar") if (match := _match(path))]
-    return [path for _, path in sorted(numbered)]
+    return [path for _, path in _numbered(folder)]
 
 
 def list_members(folder: Path) -> list[Member]:
@@ -46,6 +48,12 @@ def list_members(folder: Path) -> list[Member]:
         DiptychError: a shard is damaged or cut off.
     """
     return [member for path in shard_paths(folder) for member in _members_of(path)]
+
+
+def members_of(images: pd.DataFrame) -> list[Member]:
+    """Return the positions in the shards of the images in these rows of the manifest."""
+    columns = zip(images["shard"], images["file_name"], images["offset"], images["bytes"], strict=True)
+    return [Member(shard, name, int(offset), int(size)) for shard, name, offset, size in columns]
 
 
 def read_member(folder: Path, member: Member) -> bytes:
@@ -88,8 +96,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_temporary()
-        numbers = [int(match[1]) for path in shard_paths(self._folder) if (match := _match(path))]
-        self._next = max(numbers, default=-1) + 1
+        self._next = max((number for number, _ in _numbered(self._folder)), default=-1) + 1
         return self
 
     def add(self, name: str, content: bytes) -> None:
@@ -145,8 +152,9 @@ class ShardWriter:
             leftover.unlink()
 
 
-def _match(path: Path) -> re.Match[str] | None:
-    return _SHARD_NAME.fullmatch(path.name)
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    paths = folder.glob("images-*.tar")
+    return sorted((int(match[1]), path) for path in paths if (match := _SHARD_NAME.fullmatch(path.name)))
 
 
 def _members_of(path: Path) -> list[Member]:

@@ -68,26 +68,28 @@ def coco_source(
     Raises:
         DiptychError: a file is not a COCO file or contradicts itself, or image files are missing.
     """
-    if split is not None:
-        _check_split(split, "--split")
+    _checked_split(split, "--split")
     objects = read_instances(instances) if instances else {}
     coco = read_coco(annotations)
     refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
     refuse_repeated(annotations, "annotation id", (record["id"] for record in coco.annotations))
     refuse_unlisted(annotations, coco)
     captions = indexed(coco).imgToAnns
-    listed = [
-        SourceImage(
-            path=images.find(coco_candidates(record), f"{annotations}: image {record['id']}"),
+    listed = []
+    for record in coco.images:
+        where = f"{annotations}: image {record['id']}"
+        fields = {key: value for key, value in record.items() if key not in _DATASET_FIELDS}
+        _check_storable(fields, where)
+        image = SourceImage(
+            path=images.find(coco_candidates(record), where),
             name=images.name_of(record["file_name"]),
-            split=split or _split_of(record, f"{annotations}: image {record['id']}"),
+            split=split or _checked_split(record.get("split"), where),
             captions=tuple(SourceCaption(caption["caption"], caption["id"]) for caption in captions[record["id"]]),
             id=record["id"],
-            fields=_stored_fields(record, f"{annotations}: image {record['id']}"),
+            fields=fields,
             objects=objects.get(record["id"]),
         )
-        for record in coco.images
-    ]
+        listed.append(image)
     if instances and objects.keys().isdisjoint(record["id"] for record in coco.images):
         raise DiptychError(f"{instances} lists none of the images of {annotations}.")
     _check_storable(coco.licenses, f"{annotations}: licenses")
@@ -100,7 +102,10 @@ def karpathy_source(annotations: Path, images: ImagesFolder) -> Source:
     Raises:
         DiptychError: the file is not a Karpathy split or contradicts itself, or image files are missing.
     """
-    records = _read_karpathy(annotations)
+    content = read_json(annotations)
+    records = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise DiptychError(f'{annotations} is not a Karpathy split: it has no list "images".')
     listed = [
         _karpathy_image(record, images, f"{annotations}: images[{index}]") for index, record in enumerate(records)
     ]
@@ -115,17 +120,14 @@ def table_source(table: Path, images: ImagesFolder, split: str | None = None) ->
     Each row names an image; several rows may name the same one.
 
     Raises:
-        DiptychError: `read_caption_table` or `ImagesFolder.find` fails, rows contradict each other, or image files are
-            missing.
+        DiptychError: the file is not such a table, rows contradict each other, or image files are missing.
     """
     paths: dict[str, Path] = {}
     listed: dict[Path, SourceImage] = {}
     captions: dict[Path, list[SourceCaption]] = {}
     for row in read_caption_table(table):
         where = f"{table}, line {row.line}"
-        row_split = split or row.split
-        if row_split is not None:
-            _check_split(row_split, where)
+        row_split = _checked_split(split or row.split, where)
         if row.file not in paths:
             paths[row.file] = images.find([row.file], where)
         path = paths[row.file]
@@ -153,12 +155,6 @@ def coco_candidates(record: Record) -> list[str]:
     return candidates
 
 
-def _stored_fields(record: Record, where: str) -> Record:
-    fields = {key: value for key, value in record.items() if key not in _DATASET_FIELDS}
-    _check_storable(fields, where)
-    return fields
-
-
 def _check_storable(value: Any, where: str) -> None:
     """Refuse NaN and halves of surrogate pairs, which Python reads but JSON in UTF-8 cannot hold."""
     try:
@@ -180,33 +176,21 @@ def _karpathy_image(record: Any, images: ImagesFolder, where: str) -> SourceImag
         raise DiptychError(f"{where}: ids must be whole numbers.")
     if not all(isinstance(caption.text, str | None) for caption in captions):
         raise DiptychError(f'{where}: the "raw" of a sentence is not a text.')
-    split = "train" if record.get("split") == "restval" else _split_of(record, where)
+    split = "train" if record.get("split") == "restval" else _checked_split(record.get("split"), where)
     path = images.find([name, record["filename"]], where)
     return SourceImage(path, images.name_of(name), split, captions, image_id)
 
 
-def _split_of(record: Record, where: str) -> str | None:
-    split = record.get("split")
-    if split is not None:
-        _check_split(split, where)
-    return split
-
-
-def _check_split(split: Any, where: str) -> None:
+def _checked_split(split: Any, where: str) -> str | None:
+    if split is None:
+        return None
     if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
         raise DiptychError(f"{where}: split {split!r} may have only letters, digits, dots, dashes and underscores.")
     if split in MISSING_WORDS:
         raise DiptychError(
             f"{where}: split {split!r} stands for a missing value; leave it empty to have the splits dealt."
         )
-
-
-def _read_karpathy(path: Path) -> list[Record]:
-    content = read_json(path)
-    records = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(records, list):
-        raise DiptychError(f'{path} is not a Karpathy split: it has no list "images".')
-    return records
+    return split
 
 
 def _checked(annotations: Path, images: list[SourceImage], folder: ImagesFolder) -> list[SourceImage]:
@@ -227,22 +211,14 @@ def _checked(annotations: Path, images: list[SourceImage], folder: ImagesFolder)
 
 
 def refuse_repeated(path: Path, what: str, values: Iterable[Hashable]) -> None:
-    """Raise if a value other than None is repeated.
-
-    Raises:
-        DiptychError: there are such values; the message names them, and says that they are `what`.
-    """
+    """Raise a DiptychError if a value other than None is repeated; the message names the values as `what`."""
     repeated = [str(value) for value, count in Counter(values).items() if count > 1 and value is not None]
     if repeated:
         raise DiptychError(f"{path}: each {what} must be unique, but these are repeated: {some(repeated)}.")
 
 
 def refuse_unlisted(path: Path, coco: Dataset) -> None:
-    """Raise if a caption belongs to an image that the file does not list.
-
-    Raises:
-        DiptychError: there are such captions; the message names them.
-    """
+    """Raise a DiptychError if a caption belongs to an image that the file does not list; it names the captions."""
     listed = {record["id"] for record in coco.images}
     unknown = [
         f"annotation {record['id']} (image {record['image_id']})"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from diptych.data.captions import MISSING_WORDS
 from diptych.data.text_files import read_text
@@ -72,58 +72,54 @@ def read_caption_table(table: Path) -> list[TableRow]:
     # newline="" splits at \r\n, \r and \n only, and keeps the line breaks.
     lines = list(io.StringIO(text, newline=""))
     if suffix == ".tsv":
-        header, rows = _read_tsv(lines)
+        header, *rows = _parse(table, lines, "\t", quoting=csv.QUOTE_NONE)
         columns = _columns(table, header)
         _warn_of_quotes(table, rows, columns)
     else:
-        header, rows, delimiter = _read_csv(table, lines)
+        delimiter, skipped = _delimiter(lines)
+        header, *rows = _parse(table, lines, delimiter, skipped)
         columns = _columns(table, header)
         _refuse_contained_rows(table, rows, columns, delimiter)
     _refuse_incomplete(table, rows, columns)
     return _captioned(table, rows, columns)
 
 
-def _read_tsv(lines: list[str]) -> tuple[_Line, list[_Line]]:
-    split = (_Line(number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1))
-    header, *rows = [line for line in split if _is_filled(line)] or [_Line(1, [])]
-    return header, rows
+def _delimiter(lines: list[str]) -> tuple[str, int]:
+    """Return the delimiter of a CSV, and the number of lines before its header.
 
-
-def _read_csv(table: Path, lines: list[str]) -> tuple[_Line, list[_Line], str]:
-    separator = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
-    skipped = 1 if separator else 0
-    first = next((line for line in lines[skipped:] if line.strip()), "")
-    delimiter = separator[1] if separator else _delimiter(first)
-    with _unlimited_cells(sum(map(len, lines))):
-        parsed = _parse_csv(table, lines[skipped:], delimiter, skipped + 1)
-    header, *rows = [line for line in parsed if _is_filled(line)] or [_Line(1, [])]
-    return header, rows, delimiter
-
-
-def _delimiter(header: str) -> str:
-    """Return the delimiter that splits the header into the required columns, else a comma."""
+    The delimiter is that of a line `sep=`, else the one that splits the header into the required columns, else a comma.
+    """
+    if lines and (separator := _SEPARATOR_LINE.fullmatch(lines[0])):
+        return separator[1], 1
+    header = next((line for line in lines if line.strip()), "")
     for delimiter in _DELIMITERS:
         names = [cell.strip(' "\r\n').casefold() for cell in header.split(delimiter)]
         if "file" in names and any(map(_CAPTION.fullmatch, names)):
-            return delimiter
-    return _DELIMITERS[0]
+            return delimiter, 0
+    return _DELIMITERS[0], 0
 
 
-def _parse_csv(table: Path, lines: list[str], delimiter: str, first: int) -> list[_Line]:
-    """Return all rows; the first of `lines` has the number `first` in the file."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _parse(
+    table: Path, lines: list[str], delimiter: str, skipped: int = 0, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> list[_Line]:
+    """Return the rows with text after the `skipped` lines, the header first; an empty header if there are none."""
     rows: list[_Line] = []
-    while True:
-        start = reader.line_num
-        try:
-            rows.append(_Line(first + start, next(reader)))
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            row = "".join(lines[start : reader.line_num])
-            opening = first + start + _line_breaks(row[: _open_quote(row, delimiter)])
-            last = first + reader.line_num - 1
-            raise DiptychError(f"{table}, line {opening}: {_quote_problem(str(error), last)}") from None
+    with _unlimited_cells(sum(map(len, lines))):
+        reader = csv.reader(lines[skipped:], delimiter=delimiter, quoting=quoting, strict=True)
+        while True:
+            start = skipped + reader.line_num
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return rows or [_Line(1, [])]
+            except csv.Error as error:
+                last = skipped + reader.line_num
+                row = "".join(lines[start:last])
+                opening = start + 1 + _line_breaks(row[: _open_quote(row, delimiter)])
+                raise DiptychError(f"{table}, line {opening}: {_quote_problem(str(error), last)}") from None
+            # Spreadsheet programs write empty lines and empty rows.
+            if any(cell.strip() for cell in cells):
+                rows.append(_Line(start + 1, cells))
 
 
 def _quote_problem(message: str, last: int) -> str:
@@ -156,11 +152,6 @@ def _unlimited_cells(limit: int) -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
-
-
-def _is_filled(line: _Line) -> bool:
-    """Return whether a cell has text; empty lines and empty rows of a spreadsheet have none."""
-    return any(cell.strip() for cell in line.cells)
 
 
 def _columns(table: Path, header: _Line) -> _Columns:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -19,9 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from diptych.config import TextTower
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
-from diptych.files import SUMS, atomic_path, remove, sums_hold, write_json, write_sums
-
-_log = logging.getLogger(__name__)
+from diptych.files import write_json
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -70,28 +64,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int, *, cache: Path) -> None:
+def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int) -> None:
     """Write the tokenizer of a pretrained text tower to `folder`; the copy does not depend on the tower.
-
-    The last copy stays in `cache`, under a key of its inputs, because the import of transformers takes seconds.
 
     Raises:
         DiptychError: the tower is missing (see `locate`), has no tokenizer or that of another model, or has fewer than
             `max_tokens` positions.
     """
-    source = locate(tower)
-    cached = cache / _copy_key(source, max_tokens)
-    if not _is_intact(cached):
-        remove(cache)
-        with atomic_path(cached) as copy:
-            _write_copy(source, copy, max_tokens)
-            write_sums(copy)
-    shutil.copytree(cached, folder, ignore=shutil.ignore_patterns(SUMS))
-
-
-def _write_copy(source: Path, folder: Path, max_tokens: int) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
+    source = locate(tower)
     lacking = f"{source} holds no tokenizer that transformers can load"
     advice = "Add the tokenizer.json and tokenizer_config.json that belong to the model."
     # For a folder without a tokenizer, transformers returns a tokenizer with an empty vocabulary.
@@ -147,21 +129,6 @@ def vocabulary_facts(folder: Path) -> tuple[int, int]:
     if padding is None:
         raise DiptychError(f"The tokenizer in {folder} has no padding token. Use the tokenizer of a BERT-family tower.")
     return tokenizer.get_vocab_size(), padding
-
-
-def _copy_key(source: Path, max_tokens: int) -> str:
-    """Return the cache key of a copy: SHA-256 of the tower's files but its weights, transformers, and this module."""
-    files = sorted(file for pattern in ("*.json", "*.txt", "*.model") for file in source.glob(pattern))
-    content = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in [*files, Path(__file__)]]
-    recipe = [max_tokens, version("transformers"), version("tokenizers"), content]
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
-
-
-def _is_intact(copy: Path) -> bool:
-    intact = copy.is_dir() and sums_hold(copy)
-    if copy.exists() and not intact:
-        _log.warning("%s is damaged and is written again.", copy)
-    return intact
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

@@ -5,7 +5,7 @@ Images are read from the dataset's shards at one small size, so profiles are com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.data.images import open_image, to_pixels
-from diptych.data.shards import Member, read_member
+from diptych.data.shards import Member, members_of, read_member
 from diptych.data.workers import in_processes, worker_count
 from diptych.retriever import Retriever
 
@@ -26,27 +26,16 @@ _MAX_PIXELS = 2**62
 """Validation has already refused larger images."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The images of one task."""
-
-    data: Path
-    members: list[Member]
-
-
 def picture_statistics(data: Path, images: pd.DataFrame, threads: int | None) -> NDArray[np.float64]:
     """Return brightness (mean luma), contrast (its standard deviation) and mean saturation, from 0 to 255: (n, 3).
 
-    Args:
-        data: folder of the dataset.
-        images: n rows of the manifest.
-        threads: processes to use; None: one a core.
+    `images` are n rows of the manifest of the dataset in `data`; `threads` are those of params.yaml.
     """
-    members = _members(images)
-    batches = [_Batch(data, members[at : at + _BATCH]) for at in range(0, len(members), _BATCH)]
+    members = members_of(images)
+    batches = [members[start : start + _BATCH] for start in range(0, len(members), _BATCH)]
     # Starting processes takes longer than a few batches.
     workers = worker_count(threads) if len(batches) > 4 else 1
-    measured = [row for rows in in_processes(_measure, batches, workers) for row in rows]
+    measured = [row for rows in in_processes(partial(_measure, data), batches, workers) for row in rows]
     return np.array(measured, np.float64).reshape(-1, len(PICTURES))
 
 
@@ -57,24 +46,16 @@ def embed_pairs(data: Path, images: pd.DataFrame, captions: list[str], model: Pa
         DiptychError: the folder holds no whole model.
     """
     retriever = Retriever.load(model, device)
-    image = retriever.encode_images([read_member(data, member) for member in _members(images)])
+    image = retriever.encode_images([read_member(data, member) for member in members_of(images)])
     text = retriever.encode_texts(captions)
     return np.concatenate([image.embedding, text.embedding], axis=1).astype(np.float16)
 
 
-def _measure(batch: _Batch) -> list[tuple[float, float, float]]:
+def _measure(data: Path, members: list[Member]) -> list[tuple[float, float, float]]:
     rows = []
-    for member in batch.members:
-        picture = Image.fromarray(to_pixels(_open(batch.data, member), SIDE, "stretch"))
+    for member in members:
+        image = open_image(read_member(data, member), _MAX_PIXELS)
+        picture = Image.fromarray(to_pixels(image, SIDE, "stretch"))
         luma, saturation = (np.asarray(picture.convert(mode), np.float64) for mode in ("L", "HSV"))
         rows.append((float(luma.mean()), float(luma.std()), float(saturation[..., 1].mean())))
     return rows
-
-
-def _open(data: Path, member: Member) -> Image.Image:
-    return open_image(read_member(data, member), _MAX_PIXELS)
-
-
-def _members(images: pd.DataFrame) -> list[Member]:
-    columns = (images[name] for name in ("shard", "file_name", "offset", "bytes"))
-    return [Member(shard, name, int(at), int(size)) for shard, name, at, size in zip(*columns, strict=True)]

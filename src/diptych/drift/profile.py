@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from diptych.config import Params, Role, Splits
-from diptych.data.accepted import Accepted
+from diptych.config import Params
+from diptych.data.accepted import Accepted, images_of_role
 from diptych.drift.pairs import PICTURES, embed_pairs, picture_statistics
 from diptych.drift.quantiles import Sketch
 
@@ -121,25 +121,19 @@ def make_profile(
 ) -> Profile:
     """Return the profile of the accepted images with these ids and of their captions, embedded by `model`.
 
-    Without ids it is the profile of the train split, with embeddings of the val split.
-
-    Args:
-        accepted: the accepted images and captions.
-        params: parameters with the splits, the threads and the device.
-        images: ids of the images; None for the train split.
-        model: folder of the model that embeds a sample; None for no embeddings.
+    Without ids it is the profile of the train split, with embeddings of the val split. Without a model's folder there
+    are no embeddings.
 
     Raises:
         DiptychError: a shard is missing, or the folder holds no whole model.
     """
     manifest, captions = accepted.images, accepted.captions
-    splits = params.data.splits
     if images is None:
-        chosen, to_embed = (_playing(manifest, splits, role) for role in ("train", "val"))
+        chosen, to_embed = (images_of_role(manifest, params.data.splits, role) for role in ("train", "val"))
     else:
         chosen = to_embed = manifest[manifest["image_id"].isin(list(images))]
     texts = captions[captions["image_id"].isin(chosen["image_id"])]
-    words = [_words(text) for text in texts["caption"]]
+    words = [_WORD.findall(text.lower()) for text in texts["caption"]]
     counts, total, unknown = vocabulary(texts["image_id"].tolist(), words)
     return Profile(
         images=len(chosen),
@@ -155,13 +149,13 @@ def make_profile(
 
 def new_images(accepted: Accepted, params: Params, reference: Profile) -> list[int]:
     """Return the ids of the accepted train images that are not among those of `reference`."""
-    train = _playing(accepted.images, params.data.splits, "train")
+    train = images_of_role(accepted.images, params.data.splits, "train")
     return train["image_id"][~np.isin(_contents(train), reference.contents)].tolist()
 
 
 def gone_images(accepted: Accepted, params: Params, reference: Profile) -> int:
     """Return the number of images of `reference` that are no longer among the accepted train images."""
-    train = _playing(accepted.images, params.data.splits, "train")
+    train = images_of_role(accepted.images, params.data.splits, "train")
     return int((~np.isin(reference.contents, _contents(train))).sum())
 
 
@@ -192,10 +186,6 @@ def _sample(images: pd.DataFrame, size: int) -> pd.DataFrame:
     return images.sort_values("sha256", kind="stable").head(size)
 
 
-def _words(caption: str) -> list[str]:
-    return _WORD.findall(caption.lower())
-
-
 def vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[str, int], int, float]:
     """Return counts of the most frequent words, the number of all words, and the share that only one image has."""
     counts: Counter[str] = Counter()
@@ -210,15 +200,6 @@ def vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[st
     frequent = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:VOCABULARY])
     known = sum(count for word, count in frequent.items() if only[word] is None)
     return frequent, total, 1 - known / total if total else 0.0
-
-
-def _playing(manifest: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:
-    """Return the images of the split with this role; without a val split, val is the part of train that is held out."""
-    images = manifest[manifest["split"] == (getattr(splits, role) or splits.train)]
-    if splits.val is None and role in ("train", "val"):
-        held_out = images["sha256"].map(splits.is_held_out).astype(bool)
-        images = images[held_out == (role == "val")]
-    return images
 
 
 def _contents(images: pd.DataFrame) -> NDArray[np.uint32]:

@@ -72,12 +72,10 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def set_threads(threads: int | None) -> int:
-    """Set the number of CPU threads of torch, and return it.
+def set_threads(threads: int | None) -> None:
+    """Set the number of CPU threads of torch.
 
     The default is one thread per core, divided among the processes that train together on this machine. The order of
     summation depends on the number, and so do the last bits of a result.
     """
-    threads = threads or max(1, worker_count(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(threads)
-    return threads
+    torch.set_num_threads(threads or max(1, worker_count(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,7 +1,7 @@
 """Training objectives: contrastive loss, image-text matching (ITM), token alignment and SimCLR.
 
-A batch holds B distinct images and C captions of them, several an image where there are several; `image_of_caption`
-(C,) says which caption belongs to which image. Captions of the same image are never negatives of it.
+A process has B distinct images of a batch and C captions of them; `image_of_caption` (C,) is the index of each
+caption's image. An image may have several captions. Captions of the same image are never negatives of it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Pairs(NamedTuple):
     """(B,) int64, another image, for each of the captions in `positive`."""
 
 
-def draw_pairs(
+def draw_hard_negatives(
     model: DualEncoder,
     images: ImageFeatures,
     texts: TextFeatures,
@@ -130,7 +130,8 @@ def draw_pairs(
         images: features of this process's images.
         texts: features of this process's captions.
         image_of_caption: (C,) int64, indices into `images`.
-        uniforms: (3, B) float64 in [0, 1), the random numbers to draw with: the same on every process.
+        uniforms: (3, images of all processes) float64 in [0, 1), the random numbers to draw with; every process has
+            the same ones.
         shares: the sizes of the processes' shares; None: they are exchanged here.
     """
     grid, image, tokens, mask, text, owner = _gather_features(images, texts, image_of_caption, shares)
@@ -153,7 +154,7 @@ def itm_loss(model: DualEncoder, pairs: Pairs, share: float = 1.0) -> Tensor:
 
     Args:
         model: gives the fusion.
-        pairs: what `draw_pairs` returns.
+        pairs: what `draw_hard_negatives` returns.
         share: of the images, the first ones, whose pairs are scored; at least two, and one for each process.
 
     Returns:

@@ -114,7 +114,7 @@ def _temporary_files(workspace: Workspace) -> Iterator[None]:
             os.environ["TMPDIR"] = before[0]
         tempfile.tempdir = before[1]
         shutil.rmtree(folder, ignore_errors=True)
-        # Where .diptych was deleted, the next run holds the workspace by now, and the link is its own.
+        # If .diptych was deleted, the next run holds the workspace by now, and the link is its own.
         if link.is_symlink() and link.readlink() == Path(folder):
             link.unlink()
 

@@ -78,9 +78,9 @@ def record_run(workspace: Workspace) -> Recorded:
 
 
 def recorded_provenance(workspace: Workspace) -> dict[str, str]:
-    """Return the tags of `provenance`, with the run's commit as git_sha.
+    """Return the tags of `provenance`, with the run's recorded commit as git_sha.
 
-    Where the run cannot be made again from that commit, the tag not_reproducible says why.
+    Where the run cannot be made again from that commit, git_dirty is "true" and the tag not_reproducible says why.
     """
     sha, problem = record_run(workspace)
     # DVC would run these stages now: their results are not those of this commit.

@@ -73,6 +73,8 @@ class Workspace:
 
     Where no server keeps them, MLflow's registry and Prefect's runs are here too.
     """
+    features = _Within(".diptych/cache/features")
+    """Features of frozen towers, of all runs."""
     journal = _Within(".diptych/taking.json")
     """Former state of `data/` while it is being changed."""
 
@@ -104,7 +106,7 @@ class Workspace:
             note.write_text(json.dumps(holder), encoding="utf-8")
             yield
         finally:
-            # Where .diptych was deleted, the next run holds the workspace by now, and the note is its own.
+            # If .diptych was deleted, the next run holds the workspace by now, and the note is its own.
             if _read_holder(note) in ({}, holder):
                 note.unlink(missing_ok=True)
             lock.release()

@@ -36,11 +36,6 @@ class GateResult(NamedTuple):
         """The decision, in one sentence."""
         return self.decision.summary if self.decision else "it is the champion already"
 
-    @property
-    def refused(self) -> bool:
-        """True if the gate rejected the version."""
-        return self.outcome == "rejected"
-
     def to_json(self) -> dict[str, Any]:
         """Return the version, the outcome and the decision as plain values."""
         decision = self.decision.to_json() if self.decision else None

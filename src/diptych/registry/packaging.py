@@ -21,7 +21,7 @@ PACKAGE = Path(diptych.__file__).parent
 ENTRY = PACKAGE / "registry" / "packaged_model.py"
 FILES = ("__init__.py", "config.py", "errors.py", "files.py", "progress.py", "retriever.py")
 ROOMS = ("data", "model", "retrieval")
-"""Files and rooms that a retriever is made of. Imports point one way, so these need nothing else of diptych."""
+"""Files and packages that a retriever is made of. Imports point one way, so these need nothing else of diptych."""
 REQUIRED = (
     "huggingface-hub",
     "mlflow",

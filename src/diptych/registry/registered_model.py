@@ -188,9 +188,8 @@ class RegisteredModel:
         with self.errors_explained():
             # MLflow records the source itself. The tag comes later, and a kill may leave the copy without it.
             copies = self.client.search_model_versions(f"name = '{self.name}' and source_path = '{address}'")
-            number = max((str(copy.version) for copy in copies), key=int, default=None)
-            if number is None:
-                number = str(self.client.copy_model_version(address, self.name).version)
+            numbers = [int(copy.version) for copy in copies]
+            number = str(max(numbers) if numbers else self.client.copy_model_version(address, self.name).version)
             self.client.set_model_version_tag(self.name, number, "copied_from", address.removeprefix("models:/"))
         return self.find(number)
 

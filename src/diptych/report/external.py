@@ -24,15 +24,9 @@ def write_external_report(
     *,
     has_images: bool,
 ) -> None:
-    """Write the report, with examples if the gallery has images to show.
+    """Write the page `path`, with examples if the gallery `has_images` to show.
 
-    Args:
-        path: the page.
-        gallery: the images and captions.
-        evaluation: their evaluation.
-        uncertainty: the intervals of its metrics.
-        sources: files that the figures depend on, by the name that the page gives them.
-        has_images: whether the gallery has image files.
+    `sources` are the files that the figures depend on, by the name that the page gives them.
 
     Raises:
         DiptychError: an image cannot be shown, or the page cannot be written.

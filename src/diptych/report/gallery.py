@@ -77,53 +77,39 @@ class Gallery(NamedTuple):
     misses: list[Query]
 
 
-def image_gallery(
+def make_gallery(
     split: CaptionedImages,
+    direction: str,
     ranked: Callable[[int], list[int]],
     ranks: NDArray[np.int64],
     queries: int,
     highlight: Highlight | None = None,
 ) -> Gallery:
-    """Return images and the captions that they retrieve.
+    """Return example queries of one direction with what they retrieve.
 
     Args:
         split: the gallery, N images and M captions.
-        ranked: the captions of an image, the best first.
-        ranks: int64 (N,), rank of each image's best caption.
+        direction: "i2t" for images that retrieve captions, "t2i" for captions that retrieve images.
+        ranked: the results of a query, the best first.
+        ranks: int64 (N,) or (M,), rank of each query's best relevant item.
         queries: the number of queries, as far as possible half hits and half misses.
         highlight: the contributions to the fusion's score of a query and its first result.
     """
+    by_image = direction == "i2t"
 
-    def query(image: int) -> Query:
-        right = np.flatnonzero(split.image_of_caption == image)
-        first = ranked(image)[:RESULTS]
-        results = [Result(split.captions[caption], caption in right) for caption in first]
-        contributions = _contributions(split, highlight, image, first[0])
-        return _query(picture(split, image), results, ranks[image], split.captions[right[0]], contributions)
+    def show(index: int, *, as_image: bool) -> str | Picture:
+        return picture(split, index) if as_image else split.captions[index]
 
-    return Gallery(*([query(image) for image in chosen] for chosen in choose_queries(ranks, queries)))
+    def query(index: int) -> Query:
+        relevant = np.flatnonzero(split.image_of_caption == index) if by_image else split.image_of_caption[[index]]
+        first = ranked(index)[:RESULTS]
+        results = [Result(show(item, as_image=not by_image), item in relevant) for item in first]
+        missing = None if any(result.right for result in results) else show(int(relevant[0]), as_image=not by_image)
+        image, caption = (index, first[0]) if by_image else (first[0], index)
+        contributions = _contributions(split, highlight, image, caption)
+        return Query(show(index, as_image=by_image), results, int(ranks[index]), missing, contributions)
 
-
-def caption_gallery(
-    split: CaptionedImages,
-    ranked: Callable[[int], list[int]],
-    ranks: NDArray[np.int64],
-    queries: int,
-    highlight: Highlight | None = None,
-) -> Gallery:
-    """Return captions and the images that they retrieve.
-
-    The arguments are those of `image_gallery`, with the images of a caption, and the ranks int64 (M,) of the captions.
-    """
-
-    def query(caption: int) -> Query:
-        right = int(split.image_of_caption[caption])
-        first = ranked(caption)[:RESULTS]
-        results = [Result(picture(split, image), image == right) for image in first]
-        contributions = _contributions(split, highlight, first[0], caption)
-        return _query(split.captions[caption], results, ranks[caption], picture(split, right), contributions)
-
-    return Gallery(*([query(caption) for caption in chosen] for chosen in choose_queries(ranks, queries)))
+    return Gallery(*([query(index) for index in chosen] for chosen in choose_queries(ranks, queries)))
 
 
 def choose_queries(ranks: NDArray[np.int64], queries: int) -> tuple[list[int], list[int]]:
@@ -162,17 +148,6 @@ def _jpeg(image: Image.Image) -> str:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def _query(
-    item: str | Picture,
-    results: list[Result],
-    rank: int,
-    right: str | Picture,
-    contributions: Contributions | None,
-) -> Query:
-    missing = None if any(result.right for result in results) else right
-    return Query(item, results, int(rank), missing, contributions)
 
 
 def _evenly(values: NDArray[np.int64], count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,25 +24,18 @@ from diptych.report.figures import (
     similarity_figure,
     validation_figure,
 )
-from diptych.report.gallery import CaptionedImages, caption_gallery, image_gallery, picture
+from diptych.report.gallery import CaptionedImages, make_gallery, picture
 from diptych.report.highlights import Highlight
+from diptych.report.table import FIGURE_LABELS
 from diptych.retrieval.evaluation import Evaluation, recall_curves
 from diptych.retrieval.failures import SHOWN, Failures
 from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
-from diptych.retrieval.metrics import FIGURES, Metrics, average_metrics, chance_metrics, folds
+from diptych.retrieval.metrics import Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Weights
 from diptych.retrieval.slices import FEWEST, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
-
-LABELS = dict(
-    zip(
-        FIGURES,
-        ("Recall@1", "Recall@5", "Recall@10", "R-precision", "mAP@R", "Median rank", "Mean rank", "Tied"),
-        strict=True,
-    )
-)
 
 
 class Figure(NamedTuple):
@@ -93,18 +87,14 @@ def write_report(
     history: Sequence[dict[str, float]],
     queries: int,
 ) -> None:
-    """Render the report and write it.
+    """Write the page `path`.
 
-    Args:
-        path: the page.
-        split: the images and captions that were evaluated.
-        findings: the evaluation of the split.
-        setting: the inputs and settings of the evaluation.
-        history: rows of reports/training.csv; may be empty.
-        queries: the number of example queries of each direction; 0 if there are no pictures to show.
+    `history` are the rows of reports/training.csv, if there are any. `queries` is the number of example queries of each
+    direction; 0 if the split has no pictures to show.
     """
     page = _template().render(
         setting=setting,
+        direction_labels=DIRECTION_LABELS,
         figures=_plots(findings.evaluation, history),
         verdicts=findings.verdicts,
         ladder=findings.ladder,
@@ -181,7 +171,7 @@ def _rows(metrics: dict[str, Metrics], chance: Metrics, uncertainty: Uncertainty
         return Row(label, [*figures, _figure(chance, None, *path)])
 
     rows = {
-        direction_label: [row(label, direction, figure) for figure, label in LABELS.items()]
+        direction_label: [row(label, direction, figure) for figure, (_, label) in FIGURE_LABELS.items()]
         for direction, direction_label in DIRECTION_LABELS.items()
     }
     return {**rows, "": [row("RSUM")]}
@@ -198,53 +188,18 @@ def _extended(evaluation: Evaluation) -> dict[str, list[Row]]:
 
 
 def _failures(split: CaptionedImages, failures: Failures, *, pictures: bool) -> dict[str, Any]:
-    """Return the template's variables for the failures."""
-    images, captions = failures.hubs["t2i"], failures.hubs["i2t"]
-
+    """Return the template's variables for the failures; `picture` is none if there are no pictures to show."""
+    by_direction: dict[str, dict[str, list[Slice]]] = {}
+    for part in failures.slices:
+        by_direction.setdefault(part.direction, {}).setdefault(part.attribute, []).append(part)
     return {
-        "slices": _slice_rows(failures.slices),
+        "slices": by_direction,
         "fewest": FEWEST,
         "failures": failures,
-        "hub_images": [
-            (picture(split, image), int(images.occurrences[image]))
-            for image in (images.most(SHOWN) if pictures else [])
-        ],
-        "hub_captions": [
-            (split.captions[caption], int(captions.occurrences[caption])) for caption in captions.most(SHOWN)
-        ],
-        "missed_images": [
-            (picture(split, image), rank) for image, rank in (failures.missed["i2t"] if pictures else [])
-        ],
-        "missed_captions": [
-            (split.captions[caption], picture(split, int(split.image_of_caption[caption])) if pictures else None, rank)
-            for caption, rank in failures.missed["t2i"]
-        ],
-        "confusions": [
-            (picture(split, image), picture(split, other), count, near_duplicates)
-            for image, other, count, near_duplicates in (failures.confusions if pictures else [])
-        ],
+        "shown": SHOWN,
+        "split": split,
+        "picture": partial(picture, split) if pictures else None,
     }
-
-
-def _slice_rows(slices: Sequence[Slice]) -> dict[str, list[tuple[str, list[tuple[int, list[Figure], bool] | None]]]]:
-    """Return, by attribute, a row for each label with a cell for each direction, None where it has no such slice.
-
-    A cell holds the number of queries, the recalls, and whether they are worse than those of all queries.
-    """
-    rows: dict[str, dict[str, dict[str, Slice]]] = {}
-    for part in slices:
-        rows.setdefault(part.attribute, {}).setdefault(part.label, {})[part.direction] = part
-    return {
-        attribute: [
-            (label, [_slice_cell(by_direction.get(direction)) for direction in DIRECTIONS])
-            for label, by_direction in labels.items()
-        ]
-        for attribute, labels in rows.items()
-    }
-
-
-def _slice_cell(part: Slice | None) -> tuple[int, list[Figure], bool] | None:
-    return (part.queries, [Figure(*recall) for recall in part.recalls.values()], part.worse) if part else None
 
 
 def _examples(split: CaptionedImages, findings: Findings, queries: int) -> dict[str, Any]:
@@ -254,8 +209,8 @@ def _examples(split: CaptionedImages, findings: Findings, queries: int) -> dict[
     highlight = findings.highlight
     return {
         "highlights": highlight is not None,
-        "image_gallery": image_gallery(split, captions_of, last.i2t.rank, queries, highlight),
-        "caption_gallery": caption_gallery(split, images_of, last.t2i.rank, queries, highlight),
+        "image_gallery": make_gallery(split, "i2t", captions_of, last.i2t.rank, queries, highlight),
+        "caption_gallery": make_gallery(split, "t2i", images_of, last.t2i.rank, queries, highlight),
     }
 
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from diptych.report.figures import DIRECTION_LABELS, STAGES
 from diptych.retrieval.evaluation import Evaluation
-from diptych.retrieval.metrics import FIGURES, Metrics
+from diptych.retrieval.metrics import Metrics
 from diptych.retrieval.uncertainty import Uncertainty
 
-COLUMNS = dict(zip(FIGURES, ("R@1", "R@5", "R@10", "R-prec", "mAP@R", "median", "mean", "tied %"), strict=True))
+FIGURE_LABELS = {
+    "recall@1": ("R@1", "Recall@1"),
+    "recall@5": ("R@5", "Recall@5"),
+    "recall@10": ("R@10", "Recall@10"),
+    "r_precision": ("R-prec", "R-precision"),
+    "map@r": ("mAP@R", "mAP@R"),
+    "median_rank": ("median", "Median rank"),
+    "mean_rank": ("mean", "Mean rank"),
+    "tied": ("tied %", "Tied"),
+}
+"""Labels of each of `metrics.FIGURES`: of its column in the log, and of its row in the report."""
 
 
 def table(evaluation: Evaluation, uncertainty: Uncertainty, chance: Metrics, gallery: str) -> str:
     """Return a line for each stage and direction, and the RSUMs with their intervals, of the gallery so called."""
     *_, last = evaluation.ranks.values()
     lines = [f"Retrieval on {gallery}, {len(last.i2t.rank):,} images and {len(last.t2i.rank):,} captions:"]
-    lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column in COLUMNS.values()))
+    lines.append(f"  {'':26}" + "".join(f"{column:>8}" for column, _ in FIGURE_LABELS.values()))
     for stage, metrics in [*evaluation.metrics.items(), ("chance", chance)]:
         for direction, label in DIRECTION_LABELS.items():
-            values = "".join(f"{metrics[direction][figure]:8.1f}" for figure in COLUMNS)
+            values = "".join(f"{metrics[direction][figure]:8.1f}" for figure in FIGURE_LABELS)
             lines.append(f"  {STAGES.get(stage, stage):10} {label:15}{values}")
     rsums = []
     for stage, metrics in evaluation.metrics.items():

@@ -121,7 +121,7 @@ def chance_metrics(image_of_caption: NDArray[np.int64], images: int) -> Metrics:
     return _with_rsum(
         {
             "i2t": _chance_figures(captions, counts, shares, i2t_recall, mean_ranks[0]),
-            "t2i": _chance_figures(images, np.ones_like(counts), shares, t2i_recall, mean_ranks[1]),
+            "t2i": _chance_figures(images, np.array([1]), np.array([1]), t2i_recall, mean_ranks[1]),
         }
     )
 

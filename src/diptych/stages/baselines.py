@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -79,8 +80,8 @@ def _build_towers(workspace: Workspace, params: Params, prepared: Prepared, devi
     model = build_model(params.model, size, vocabulary, train.temperature).to(device)
     cache = None
     if train.keep_features != "never":
-        folder = workspace.local / "cache" / "features"
-        cache = FeatureCache(folder, limit_gib=train.features_gib, device=device, precision=precision)
+        limit = train.features_gib
+        cache = FeatureCache(workspace.features, limit_gib=limit, device=device, precision=precision)
     return FrozenTowers(
         model,
         image_cache=cache if train.image_tower.is_frozen_at_first else None,
@@ -91,32 +92,25 @@ def _build_towers(workspace: Workspace, params: Params, prepared: Prepared, devi
     )
 
 
+@dataclass(frozen=True)
 class FrozenTowers:
     """Both towers of a model in evaluation mode, which encode an image or text as its mean token, of unit length.
 
     Features in the caches are used, and computed ones are added; without a cache all are computed.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        *,
-        image_cache: FeatureCache | None,
-        text_cache: FeatureCache | None,
-        batch_size: int,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        self._model = model
-        self._image_cache, self._text_cache = image_cache, text_cache
-        self._batch_size = batch_size
-        self._device, self._precision = device, precision
+    model: DualEncoder
+    image_cache: FeatureCache | None
+    text_cache: FeatureCache | None
+    batch_size: int
+    device: torch.device
+    precision: Precision
 
     def pooled(self, splits: Sequence[PreparedSplit]) -> list[Pooled]:
         """Return the features of each split, float32 on the CPU."""
-        with inference(self._model, self._device, self._precision):
-            images = self._image_cache.images(self._model.image_tower, splits) if self._image_cache else None
-            texts = self._text_cache.texts(self._model.text_tower, splits) if self._text_cache else None
+        with inference(self.model, self.device, self.precision):
+            images = self.image_cache.images(self.model.image_tower, splits) if self.image_cache else None
+            texts = self.text_cache.texts(self.model.text_tower, splits) if self.text_cache else None
             pooled = []
             for index, split in enumerate(splits):
                 inputs = Inputs(split, images[index] if images else None, texts[index] if texts else None)
@@ -126,18 +120,18 @@ class FrozenTowers:
     def sentences(self, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]) -> Tensor:
         """Return the mean token of each of n sentences, (n, D) float32 on the CPU."""
         features = []
-        with inference(self._model, self._device, self._precision):
-            for start in range(0, len(sentences), self._batch_size):
-                batch = list(sentences[start : start + self._batch_size])
-                tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(self._device)
+        with inference(self.model, self.device, self.precision):
+            for start in range(0, len(sentences), self.batch_size):
+                batch = list(sentences[start : start + self.batch_size])
+                tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(self.device)
                 features.append(self._mean_token(tokens["input_ids"], tokens["attention_mask"].bool()))
         return torch.cat(features)
 
     def _images(self, inputs: Inputs) -> Tensor:
         features = []
         for batch in self._batches("pool images", np.arange(len(inputs.split))):
-            images = inputs.images(batch).to(self._device)
-            tokens = images if images.is_floating_point() else self._model.image_tower.features(images)
+            images = inputs.images(batch).to(self.device)
+            tokens = images if images.is_floating_point() else self.model.image_tower.features(images)
             # Rounded like stored features, so that storing them makes no difference.
             features.append(normalize(tokens.half().float().mean(dim=1), dim=1).cpu())
         return torch.cat(features)
@@ -146,19 +140,19 @@ class FrozenTowers:
         by_length = np.argsort(inputs.split.token_lengths, kind="stable")
         features = torch.cat(
             [
-                self._mean_token(*(tensor.to(self._device) for tensor in inputs.texts(batch)))
+                self._mean_token(*(tensor.to(self.device) for tensor in inputs.texts(batch)))
                 for batch in self._batches("pool captions", by_length)
             ]
         )
         return torch.empty_like(features).index_copy_(0, torch.from_numpy(by_length), features)
 
     def _mean_token(self, texts: Tensor, mask: Tensor) -> Tensor:
-        states = texts if texts.is_floating_point() else self._model.text_tower.features(texts, mask)
+        states = texts if texts.is_floating_point() else self.model.text_tower.features(texts, mask)
         return normalize(masked_mean(states[:, :, -1].half().float(), mask), dim=1).cpu()
 
     def _batches(self, name: str, items: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         with progress(None, name, unit="item", total=len(items)) as bar:
-            for start in range(0, len(items), self._batch_size):
-                batch = items[start : start + self._batch_size]
+            for start in range(0, len(items), self.batch_size):
+                batch = items[start : start + self.batch_size]
                 yield batch
                 bar.update(len(batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,8 +39,8 @@ def run(workspace: Workspace, params: Params) -> None:
     if params.baselines.controls and params.train.objectives.itm:
         device = prepare(params.device, params.threads)
         controls = _Controls(workspace, params, device)
-        for name in controls.names():
-            ranks[name] = controls.run(name)
+        for name, rank in controls.chosen().items():
+            ranks[name] = rank()
             log.info("%s: RSUM %.1f on test", name, metrics_from_ranks(*ranks[name])["rsum"])
     save_ranks(workspace.controls, ranks)
 
@@ -58,14 +59,12 @@ class _Controls:
             embed(val, "embed val", self._inputs.val()), embed(test, "embed test"), params.evaluate.top_k, device
         )
 
-    def names(self) -> list[Control]:
-        """Return the controls to run; an MLP is no control to an MLP."""
-        controls = self._params.baselines.controls
-        return [name for name in controls if name != "mlp_fusion" or self._params.model.fusion.attention]
-
-    def run(self, name: Control) -> Ranks:
-        """Return the ranks that a control gives on test."""
-        return {"shuffled_images": self._shuffled_images, "mlp_fusion": self._mlp_fusion}[name]()
+    def chosen(self) -> dict[Control, Callable[[], Ranks]]:
+        """Return the functions that rank test by the controls of params.yaml; an MLP is no control to an MLP."""
+        known: dict[Control, Callable[[], Ranks]] = {"shuffled_images": self._shuffled_images}
+        if self._params.model.fusion.attention:
+            known["mlp_fusion"] = self._mlp_fusion
+        return {name: known[name] for name in self._params.baselines.controls if name in known}
 
     def _shuffled_images(self) -> Ranks:
         """Re-rank with the trained fusion, which is shown another image than the pair's."""
@@ -91,8 +90,8 @@ class _Controls:
         if not params.train.fusion_epochs:
             return TrainingInputs(train, val, params.train, params.seed, None)
         precision = choose_precision(params.train.precision, device)
-        folder, limit = workspace.local / "cache" / "features", params.train.features_gib
-        cache = FeatureCache(folder, limit_gib=limit, device=device, precision=precision)
+        limit = params.train.features_gib
+        cache = FeatureCache(workspace.features, limit_gib=limit, device=device, precision=precision)
         inputs = TrainingInputs(train, val, params.train, params.seed, cache)
         inputs.enter(model, params.train.all_epochs - 1)
         return inputs

@@ -31,8 +31,7 @@ def run(workspace: Workspace, params: Params) -> None:
         if params.model.text_tower.pretrained is None:
             _learn_tokenizer(folder, manifest, captions, params)
         else:
-            max_tokens, cache = params.preprocess.max_tokens, workspace.local / "cache" / "tokenizer"
-            copy_tokenizer(params.model.text_tower, folder, max_tokens, cache=cache)
+            copy_tokenizer(params.model.text_tower, folder, params.preprocess.max_tokens)
     with atomic_path(workspace.prepared) as folder:
         reused = prepare_images(
             workspace.data,

@@ -15,7 +15,7 @@ import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.files import atomic_path, file_sha256, sources_sha256
-from diptych.model.device import Precision, choose_device, choose_precision, keep_freed_memory, set_threads
+from diptych.model.device import Precision, choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
 from diptych.progress import is_first_process
@@ -38,25 +38,25 @@ def run(workspace: Workspace, params: Params) -> None:
         DiptychError: the data or the towers are missing, or training cannot continue.
     """
     started = time.perf_counter()
-    threads, device = set_threads(params.threads), choose_device(params.device)
+    device = prepare(params.device, params.threads)
     precision = choose_precision(params.train.precision, device)
-    _set_up_torch(device)
+    _fix_arithmetic(device)
     prepared = Prepared(workspace.prepared, params.data.splits)
     model = _build(params, prepared)
-    depends_on = identity(workspace, params, model, {"threads": threads, "precision": precision})
+    depends_on = identity(workspace, params, model, {"threads": torch.get_num_threads(), "precision": precision})
     checkpoints = Checkpoints(workspace.local / "checkpoints", depends_on)
     # The first of several processes records.
     with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:
         if tracked:
             tracked.log_params(params.model_dump(by_alias=True))
-        cache, limit = workspace.local / "cache" / "features", params.train.features_gib
+        limit = params.train.features_gib
         setup = Setup(
             seed=params.seed,
             evaluation_batch=params.evaluate.batch_size,
             checkpoints=checkpoints,
-            report=tracked.log_metrics if tracked else _ignore,
+            report=tracked.log_metrics if tracked else lambda *_: None,
             device=device,
-            features=FeatureCache(cache, limit_gib=limit, device=device, precision=precision),
+            features=FeatureCache(workspace.features, limit_gib=limit, device=device, precision=precision),
         )
         trainer = Trainer(model, prepared.split("train"), prepared.split("val"), params.train, setup)
         position = trainer.run()
@@ -91,17 +91,12 @@ def _log_summary(prepared: Prepared, position: Position, weights: str, seconds: 
     )
 
 
-def _set_up_torch(device: torch.device) -> None:
-    keep_freed_memory()
+def _fix_arithmetic(device: torch.device) -> None:
     # Some GPU kernels have no deterministic form; all CPU kernels in use have one.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     # Matrix products in float32 use TF32 where a GPU has it.
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
-
-
-def _ignore(values: dict[str, float], step: int) -> None:
-    """Report nothing, in the other processes."""
 
 
 def _save(

@@ -10,7 +10,7 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
-from diptych.model.objectives import draw_pairs, itm_loss
+from diptych.model.objectives import draw_hard_negatives, itm_loss
 from diptych.progress import progress
 from diptych.retrieval.embedding import Means
 from diptych.training.batches import Batch, BatchPlan
@@ -78,7 +78,7 @@ def _indices(split: PreparedSplit) -> Inputs:
 def _loss(model: DualEncoder, means: Means, batch: Batch, seed: int) -> Tensor:
     images, captions = batch.images, batch.texts[:, 0]
     uniforms = generator(seed, Purpose.PAIRS, batch.epoch, batch.step).random((3, len(images)))
-    pairs = draw_pairs(
+    pairs = draw_hard_negatives(
         model,
         ImageFeatures(means.grid[images, None], means.image[images]),
         TextFeatures(means.tokens[captions, None], batch.mask, means.text[captions]),

@@ -18,7 +18,7 @@ class Purpose(IntEnum):
     CAPTIONS = 1
     """Captions that an image brings; key: epoch, step."""
     PAIRS = 2
-    """Pairs for the ITM loss; key: epoch, step."""
+    """Positive pairs and hard negatives of the losses that need pairs; key: epoch, step."""
     VIEW = 3
     """View of an image; key: epoch, view, image id."""
 

@@ -1,4 +1,4 @@
-"""How the features of frozen towers are computed: the blocks of a split, their names, and their numbers."""
+"""Computation of the features of frozen towers: the blocks of a split, the names of their files, and their numbers."""
 
 from __future__ import annotations
 

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from diptych.config import Objectives
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
-from diptych.model.objectives import alignment_loss, contrastive_loss, draw_pairs, itm_loss, nt_xent_loss
+from diptych.model.objectives import alignment_loss, contrastive_loss, draw_hard_negatives, itm_loss, nt_xent_loss
 from diptych.model.projection import ProjectionHead
 from diptych.training.batches import Batch
 from diptych.training.draws import Purpose, generator
+
+NT_XENT_TEMPERATURE = 0.1
+"""Temperature of both NT-Xent losses; it is not learned."""
 
 
 class Losses(NamedTuple):
@@ -93,17 +96,17 @@ class TrainingStep(nn.Module):
         itm = alignment = simclr_image = simclr_text = contrastive.new_zeros(())
         total = weights.contrastive * contrastive
         if self.fusion_learns:
-            pairs = draw_pairs(self.model, images, texts, owner, self._uniforms(batch), shares)
+            pairs = draw_hard_negatives(self.model, images, texts, owner, self._uniforms(batch), shares)
             itm = itm_loss(self.model, pairs, weights.itm_share)
             alignment = alignment_loss(self.model, pairs)
             total = total + weights.itm * (itm + alignment)
         if self.image_view_head and image_view is not None:
             views = self.image_view_head(images.pooled), self.image_view_head(image_view)
-            simclr_image = nt_xent_loss(*views, weights.simclr_temperature, counts=shares.images)
+            simclr_image = nt_xent_loss(*views, NT_XENT_TEMPERATURE, counts=shares.images)
             total = total + weights.simclr_image * simclr_image
         if self.text_view_head and text_view is not None:
             views = self.text_view_head(texts.pooled), self.text_view_head(text_view)
-            simclr_text = nt_xent_loss(*views, weights.simclr_temperature, owner, shares.captions)
+            simclr_text = nt_xent_loss(*views, NT_XENT_TEMPERATURE, owner, shares.captions)
             total = total + weights.simclr_text * simclr_text
         return Losses(total, contrastive, itm, alignment, simclr_image, simclr_text)
 

@@ -17,6 +17,8 @@ from diptych.validation.suites import caption_promises, dataset_promises, image_
 
 LEFT_OUT = "its image is left out"
 """Reason for the quarantine of a sound caption whose image is quarantined."""
+_NEAR_DUPLICATE_BITS = 4
+"""Largest number of different bits between the 64-bit perceptual hashes of near-duplicates."""
 _NEAR_DUPLICATES = 100
 """Number of pairs that validation.json lists, the closest ones."""
 
@@ -86,7 +88,7 @@ def audit(
         manifest=manifest,
         captions=_accepted_captions(captions, manifest),
         quarantine=_quarantine(images, captions),
-        summary=_summary(tables, verdicts, manifest, splits, settings, failures),
+        summary=_summary(tables, verdicts, manifest, splits, failures),
         failures=failures,
     )
 
@@ -207,10 +209,9 @@ def _summary(
     verdicts: Iterable[Verdict],
     manifest: pd.DataFrame,
     splits: list[str],
-    settings: Validate,
     failures: list[str],
 ) -> dict[str, Any]:
-    pairs, closest = near_duplicates(manifest, splits, settings.near_duplicate_distance, _NEAR_DUPLICATES)
+    pairs, closest = near_duplicates(manifest, splits, _NEAR_DUPLICATE_BITS, _NEAR_DUPLICATES)
     return {
         "success": not failures,
         "images": _counts(tables["images"]),

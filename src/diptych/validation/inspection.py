@@ -20,10 +20,6 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Time of every run, since what a stage writes depends on its inputs alone."""
 
-_SITE = {
-    "class_name": "SiteBuilder",
-    "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-}
 _LOGO = re.compile(r'src="https://great-expectations-web-assets[^"]*"')
 _LOAD_TIME = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -64,7 +60,8 @@ class Inspection:
         for name in list(self._context.get_site_names()):
             self._context.delete_data_docs_site(name)
         store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())}
-        self._context.add_data_docs_site("diptych", {**_SITE, "store_backend": store})
+        site = {"class_name": "SiteBuilder", "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}}
+        self._context.add_data_docs_site("diptych", {**site, "store_backend": store})
         self._source = self._context.data_sources.add_pandas("diptych")
 
     def judge(self, table: str, frame: pd.DataFrame, promises: list[Promise]) -> list[Verdict]:

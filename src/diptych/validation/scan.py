@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,15 +41,6 @@ class Scanned(NamedTuple):
     damage: str | None = None
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Images of one task, each with the SHA-256 that captions.json records, if there is one."""
-
-    data: Path
-    members: list[tuple[Member, str | None]]
-    max_pixels: int
-
-
 def scan_images(data: Path, dataset: Dataset, *, max_pixels: int, workers: int) -> pd.DataFrame:
     """Return a table with one row an image record, in the order of the records.
 
@@ -72,10 +63,10 @@ def scan_images(data: Path, dataset: Dataset, *, max_pixels: int, workers: int) 
         if record["file_name"] in members
     ]
     _warn_of_unused(dataset, members)
-    batches = (_Batch(data, present[start : start + _BATCH], max_pixels) for start in range(0, len(present), _BATCH))
+    batches = (present[start : start + _BATCH] for start in range(0, len(present), _BATCH))
     rows: list[Scanned] = []
     with progress(None, "validate", unit="images", total=len(present)) as bar:
-        for batch in in_processes(_scan_batch, batches, workers):
+        for batch in in_processes(partial(_scan_batch, data, max_pixels), batches, workers):
             rows.extend(batch)
             bar.update(len(batch))
     scanned = pd.DataFrame(rows, columns=Scanned._fields, index=table.index[table["shard"].notna()])
@@ -135,8 +126,9 @@ def _warn_of_unused(dataset: Dataset, members: dict[str, Member]) -> None:
         _log.warning("%d image(s) in the shards are not in captions.json, such as %s.", len(unused), min(unused))
 
 
-def _scan_batch(batch: _Batch) -> list[Scanned]:
-    return [_scan(read_member(batch.data, member), sha256, batch.max_pixels) for member, sha256 in batch.members]
+def _scan_batch(data: Path, max_pixels: int, members: list[tuple[Member, str | None]]) -> list[Scanned]:
+    """Scan images, each of which has the SHA-256 that captions.json records, if there is one."""
+    return [_scan(read_member(data, member), sha256, max_pixels) for member, sha256 in members]
 
 
 def _scan(content: bytes, recorded_sha256: str | None, max_pixels: int) -> Scanned:

@@ -12,6 +12,10 @@ from diptych.config import Validate
 from diptych.data.captions import MISSING_WORDS
 from diptych.data.images import EIGHT_BIT_MODES, SIXTEEN_BIT_MODES
 
+_UNIQUE = "ExpectColumnValuesToBeUnique"
+_NOT_NULL = "ExpectColumnValuesToNotBeNull"
+_BETWEEN = "ExpectColumnValuesToBeBetween"
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -37,26 +41,25 @@ def caption_promises(settings: Validate) -> list[Promise]:
 
     Their table has the columns caption_id, caption, characters, letters, image_id, and file_name of the image.
     """
+    longest = settings.max_caption_characters
     return [
-        Promise("ExpectColumnValuesToBeUnique", "caption_id", "dataset", lambda _: "its id is not unique"),
+        Promise(_UNIQUE, "caption_id", "dataset", lambda _: "its id is not unique"),
         Promise(
-            "ExpectColumnValuesToNotBeNull",
+            _NOT_NULL,
             "file_name",
             "dataset",
             lambda row: f"it belongs to image {row['image_id']}, which is not in captions.json",
         ),
-        Promise("ExpectColumnValuesToNotBeNull", "caption", "row", lambda _: "no text (null)"),
+        Promise(_NOT_NULL, "caption", "row", lambda _: "no text (null)"),
+        Promise(_BETWEEN, "characters", "row", lambda _: "empty or only blanks", {"min_value": 1}),
         Promise(
-            "ExpectColumnValuesToBeBetween", "characters", "row", lambda _: "empty or only blanks", {"min_value": 1}
-        ),
-        Promise(
-            "ExpectColumnValuesToBeBetween",
+            _BETWEEN,
             "characters",
             "row",
-            lambda row: f"{int(row['characters'])} characters, more than {settings.max_caption_characters}",
-            {"max_value": settings.max_caption_characters},
+            lambda row: f"{int(row['characters'])} characters, more than {longest}",
+            {"max_value": longest},
         ),
-        Promise("ExpectColumnValuesToBeBetween", "letters", "row", lambda _: "without a letter", {"min_value": 1}),
+        Promise(_BETWEEN, "letters", "row", lambda _: "without a letter", {"min_value": 1}),
         Promise(
             "ExpectColumnValuesToNotBeInSet",
             "caption",
@@ -73,10 +76,10 @@ def image_promises(settings: Validate) -> list[Promise]:
     Their table has the columns of `scan_images`, and shorter_side, aspect_ratio, captions (the number of usable ones).
     """
     return [
-        Promise("ExpectColumnValuesToBeUnique", "image_id", "dataset", lambda _: "its id is not unique"),
-        Promise("ExpectColumnValuesToNotBeNull", "shard", "row", lambda _: "missing: the shards have no such member"),
+        Promise(_UNIQUE, "image_id", "dataset", lambda _: "its id is not unique"),
+        Promise(_NOT_NULL, "shard", "row", lambda _: "missing: the shards have no such member"),
         Promise("ExpectColumnValuesToBeNull", "damage", "row", lambda row: str(row["damage"])),
-        Promise("ExpectColumnValuesToNotBeNull", "split", "row", lambda _: "captions.json gives it no split"),
+        Promise(_NOT_NULL, "split", "row", lambda _: "captions.json gives it no split"),
         Promise(
             "ExpectColumnValuesToBeInSet",
             "mode",
@@ -85,20 +88,20 @@ def image_promises(settings: Validate) -> list[Promise]:
             {"value_set": [*EIGHT_BIT_MODES, *SIXTEEN_BIT_MODES]},
         ),
         Promise(
-            "ExpectColumnValuesToBeBetween",
+            _BETWEEN,
             "shorter_side",
             "row",
             lambda row: f"{_size(row)} pixels, a side is shorter than {settings.min_side}",
             {"min_value": settings.min_side},
         ),
         Promise(
-            "ExpectColumnValuesToBeBetween",
+            _BETWEEN,
             "aspect_ratio",
             "row",
             lambda row: f"{_size(row)} pixels, one side more than {settings.max_aspect_ratio:g} times the other",
             {"max_value": settings.max_aspect_ratio},
         ),
-        Promise("ExpectColumnValuesToBeBetween", "captions", "row", lambda _: "no usable caption", {"min_value": 1}),
+        Promise(_BETWEEN, "captions", "row", lambda _: "no usable caption", {"min_value": 1}),
     ]
 
 
@@ -119,7 +122,7 @@ def dataset_promises(splits: list[str], images: Mapping[str, int]) -> list[Promi
             {"value_set": splits},
         ),
         Promise(
-            "ExpectColumnValuesToBeBetween",
+            _BETWEEN,
             "splits_with_content",
             "dataset",
             lambda row: f"the same image (SHA-256 {row['sha256'][:12]}…) is in another split too",

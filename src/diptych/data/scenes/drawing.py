@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, read_dataset, write_dataset
@@ -41,7 +40,8 @@ def write_scenes(
             f"{folder} holds another dataset, which the scenes would replace. Run with --replace if it may be deleted."
         )
     dataset = Dataset(info={"description": "diptych scenes", "generator": GENERATOR, "seed": seed, "version": "1"})
-    scenes = _scenes(seed, {"train": train, "val": val, "test": test})
+    counts: dict[Split, int] = {"train": train, "val": val, "test": test}
+    scenes = ((split, make_scene(seed, split, index)) for split, count in counts.items() for index in range(count))
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         with ShardWriter(temporary) as shards:
@@ -54,12 +54,6 @@ def write_scenes(
 def holds_scenes(dataset: Dataset) -> bool:
     """Return whether the dataset is generated, so that deleting it loses nothing."""
     return dataset.info.get("generator") == GENERATOR
-
-
-def _scenes(seed: int, counts: dict[Split, int]) -> Iterator[tuple[Split, Scene]]:
-    for split, count in counts.items():
-        for index in range(count):
-            yield split, make_scene(seed, split, index)
 
 
 def _add(dataset: Dataset, shards: ShardWriter, split: Split, scene: Scene, size: int) -> None:
