@@ -213,6 +213,17 @@ def test_a_bad_image_is_named(retriever: Retriever, images: list[Any], message: 
         retriever.encode_images(images)
 
 
+def test_an_array_of_texts_is_a_sequence_of_texts(retriever: Retriever) -> None:
+    ranking = retriever.rank(np.array(TEXTS), IMAGES[:5], k=2)  # type: ignore[arg-type]
+
+    np.testing.assert_array_equal(ranking.items, retriever.rank(TEXTS, IMAGES[:5], k=2).items)
+
+
+def test_a_single_string_is_no_list_of_texts(retriever: Retriever) -> None:
+    with pytest.raises(DiptychError, match="Give a list of texts"):
+        retriever.rank("a red circle", IMAGES[:5])
+
+
 def test_two_sides_of_one_kind_are_refused(retriever: Retriever) -> None:
     with pytest.raises(DiptychError, match="one side has to be of each kind"):
         retriever.rank(TEXTS, TEXTS)

@@ -217,8 +217,10 @@ class Retriever:
 
         from diptych.retrieval.embedding import TextCollector, inference
 
-        limit = self.preprocessing.max_tokens
-        ids = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
+        if isinstance(texts, str):
+            raise DiptychError("Give a list of texts: a single string is a sequence of letters.")
+        texts, limit = [str(text) for text in texts], self.preprocessing.max_tokens
+        ids = self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"] if texts else []
         lengths = np.array([len(sequence) for sequence in ids], np.int64)
         collector = TextCollector(lengths)
         with self._progress("encode texts", len(texts)) as bar, inference(self.model, self.device, "no"):
@@ -375,7 +377,8 @@ class Retriever:
         """Encode a plain sequence, by default as texts where its first item is a string."""
         if isinstance(items, Encoded):
             return items
-        by_kind = self.encode_texts if len(items) and isinstance(items[0], str) else self.encode_images
+        is_text = isinstance(items, str) or (len(items) > 0 and isinstance(items[0], str))
+        by_kind = self.encode_texts if is_text else self.encode_images
         return (encode or by_kind)(items, tokens=tokens)
 
     def _pixel_batches(self, images: Sequence[ImageInput], first: int) -> Iterator[NDArray[np.uint8]]:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from diptych.config import Preprocess
-from diptych.data import images, preparing, shards
+from diptych.data import image_metadata, images, preparing, shards
 from diptych.data.images import open_image, to_pixels
 from diptych.data.preparing import prepare_images
 from diptych.data.shards import ShardWriter, list_members
@@ -123,13 +124,14 @@ def test_other_settings_do_not_use_the_cache(project: Project, settings: Preproc
     assert project.prepare(settings=settings)[0] == 0
 
 
+@pytest.mark.parametrize("module", [images, image_metadata])
 def test_other_code_that_decodes_does_not_use_the_cache(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.add(0, 1)
     project.prepare()
-    (tmp_path / "images.py").write_text("# other code")
-    monkeypatch.setattr(images, "__file__", str(tmp_path / "images.py"))
+    (tmp_path / "other.py").write_text("# other code")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "other.py"))
     assert project.prepare()[0] == 0
 
 

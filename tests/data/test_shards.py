@@ -155,6 +155,12 @@ def test_reading_from_a_missing_shard_says_how_to_restore_it(tmp_path: Path) -> 
         read_member(tmp_path, Member("images-00000.tar", "a.jpg", 512, 3))
 
 
+def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images-00000.tar").mkdir()
+    with pytest.raises(DiptychError, match=r"images-00000\.tar cannot be read: Is a directory"):
+        read_member(tmp_path, Member("images-00000.tar", "a.jpg", 512, 3))
+
+
 def test_reading_beyond_the_end_is_damage(tmp_path: Path) -> None:
     write(tmp_path, a=b"one")
     with pytest.raises(DiptychError, match="damaged"):

@@ -140,8 +140,8 @@ def test_each_figure_has_labels_in_the_order_of_the_metrics():
     assert list(FIGURE_LABELS) == list(metrics.FIGURES)
 
 
-def test_right_results_are_marked_by_words_not_by_colour_alone(render):
-    assert "✓ right" in render()
+def test_relevant_results_are_marked_by_words_not_by_colour_alone(render):
+    assert "✓ relevant" in render()
 
 
 def test_history_is_read_as_numbers(history):

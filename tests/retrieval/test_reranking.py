@@ -184,8 +184,8 @@ def test_a_tie_that_re_ranking_makes_or_breaks_is_told():
     assert apart.reranked(10.0, Weights(0.0, 0.0)).tied.tolist() == [True]
     beyond = shortlist([[0.9, 0.8]], [[0.0, 9.0]], [[False, False]], [17])
     for tied in (True, False):
-        towers = beyond.towers._replace(tied=np.array([tied]))
-        assert replace(beyond, towers=towers).reranked(10.0, Weights()).tied.tolist() == [tied]
+        towers = beyond.before._replace(tied=np.array([tied]))
+        assert replace(beyond, before=towers).reranked(10.0, Weights()).tied.tolist() == [tied]
 
 
 def test_the_best_right_candidate_counts_and_the_others_stand_in_nobodys_way():

@@ -599,7 +599,7 @@ def test_towers_are_compiled_for_trainings_that_are_long_enough(
     wanted: str, device: str, epoch_steps: int, compiled: bool
 ) -> None:
     settings = train_settings(compile=wanted, epochs=2)
-    assert Compilation(make_model(), settings, torch.device(device), epoch_steps).wanted == compiled
+    assert Compilation(make_model(), settings, torch.device(device), epoch_steps).active == compiled
 
 
 def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(

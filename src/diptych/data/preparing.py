@@ -7,6 +7,7 @@ only new shards of a dataset are prepared.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -24,14 +25,14 @@ import PIL
 from PIL import Image
 
 from diptych.config import Preprocess
-from diptych.data import images
+from diptych.data import image_metadata, images
 from diptych.data.images import ImageError, open_image, to_pixels
 from diptych.data.prepared import FORMAT
 from diptych.data.shards import Member, members_of, read_member
 from diptych.data.tokenization import encode, vocabulary_facts
 from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
-from diptych.files import write_json
+from diptych.files import file_sha256, write_json
 from diptych.progress import progress
 
 CACHED_RUNS = 3
@@ -137,7 +138,7 @@ def _plan(manifest: pd.DataFrame, settings: Preprocess, cache: Path) -> list[_Sh
 
 def _decoding(settings: Preprocess) -> str:
     """Return the SHA-256 of the recipe by which files become pixels, including the code."""
-    code = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()
+    code = [file_sha256(Path(inspect.getfile(module))) for module in (images, image_metadata)]
     recipe = [FORMAT, settings.image_size, settings.resize, PIL.__version__, code]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 

@@ -60,16 +60,16 @@ def read_member(folder: Path, member: Member) -> bytes:
     """Return the bytes of the image.
 
     Raises:
-        DiptychError: the shard is missing or shorter than it was when it was listed.
+        DiptychError: the shard is missing, unreadable, or shorter than it was when it was listed.
     """
+    path = folder / member.shard
     try:
-        descriptor = os.open(folder / member.shard, os.O_RDONLY)
+        with path.open("rb", buffering=0) as shard:
+            content = os.pread(shard.fileno(), member.size, member.offset)
     except FileNotFoundError:
-        raise DiptychError(f"{folder / member.shard} is missing; `dvc checkout` restores it.") from None
-    try:
-        content = os.pread(descriptor, member.size, member.offset)
-    finally:
-        os.close(descriptor)
+        raise DiptychError(f"{path} is missing; `dvc checkout` restores it.") from None
+    except OSError as error:
+        raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
     if len(content) != member.size:
         raise _damaged(folder / member.shard)
     return content

@@ -45,7 +45,7 @@ class Result(NamedTuple):
     """A retrieved item: a caption's text, or a picture."""
 
     item: str | Picture
-    right: bool
+    relevant: bool
 
 
 class Contributions(NamedTuple):
@@ -104,7 +104,7 @@ def make_gallery(
         relevant = np.flatnonzero(split.image_of_caption == index) if by_image else split.image_of_caption[[index]]
         first = ranked(index)[:RESULTS]
         results = [Result(show(item, as_image=not by_image), item in relevant) for item in first]
-        missing = None if any(result.right for result in results) else show(int(relevant[0]), as_image=not by_image)
+        missing = None if any(result.relevant for result in results) else show(int(relevant[0]), as_image=not by_image)
         image, caption = (index, first[0]) if by_image else (first[0], index)
         contributions = _contributions(split, highlight, image, caption)
         return Query(show(index, as_image=by_image), results, int(ranks[index]), missing, contributions)

@@ -17,7 +17,7 @@ from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
-from diptych.retrieval.ranking import Ranks, ranks_from_embeddings
+from diptych.retrieval.ranking import DIRECTIONS, Ranks, ranks_from_embeddings
 from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks, top_candidates
 from diptych.retrieval.similarities import Similarities, similarities
 
@@ -101,9 +101,9 @@ def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[n
 def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
     """Return rows of direction, stage, k from 1 to 50, and recall@k in percent."""
     return [
-        (direction, stage, k, recall_at_k(found.rank, k))
+        (direction, stage, k, recall_at_k(outcomes.rank, k))
         for stage, both in evaluation.ranks.items()
-        for direction, found in zip(("i2t", "t2i"), both, strict=True)
+        for direction, outcomes in zip(DIRECTIONS, both, strict=True)
         for k in CURVE_KS
     ]
 
@@ -120,7 +120,7 @@ def _rank(
     seconds = time.perf_counter() - started
     ranks = {
         "towers": ranks_from_embeddings(embedded.image, embedded.text, embedded.image_of_caption),
-        "qb_norm": Ranks(candidates.i2t.towers, candidates.t2i.towers),
+        "qb_norm": Ranks(candidates.i2t.before, candidates.t2i.before),
         "reranked": reranked_ranks(candidates, scale, weights),
     }
     i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)

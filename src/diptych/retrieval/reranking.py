@@ -64,7 +64,7 @@ class Shortlist:
         alignment: float32 (Q, K), token-alignment scores; zero where the fusion has none.
         relevant: bool (Q, K), True where candidate and query belong together.
         relevant_items: int64 (Q,), number of items of the gallery that belong to the query.
-        towers: ranks of the queries before re-ranking.
+        before: outcomes of the queries before re-ranking.
         bound: largest possible size of a similarity, on which the resolution of float32 depends.
     """
 
@@ -74,7 +74,7 @@ class Shortlist:
     alignment: Tensor
     relevant: Tensor
     relevant_items: NDArray[np.int64]
-    towers: Outcomes
+    before: Outcomes
     bound: float = 1.0
 
     def scores(self, logit_scale: float, weights: Weights) -> Tensor:
@@ -93,7 +93,7 @@ class Shortlist:
         """
         scores, tie = self.scores(logit_scale, weights), self._tie(logit_scale, weights)
         ahead = torch.count_nonzero(~self.relevant & (scores >= self._best(scores) - tie), dim=1).numpy()
-        return np.where(self._beyond, self.towers.rank, 1 + ahead)
+        return np.where(self._beyond, self.before.rank, 1 + ahead)
 
     def reranked(self, logit_scale: float, weights: Weights) -> Outcomes:
         """Return the ranks after re-ranking; relevant items beyond the candidates are not among the first R."""
@@ -102,12 +102,12 @@ class Shortlist:
         rank = self.ranks(logit_scale, weights)
         query, position = torch.nonzero(self.relevant & ~torch.from_numpy(self._beyond)[:, None], as_tuple=True)
         ahead = ~self.relevant[query] & (scores[query] >= scores[query, position][:, None] - tie)
-        tied = np.where(self._beyond, self.towers.tied, rank != 1 + above)
+        tied = np.where(self._beyond, self.before.tied, rank != 1 + above)
         return Outcomes.many_relevant(rank, tied, self.relevant_items, query.numpy(), ahead.sum(dim=1).numpy())
 
     def _tie(self, logit_scale: float, weights: Weights) -> Tensor:
-        looked = abs(weights.itm) * self.itm.abs().max() + abs(weights.alignment) * self.alignment.abs().max()
-        return TIE * (logit_scale * self.bound + looked)
+        fused = abs(weights.itm) * self.itm.abs().max() + abs(weights.alignment) * self.alignment.abs().max()
+        return TIE * (logit_scale * self.bound + fused)
 
     def _best(self, scores: Tensor) -> Tensor:
         """Return the best score of the relevant candidates, (Q, 1)."""
@@ -115,7 +115,7 @@ class Shortlist:
 
     @property
     def _beyond(self) -> NDArray[np.bool_]:
-        return self.towers.rank > self.index.shape[1]
+        return self.before.rank > self.index.shape[1]
 
 
 class Candidates(NamedTuple):

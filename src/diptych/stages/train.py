@@ -64,9 +64,10 @@ def run(workspace: Workspace, params: Params) -> None:
             return
         _write_history(workspace.reports / "training.csv", position.history)
         _save(workspace, params, trainer, prepared.settings, precision)
-        checkpoints.discard()
         weights = weights_sha256(workspace.model)
         tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
+    # Last: a kill before it costs no training, which the next run finds finished.
+    checkpoints.discard()
     _log_summary(prepared, position, weights, time.perf_counter() - started)
 
 

@@ -15,25 +15,25 @@ COMPILED_FROM = 3000
 
 
 class Compilation:
-    """Compiled code of the towers of `model`, in a training with epochs of `epoch_steps`, or none."""
+    """Compilation of the towers of `model`, if a training with epochs of `epoch_steps` is long enough for it to pay."""
 
     def __init__(self, model: DualEncoder, settings: Train, device: torch.device, epoch_steps: int) -> None:
         self.model = model
-        self.wanted = settings.compile == "always"
+        self.active = settings.compile == "always"
         if settings.compile == "auto":
-            self.wanted = device.type == "cuda" and epoch_steps * settings.all_epochs >= COMPILED_FROM
+            self.active = device.type == "cuda" and epoch_steps * settings.all_epochs >= COMPILED_FROM
 
     def compile_towers(self) -> None:
         """Compile what is computed in every step of each tower."""
-        if self.wanted:
+        if self.active:
             for tower, dynamic in ((self.model.image_tower, False), (self.model.text_tower, True)):
                 computed = tower.upper.model if tower.upper else tower.backbone
                 if computed._compiled_call_impl is None:  # noqa: SLF001
                     computed.compile(dynamic=dynamic)
 
-    def paused(self, wanted: bool = True) -> AbstractContextManager[None]:
+    def paused(self, when: bool = True) -> AbstractContextManager[None]:
         """Return a context without compiled code, for sizes that come too seldom to compile for them."""
-        return torch.compiler.set_stance("force_eager") if wanted and self.wanted else nullcontext()
+        return torch.compiler.set_stance("force_eager") if when and self.active else nullcontext()
 
     def undo(self) -> None:
         """Remove the compiled code: later inputs have other sizes, and each would be compiled anew."""

@@ -123,7 +123,7 @@ class ImageRecipe(Recipe[StoredImages]):
         inputs = lower if lower is not None else Inputs(split).images
         for part in _parts(np.arange(len(block.items)), _IMAGES_AT_ONCE.get(self.device.type, _ON_A_GPU)):
             images = inputs(block.items[part]).to(self.device)
-            if lower:
+            if lower is not None:
                 yield part, self.tower.above(images)
             else:
                 yield part, self.tower.features(images.flip(2) if self.mirrored else images)
@@ -151,8 +151,8 @@ class TextRecipe(Recipe[StoredTexts]):
     def compute(self, split: PreparedSplit, block: Block) -> Iterator[Part]:
         """Yield the features of a block, captions of like lengths together."""
         lower: StoredTexts | None = self.lower_of(split)
-        inputs: TextInputs = lower or Inputs(split).texts
-        encode = self.tower.above if lower else self.tower.features
+        inputs: TextInputs = lower if lower is not None else Inputs(split).texts
+        encode = self.tower.features if lower is None else self.tower.above
         lengths = split.token_lengths[block.items]
         starts = lengths.cumsum() - lengths
         by_length = np.argsort(lengths, kind="stable")

@@ -148,7 +148,7 @@ class FeatureCache:
     def _compute(self, recipe: Recipe[Any], missing: Sequence[tuple[PreparedSplit, Block]]) -> None:
         items = sum(len(block.items) for _, block in missing)
         bar = progress(None, f"{recipe.name} features", unit="items", total=items, disable=not missing)
-        with bar, self._computing(recipe.tower):
+        with bar, self._eagerly(recipe.tower):
             for split, block in missing:
                 self.files.write(block.key, _collect(block.shape, recipe.compute(split, block)))
                 bar.update(len(block.items))
@@ -157,14 +157,14 @@ class FeatureCache:
         """Return a block that another process was to compute; compute it if that has removed or damaged it."""
         features = self.files.find(block.key, block.shape)
         if features is None:
-            with self._computing(recipe.tower):
+            with self._eagerly(recipe.tower):
                 self.files.write(block.key, _collect(block.shape, recipe.compute(split, block)))
             features = self.files.find(block.key, block.shape)
         assert features is not None
         return features
 
     @contextmanager
-    def _computing(self, tower: Tower) -> Iterator[None]:
+    def _eagerly(self, tower: Tower) -> Iterator[None]:
         """Compute without torch.compile, whose numbers depend on the sizes of earlier blocks."""
         with inference(tower, *self.computing), torch.compiler.set_stance("force_eager"):
             yield

@@ -21,8 +21,8 @@ from diptych.model.gathering import rank, stack_processes, world_size
 from diptych.model.normalization import synchronize_batch_norms
 from diptych.progress import progress
 from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks
-from diptych.retrieval.ranking import ranks_from_embeddings
+from diptych.retrieval.metrics import KS, mean_log_rank, metrics_from_ranks
+from diptych.retrieval.ranking import DIRECTIONS, ranks_from_embeddings
 from diptych.training.backward import Backward
 from diptych.training.batches import CALL_TOKENS, GPU_CALL_TOKENS, Batch, BatchPlan, prefetched
 from diptych.training.checkpoints import Checkpoints
@@ -43,7 +43,7 @@ Report = Callable[[dict[str, float], int], None]
 
 REPORT_EVERY = 10
 """Number of steps between two reports of the losses; the first step of an epoch is reported too."""
-VAL_RECALLS = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
+VAL_RECALLS = [f"{direction}_recall@{k}" for direction in DIRECTIONS for k in KS]
 VAL_METRICS = ["rsum", "mean_log_rank", *VAL_RECALLS]
 
 
@@ -263,7 +263,8 @@ class Trainer:
         if not torch.isfinite(loss):
             raise DiptychError(
                 f"the loss is {loss.item()} in epoch {batch.epoch + 1}, step {batch.step + 1}, "
-                f"with images {batch.image_ids}. Look at these, lower train.learning_rate or raise train.warmup."
+                f"with images {batch.image_ids}. Look at these images; then lower train.learning_rate or raise "
+                "train.warmup."
             )
 
     def _steps(self) -> int:
