@@ -258,7 +258,7 @@ class Bench:
     def reranking(self, model: DualEncoder) -> tuple[float, float]:
         """Return pairs scored by the fusion per second, and the seconds in all, with the search for candidates."""
         embedded, pairs = self.embedded(model), []
-        hook = model.fusion.register_forward_hook(lambda _fusion, _arguments, fused: pairs.append(len(fused.score)))
+        hook = model.fusion.register_forward_hook(lambda _fusion, _arguments, fused: pairs.append(len(fused.itm)))
         seconds = []
         for _ in range(2):
             pairs.clear()

@@ -205,7 +205,9 @@ def test_nothing_ranks_nothing(retriever: Retriever) -> None:
         ([IMAGES[0], Path("nowhere.png")], r"nowhere\.png: No such file or directory"),
         ([IMAGES[0], IMAGES[1], b"text"], "image 2: not an image"),
         ([b""], "image 0: empty file"),
-        ([Image.open(BytesIO(odd_file("RGB", format="PNG")[:-30]))], "image 0: truncated or damaged PNG"),
+        ([7], "image 0: int is neither a path nor"),
+        ([Image.new("RGB", (0, 5))], "image 0: 0×5 pixels, none at all"),
+        ([Image.open(BytesIO(odd_file("RGB", format="PNG")[:-30]))], "image 0: truncated, damaged or closed PNG"),
     ],
 )
 def test_a_bad_image_is_named(retriever: Retriever, images: list[Any], message: str) -> None:
@@ -217,6 +219,32 @@ def test_an_array_of_texts_is_a_sequence_of_texts(retriever: Retriever) -> None:
     ranking = retriever.rank(np.array(TEXTS), IMAGES[:5], k=2)  # type: ignore[arg-type]
 
     np.testing.assert_array_equal(ranking.items, retriever.rank(TEXTS, IMAGES[:5], k=2).items)
+
+
+def test_an_opened_image_may_be_given_several_times(retriever: Retriever, tmp_path: Path) -> None:
+    Image.effect_noise((700, 700), 90).convert("RGB").save(tmp_path / "noise.png")
+    opened = Image.open(tmp_path / "noise.png")
+
+    first, *others = retriever.encode_images([opened] * 8).embedding
+
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-6)
+
+
+def test_less_than_one_item_is_refused(retriever: Retriever) -> None:
+    with pytest.raises(DiptychError, match="k is 0"):
+        retriever.rank(TEXTS, IMAGES[:5], k=0)
+
+
+def test_pairs_are_images_with_texts(retriever: Retriever) -> None:
+    texts = retriever.encode_texts(TEXTS, tokens=True)
+    with pytest.raises(DiptychError, match="give the images first"):
+        retriever.score(texts, texts)
+
+
+def test_no_encoded_pairs_have_no_scores(retriever: Retriever) -> None:
+    nothing = retriever.encode_images([], tokens=True), retriever.encode_texts([], tokens=True)
+    assert retriever.score(*nothing).shape == (0,)
 
 
 def test_a_single_string_is_no_list_of_texts(retriever: Retriever) -> None:

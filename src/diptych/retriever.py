@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from diptych.config import Validate
 from diptych.data.images import ImageError, open_image, to_pixels, to_upright_rgb
@@ -24,7 +26,6 @@ from diptych.progress import progress
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor
 
     from diptych.data.inputs import Inputs
@@ -42,6 +43,7 @@ MAX_PIXELS = Validate().max_pixels
 """Largest width × height of an image that is decoded."""
 _PAIRS = 1024
 """Pairs whose tokens are in memory at once."""
+_DECODING = Lock()
 _DELAY = 2.0
 """Seconds before a progress bar appears: short work has none."""
 
@@ -204,7 +206,9 @@ class Retriever:
                 bar.update(len(pixels))
         embedding = torch.cat(embeddings) if embeddings else torch.zeros(0, self.query_bank.image.shape[1])
         bias = self._bias(self.query_bank.image_bias, embedding)
-        return Encoded(embedding.numpy(), bias, torch.cat(grids) if grids else None)
+        if tokens and not grids:
+            grids = [torch.zeros(0, self.model.image_tower.grid_size, embedding.shape[1])]
+        return Encoded(embedding.numpy(), bias, torch.cat(grids) if tokens else None)
 
     def encode_texts(self, texts: Sequence[str], *, tokens: bool = False) -> Encoded:
         """Encode N texts, short ones together so that little padding is computed.
@@ -294,17 +298,19 @@ class Retriever:
             rerank: whether the fusion re-ranks the first `reranking.top_k` candidates. Encodings need tokens for it.
 
         Raises:
-            DiptychError: both sides are of one kind, tokens are missing, or an image cannot be encoded.
+            DiptychError: k is below 1, both sides are of one kind, tokens are missing, or an image cannot be encoded.
         """
+        if k < 1:
+            raise DiptychError(f"k is {k}; ask for at least one item.")
         import torch
 
         from diptych.retrieval.reranking import top_candidates
 
         query, item = (self._encode(side, tokens=rerank) for side in (queries, gallery))
-        if (query.offsets is None) == (item.offsets is None):
-            raise DiptychError("Texts rank images, and images rank texts: one side has to be of each kind.")
         if not len(query) or not len(item):
             return Ranking(np.zeros((len(query), 0), np.int64), np.zeros((len(query), 0), np.float32))
+        if (query.offsets is None) == (item.offsets is None):
+            raise DiptychError("Texts rank images, and images rank texts: one side has to be of each kind.")
         ranked = np.concatenate([item.embedding, -item.bias[:, None]], axis=1)
         asking = np.concatenate([query.embedding, np.ones((len(query), 1), np.float32)], axis=1)
         depth = max(k, self.reranking.top_k) if rerank else k
@@ -359,7 +365,9 @@ class Retriever:
         from diptych.retrieval.embedding import TokenStates, inference
         from diptych.retrieval.reranking import fuse_pairs
 
-        if images.tokens is None or texts.tokens is None or texts.offsets is None:
+        if images.offsets is not None or texts.offsets is None:
+            raise DiptychError("A pair is an image and a text: give the images first.")
+        if images.tokens is None or texts.tokens is None:
             raise DiptychError("Re-ranking reads tokens: encode with tokens=True, or rank with rerank=False.")
         tokens = TokenStates(images.tokens, texts.tokens, texts.offsets)
         weights = None if every_part else self.weights
@@ -409,7 +417,11 @@ def _open(image: ImageInput) -> Image.Image:
         return open_image(Path(image).read_bytes(), MAX_PIXELS)
     if isinstance(image, bytes | bytearray | memoryview):
         return open_image(bytes(image), MAX_PIXELS)
-    return to_upright_rgb(image)
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"{type(image).__name__} is neither a path nor the bytes of an image nor an opened image")
+    # Pillow cannot decode one opened image in several threads, and it may be given several times.
+    with _DECODING:
+        return to_upright_rgb(image, MAX_PIXELS)
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_a_quarantined_image_renews_only_its_shard(project: Project) -> None:
     assert project.prepare(project.manifest.drop(index=4).reset_index(drop=True))[0] == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "nonsense", "empty", "other shape"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "nonsense", "empty", "other shape", "zip", "order"])
 def test_a_damaged_cache_file_is_made_anew_with_a_warning(
     project: Project, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +149,7 @@ def test_a_damaged_cache_file_is_made_anew_with_a_warning(
     content = victim.read_bytes()
     victim.unlink()
     damaged = {"cut": content[:-1], "longer": content + b"x", "nonsense": b"nonsense", "empty": b""}
+    damaged |= {"zip": b"PK\3\4" + content[4:], "order": content.replace(b"False", b"True ")}
     if damage == "other shape":
         np.save(victim, np.zeros((1, 2), np.uint8))
     else:
@@ -184,9 +185,10 @@ def test_the_cache_forgets_what_the_last_runs_did_not_use(project: Project) -> N
     assert project.prepare(settings=Preprocess(image_size=32))[0] == 0
 
 
-def test_a_damaged_record_of_runs_is_no_obstacle(project: Project) -> None:
+@pytest.mark.parametrize("record", ["[nonsense", "[5]", "[null]", "{}"])
+def test_a_damaged_record_of_runs_is_no_obstacle(project: Project, record: str) -> None:
     project.prepare()
-    (project.cache / "runs.json").write_text("[nonsense")
+    (project.cache / "runs.json").write_text(record)
     assert project.prepare()[0] == 3
 
 

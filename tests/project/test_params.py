@@ -46,6 +46,16 @@ def test_a_preset_that_is_in_force_stays(workspace):
     assert workspace.params.stat().st_ino == before.st_ino
 
 
+def test_a_preset_that_is_refused_replaces_nothing(workspace):
+    use_preset(workspace, "small")
+    (workspace.presets / "old.yaml").write_text("train: {image_tower_factor: 1.0}\n")
+
+    with pytest.raises(DiptychError, match=r"old\.yaml.*train\.image_tower\.lr_multiplier"):
+        use_preset(workspace, "old")
+
+    assert workspace.params.read_text() == "seed: 1\n"
+
+
 @pytest.mark.parametrize("name", ["medium", "../small", ""])
 def test_an_unknown_preset_is_answered_with_those_there_are(workspace, name):
     with pytest.raises(DiptychError, match=r"presets/ has large, small"):

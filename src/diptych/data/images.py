@@ -120,23 +120,24 @@ def inspect_image(content: bytes, max_pixels: int) -> tuple[ImageInfo, Image.Ima
     mode, file_format = image.mode, image.format or ""
     if not _is_complete(content, file_format):
         raise ImageError(f"truncated {file_format}: its end marker is missing")
-    upright = to_upright_rgb(image)
+    upright = to_upright_rgb(image, max_pixels)
     return ImageInfo(upright.width, upright.height, mode, file_format), upright
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     """Return an image that Pillow has opened as an upright RGB image, as `open_image` does for the bytes of its file.
 
     Raises:
-        ImageError: the image cannot be decoded, or its mode does not say which value is white.
+        ImageError: the image cannot be decoded or is too large, or its mode does not say which value is white.
     """
+    _refuse_size(image, max_pixels)
     try:
         image.load()
         rgb = _to_rgb(image)
     except ImageError:
         raise
-    except _DAMAGE as error:
-        raise ImageError(f"truncated or damaged {image.format or 'image'}: {error}") from None
+    except (*_DAMAGE, AssertionError) as error:  # Pillow asserts that its file is open
+        raise ImageError(f"truncated, damaged or closed {image.format or 'image'}: {error}") from None
     return _turn_upright(image, rgb)
 
 
@@ -174,10 +175,16 @@ def _load(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
     and the cause of damage.
     """
     image: ImageFile.ImageFile = Image.OPEN[name][0](BytesIO(content), "")
-    if image.width * image.height > max_pixels:
-        raise ImageError(f"{image.width}×{image.height} pixels, more than {max_pixels}")
+    _refuse_size(image, max_pixels)
     image.load()
     return image
+
+
+def _refuse_size(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if not 0 < pixels <= max_pixels:
+        reason = f"more than {max_pixels}" if pixels else "none at all"
+        raise ImageError(f"{image.width}×{image.height} pixels, {reason}")
 
 
 def _format_of(content: bytes) -> str:

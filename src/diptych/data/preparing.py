@@ -10,12 +10,14 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
@@ -144,14 +146,14 @@ def _decoding(settings: Preprocess) -> str:
 
 
 def _is_intact(shard: _Shard) -> bool:
-    """Return whether the cache file of the shard exists and has the right header and size."""
+    """Return whether the cache file of the shard exists and has the right header and size; nothing else is parsed."""
+    header = _header(shard)
     try:
-        pixels = np.load(shard.cached, mmap_mode="r", allow_pickle=False)
-        intact = pixels.dtype == np.uint8 and pixels.shape == shard.shape
-        intact = intact and shard.cached.stat().st_size == pixels.offset + pixels.nbytes
+        with shard.cached.open("rb") as file:
+            intact = file.read(len(header)) == header and os.fstat(file.fileno()).st_size == _file_size(shard)
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, EOFError):
+    except OSError:
         intact = False
     if not intact:
         _log.warning("%s is damaged and is written again.", shard.cached)
@@ -178,19 +180,28 @@ def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: in
 
 
 def _batches(shard: _Shard) -> Iterator[_Batch]:
-    header = _create(shard)
-    image_bytes = shard.shape[1] * shard.shape[2] * shard.shape[3]
+    """Create the shard's temporary file in full size, so that a full disk is noticed now, and yield its batches."""
+    header = _header(shard)
+    with shard.temporary.open("wb") as file:
+        file.write(header)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, _file_size(shard))
+    image_bytes = math.prod(shard.shape[1:])
     for start in shard.starts:
-        yield _Batch(shard.members[start : start + _BATCH], shard.temporary, header + start * image_bytes)
+        yield _Batch(shard.members[start : start + _BATCH], shard.temporary, len(header) + start * image_bytes)
 
 
-def _create(shard: _Shard) -> int:
-    """Create the shard's temporary file in full size, so that a full disk is noticed now; return its header's bytes."""
-    pixels = np.lib.format.open_memmap(shard.temporary, "w+", np.uint8, shard.shape)
-    if hasattr(os, "posix_fallocate"):
-        with shard.temporary.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, pixels.offset + pixels.nbytes)
-    return int(pixels.offset)
+def _header(shard: _Shard) -> bytes:
+    """Return the header of the shard's .npy file."""
+    content = BytesIO()
+    description = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shard.shape}
+    np.lib.format.write_array_header_1_0(content, description)
+    return content.getvalue()
+
+
+def _file_size(shard: _Shard) -> int:
+    return len(_header(shard)) + math.prod(shard.shape)
 
 
 def _prepare(data: Path, settings: Preprocess, max_pixels: int, batch: _Batch) -> int:
@@ -234,10 +245,10 @@ def _remove_unused(cache: Path, used: list[str]) -> None:
     record = cache / "runs.json"
     try:
         runs = [used, *(run for run in json.loads(record.read_text(encoding="utf-8")) if run != used)][:CACHED_RUNS]
+        in_use = {name for run in runs for name in run}
     except (OSError, ValueError, TypeError):
-        runs = [used]
+        runs, in_use = [used], set(used)
     write_json(record, runs)
-    in_use = {name for run in runs for name in run}
     for path in cache.glob("*.npy"):
         if path.name not in in_use:
             path.unlink()

@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, is_available in available.items() if is_available)
-    if not available[name]:
+    if not available.get(name):
         raise DiptychError(f"params.yaml: device is {name}, which this machine does not have; set it to auto or cpu.")
     device = torch.device(name)
     choose_attention(device)

@@ -28,7 +28,8 @@ def use_preset(workspace: Workspace, name: str) -> None:
     """Copy presets/NAME.yaml to params.yaml.
 
     Raises:
-        DiptychError: there is no such preset, or params.yaml has edits that neither git nor a preset holds.
+        DiptychError: there is no such preset, or it is refused, or params.yaml has edits that neither git nor a preset
+            holds.
     """
     known = {path.stem: path.read_bytes() for path in sorted(workspace.presets.glob("*.yaml"))}
     if name not in known:
@@ -41,6 +42,8 @@ def use_preset(workspace: Workspace, name: str) -> None:
             f"{workspace.params} has edits that would be lost. Commit them, or keep them as a preset of their own: "
             f"`cp params.yaml {workspace.presets.name}/mine.yaml`."
         )
+    # A preset that is refused replaces nothing.
+    load_params(workspace.presets / f"{name}.yaml")
     with atomic_path(workspace.params) as temporary:
         temporary.write_bytes(known[name])
 
