@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack, suppress
 
 import pytest
 import zc.lockfile
@@ -148,6 +149,21 @@ def test_both_reasons_are_told_where_it_cannot_be_undone(project):
         raise DiptychError("a row")
 
     assert json.loads(project.journal.read_text())["present"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_whose_folder_was_deleted_leaves_the_journal_of_the_next_one(project, fails):
+    with ExitStack() as next_run:
+        with suppress(DiptychError), project.held("the first run"), changing(project):
+            change(project)
+            shutil.rmtree(project.local)
+            next_run.enter_context(project.held("the next run"))
+            begin(project)
+            if fails:
+                raise DiptychError("a row")
+        assert project.journal.exists()
+
+    assert (project.data / "captions.json").read_text() == SECOND
 
 
 def test_a_remote_whose_client_is_not_installed_is_told_as_dvc_tells_it(project):

@@ -13,5 +13,7 @@ def test_a_copied_project_whose_code_was_changed_is_told_from_the_one_that_runs(
 
     own = shutil.copytree(running, tmp_path / "src" / "diptych", ignore=shutil.ignore_patterns("__pycache__"))
     assert foreign_code(tmp_path) is None
+    (own / ".#config.py").symlink_to("the lock of an editor")
+    assert foreign_code(tmp_path) is None
     (own / "new.py").touch()
     assert foreign_code(tmp_path) == running

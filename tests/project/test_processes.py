@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from waiting import dies
 
@@ -38,7 +39,7 @@ child.wait()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only used on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_what_has_ended_is_not_alive_even_if_nobody_has_waited_for_it():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert is_alive(child.pid)
@@ -50,6 +51,15 @@ def test_what_has_ended_is_not_alive_even_if_nobody_has_waited_for_it():
     assert not is_alive(child.pid)
     child.wait()
     assert not is_alive(child.pid)
+
+
+def test_a_process_whose_state_the_system_hides_is_alive(monkeypatch):
+    def refuse(process: psutil.Process) -> str:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", refuse)
+
+    assert is_alive(os.getpid())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
@@ -124,6 +134,20 @@ def test_what_a_run_starts_works_beneath_its_hold(tmp_path, monkeypatch):
         assert os.environ[HOLDER] == f"{os.getpid()}:{tmp_path}"
 
     assert HOLDER not in os.environ
+
+
+def test_a_run_of_another_project_holds_its_own_workspace_too(tmp_path, monkeypatch):
+    outer = f"{os.getpid()}:{tmp_path / 'a'}"
+    monkeypatch.setenv(HOLDER, outer)
+    workspace = Workspace(tmp_path / "b")
+    workspace.root.mkdir()
+
+    with workspace.held("diptych run"), pytest.raises(DiptychError, match="in use by"), holding(workspace, "import"):
+        pass
+    with holding(workspace, "import"):
+        assert os.environ[HOLDER] == f"{os.getpid()}:{workspace.root}"
+
+    assert os.environ[HOLDER] == outer
 
 
 def test_a_second_run_is_told_who_holds_the_workspace(tmp_path, monkeypatch):

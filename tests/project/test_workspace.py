@@ -1,6 +1,7 @@
 """Where a project begins, and who is at work in it."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_a_holder_that_has_left_no_note_yet_is_called_so(tmp_path):
             pass
 
 
+@pytest.mark.parametrize("note", [b'{"pid": 1}', b"[1]", b"[]", b'{"pid', b"\xff", b""])
+def test_a_holder_whose_note_is_damaged_is_reported_without_its_name(tmp_path, note):
+    workspace = Workspace(tmp_path)
+    with workspace.held("first"):
+        (workspace.local / "holder.json").write_bytes(note)
+
+        with pytest.raises(DiptychError, match="another process that has just started"), workspace.held("second"):
+            pass
+
+
 @pytest.mark.parametrize(("number", "advice"), [(errno.EROFS, "mount it writable"), (errno.EACCES, "chown -R")])
 def test_a_project_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch, number, advice):
     def refuse(path: Path, **options: object) -> None:
@@ -62,6 +73,16 @@ def test_a_project_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monk
         pytest.raises(DiptychError, match=f"diptych cannot be written: {os.strerror(number)}.*{advice}"),
         Workspace(tmp_path).held("diptych run"),
     ):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    with pytest.raises(DiptychError, match="file system has no locks"), Workspace(tmp_path).held("diptych run"):
         pass
 
 

@@ -87,7 +87,6 @@ def test_whoever_finds_another_claim_waits_until_it_is_gone(model, monkeypatch):
         assert len(claims(model)) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes are alive")
 def test_the_claim_of_a_process_that_was_killed_is_taken_away(model):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, model.uri], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
@@ -99,14 +98,6 @@ def test_the_claim_of_a_process_that_was_killed_is_taken_away(model):
 
     with claimed(model, "rollback"):
         assert len(claims(model)) == 1
-
-
-def test_where_nobody_tells_which_processes_are_alive_a_claim_is_respected(model, impatient, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    put(model, pid=2**22 + 1)
-
-    with pytest.raises(DiptychError, match="is being decided about"), claimed(model, "rollback"):
-        pass
 
 
 def test_the_claim_of_another_host_is_respected_at_first(model, impatient):

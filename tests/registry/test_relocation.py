@@ -9,6 +9,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from diptych.config import Params
+from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
 from diptych.registry.connection import connect
 
@@ -93,6 +94,19 @@ def test_while_another_process_works_on_it_under_another_path_addresses_stay(log
     with FileLock(moved.local / "lock"):
         client, _ = connect(moved, Params())
         assert "j%C3%BCrgen" in client.get_run(run_id).info.artifact_uri
+
+
+def test_a_run_of_another_project_respects_the_lock_and_a_run_of_this_one_has_it(logged, tmp_path, monkeypatch):
+    workspace, run_id = logged
+    moved = Workspace(workspace.root.rename(tmp_path / "moved"))
+
+    with FileLock(moved.local / "lock"):
+        monkeypatch.setenv(HOLDER, f"1:{tmp_path / 'other'}")
+        client, _ = connect(moved, Params())
+        assert "j%C3%BCrgen" in client.get_run(run_id).info.artifact_uri
+
+        monkeypatch.setenv(HOLDER, f"1:{moved.root}")
+        assert note(moved, run_id) == "before"
 
 
 def test_an_experiment_that_mlflow_made_elsewhere_keeps_what_comes_next_in_the_project(logged, tmp_path):

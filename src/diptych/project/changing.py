@@ -31,12 +31,16 @@ def changing(workspace: Workspace) -> Iterator[None]:
         return
     keep_dataset(workspace)
     begin(workspace)
+    holder = workspace.holder()
     try:
         yield
     except BaseException as error:
-        _recover_after(workspace, error)
+        if workspace.holder() in ({}, holder):
+            _recover_after(workspace, error)
         raise
-    workspace.journal.unlink(missing_ok=True)
+    # If .diptych was deleted, the next run holds the workspace by now, and the journal is its own.
+    if workspace.holder() in ({}, holder):
+        workspace.journal.unlink(missing_ok=True)
 
 
 def begin(workspace: Workspace) -> None:

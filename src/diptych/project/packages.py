@@ -23,7 +23,8 @@ def foreign_code(root: Path) -> Path | None:
 
 
 def _sources(package: Path) -> dict[Path, bytes]:
-    return {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py")}
+    # An editor's lock on a file may be a link to nothing (Emacs: .#config.py).
+    return {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py") if path.is_file()}
 
 
 def other_than_locked(lock: Path) -> list[str]:

@@ -55,12 +55,20 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        # The system hides the state of other users' processes (/proc with hidepid=1).
+        return True
 
 
 def die_with_dvc() -> None:
     """Call `die_with_parent` in a child of DVC or of a launcher; a stage started by hand may outlive its shell."""
     if "DVC_STAGE" in os.environ or LAUNCHED in os.environ:
         die_with_parent()
+
+
+def is_held(workspace: Workspace) -> bool:
+    """Return whether this process, or the run that started it, holds the workspace."""
+    return os.environ.get(HOLDER, "").partition(":")[2] == str(workspace.root)
 
 
 @contextmanager
@@ -73,17 +81,21 @@ def holding(workspace: Workspace, purpose: str) -> Iterator[None]:
     Raises:
         DiptychError: another run holds the workspace; the message says which.
     """
-    if HOLDER in os.environ:
+    if is_held(workspace):
         yield
         return
     with workspace.held(purpose):
         _end_leftovers(workspace.root)
+        # A run of another project may have started this process.
+        before = os.environ.get(HOLDER)
         os.environ[HOLDER] = f"{os.getpid()}:{workspace.root}"
         try:
             with _temporary_files(workspace):
                 yield
         finally:
-            del os.environ[HOLDER]
+            os.environ.pop(HOLDER, None)
+            if before is not None:
+                os.environ[HOLDER] = before
 
 
 @contextmanager

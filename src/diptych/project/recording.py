@@ -81,6 +81,7 @@ def recorded_provenance(workspace: Workspace) -> dict[str, str]:
     """Return the tags of `provenance`, with the run's recorded commit as git_sha.
 
     Where the run cannot be made again from that commit, git_dirty is "true" and the tag not_reproducible says why.
+    Where git has no commit, git_sha is "unknown", and git_dirty is that of `provenance`.
     """
     sha, problem = record_run(workspace)
     # DVC would run these stages now: their results are not those of this commit.

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -77,6 +77,8 @@ class Workspace:
     """Features of frozen towers, of all runs."""
     journal = _Within(".diptych/taking.json")
     """Former state of `data/` while it is being changed."""
+    _note = _Within(".diptych/holder.json")
+    """Note of the run that holds the workspace."""
 
     @contextmanager
     def held(self, purpose: str) -> Iterator[None]:
@@ -87,43 +89,57 @@ class Workspace:
         Raises:
             DiptychError: another process holds the workspace (the message names it), or nothing can be written there.
         """
-        note = self.local / "holder.json"
-        lock = FileLock(self.local / "lock", timeout=0)
+        lock = FileLock(self.local / "lock", timeout=0, fallback_to_soft=False)
         try:
             self.local.mkdir(exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise DiptychError(f"{self.root} is in use by {_describe(note)}. Wait for it, or stop it.") from None
+            other = self.holder()
+            name = describe_holder(other) if other else "another process that has just started"
+            raise DiptychError(f"{self.root} is in use by {name}. Wait for it, or stop it.") from None
         except OSError as error:
             if error.errno not in _UNWRITABLE:
                 raise
             advice = _UNWRITABLE[error.errno].format(folder=self.local)
             path = error.filename or self.local
             raise DiptychError(f"{path} cannot be written: {error.strerror}. {advice}") from None
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": since}
+        holder = new_holder(purpose)
         try:
-            note.write_text(json.dumps(holder), encoding="utf-8")
+            self._note.write_text(json.dumps(holder), encoding="utf-8")
             yield
         finally:
             # If .diptych was deleted, the next run holds the workspace by now, and the note is its own.
-            if _read_holder(note) in ({}, holder):
-                note.unlink(missing_ok=True)
+            if self.holder() in ({}, holder):
+                self._note.unlink(missing_ok=True)
             lock.release()
 
+    def holder(self) -> dict[str, Any]:
+        """Return the note of the run that holds the workspace; empty where none does, or has not written it yet."""
+        try:
+            return parse_holder(self._note.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            return {}
 
-def _describe(note: Path) -> str:
-    if holder := _read_holder(note):
-        return f"`{holder['purpose']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-    return "another process that has just started"
+
+def new_holder(purpose: str) -> dict[str, Any]:
+    """Return the note by which this process tells others that it holds something from now on, and what for."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"purpose": purpose, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
 
 
-def _read_holder(note: Path) -> dict[str, Any]:
-    """Return what the holder has written; empty where it has not, or not all of it yet."""
+def parse_holder(text: str) -> dict[str, Any]:
+    """Return the note in the JSON of `new_holder`; empty where the text is no such note, or not all of it yet."""
     try:
-        return dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        holder = json.loads(text)
+    except ValueError:
         return {}
+    is_note = isinstance(holder, dict) and {"purpose", "host", "pid", "since"} <= holder.keys()
+    return holder if is_note else {}
+
+
+def describe_holder(holder: Mapping[str, Any]) -> str:
+    """Return the words that name a holder in a message."""
+    return f"`{holder['purpose']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
 
 
 def find_workspace(start: Path | None = None) -> Workspace:

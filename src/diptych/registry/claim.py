@@ -8,18 +8,18 @@ before they read, at least one sees the other, so two never go on at once.
 from __future__ import annotations
 
 import json
-import os
 import random
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from diptych.errors import DiptychError
 from diptych.project.processes import is_alive
+from diptych.project.workspace import describe_holder, new_holder, parse_holder
 from diptych.registry.registered_model import RegisteredModel
 
 PREFIX = "diptych.claim."
@@ -56,17 +56,11 @@ def is_claimed(model: RegisteredModel) -> bool:
 
 def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
     """Claim the model and return None; where another process has claimed it, return a description of that."""
-    claim = {
-        "purpose": purpose,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
     try:
         # An interrupted or unanswered call may have written the tag, so it is removed below.
         with model.errors_explained():
-            model.client.set_registered_model_tag(model.name, key, json.dumps(claim))
-        other = next((_describe(text) for text in _others(model, key)), None)
+            model.client.set_registered_model_tag(model.name, key, json.dumps(new_holder(purpose)))
+        other = next(map(describe_holder, _others(model, key)), None)
     except BaseException:
         with suppress(DiptychError):
             _withdraw(model, key)
@@ -76,12 +70,12 @@ def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:
     return other
 
 
-def _others(model: RegisteredModel, key: str) -> list[str]:
+def _others(model: RegisteredModel, key: str) -> list[dict[str, Any]]:
     """Return the claims of other processes, and remove those whose process is gone."""
     with model.errors_explained():
         tags = model.client.get_registered_model(model.name).tags
-    claims = {name: text for name, text in tags.items() if name.startswith(PREFIX) and name != key}
-    for name in [name for name, text in claims.items() if _is_stale(text)]:
+    claims = {name: parse_holder(text) for name, text in tags.items() if name.startswith(PREFIX) and name != key}
+    for name in [name for name, claim in claims.items() if _is_stale(claim)]:
         _withdraw(model, name)
         del claims[name]
     return list(claims.values())
@@ -92,19 +86,10 @@ def _withdraw(model: RegisteredModel, key: str) -> None:
         model.client.delete_registered_model_tag(model.name, key)
 
 
-def _is_stale(text: str) -> bool:
+def _is_stale(claim: dict[str, Any]) -> bool:
     try:
-        claim = json.loads(text)
-        _describe(text)
-        # `is_alive` works on Linux alone.
-        is_local = sys.platform == "linux" and claim["host"] == socket.gethostname()
-        if is_local and not is_alive(int(claim["pid"])):
+        if claim["host"] == socket.gethostname() and not is_alive(int(claim["pid"])):
             return True
         return datetime.now(UTC) - datetime.fromisoformat(claim["since"]) > STALE
     except (ValueError, KeyError, TypeError):
         return True
-
-
-def _describe(text: str) -> str:
-    claim = json.loads(text)
-    return f"`{claim['purpose']}` (process {claim['pid']} on {claim['host']}, since {claim['since']})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 import shutil
 import sqlite3
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
@@ -19,7 +18,7 @@ from urllib.parse import unquote
 from filelock import FileLock, Timeout
 
 from diptych.files import atomic_path
-from diptych.project.processes import HOLDER
+from diptych.project.processes import is_held
 from diptych.project.workspace import Workspace
 from diptych.registry.answering import ANSWER_TIMEOUT
 from diptych.registry.errors import store_errors_explained
@@ -55,7 +54,7 @@ def follow_project(workspace: Workspace, store: Path) -> None:
             return
         # A process of the run that holds the project has the lock already.
         lock: AbstractContextManager[object] = (
-            nullcontext() if HOLDER in os.environ else FileLock(workspace.local / "lock", timeout=0)
+            nullcontext() if is_held(workspace) else FileLock(workspace.local / "lock", timeout=0)
         )
         with suppress(Timeout), lock:
             _follow(database, workspace, artifacts)
