@@ -199,7 +199,7 @@ def test_what_is_no_name_is_refused_by_every_command(inside, capsys, name):
         ["champion", "--name", name],
     ):
         assert diptych(*command) == 1
-        assert "is no name of a registered model" in capsys.readouterr().err
+        assert "cannot name a registered model" in capsys.readouterr().err
 
 
 def test_rolling_back_says_what_is_in_use_now(model, capsys):
