@@ -203,7 +203,7 @@ def test_the_margin_of_a_part_is_where_params_yaml_says(model, project, measured
     assert ask(model, "2", project, **lenient, slice_margin=100.0).accepted
     refused = ask(model, "2", project, **lenient, slice_margin=99.0)
     assert failed(refused) == ["in no part of the queries recall@10 loses more than 99, by its 95 % interval"]
-    assert "words in the caption 8, t2i: 100.0 → 0.0" in refused.summary
+    assert "words in the caption 8, t2i: recall@10 100.0 → 0.0" in refused.summary
     by_image = {**lenient, "guarded": ["width / height", "brightness in %", "an image that shows"]}
     assert ask(model, "2", project, **by_image, slice_margin=-less).accepted
     assert not ask(model, "2", project, **by_image, slice_margin=math.nextafter(-less, 0)).accepted
