@@ -30,8 +30,8 @@ def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
     from diptych.registry.registered_model import RegisteredModel
 
     model = RegisteredModel.of(workspace, read_params(workspace))
-    moved = roll_back(model, to, why=reason)
-    message = f"{model.name}: version {moved.after} is the champion in place of version {moved.before}: {reason}"
+    change = roll_back(model, to, why=reason)
+    message = f"{change.describe()}: {reason}"
     get_run_logger().info(message)
     show_summary([message], {})
-    return {**model.find(moved.after).to_json(), "before": moved.before}
+    return {**change.version.to_json(), "before": change.before}

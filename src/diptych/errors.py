@@ -1,7 +1,8 @@
-"""The one exception that reaches users as a message instead of a traceback, and the shortening of its lists."""
+"""The one exception that reaches users as a message, the shortening of its lists, and the signs of a full disk."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -17,6 +18,17 @@ class DiptychError(Exception):
     The message says what is wrong, where (file, row or key) and what to do about it. The command line prints it to
     stderr and exits with 1; a traceback appears only with ``--debug``.
     """
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether the disk is full: libraries wrap that error, or keep only its words (NumPy: counts of bytes)."""
+    words = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(word in str(error) for word in words) or (isinstance(error, OSError) and " requested and " in str(error)):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_disk_full(cause)
 
 
 def some(items: Sequence[str], shown: int = _SHOWN, separator: str = ", ") -> str:

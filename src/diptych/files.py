@@ -77,11 +77,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sources_sha256(package: Path, folders: Sequence[str]) -> str:
-    """Return the SHA-256 of the Python modules in these `folders` of the package, in hexadecimal."""
+def sources_sha256(package: Path, names: Sequence[str]) -> str:
+    """Return the SHA-256 of the modules and subpackages `names` of the package, in hexadecimal."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in (package / folder).glob("*.py")):
-        digest.update(path.read_bytes())
+    paths = [package / name for name in names]
+    for module in sorted(file for path in paths for file in (path.glob("*.py") if path.is_dir() else [path])):
+        digest.update(module.read_bytes())
     return digest.hexdigest()
 
 

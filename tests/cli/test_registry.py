@@ -126,7 +126,7 @@ def test_a_version_that_the_gate_refuses_is_exit_code_1_and_the_champion_stays(m
     assert diptych("promote", "2") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "diptych version 2 does not become champion."
-    assert any(line.startswith("NO  its RSUM is not 10 or more below the champion's: -") for line in lines)
+    assert any(line.startswith("NO  its RSUM is not more than 10 below the champion's: -") for line in lines)
     assert model.aliases()[CHAMPION] == "1"
 
 
@@ -199,7 +199,7 @@ def test_what_is_no_name_is_refused_by_every_command(inside, capsys, name):
         ["champion", "--name", name],
     ):
         assert diptych(*command) == 1
-        assert "is no name of a registered model" in capsys.readouterr().err
+        assert "cannot name a registered model" in capsys.readouterr().err
 
 
 def test_rolling_back_says_what_is_in_use_now(model, capsys):

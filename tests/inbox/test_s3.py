@@ -16,6 +16,7 @@ from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.inbox.drops import ChangedError
 from diptych.inbox.ingesting import ingest_drops, open_inbox
 from diptych.project.workspace import Workspace
 
@@ -157,14 +158,43 @@ def test_a_server_that_is_not_there_is_said(bucket, tmp_path, monkeypatch):
         drops(tmp_path)
 
 
-def test_an_object_that_went_meanwhile_says_nothing_about_the_drop(bucket, tmp_path):
-    put(bucket, **{"a/captions.csv": CSV})
+@pytest.mark.parametrize("content", [None, CSV[::-1]], ids=["deleted", "replaced"])
+@pytest.mark.parametrize("name", ["captions.csv", "1.png"])
+@pytest.mark.parametrize("moment", ["before the fetch", "during the fetch"])
+def test_a_drop_that_changed_since_it_was_listed_is_not_opened(bucket, tmp_path, monkeypatch, moment, name, content):
+    fetch = S3FileSystem._get  # noqa: SLF001
+
+    def change() -> None:
+        bucket.Object(f"new/pairs/a/{name}").delete() if content is None else put(bucket, **{f"a/{name}": content})
+
+    async def change_and_fetch(*arguments, **options):
+        change()
+        return await fetch(*arguments, **options)
+
+    put(bucket, **{"a/captions.csv": CSV, "a/1.png": b"one"})
+    if moment == "during the fetch":
+        monkeypatch.setattr(S3FileSystem, "_get", change_and_fetch)
     inbox = open_inbox(Workspace(tmp_path), ADDRESS)
     (drop,) = inbox.drops()
-    bucket.objects.all().delete()
+    if moment == "before the fetch":
+        change()
 
-    with pytest.raises(DiptychError, match="cannot be read"), inbox.opened(drop):
-        pass
+    with pytest.raises(ChangedError, match="drop a is being changed"), inbox.opened(drop):
+        pytest.fail("it was opened")
+    assert not (tmp_path / ".diptych" / "inbox").exists()
+
+
+def test_a_server_that_goes_away_is_no_change_of_the_drop(bucket, tmp_path, monkeypatch):
+    async def fail(*arguments, **options):
+        raise OSError("the network is down")
+
+    put(bucket, **{"a/captions.csv": CSV})
+    monkeypatch.setattr(S3FileSystem, "_get", fail)
+    inbox = open_inbox(Workspace(tmp_path), ADDRESS)
+    (drop,) = inbox.drops()
+
+    with pytest.raises(DiptychError, match=r"cannot be read: the network is down\. Check"), inbox.opened(drop):
+        pytest.fail("it was opened")
 
 
 def test_a_disk_that_is_full_is_not_put_down_to_the_inbox(bucket, tmp_path, monkeypatch):

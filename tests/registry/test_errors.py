@@ -81,6 +81,7 @@ def test_a_database_that_refuses_is_not_called_damaged():
     "error",
     [
         MlflowException("failures occurred:\n##### File a #####\n[Errno 28] No space left on device"),
+        MlflowException("failures occurred:\n##### File a #####\n[Errno 122] Disk quota exceeded"),
         OperationalError("INSERT", {}, Exception("database or disk is full")),
     ],
 )

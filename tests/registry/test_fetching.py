@@ -1,6 +1,7 @@
 """A retriever is loaded from a registered model, in a project and elsewhere."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,32 @@ def test_elsewhere_the_environment_names_the_mlflow(
 
 
 @pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://ada:secret@127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not answer"),
+        ("nonsense://host", "MLflow at nonsense://host says"),
+    ],
+)
+def test_elsewhere_an_mlflow_that_does_not_answer_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    # Outside of a project nothing sets the number of retries: MLflow's own are minutes.
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    started = time.monotonic()
+
+    with pytest.raises(DiptychError, match=message):
+        Retriever.load("models:/diptych@champion", "cpu")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
     ("address", "message"),
     [
         ("models:/diptych@nobody", "has no 'nobody'"),
         ("models:/diptych", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/it's mine@champion", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
     ],
 )
 def test_an_address_of_nothing_is_an_error(

@@ -110,7 +110,7 @@ def test_the_first_version_of_a_registry_passes_if_it_is_good(model, project, me
     assert decision.figures() == {"rsum": 600.0}
     assert [check.name for check in decision.checks] == [
         "version 1 is what was registered",
-        "its data kept its promises",
+        "its training data met all expectations",
         "it loads in a clean process and answers within 2000 ms",
         "it is better than chance",
         "rsum is at least 600",
@@ -162,7 +162,7 @@ def test_a_challenger_that_is_worse_than_the_champion_is_refused(model, project,
 
     decision = ask(model, "2", project)
 
-    assert "its RSUM is not 10 or more below the champion's" in failed(decision)
+    assert "its RSUM is not more than 10 below the champion's" in failed(decision)
     assert decision.comparison.rsum.rsum == pytest.approx(-120.0, abs=10)
 
 
@@ -203,7 +203,7 @@ def test_the_margin_of_a_part_is_where_params_yaml_says(model, project, measured
     assert ask(model, "2", project, **lenient, slice_margin=100.0).accepted
     refused = ask(model, "2", project, **lenient, slice_margin=99.0)
     assert failed(refused) == ["in no part of the queries recall@10 loses more than 99, by its 95 % interval"]
-    assert "words in the caption 8, t2i: 100.0 → 0.0" in refused.summary
+    assert "words in the caption 8, t2i: recall@10 100.0 → 0.0" in refused.summary
     by_image = {**lenient, "guarded": ["width / height", "brightness in %", "an image that shows"]}
     assert ask(model, "2", project, **by_image, slice_margin=-less).accepted
     assert not ask(model, "2", project, **by_image, slice_margin=math.nextafter(-less, 0)).accepted
@@ -261,7 +261,7 @@ def test_a_version_whose_data_broke_a_promise_is_refused(model, project, measure
 
     decision = decide(model, version, project, settings())
 
-    assert failed(decision) == ["its data kept its promises"]
+    assert failed(decision) == ["its training data met all expectations"]
     assert decision.summary.endswith("images: unique (image_id)")
 
 
@@ -271,7 +271,7 @@ def test_a_version_without_a_validation_report_is_refused(model, project, measur
 
     decision = decide(model, version, project, settings())
 
-    assert failed(decision) == ["its data kept its promises"]
+    assert failed(decision) == ["its training data met all expectations"]
     assert "its validation report is missing or damaged" in decision.summary
 
 
@@ -350,7 +350,7 @@ def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, m
     assert (kept["decision"], kept["metrics"]["reranked"]["rsum"]) == ("rejected", pytest.approx(480.7, abs=0.1))
     page = Path(model.client.download_artifacts(version.run_id, files[1])).read_text()
     assert page.startswith("# diptych version 2: rejected")
-    assert "| its RSUM is not 10 or more below the champion's | NO |" in page
+    assert "| its RSUM is not more than 10 below the champion's | NO |" in page
 
 
 def test_evidence_of_a_copy_stands_beside_that_of_its_origin(model, project, measured):

@@ -187,6 +187,22 @@ def test_a_champion_that_changed_while_the_gate_measured_is_an_error_and_stays(m
     assert model.aliases()[CHAMPION] == "3"
 
 
+def test_a_forced_promotion_names_the_champion_that_it_replaces_and_not_the_measured_one(model, refused, monkeypatch):
+    crown(model, "1")
+    refused.add("3")
+    decide = gate.decide
+
+    def slowly(model, version, workspace, params, **_):
+        decision = decide(model, version, workspace, params)
+        promote(model, model.find("2"), decide(model, model.find("2"), workspace, params))
+        return decision
+
+    monkeypatch.setattr(gate, "decide", slowly)
+
+    assert ask(model, "3", force=True, why="in any case").before == "2"
+    assert actions(model)[-1] == ("promoted", "2", "3")
+
+
 def test_an_outcome_is_told_with_every_check(model, refused):
     refused.add("2")
     crown(model, "1")

@@ -165,20 +165,49 @@ def test_a_version_that_was_deleted_meanwhile_leaves_the_champion(model, version
     assert model.aliases()[CHAMPION] == "1"
 
 
+def test_a_promotion_names_the_champion_that_it_replaces(model, versions):
+    assert promote(model, versions[0], decision("1", None)) is None
+    assert promote(model, versions[1], decision("2", "1")) == "1"
+    assert promote(model, versions[1], decision("2", "1")) is None
+
+
 def test_a_rollback_goes_back_one_step(model):
     crown(model, *"123")
 
-    moved = roll_back(model, why="it misses stars")
+    change = roll_back(model, why="it misses stars")
 
-    assert (moved.before, moved.after) == ("3", "2")
+    assert (change.before, change.version) == ("3", model.find("2"))
     assert model.aliases() == {CHAMPION: "2", PREVIOUS: "1"}
     assert (history(model)[-1].action, history(model)[-1].why) == ("rolled back", "it misses stars")
+
+
+def test_a_rollback_after_which_mlflow_fails_is_told_all_the_same(model, monkeypatch):
+    crown(model, "1", "2")
+    set_alias = model.set_alias
+
+    def move(alias, version):
+        set_alias(alias, version)
+        if alias == CHAMPION:
+            monkeypatch.setattr(model, "find", lambda _: pytest.fail("MLflow was asked again"))
+
+    monkeypatch.setattr(model, "set_alias", move)
+    change = roll_back(model, why="worse")
+
+    assert change.describe() == "diptych version 1 is the champion in place of version 2"
+    assert change.version.aliases == [CHAMPION]
+
+
+def test_a_rollback_from_a_champion_that_a_person_removed_names_none(model):
+    crown(model, "1", "2")
+    model.remove_alias(CHAMPION)
+
+    assert roll_back(model, "1", why="worse").describe() == "diptych version 1 is the champion"
 
 
 def test_rollbacks_go_back_step_by_step_until_there_is_nothing_before(model):
     crown(model, *"1234")
 
-    assert [roll_back(model, why="worse").after for _ in range(3)] == ["3", "2", "1"]
+    assert [roll_back(model, why="worse").version.version for _ in range(3)] == ["3", "2", "1"]
     assert model.aliases() == {CHAMPION: "1"}
     with pytest.raises(DiptychError, match="has no earlier champion to go back to"):
         roll_back(model, why="worse")
@@ -189,7 +218,7 @@ def test_a_rollback_goes_back_to_the_version_that_is_named(model, to):
     model.set_alias("first", "1")
     crown(model, *"1234")
 
-    assert roll_back(model, to, why="worse").after == "1"
+    assert roll_back(model, to, why="worse").version.version == "1"
     assert PREVIOUS not in model.aliases()
 
 
@@ -198,7 +227,7 @@ def test_a_rollback_after_a_rollback_and_another_promotion_goes_to_what_was_in_u
     roll_back(model, why="worse")
     promoted(model, "3")
 
-    assert roll_back(model, why="worse").after == "1"
+    assert roll_back(model, why="worse").version.version == "1"
 
 
 def test_what_was_rolled_back_is_nothing_to_go_back_to(model):
@@ -213,7 +242,7 @@ def test_a_rollback_passes_over_a_version_that_was_deleted(model):
     crown(model, *"123")
     model.client.delete_model_version(model.name, "2")
 
-    assert roll_back(model, why="worse").after == "1"
+    assert roll_back(model, why="worse").version.version == "1"
 
 
 def test_a_rollback_to_a_deleted_version_is_refused(model):
@@ -276,14 +305,14 @@ def test_a_promotion_that_was_broken_off_can_be_made_again(model, monkeypatch):
     promoted(model, "2")
 
     assert model.aliases() == {CHAMPION: "2", PREVIOUS: "1"}
-    assert roll_back(model, why="worse").after == "1"
+    assert roll_back(model, why="worse").version.version == "1"
 
 
 def test_a_rollback_of_several_steps_that_was_broken_off_leaves_them_all(model, monkeypatch):
     crown(model, *"1234")
     broken_off(model, monkeypatch, lambda: roll_back(model, "1", why="worse"))
 
-    assert [roll_back(model, why="worse").after for _ in range(3)] == ["3", "2", "1"]
+    assert [roll_back(model, why="worse").version.version for _ in range(3)] == ["3", "2", "1"]
 
 
 def test_a_first_promotion_that_was_broken_off_leaves_no_champion(model, monkeypatch):
@@ -300,7 +329,7 @@ def test_an_alias_that_was_moved_by_hand_is_what_a_rollback_comes_from(model):
     crown(model, "1", "2")
     model.set_alias(CHAMPION, "4")
 
-    assert roll_back(model, why="worse").after == "2"
+    assert roll_back(model, why="worse").version.version == "2"
     assert told(model)[-2:] == [("found", "2", "4"), ("rolled back", "4", "2")]
 
 

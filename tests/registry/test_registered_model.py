@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_what_is_neither_a_number_nor_an_alias_is_refused_before_mlflow_is_asked
 
 @pytest.mark.parametrize("name", ["../x", "1; rm -rf", "models:/x", "x" * 201, "１", " x", "x\n", ".x", "a'b", "a/b"])
 def test_what_is_no_name_is_refused_before_mlflow_is_asked(model, no_mlflow, tmp_path, name):
-    with pytest.raises(DiptychError, match="is no name of a registered model"):
+    with pytest.raises(DiptychError, match="cannot name a registered model"):
         RegisteredModel.of(Workspace(tmp_path / "project"), Params(), name)
 
 
@@ -187,11 +188,12 @@ def test_a_package_that_cannot_be_fetched_is_an_error_with_the_reason(model, tmp
         model.download(version, tmp_path)
 
 
-def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_nothing_of_the_package(model, tmp_path, monkeypatch, number):
     version = make_version(model, tmp_path)
-    failing_downloads(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    failing_downloads(monkeypatch, OSError(number, os.strerror(number)))
 
-    with pytest.raises(MlflowException, match="No space left on device"):
+    with pytest.raises(MlflowException, match=os.strerror(number)):
         model.download(version, tmp_path)
 
 

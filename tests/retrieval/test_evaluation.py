@@ -1,12 +1,15 @@
 """Both stages of a gallery together."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from diptych.retrieval import metrics
+from diptych.retrieval import evaluation, metrics
 from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.evaluation import evaluate_gallery, recall_curves
+from diptych.retrieval.evaluation import evaluate_gallery, evaluator_sha256, recall_curves
 from diptych.retrieval.metrics import average_metrics, retrieval_metrics
 from diptych.retrieval.reranking import Weights
 
@@ -28,6 +31,19 @@ def evaluate(model, querybank):
         )
 
     return evaluate
+
+
+@pytest.mark.parametrize("name", ["retriever.py", "config.py", "retrieval/metrics.py"])
+def test_the_evaluator_is_another_one_after_any_change_of_its_code(monkeypatch, tmp_path, name):
+    before = evaluator_sha256()
+    package = shutil.copytree(Path(evaluation.__file__).parents[1], tmp_path / "diptych")
+    monkeypatch.setattr(evaluation, "__file__", str(package / "retrieval" / "evaluation.py"))
+    assert evaluator_sha256() == before
+
+    with (package / name).open("a") as file:
+        file.write("\n")
+
+    assert evaluator_sha256() != before
 
 
 def test_the_towers_figures_are_those_of_the_embeddings(evaluate, embedded):

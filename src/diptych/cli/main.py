@@ -13,7 +13,7 @@ import click
 
 from diptych import __version__
 from diptych.cli.console import log_to_console, open_standard_streams
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, is_disk_full
 
 _REGISTRY = "diptych.cli.registry"
 _COMMANDS = {
@@ -92,7 +92,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     """Return what the user reads of an exception, and the exit code."""
     if isinstance(error, DiptychError):
         return f"error: {error}", 1
-    if _is_disk_full(error):
+    if is_disk_full(error):
         # Libraries may keep the reason without the path. They write to the folder of temporary files first.
         path = getattr(error, "filename", None) or f"that of {Path.cwd()}, or of {tempfile.gettempdir()}"
         return f"error: the disk is full ({path}). Free some space and run again; nothing is lost.", 1
@@ -100,14 +100,3 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"error: {error.filename}: {error.strerror}. This user needs to read and write it; run again then.", 1
     name, text = type(error).__name__, " ".join(str(error).split())
     return f"unexpected error: {name}: {text}; run again with --debug for the traceback", 70
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Return whether the disk is full: libraries wrap that error, or keep only its words (NumPy: counts of bytes)."""
-    words = ("No space left on device", "database or disk is full", "Disk quota exceeded")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if any(word in str(error) for word in words) or (isinstance(error, OSError) and " requested and " in str(error)):
-        return True
-    cause = error.__cause__ or error.__context__
-    return cause is not None and _is_disk_full(cause)

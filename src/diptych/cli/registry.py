@@ -75,9 +75,7 @@ def rollback(name: str | None, target: str | None, reason: str, as_json: bool) -
     from diptych.registry.promotion import roll_back
 
     change = roll_back(model, target, why=reason)
-    before = f" in place of version {change.before}" if change.before else ""
-    text = f"{model.name} version {change.after} is the champion{before}."
-    print_result({**model.find(change.after).to_json(), "before": change.before}, text, as_json)
+    print_result({**change.version.to_json(), "before": change.before}, f"{change.describe()}.", as_json)
 
 
 @click.command()
@@ -154,11 +152,6 @@ def _describe_comparison(first: str, second: str, comparison: Comparison) -> str
         for name in ("recall@1", "recall@5", "recall@10"):
             rows.append(f"{f'{direction} {name}':<22}{before[direction][name]:>14.1f}{after[direction][name]:>14.1f}")
     rows.append(f"{'RSUM':<22}{before['rsum']:>14.1f}{after['rsum']:>14.1f}")
-    gain = comparison.rsum
-    rows.append(f"\nVersion {second} has RSUM {gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}, 95 %).")
-    rows += [
-        f"  {part.attribute} {part.label}, {part.direction}: recall@10 {part.before:.1f} → {part.after:.1f}"
-        for part in comparison.parts
-        if part.high < 0 or part.low > 0
-    ]
+    rows.append(f"\nVersion {second} has RSUM {comparison.rsum.describe()} at 95 % confidence.")
+    rows += [f"  {part.describe()}" for part in comparison.parts if part.high < 0 or part.low > 0]
     return "\n".join(rows)

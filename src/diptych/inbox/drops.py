@@ -52,6 +52,9 @@ class Drop:
 class ChangedError(DiptychError):
     """A drop has changed since the inbox was read; the next run reads it again."""
 
+    def __init__(self, drop: Drop) -> None:
+        super().__init__(f"drop {drop.name} is being changed; the next run reads it again")
+
 
 class Inbox(ABC):
     """A source of drops."""

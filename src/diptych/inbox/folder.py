@@ -48,7 +48,7 @@ class FolderInbox(Inbox):
         path = self.folder / drop.folder
         # Other drops may have been ingested since, for minutes: a file may have become a link that leads out.
         if self._drop(path) != drop:
-            raise ChangedError(f"drop {drop.name} is being changed; the next run looks at it again")
+            raise ChangedError(drop)
         yield path
 
     def _drop(self, path: Path) -> Drop | None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DropResult:
-    """Outcome of a drop, the number of images and captions that it added, and of those among them in quarantine."""
+    """Outcome of a drop, how many images and captions it added, and how many of these are in quarantine."""
 
     name: str
     outcome: Outcome
@@ -93,6 +93,7 @@ def _read(workspace: Workspace) -> list[dict[str, Any]]:
     path = _path(workspace)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
+        # An entry without these two is damaged.
         return [{**entry, "name": entry["name"], "fingerprint": entry["fingerprint"]} for entry in entries]
     except FileNotFoundError:
         return []

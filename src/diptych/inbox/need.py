@@ -21,7 +21,7 @@ _STAGE_OUTPUTS = ("data", "artifacts/", "reports/")
 
 
 class Need(NamedTuple):
-    """Reasons why a run trains, or the explanation why it does not: one of both is empty."""
+    """Reasons why a run trains, or the explanation why it does not: exactly one of the two is empty."""
 
     reasons: list[str]
     explanation: str = ""
@@ -56,7 +56,7 @@ def _compare_with_champion(
         return Need(reasons_to_train(results, None, changed, None, params))
     accepted = read_accepted(workspace.data, workspace.manifest, workspace.captions)
     new = new_images(accepted, params, reference)
-    growth = Growth(len(new), reference.images)
+    growth = NewImages(len(new), reference.images)
     drift = None
     if new:
         with model.fetched(champion) as package:
@@ -70,7 +70,7 @@ def _compare_with_champion(
     return Need(reasons, "" if reasons else explain_no_training(results, growth, params), drift)
 
 
-class Growth(NamedTuple):
+class NewImages(NamedTuple):
     """Number of train images that are new since the champion, and of those that the champion learned from."""
 
     new: int
@@ -90,7 +90,7 @@ def reasons_to_train(
     results: Sequence[DropResult],
     drift: Drift | None,
     changed_stages: Sequence[str],
-    growth: Growth | None,
+    growth: NewImages | None,
     params: Params,
 ) -> list[str]:
     """Return the reasons why a scheduled run trains; `growth` is None where the champion's data is not known."""
@@ -106,7 +106,7 @@ def reasons_to_train(
     return reasons + (drift.reasons if drift else [])
 
 
-def explain_no_training(results: Sequence[DropResult], growth: Growth, params: Params) -> str:
+def explain_no_training(results: Sequence[DropResult], growth: NewImages, params: Params) -> str:
     """Return why a run that has no reason to train does not."""
     if not growth.new:
         refused = sum(result.outcome == "refused" for result in results)

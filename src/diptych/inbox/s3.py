@@ -15,7 +15,7 @@ from typing import Any
 
 from diptych.errors import DiptychError
 from diptych.files import remove
-from diptych.inbox.drops import CAPTIONS, S3, Drop, Inbox, make_drop, may_be_drop, name_problem
+from diptych.inbox.drops import CAPTIONS, S3, ChangedError, Drop, Inbox, make_drop, may_be_drop, name_problem
 
 _LOCAL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
 _VERSION = "?versionId="
@@ -38,8 +38,12 @@ class S3Inbox(Inbox):
 
     def drops(self) -> list[Drop]:
         """Return the complete drops, as `Inbox`."""
+        return self._drops(self._root)
+
+    def _drops(self, prefix: str) -> list[Drop]:
+        """Return the complete drops with files below `prefix`, which is the inbox or the folder of a drop."""
         folders: dict[str, dict[str, str]] = defaultdict(dict)
-        for name, stamp in self._list():
+        for name, stamp in self._list(prefix):
             folder, _, file = name.partition("/")
             if file and may_be_drop(folder):
                 folders[folder][file] = stamp
@@ -57,21 +61,35 @@ class S3Inbox(Inbox):
         target = self.folder / "drop"
         target.mkdir(parents=True)
         try:
-            keys = [f"{self._root}{drop.folder}/{name}" for name in drop.files]
-            with self._errors_explained():
-                self._files.get(keys, [str(target / name) for name in drop.files])
+            self._fetch(drop, target)
             yield target
         finally:
             remove(self.folder)
 
-    def _list(self) -> list[tuple[str, str]]:
-        """Return the files' names below the prefix, each with its size and etag, without placeholders of folders."""
+    def _fetch(self, drop: Drop, target: Path) -> None:
+        self._require_unchanged(drop)
+        keys = [f"{self._root}{drop.folder}/{name}" for name in drop.files]
+        try:
+            with self._errors_explained():
+                self._files.get(keys, [str(target / name) for name in drop.files])
+        except DiptychError:
+            # An object may have been deleted meanwhile, which is a change of the drop and no fault of the server.
+            self._require_unchanged(drop)
+            raise
+        self._require_unchanged(drop)
+
+    def _require_unchanged(self, drop: Drop) -> None:
+        if drop not in self._drops(f"{self._root}{drop.folder}/"):
+            raise ChangedError(drop)
+
+    def _list(self, prefix: str) -> list[tuple[str, str]]:
+        """Return the files below `prefix`, without placeholders of folders: name in the inbox, then size and etag."""
         with self._errors_explained():
-            objects: dict[str, dict[str, Any]] = self._files.find(self._root, detail=True)
+            objects: dict[str, dict[str, Any]] = self._files.find(prefix, detail=True)
         return [
             (key.removeprefix(self._root), f"{info['size']} {info['ETag']}")
             for key, info in objects.items()
-            if key.startswith(self._root) and info["type"] == "file" and not key.endswith("/")
+            if key.startswith(prefix) and info["type"] == "file" and not key.endswith("/")
         ]
 
     @contextmanager

@@ -97,7 +97,7 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _link_towers(workspace: Workspace, project: Workspace) -> None:
-    """Pretrained towers in folders of the project that git does not have."""
+    """Link the folders of pretrained towers, which git does not have, into `project`."""
     for folder in _tower_folders(project):
         here, there = workspace.root / folder, project.root / folder
         if here.is_dir() and not there.exists() and there.resolve().is_relative_to(project.root.resolve()):

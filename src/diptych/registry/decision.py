@@ -19,7 +19,10 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Decision:
-    """The checks of `version`, its metrics, and its comparison with the champion; None where there was no champion."""
+    """The checks of `version`, its metrics, and its comparison with the champion.
+
+    The comparison is None where there was no champion, or one of both could not be measured.
+    """
 
     name: str
     version: str
@@ -44,8 +47,7 @@ class Decision:
             return "the gate refuses it: " + "; ".join(failed)
         if self.comparison is None:
             return f"RSUM {self.metrics['reranked']['rsum']:.1f}, and there is no champion to compare with"
-        gain = self.comparison.rsum
-        return f"RSUM {gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}) against version {self.champion}"
+        return f"RSUM {self.comparison.rsum.describe()} against version {self.champion}"
 
     def figures(self) -> dict[str, float]:
         """Return the numbers that history stores."""

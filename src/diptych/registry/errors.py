@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, is_disk_full
 from diptych.project.addresses import without_secret
 from diptych.registry.address import store_file
 
@@ -35,13 +35,13 @@ def mlflow_errors_explained(uri: str, advice: str = "") -> Iterator[None]:
         yield
     except MlflowException as error:
         # The command line explains a full disk.
-        if "No space left on device" in str(error):
+        if is_disk_full(error):
             raise
         raise DiptychError(f"MLflow at {without_secret(uri)} says: {reason(error, uri)}{advice}") from error
     except UnreachableError as error:
         raise UnreachableError(f"{error}{advice.removeprefix('.')}") from error
     except OperationalError as error:
-        if "full" in str(error.orig):
+        if is_disk_full(error):
             raise
         raise _unanswered(str(store_file(uri) or without_secret(uri)), error.orig) from error
     except DatabaseError as error:

@@ -13,9 +13,11 @@ from mlflow import MlflowClient
 from diptych.errors import DiptychError
 from diptych.project.params import read_params
 from diptych.project.workspace import find_workspace
-from diptych.registry.registered_model import RegisteredModel
+from diptych.registry.answering import require_answer
+from diptych.registry.errors import mlflow_errors_explained
+from diptych.registry.registered_model import MODEL_NAME, RegisteredModel
 
-_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)[/@](?P<version>[^/@]+)")
+_ADDRESS = re.compile(rf"models:/(?P<name>{MODEL_NAME.pattern})[/@](?P<version>[^/@]+)")
 
 
 @contextmanager
@@ -40,5 +42,7 @@ def _registered_model(name: str) -> RegisteredModel:
     except DiptychError as error:
         if not (uri := os.environ.get("MLFLOW_TRACKING_URI")):
             raise DiptychError(f"{error} Elsewhere, MLFLOW_TRACKING_URI names the MLflow with the model.") from None
-        return RegisteredModel(MlflowClient(tracking_uri=uri, registry_uri=uri), name, uri)
+        with mlflow_errors_explained(uri):
+            require_answer(uri)
+            return RegisteredModel(MlflowClient(tracking_uri=uri, registry_uri=uri), name, uri)
     return RegisteredModel.of(workspace, read_params(workspace), name)

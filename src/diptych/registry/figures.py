@@ -43,7 +43,7 @@ class Figures:
         }
 
     def send(self, client: MlflowClient, run_id: str) -> None:
-        """Send everything to the run; what has arrived is removed here."""
+        """Send everything to the run; parameters and metrics that have arrived are removed here."""
         send_params(client, run_id, self.params)
         self.params = {}
         send_metrics(client, run_id, self.metrics)

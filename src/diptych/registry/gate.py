@@ -11,10 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import diptych
 from diptych.config import Gate, Params
 from diptych.errors import DiptychError, some
-from diptych.files import sources_sha256
 from diptych.project.dataset import dataset_version
 from diptych.project.provenance import UNKNOWN
 from diptych.project.workspace import Workspace
@@ -24,6 +22,7 @@ from diptych.registry.errors import reason
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
 from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
 from diptych.retrieval.comparison import Comparison, compare
+from diptych.retrieval.evaluation import evaluator_sha256
 from diptych.retrieval.metrics import Metrics, chance_metrics
 from diptych.retrieval.slices import Part
 from diptych.retrieval.uncertainty import bootstrap, interval
@@ -33,11 +32,11 @@ _EXAMPLES = 3
 
 
 def decide(
-    model: RegisteredModel, version: Version, workspace: Workspace, params: Params, *, unfetched: bool = False
+    model: RegisteredModel, version: Version, workspace: Workspace, params: Params, *, missing_fails: bool = False
 ) -> Decision:
     """Measure `version` and the champion, and judge by `params.gate`; the registry stays as it is.
 
-    With `unfetched`, a package that cannot be fetched is a failed check, and no error.
+    With `missing_fails`, a package that cannot be fetched is a failed check, and no error.
 
     Raises:
         DiptychError: MLflow does not answer, a package cannot be fetched, or the project has no test split to measure
@@ -51,12 +50,12 @@ def decide(
     checks: list[Check] = []
     challenger = rival = comparison = None
     with tempfile.TemporaryDirectory() as folder:
-        package = _fetch(model, version, Path(folder) / "challenger", checks, unfetched)
+        package = _fetch(model, version, Path(folder) / "challenger", checks, missing_fails)
         if package is not None:
             checks += [_validation(model, version), _answers(package, params.gate)]
             challenger = _measure(package, workspace, params, version, checks)
         if champion is not None:
-            package = _fetch(model, champion, Path(folder) / "champion", checks, unfetched)
+            package = _fetch(model, champion, Path(folder) / "champion", checks, missing_fails)
             rival = _measure(package, workspace, params, champion, checks) if package is not None else None
     if challenger is not None:
         checks += _floors(challenger, test, params.gate)
@@ -68,7 +67,7 @@ def decide(
         version=version.version,
         champion=champion.version if champion else None,
         data_md5=dataset_version(workspace) or UNKNOWN,
-        evaluator_sha256=sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval")),
+        evaluator_sha256=evaluator_sha256(),
         checks=checks,
         metrics=challenger.metrics if challenger else {},
         comparison=comparison,
@@ -91,7 +90,9 @@ def store_decision(model: RegisteredModel, version: Version, decision: Decision)
     model.tag(version, tags)
 
 
-def _fetch(model: RegisteredModel, version: Version, folder: Path, checks: list[Check], unfetched: bool) -> Path | None:
+def _fetch(
+    model: RegisteredModel, version: Version, folder: Path, checks: list[Check], missing_fails: bool
+) -> Path | None:
     """Return the downloaded package and add a check of it; return None where it is not what was registered."""
     name = f"version {version.version} is what was registered"
     folder.mkdir()
@@ -99,7 +100,7 @@ def _fetch(model: RegisteredModel, version: Version, folder: Path, checks: list[
         package = model.download(version, folder)
     except DiptychError as error:
         # The store may answer in an hour, so this is no decision, unless a person wants one.
-        if isinstance(error, FetchError) and not unfetched:
+        if isinstance(error, FetchError) and not missing_fails:
             raise DiptychError(
                 f"{error} Run again when the artifact store answers; if the package is gone for good, `diptych "
                 "rollback` goes back to an earlier champion, and `diptych promote --force --reason TEXT` does without."
@@ -122,7 +123,7 @@ def _measure(
 
 def _validation(model: RegisteredModel, version: Version) -> Check:
     """Return the check that the data of the version's training met all expectations."""
-    name = "its data kept its promises"
+    name = "its training data met all expectations"
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = model.client.download_artifacts(version.run_id, "reports/validation.json", folder)
@@ -184,16 +185,16 @@ def _guarded(test: Gallery, gate: Gate) -> list[Part]:
 
 def _losses(comparison: Comparison, gate: Gate) -> list[Check]:
     gain = comparison.rsum
-    found = f"{gain.rsum:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
     lost = [part for part in comparison.parts if part.high < -gate.slice_margin]
-    parts = [f"{part.attribute} {part.label}, {part.direction}: {part.before:.1f} → {part.after:.1f}" for part in lost]
     return [
         Check(
-            f"its RSUM is not {gate.rsum_margin:g} or more below the champion's", gain.low >= -gate.rsum_margin, found
+            f"its RSUM is not more than {gate.rsum_margin:g} below the champion's",
+            gain.low >= -gate.rsum_margin,
+            gain.describe(),
         ),
         Check(
             f"in no part of the queries recall@10 loses more than {gate.slice_margin:g}, by its 95 % interval",
             not lost,
-            some(parts, _EXAMPLES, "; ") or f"none of {len(comparison.parts)} parts",
+            some([part.describe() for part in lost], _EXAMPLES, "; ") or f"none of {len(comparison.parts)} parts",
         ),
     ]

@@ -64,7 +64,10 @@ class Event:
 
 
 def record(model: RegisteredModel, event: Event) -> int:
-    """Add an event and return its number; the caller then moves the alias."""
+    """Add an event and return its number.
+
+    Where the event moves the alias, the caller has claimed the model and moves it next.
+    """
     number = max((number for number, _ in _numbered_events(model)[0]), default=0) + 1
     texts = {"why": printable(event.why, " ")[:_LONGEST], "who": printable(event.who, " ")[:_LONGEST_NAME]}
     content = json.dumps({**event.to_json(), **texts}, ensure_ascii=False)

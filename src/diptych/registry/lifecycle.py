@@ -84,22 +84,28 @@ def gate_and_promote(
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         return GateResult("champion already", version, champion.version, None)
-    decision = decide(model, version, workspace, params, unfetched=force)
+    decision = decide(model, version, workspace, params, missing_fails=force)
     store_decision(model, version, decision)
+    before = decision.champion
     if promotion != "auto":
         outcome: Outcome = "accepted" if decision.accepted else "rejected"
     elif decision.accepted or force:
-        promote(model, version, decision, why=why, forced=force and not decision.accepted)
+        # A forced promotion may replace another champion than the gate measured.
+        before = promote(model, version, decision, why=why, forced=force and not decision.accepted)
         outcome = "promoted"
     else:
         outcome = "rejected"
     if outcome == "rejected":
         reject(model, version, decision)
-    return GateResult(outcome, model.find(version.version), decision.champion, decision)
+    return GateResult(outcome, model.find(version.version), before, decision)
 
 
 def needs_decision(model: RegisteredModel, version: Version, data_md5: str, promotion: Promotion) -> bool:
-    """Return whether a run has to ask the gate: it neither undoes a decision, such as a rollback, nor asks twice."""
+    """Return whether a run asks the gate about `version`.
+
+    It does not where history has a decision on `version`, so that no run undoes a rollback. With "manual" it does not
+    ask twice for the same champion and data.
+    """
     if promotion == "never":
         return False
     decided = any(version.version in (event.target, event.origin) for event in effective_events(history(model)))

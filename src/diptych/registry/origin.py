@@ -39,7 +39,7 @@ class Origin(NamedTuple):
 
 
 def origin_of(version: Version, workspace: Workspace) -> Origin:
-    """Return the tags of `version` after a check that each is a hash, and the commit one of the workspace's repository.
+    """Return the origin in the tags of `version`, after a check of all hashes and of the commit.
 
     Whoever may write to the registry must not get text into a command or a path.
 

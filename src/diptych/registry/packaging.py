@@ -20,7 +20,7 @@ import diptych
 PACKAGE = Path(diptych.__file__).parent
 ENTRY = PACKAGE / "registry" / "packaged_model.py"
 FILES = ("__init__.py", "config.py", "errors.py", "files.py", "progress.py", "retriever.py")
-ROOMS = ("data", "model", "retrieval")
+PACKAGES = ("data", "model", "retrieval")
 """Files and packages that a retriever is made of. Imports point one way, so these need nothing else of diptych."""
 REQUIRED = (
     "huggingface-hub",
@@ -40,7 +40,10 @@ REQUIRED = (
 
 
 def log_package(run_id: str, model: Path) -> tuple[str, str]:
-    """Add the package of the model in the folder `model` to an MLflow run; return its address and id."""
+    """Add the package of the model in the folder `model` to an MLflow run; return its address and id.
+
+    Call it within `global_tracking_uri`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         code = copy_library(Path(folder))
         with mlflow.start_run(run_id=run_id):
@@ -63,7 +66,7 @@ def copy_library(folder: Path) -> Path:
     target.mkdir()
     for name in FILES:
         shutil.copyfile(PACKAGE / name, target / name)
-    for name in ROOMS:
+    for name in PACKAGES:
         shutil.copytree(PACKAGE / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     return target
 

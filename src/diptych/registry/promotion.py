@@ -11,23 +11,31 @@ from typing import TYPE_CHECKING, NamedTuple
 from diptych.errors import DiptychError
 from diptych.registry.claim import claimed, is_claimed
 from diptych.registry.history import Event, history, is_reconciled, reconcile, record, rollback_targets
-from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version
+from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel, Version
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
 
 
 class ChampionChange(NamedTuple):
-    """Numbers of the champion before and after a rollback."""
+    """Champion after a rollback, and number of the champion before."""
 
     before: str | None
-    after: str
+    """None where the alias was removed by other means."""
+    version: Version
+
+    def describe(self) -> str:
+        """Return a clause for people."""
+        before = f" in place of version {self.before}" if self.before else ""
+        return f"{self.version.title} is the champion{before}"
 
 
 def promote(
     model: RegisteredModel, version: Version, decision: Decision, *, why: str = "", forced: bool = False
-) -> None:
-    """Make `version` the champion. Where the `decision` of the gate is to reject it, only `forced` promotes.
+) -> str | None:
+    """Make `version` the champion, and return the number of the champion that it replaces; None where there is none.
+
+    Where the `decision` of the gate is to reject it, only `forced` promotes.
 
     Raises:
         DiptychError: the gate refuses, or another version has become champion since it compared with the one before.
@@ -36,11 +44,12 @@ def promote(
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
         if champion == version.version:
-            return
+            return None
         if not forced:
             _require_acceptance(decision, version, champion, model)
         reason = why.strip() or decision.summary
         _move(model, version.version, Event("promoted", champion, version.version, reason, decision.figures(), forced))
+    return champion
 
 
 def reject(model: RegisteredModel, version: Version, decision: Decision) -> None:
@@ -61,9 +70,12 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Cha
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
         target = _target(model, rollback_targets(model, history(model), champion), to, champion)
-        with model.fetched(model.find(target)):
+        version = model.find(target)
+        with model.fetched(version):
             _move(model, target, Event("rolled back", champion, target, why.strip()))
-    return ChampionChange(champion, target)
+    # MLflow may fail from now on, and the rollback is done: its aliases are known without another request.
+    aliases = {*version.aliases, CHAMPION} - {PREVIOUS}
+    return ChampionChange(champion, version._replace(aliases=sorted(aliases)))
 
 
 def repair(model: RegisteredModel) -> None:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, is_disk_full
 from diptych.project.provenance import model_digests
 from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri
@@ -77,7 +77,10 @@ class RegisteredModel:
         """
         name = name or params.register_.model_name
         if not MODEL_NAME.fullmatch(name):
-            raise DiptychError(f"{name!r} is no name of a registered model: letters, digits, and . _ - within.")
+            raise DiptychError(
+                f"{name!r} cannot name a registered model: it may have letters, digits and, after the first character, "
+                ". _ -"
+            )
         uri = tracking_uri(workspace, params)
         with mlflow_errors_explained(uri):
             return cls(connect(workspace, params)[0], name, uri)
@@ -159,7 +162,7 @@ class RegisteredModel:
                 path = Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
         except Exception as error:  # of the network, the disk or the store
             # The command line explains a full disk.
-            if "No space left on device" in str(error):
+            if is_disk_full(error):
                 raise
             # MLflow lists the errors of all files; the last line is one of them.
             last = Exception(str(error).strip().rpartition("\n")[2] or type(error).__name__)

@@ -6,7 +6,6 @@ would not be found, and new ones would be written to the old path. So the addres
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import shutil
@@ -17,6 +16,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
+from diptych.errors import is_disk_full
 from diptych.files import atomic_path
 from diptych.project.processes import is_held
 from diptych.project.workspace import Workspace
@@ -127,7 +127,7 @@ def _copy_missing(source: Path, target: Path) -> None:
             with atomic_path(target) as temporary:
                 shutil.copytree(source, temporary, symlinks=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if is_disk_full(error):
             raise
         # An error of copytree holds the errors of all files.
         message = "%s cannot be fetched (%s). It belongs to this project: copy it to %s."

@@ -32,6 +32,10 @@ class PartGain(NamedTuple):
     high: float
     """Upper end of it."""
 
+    def describe(self) -> str:
+        """Return the part, and its recall before and after."""
+        return f"{self.attribute} {self.label}, {self.direction}: recall@{K} {self.before:.1f} → {self.after:.1f}"
+
 
 class Comparison(NamedTuple):
     """Comparison of one model with the one before it."""

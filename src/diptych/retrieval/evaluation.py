@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diptych.errors import DiptychError
+from diptych.files import sources_sha256
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
@@ -51,6 +53,12 @@ class Evaluation(NamedTuple):
     """Cosines of the embeddings, without biases."""
     reranking_seconds: float = 0.0
     """Time to find and score the candidates of all queries; in no file, whose bytes would differ."""
+
+
+def evaluator_sha256() -> str:
+    """Return the SHA-256 of the code that computes the metrics of a model from a prepared split, in hexadecimal."""
+    names = ("data", "model", "retrieval", "config.py", "retriever.py")
+    return sources_sha256(Path(__file__).parents[1], names)
 
 
 def evaluate_gallery(

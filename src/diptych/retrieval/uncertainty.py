@@ -35,6 +35,10 @@ class Gain(NamedTuple):
     p_value: float
     """Two-sided p-value of no difference; at least 2 / (resamples + 1)."""
 
+    def describe(self) -> str:
+        """Return the gain with its interval."""
+        return f"{self.rsum:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
 
 class Uncertainty(NamedTuple):
     """Confidence intervals of several rankings of one gallery, and of their differences."""

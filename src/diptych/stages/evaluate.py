@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared, PreparedSplit
-from diptych.files import atomic_path, file_sha256, sources_sha256, write_json
+from diptych.files import atomic_path, file_sha256, write_json
 from diptych.model.device import prepare
 from diptych.model.package import weights_sha256
 from diptych.project.workspace import Workspace
@@ -19,7 +18,7 @@ from diptych.report.highlights import highlighter
 from diptych.report.html import Findings, Setting, read_history, write_report
 from diptych.report.table import table
 from diptych.retrieval.attributes import attributes
-from diptych.retrieval.evaluation import Evaluation, recall_curves
+from diptych.retrieval.evaluation import Evaluation, evaluator_sha256, recall_curves
 from diptych.retrieval.failures import Failures, find_failures
 from diptych.retrieval.judgements import add_extended
 from diptych.retrieval.ladder import Rung, Verdict, in_words, is_better_than_chance, rungs, to_json, verdicts
@@ -104,7 +103,7 @@ def _made_of(workspace: Workspace) -> dict[str, str]:
     return {
         "Weights": weights_sha256(workspace.model),
         **{name: file_sha256(workspace.prepared / f"{name}.parquet") for name in ("images", "captions")},
-        "code": sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval")),
+        "code": evaluator_sha256(),
     }
 
 
