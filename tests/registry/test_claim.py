@@ -73,7 +73,7 @@ def test_a_claim_ends_with_a_block_that_fails(model, error):
 def test_the_claim_of_a_live_process_is_respected_and_named(model, impatient):
     put(model)
 
-    said = r"diptych is being decided about by `promotion of x` \(process \d+ on "
+    said = r"Another process decides about diptych now: `promotion of x` \(process \d+ on "
     with pytest.raises(DiptychError, match=said), claimed(model, "rollback"):
         pytest.fail("two decide at once")
     assert list(claims(model)) == [f"{PREFIX}0123456789abcdef"]

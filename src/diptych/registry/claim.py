@@ -40,7 +40,7 @@ def claimed(model: RegisteredModel, purpose: str) -> Iterator[None]:
     deadline = time.monotonic() + CLAIM_TIMEOUT
     while (other := _try(model, key, purpose)) is not None:
         if time.monotonic() > deadline:
-            raise DiptychError(f"{model.name} is being decided about by {other}. Wait for it, then look again.")
+            raise DiptychError(f"Another process decides about {model.name} now: {other}. Wait for it, then run again.")
         time.sleep(random.uniform(0.1, 0.5))
     try:
         yield
