@@ -55,7 +55,8 @@ def test_a_preset_that_is_in_force_stays(workspace):
 
 def test_a_preset_that_is_refused_replaces_nothing(workspace):
     use_preset(workspace, "small")
-    (workspace.presets / "old.yaml").write_text(settings(1).replace("\ntrain: {", "\ntrain: {image_tower_factor: 1.0, "))
+    old = settings(1).replace("\ntrain: {", "\ntrain: {image_tower_factor: 1.0, ")
+    (workspace.presets / "old.yaml").write_text(old)
 
     with pytest.raises(DiptychError, match=r"(?s)old\.yaml.*train\.image_tower\.lr_multiplier"):
         use_preset(workspace, "old")
