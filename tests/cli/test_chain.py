@@ -145,6 +145,14 @@ def test_the_summary_tells_what_ran_what_was_reused_and_how_well_the_model_does(
     assert "version    diptych 3 (challenger), new" in text
 
 
+def test_the_summary_warns_of_a_version_that_cannot_be_made_again(tmp_path):
+    version = SUMMARY["version"] | {"tags": {"not_reproducible": "made with uncommitted changes of photos/"}}
+
+    warning = "warning    `diptych reproduce` cannot make it again: made with uncommitted changes of photos/"
+    assert warning in summarize({**SUMMARY, "version": version}, Workspace(tmp_path))
+    assert "warning" not in summarize(SUMMARY, Workspace(tmp_path))
+
+
 def test_the_summary_tells_which_version_is_the_champion_and_the_outcome_of_the_new_one(tmp_path):
     def said(**decision):
         text = summarize({**SUMMARY, "decision": {"champion": None, "why": "", **decision}}, Workspace(tmp_path))

@@ -125,9 +125,11 @@ def _model(summary: dict[str, Any], workspace: Workspace) -> list[str]:
     version = summary["version"]
     state = "new" if version["created"] else "known already"
     viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    problem = version.get("tags", {}).get("not_reproducible")
     return [
         *_metrics(summary["metrics"]),
         f"version    {version['name']} {version['version']} (challenger), {state}",
+        *([f"warning    `diptych reproduce` cannot make it again: {problem}"] if problem else []),
         f"champion   {_champion(summary['decision'])}",
         f"report     {viewer} {_short(workspace.reports / 'report.html')}",
         f"MLflow     {_mlflow_command(summary['tracking_uri'])}",

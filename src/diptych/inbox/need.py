@@ -100,7 +100,7 @@ def reasons_to_train(
     elif growth.new and growth.share >= params.retrain.new_share:
         images = sum(result.images for result in results)
         by_drops = f" The drops of this run brought {images:,} images, of all splits." if images else ""
-        reasons.append(f"{growth.describe()}; retrain.new_share is {params.retrain.new_share:.1%}.{by_drops}")
+        reasons.append(f"{growth.describe()}, at least retrain.new_share ({params.retrain.new_share:.1%}).{by_drops}")
     if changed_stages:
         reasons.append(f"Code or parameters have changed for {', '.join(changed_stages)}.")
     return reasons + (drift.reasons if drift else [])

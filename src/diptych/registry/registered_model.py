@@ -115,7 +115,8 @@ class RegisteredModel:
         if number not in self.numbers():
             numbers = ", ".join(self.numbers()) or "none"
             aliases = ", ".join(f"{alias} ({number})" for alias, number in self.aliases().items()) or "none"
-            raise DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.")
+            advice = " `diptych promote` makes a version the champion." if which == CHAMPION else ""
+            raise DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.{advice}")
         with self.errors_explained():
             version = self.client.get_model_version(self.name, number)
             return Version(
