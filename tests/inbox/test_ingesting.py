@@ -174,7 +174,7 @@ def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_
     (taken,) = ingest_drops(stocked, Params(), "inbox", said.append)
 
     assert taken.name == "a"
-    assert "drop b is being changed; the next run looks at it again" in said
+    assert "drop b is being changed; the next run reads it again" in said
     assert len(ledger(stocked)) == 1
     assert "leads out of the inbox" in open_inbox(stocked, "inbox").drops()[1].problem
 
