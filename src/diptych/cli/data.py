@@ -61,14 +61,14 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @click.option(
     "--table", type=_FILE, help="CSV or TSV with the columns file, caption (or several) and, optionally, split."
 )
-@click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder: one, or one a --coco.")
+@click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder: one, or one for each --coco.")
 @click.option(
     "--instances",
     multiple=True,
     type=_FILE,
-    help="COCO instances JSON, the objects in the images: one, or one a --coco.",
+    help="COCO instances JSON, the objects in the images: one, or one for each --coco.",
 )
-@click.option("--split", multiple=True, help="Split of all images of a file: one, or one a --coco.")
+@click.option("--split", multiple=True, help="Split of all images of a file: one, or one for each --coco.")
 @click.option("--deal", metavar="T/V/T", help="Deal images to train, val and test in these parts, such as 80/10/10.")
 @click.option("--links-within", type=_FOLDER, help="Folder that links among the images may lead into.")
 @click.option("--keep-split", is_flag=True, help="Keep images that are already in another split there.")
