@@ -61,7 +61,9 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 @click.option(
     "--table", type=_FILE, help="CSV or TSV with the columns file, caption (or several) and, optionally, split."
 )
-@click.option("--images", multiple=True, required=True, type=_FOLDER, help="Images folder: one, or one for each --coco.")
+@click.option(
+    "--images", multiple=True, required=True, type=_FOLDER, help="Images folder: one, or one for each --coco."
+)
 @click.option(
     "--instances",
     multiple=True,
