@@ -18,3 +18,13 @@ def empty(inside):
     shutil.rmtree(inside.data)
     (inside.root / "data.dvc").unlink()
     return inside
+
+
+@pytest.fixture
+def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that names no server and no proxy."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -22,14 +22,7 @@ from diptych.project.workspace import Workspace
 from diptych.registry import answering
 from diptych.registry.connection import connect
 
-
-@pytest.fixture(autouse=True)
-def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+pytestmark = pytest.mark.usefixtures("no_servers")
 
 
 def only(findings: Iterator[Finding]) -> Finding:
