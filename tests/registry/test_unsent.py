@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri
 from diptych.registry.connection import connect
-from diptych.registry.figures import Figures
+from diptych.registry.figures import Figures, Measurement
 from diptych.registry.unsent import send_unsent, store_unsent
 
-LOSSES = [Metric("loss", 2.0, 1000, 1), Metric("loss", math.nan, 2000, 2)]
+LOSSES = [Measurement("loss", 2.0, 1000, 1), Measurement("loss", math.nan, 2000, 2)]
 
 
 @pytest.fixture

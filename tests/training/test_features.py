@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tiny import SIZE, make_model, model_settings
@@ -42,19 +41,17 @@ def split_of(folder: Path, numbers: Sequence[int], changed: Sequence[int] = (), 
         np.save(folder / f"images-{shard}.npy", np.stack(pictures))
     captions = [(place, token_ids(number, j)) for place, number in enumerate(numbers) for j in range(1 + number % 3)]
     lengths = np.array([len(ids) for _, ids in captions])
-    images = pd.DataFrame(
-        {
-            "image_id": numbers,
-            "source": [f"{number}.png" for number in numbers],
-            "shard": [f"images-{number // PER_SHARD}" for number in numbers],
-            "row": [number % PER_SHARD for number in numbers],
-            "sha256": [f"{number:064x}" if number not in changed else f"{number:f>64x}" for number in numbers],
-        }
-    )
+    images = {
+        "image_id": numbers,
+        "source": [f"{number}.png" for number in numbers],
+        "shard": [f"images-{number // PER_SHARD}" for number in numbers],
+        "row": [number % PER_SHARD for number in numbers],
+        "sha256": [f"{number:064x}" if number not in changed else f"{number:f>64x}" for number in numbers],
+    }
     return PreparedSplit(
         folder=folder,
-        images=images,
-        captions=pd.DataFrame({"caption_id": range(len(captions)), "caption": ["words"] * len(captions)}),
+        images={name: np.array(values) for name, values in images.items()},
+        captions={"caption_id": np.arange(len(captions)), "caption": np.array(["words"] * len(captions))},
         image_of_caption=np.array([place for place, _ in captions]),
         tokens=np.concatenate([ids for _, ids in captions]),
         starts=lengths.cumsum() - lengths,

@@ -16,7 +16,7 @@ from diptych.cli.console import log_to_console, open_standard_streams
 from diptych.errors import DiptychError, is_disk_full
 
 _REGISTRY = "diptych.cli.registry"
-_COMMANDS = {
+COMMANDS = {
     "champion": (f"{_REGISTRY}:champion", "Show the version in use; exit code 1 where there is none."),
     "compare": (f"{_REGISTRY}:compare", "Measure two versions (numbers or aliases) on the test split as it is now."),
     "data": ("diptych.cli.data:data", "Import images and captions into data/, the dataset version."),
@@ -37,23 +37,23 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """The commands of `_COMMANDS`: each is imported when it is called, so that the others' imports cost nothing."""
+    """The commands of `COMMANDS`: each is imported when it is called, so that the others' imports cost nothing."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        return sorted(COMMANDS)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands as click does, but import none of them."""
-        width = formatter.width - 6 - max(map(len, _COMMANDS))
+        width = formatter.width - 6 - max(map(len, COMMANDS))
         rows = [
-            (name, click.Command(name, help=_COMMANDS[name][1]).get_short_help_str(width))
+            (name, click.Command(name, help=COMMANDS[name][1]).get_short_help_str(width))
             for name in self.list_commands(ctx)
         ]
         with formatter.section("Commands"):

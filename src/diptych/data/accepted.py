@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
 from diptych.config import Role, Splits
 from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +42,41 @@ def read_table(path: Path, repair: str = "Run `dvc repro validate`.") -> pd.Data
     Raises:
         DiptychError: the file is missing or damaged; the message ends with `repair`.
     """
+    import pandas as pd
+
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DiptychError(f"{path} is missing or damaged ({error}). {repair}") from None
 
 
+def read_columns(path: Path, *names: str, repair: str) -> dict[str, NDArray[Any]]:
+    """Return columns of a Parquet file, texts as arrays of objects; it spares the import of pandas.
+
+    Raises:
+        DiptychError: the file is missing, damaged, or without one of the columns; the message ends with `repair`.
+    """
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path, columns=list(names))
+        return {name: table[name].to_numpy() for name in names}
+    except (OSError, ValueError, KeyError) as error:
+        raise DiptychError(f"{path} is missing or damaged ({error}). {repair}") from None
+
+
 def images_of_role(images: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:
-    """Return the rows of the split that has `role`, by their columns split and sha256.
+    """Return the rows of the split that has `role`, by their columns split and sha256."""
+    return images.iloc[rows_of_role(images["split"].to_numpy(), images["sha256"].to_numpy(), splits, role)]
+
+
+def rows_of_role(split: NDArray[Any], sha256: NDArray[Any], splits: Splits, role: Role) -> NDArray[np.int64]:
+    """Return the rows of the images of the split that has `role`, from the split and the hash of each image (N,).
 
     Where no split is named for val, train and val share one split: val has the images that are held out of it.
     """
-    chosen = images[images["split"] == (getattr(splits, role) or splits.train)]
+    rows = np.flatnonzero(split == (getattr(splits, role) or splits.train))
     if splits.val is None and role in ("train", "val"):
-        held_out = chosen["sha256"].map(splits.is_held_out).astype(bool)
-        chosen = chosen[held_out == (role == "val")]
-    return chosen
+        held_out = np.array([splits.is_held_out(sha256[row]) for row in rows], bool)
+        rows = rows[held_out == (role == "val")]
+    return rows

@@ -14,20 +14,23 @@ The preprocess stage writes a folder with these files:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from diptych.config import Role, Splits
-from diptych.data.accepted import images_of_role, read_table
+from diptych.data.accepted import read_columns, rows_of_role
 from diptych.errors import DiptychError
 
 FORMAT = 1
 """Version of the folder's format; raised whenever the same data would be written differently."""
 
+_OF_IMAGES = ("image_id", "split", "sha256", "shard", "row", "source")
+_OF_CAPTIONS = ("caption_id", "image_id", "caption")
+"""Columns that are read."""
 _REPAIR = "Run `dvc repro preprocess`."
 
 
@@ -45,14 +48,14 @@ class Prepared:
         self.folder = folder
         self.settings = _read_settings(folder)
         self._splits = splits
-        self._images = read_table(folder / "images.parquet", _REPAIR)
-        self._captions = read_table(folder / "captions.parquet", _REPAIR)
+        self._images = read_columns(folder / "images.parquet", *_OF_IMAGES, repair=_REPAIR)
+        self._captions = read_columns(folder / "captions.parquet", *_OF_CAPTIONS, repair=_REPAIR)
         try:
             self._tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
             self._offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DiptychError(f"{folder} is incomplete or damaged ({error}). {_REPAIR}") from None
-        if len(self._offsets) != len(self._captions) + 1 or self._offsets[-1] != len(self._tokens):
+        if len(self._offsets) != len(self._captions["caption_id"]) + 1 or self._offsets[-1] != len(self._tokens):
             raise DiptychError(f"{folder} is damaged: token ids and captions do not match. {_REPAIR}")
 
     def split(self, role: Role) -> PreparedSplit:
@@ -61,8 +64,9 @@ class Prepared:
         Raises:
             DiptychError: that split has no images, or none of them has a caption.
         """
-        images = images_of_role(self._images, self._splits, role)
-        index = pd.Index(images["image_id"]).get_indexer(pd.Index(self._captions["image_id"]))
+        rows = rows_of_role(self._images["split"], self._images["sha256"], self._splits, role)
+        images = {name: values[rows] for name, values in self._images.items()}
+        index = _positions(self._captions["image_id"], images["image_id"])
         chosen = np.flatnonzero(index >= 0)
         if len(chosen) == 0:
             name = getattr(self._splits, role) or self._splits.train
@@ -71,7 +75,7 @@ class Prepared:
                     f"data.splits.held_out ({self._splits.held_out}) leaves no captioned images of split {name!r} for "
                     f"{role}. Correct it in params.yaml, or name a split in data.splits.val."
                 )
-            available = ", ".join(sorted(self._images["split"].unique())) or "none"
+            available = ", ".join(sorted(set(self._images["split"]))) or "none"
             raise DiptychError(
                 f"{self.folder} has no captioned images in split {name!r}, which data.splits.{role} names "
                 f"(available splits: {available}). Correct data.splits in params.yaml, then run `dvc repro preprocess`."
@@ -79,8 +83,8 @@ class Prepared:
         return PreparedSplit(
             folder=self.folder / "images",
             images=images,
-            captions=self._captions.iloc[chosen],
-            image_of_caption=index[chosen].astype(np.int64),
+            captions={name: values[chosen] for name, values in self._captions.items()},
+            image_of_caption=index[chosen],
             tokens=self._tokens,
             starts=self._offsets[chosen],
             lengths=self._offsets[chosen + 1] - self._offsets[chosen],
@@ -108,30 +112,32 @@ class PreparedSplit:
         self,
         *,
         folder: Path,
-        images: pd.DataFrame,
-        captions: pd.DataFrame,
+        images: Mapping[str, NDArray[Any]],
+        captions: Mapping[str, NDArray[Any]],
         image_of_caption: NDArray[np.int64],
         tokens: NDArray[np.int32],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
         settings: dict[str, Any],
     ) -> None:
-        self.image_ids = images["image_id"].to_numpy(np.int64)
+        self.image_ids = images["image_id"].astype(np.int64)
         self.sources: list[str] = images["source"].tolist()
-        self.caption_ids = captions["caption_id"].to_numpy(np.int64)
+        self.caption_ids = captions["caption_id"].astype(np.int64)
         self.captions: list[str] = captions["caption"].tolist()
         self.image_of_caption = image_of_caption
-        self.caption_ranges = np.searchsorted(image_of_caption, np.arange(len(images) + 1)).astype(np.int64)
+        self.caption_ranges = np.searchsorted(image_of_caption, np.arange(len(self.image_ids) + 1)).astype(np.int64)
         self.token_lengths = lengths
         self._starts = starts
         self._tokens = tokens
         self._pad = int(settings["pad_token_id"])
         self._size = int(settings["image_size"])
         self._folder = folder
-        self.shard_of_image, self._shards = pd.factorize(images["shard"])
+        self._shards: list[str] = list(dict.fromkeys(images["shard"]))
+        numbers = {shard: number for number, shard in enumerate(self._shards)}
+        self.shard_of_image = np.array([numbers[shard] for shard in images["shard"]], np.int64)
         self.image_hashes: list[str] = images["sha256"].tolist()
         self.decoding = str(settings["decoding"])
-        self._rows = images["row"].to_numpy(np.int64)
+        self._rows = images["row"].astype(np.int64)
         self._maps: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
@@ -179,6 +185,14 @@ class PreparedSplit:
         if last_row >= len(self._maps[shard]):
             raise DiptychError(f"{self._folder / self._shards[shard]}.npy has no row {last_row}. {_REPAIR}")
         return self._maps[shard]
+
+
+def _positions(ids: NDArray[np.int64], unique: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the position in `unique` (N,) of each of `ids` (M,); -1 for those that are not there."""
+    order = np.argsort(unique)
+    at = np.searchsorted(unique, ids, sorter=order)
+    positions = np.append(order, -1)[at]
+    return np.where(np.append(unique, -1)[positions] == ids, positions, -1)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from diptych import config
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, file_sha256
 from diptych.model.backbones import restore_backbone
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.lean_transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from diptych.model.querybank import QueryBank
 from diptych.model.towers import ImageTower, TextTower
 

@@ -7,16 +7,18 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, pad
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import PreTrainedModel
 
 from diptych.errors import DiptychError
 from diptych.model.upper import UpperLayers, weights_below
+
+if TYPE_CHECKING:
+    from diptych.model.lean_transformers import PreTrainedModel
 
 Groups = Sequence[tuple[int, int]]
 """Groups of captions sorted by length: the row at which each ends, and the number of tokens of its longest caption."""

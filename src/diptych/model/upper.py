@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    from diptych.model.lean_transformers import PreTrainedModel
 
 
 class UpperLayers:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.addresses import without_secret
@@ -77,6 +74,9 @@ def _absolute(uri: str, root: Path, source: str) -> str:
         )
     if not uri.startswith("sqlite"):
         return uri
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         file = make_url(uri).database
     except ArgumentError:

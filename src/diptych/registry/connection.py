@@ -7,10 +7,9 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage
 
 from diptych.config import Params
 from diptych.errors import DiptychError
@@ -20,6 +19,9 @@ from diptych.registry.address import artifact_folder, is_inside, store_file, tra
 from diptych.registry.answering import require_answer
 from diptych.registry.errors import UnreachableError
 from diptych.registry.relocation import follow_project
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 TABLES_TIMEOUT = 180.0
 """Seconds that another process may take to make the tables of a fresh store."""
@@ -39,6 +41,8 @@ def connect(workspace: Workspace, params: Params) -> tuple[MlflowClient, str]:
         UnreachableError: MLflow does not answer.
         DiptychError: its address is of no use, its store is damaged, or the experiment was deleted.
     """
+    from mlflow import MlflowClient
+
     uri = tracking_uri(workspace, params)
     workspace.local.mkdir(exist_ok=True)
     try:
@@ -65,6 +69,8 @@ def find_experiment(client: MlflowClient, name: str, uri: str) -> str | None:
     Raises:
         DiptychError: it was deleted, so that nothing can be logged to it until it is restored.
     """
+    from mlflow.entities import LifecycleStage
+
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return None

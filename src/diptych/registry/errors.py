@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import DatabaseError, OperationalError
-
 from diptych.errors import DiptychError, is_disk_full
 from diptych.project.addresses import without_secret
 from diptych.registry.address import store_file
@@ -31,6 +28,9 @@ def mlflow_errors_explained(uri: str, advice: str = "") -> Iterator[None]:
         UnreachableError: MLflow or its store does not answer now.
         DiptychError: MLflow refuses, or its store is damaged.
     """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DatabaseError, OperationalError
+
     try:
         yield
     except MlflowException as error:

@@ -6,13 +6,22 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _METRICS_A_CALL, _PARAMS_A_CALL = 500, 100
 _LONGEST_PARAM = 6000
+
+
+class Measurement(NamedTuple):
+    """Value of a metric at a step of the training; `timestamp` in milliseconds since 1970."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
 
 
 @dataclass
@@ -20,7 +29,7 @@ class Figures:
     """Unsent parameters and metrics of a training, and at its end tags and a status."""
 
     params: dict[str, str] = field(default_factory=dict)
-    metrics: list[Metric] = field(default_factory=list)
+    metrics: list[Measurement] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     status: str = ""
     """FINISHED, FAILED or KILLED; empty while the training goes on."""
@@ -32,7 +41,7 @@ class Figures:
         Raises:
             ValueError, TypeError, KeyError: `content` is something else.
         """
-        metrics = [Metric(key, float(value), when, step) for key, value, when, step in content["metrics"]]
+        metrics = [Measurement(key, float(value), when, step) for key, value, when, step in content["metrics"]]
         return cls(content["params"], metrics, content["tags"], content["status"])
 
     def to_json(self) -> dict[str, Any]:
@@ -72,23 +81,27 @@ def metric_name(name: str) -> str:
     return name.replace("@", "_at_")
 
 
-def metrics_now(values: Mapping[str, float], step: int) -> list[Metric]:
-    """Return the values as metrics of this moment."""
+def metrics_now(values: Mapping[str, float], step: int) -> list[Measurement]:
+    """Return the values as measurements of this moment."""
     now = int(time.time() * 1000)
-    return [Metric(metric_name(name), float(value), now, step) for name, value in values.items()]
+    return [Measurement(metric_name(name), float(value), now, step) for name, value in values.items()]
 
 
 def send_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
     """Send parameters, cut to the length and in calls of the size that MLflow takes."""
+    from mlflow.entities import Param
+
     params = [Param(key, text[:_LONGEST_PARAM]) for key, text in values.items()]
     for start in range(0, len(params), _PARAMS_A_CALL):
         client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
 
 
-def send_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+def send_metrics(client: MlflowClient, run_id: str, metrics: list[Measurement]) -> None:
     """Send metrics in calls of a size that MLflow takes; what is sent is removed from `metrics`."""
+    from mlflow.entities import Metric
+
     while metrics:
-        client.log_batch(run_id, metrics=metrics[:_METRICS_A_CALL])
+        client.log_batch(run_id, metrics=[Metric(*measurement) for measurement in metrics[:_METRICS_A_CALL]])
         del metrics[:_METRICS_A_CALL]
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -24,7 +23,7 @@ from diptych.registry.address import tracking_uri
 from diptych.registry.connection import connect, global_tracking_uri
 from diptych.registry.data_profile import log_profile
 from diptych.registry.errors import UnreachableError, mlflow_errors_explained
-from diptych.registry.figures import flat_metrics, flat_params, metrics_now, send_metrics, send_params
+from diptych.registry.figures import Measurement, flat_metrics, flat_params, metrics_now, send_metrics, send_params
 from diptych.registry.packaging import log_package
 from diptych.registry.registered_model import CHALLENGER
 from diptych.registry.unsent import send_unsent
@@ -187,7 +186,7 @@ def _read_metrics(workspace: Workspace) -> dict[str, float]:
     return figures["metrics"] | rsums
 
 
-def _training_figures(workspace: Workspace) -> list[Metric]:
+def _training_figures(workspace: Workspace) -> list[Measurement]:
     """Return the metrics in reports/training.csv, which has one row for each epoch."""
     path = workspace.reports / "training.csv"
     if not path.exists():

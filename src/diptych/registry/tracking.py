@@ -7,9 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
-
-from mlflow import MlflowClient
+from typing import TYPE_CHECKING, Any, Self
 
 from diptych.config import Params
 from diptych.files import write_json
@@ -22,6 +20,9 @@ from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError, reason
 from diptych.registry.figures import Figures, flat_params, metrics_now
 from diptych.registry.unsent import is_active, store_unsent
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 FLUSH_EVERY = 5.0
 """Seconds between two calls that send figures: a call costs more than its content."""

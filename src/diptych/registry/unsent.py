@@ -6,16 +6,16 @@ import json
 import logging
 import time
 from pathlib import Path
-
-from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING
 
 from diptych.files import write_json
 from diptych.project.workspace import Workspace
 from diptych.registry.address import location_key
 from diptych.registry.errors import reason
 from diptych.registry.figures import Figures
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ def send_unsent(workspace: Workspace, uri: str, client: MlflowClient, experiment
 
     Figures that MLflow refuses stay for the next call, with a warning.
     """
+    from mlflow.exceptions import MlflowException
+
     for path in sorted(_folder(workspace).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -58,6 +60,9 @@ def send_unsent(workspace: Workspace, uri: str, client: MlflowClient, experiment
 
 def is_active(client: MlflowClient, run_id: str) -> bool:
     """Return whether MLflow has the run, and not among the deleted ones."""
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except MlflowException as error:

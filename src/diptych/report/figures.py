@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from diptych.retrieval.ladder import Rung
 from diptych.retrieval.similarities import Similarities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INCHES = (4.6, 3.0)
 DIRECTION_LABELS = {"i2t": "Image → text", "t2i": "Text → image"}
@@ -144,6 +143,8 @@ def validation_figure(history: Sequence[dict[str, float]]) -> Picture:
 
 
 def _by_epoch(axes: Axes, history: Sequence[dict[str, float]], name: str, **style: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     marker = "o" if len(history) <= 15 else None
     axes.plot([row["epoch"] for row in history], [row[name] for row in history], marker=marker, markersize=3, **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -162,6 +163,9 @@ def _draw(plot: Callable[[Axes, Theme], None], alt: str, height: float = INCHES[
 
 def _svg(plot: Callable[[Axes, Theme], None], theme: Theme, height: float) -> str:
     """Return the plot as a data URI: an SVG on a transparent ground, without date, version or random ids."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     settings: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
     settings |= {"axes.edgecolor": theme.grid, "grid.color": theme.grid, "font.size": 9, "svg.hashsalt": "diptych"}
     with matplotlib.rc_context(settings):

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.lean_transformers import PreTrainedTokenizerBase
 from diptych.retrieval.embedding import TokenStates, inference
 from diptych.retrieval.reranking import Weights
 from diptych.retriever import Retriever

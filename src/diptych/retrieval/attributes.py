@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from diptych.data.accepted import read_columns
 from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 
@@ -34,18 +34,21 @@ def attributes(manifest: Path, split: PreparedSplit) -> Attributes:
     rows = _read_rows(manifest, split)
     of_images = {
         "brightness in %": _brightness(split),
-        "width / height": (rows["width"] / rows["height"]).to_numpy(),
+        "width / height": rows["width"] / rows["height"],
     }
     objects = [json.loads(names) if isinstance(names, str) else None for names in rows["objects"]]
     return Attributes(of_images, rows["phash"].tolist(), objects)
 
 
-def _read_rows(path: Path, split: PreparedSplit) -> pd.DataFrame:
-    """Return the manifest's rows of the images of `split`, in its order."""
+def _read_rows(path: Path, split: PreparedSplit) -> dict[str, NDArray[Any]]:
+    """Return columns of the manifest for the images of `split`, in its order."""
+    columns = read_columns(path, "image_id", "width", "height", "phash", "objects", repair="Run `dvc repro`.")
+    row_of = {image: row for row, image in enumerate(columns["image_id"].tolist())}
     try:
-        return pd.read_parquet(path).set_index("image_id").loc[split.image_ids]
-    except (OSError, ValueError, KeyError) as error:
-        raise DiptychError(f"{path} is missing, damaged or of other images ({error}). Run `dvc repro`.") from None
+        rows = [row_of[image] for image in split.image_ids.tolist()]
+    except KeyError as error:
+        raise DiptychError(f"{path} lacks image {error}: it is of other images. Run `dvc repro`.") from None
+    return {name: values[rows] for name, values in columns.items()}
 
 
 def _brightness(split: PreparedSplit) -> NDArray[np.float64]:

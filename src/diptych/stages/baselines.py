@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerFast
 
 from diptych.config import Params
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.model.device import Precision, choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.model.lean_transformers import PreTrainedTokenizerFast
 from diptych.model.pooling import masked_mean
 from diptych.progress import progress
 from diptych.project.workspace import Workspace

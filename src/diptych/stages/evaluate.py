@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from diptych.config import Params
 from diptych.data.prepared import Prepared, PreparedSplit
-from diptych.files import atomic_path, file_sha256, write_json
+from diptych.files import file_sha256, write_csv, write_json
 from diptych.model.device import prepare
 from diptych.model.package import weights_sha256
 from diptych.project.workspace import Workspace
@@ -108,7 +106,7 @@ def _made_of(workspace: Workspace) -> dict[str, str]:
 
 
 def _write_curves(path: Path, evaluation: Evaluation) -> None:
-    _write_table(
+    write_csv(
         path,
         ["direction", "stage", "k", "recall"],
         ((direction, stage, k, f"{recall:.4f}") for direction, stage, k, recall in recall_curves(evaluation)),
@@ -117,7 +115,7 @@ def _write_curves(path: Path, evaluation: Evaluation) -> None:
 
 def _write_similarities(path: Path, counts: Similarities) -> None:
     middles = (counts.edges()[:-1] + counts.edges()[1:]) / 2
-    _write_table(
+    write_csv(
         path,
         ["cosine", "pairs", "percent"],
         (
@@ -126,11 +124,3 @@ def _write_similarities(path: Path, counts: Similarities) -> None:
             for middle, share in zip(middles, shares, strict=True)
         ),
     )
-
-
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file for `dvc plots`."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

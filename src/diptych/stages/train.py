@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared
-from diptych.files import atomic_path, file_sha256, sources_sha256
+from diptych.files import file_sha256, sources_sha256, write_csv
 from diptych.model.device import Precision, choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
@@ -150,5 +151,6 @@ def identity(workspace: Workspace, params: Params, model: DualEncoder, computing
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    with atomic_path(path) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    names = list(dict.fromkeys(itertools.chain(*history)))
+    rows = ([row.get(name, math.nan) for name in names] for row in history)
+    write_csv(path, names, ([None if math.isnan(value) else f"{value:.6g}" for value in row] for row in rows))

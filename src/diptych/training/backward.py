@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from diptych.errors import DiptychError
 from diptych.model.gathering import world_size
@@ -16,6 +16,9 @@ from diptych.training.batches import Batch
 from diptych.training.gradients import average_gradients, backward_in_chunks
 from diptych.training.random_state import random_state, set_random_state
 from diptych.training.step import Losses, TrainingStep
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 

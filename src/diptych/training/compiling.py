@@ -8,6 +8,7 @@ import torch
 
 from diptych.config import Train
 from diptych.model.dual_encoder import DualEncoder
+from diptych.model.stand_ins import register_with_dynamo
 
 COMPILED_FROM = 3000
 """Number of steps from which compiling pays on a GPU: for ResNet-50 and BERT-base it takes 75 s on an H100, and saves
@@ -26,6 +27,7 @@ class Compilation:
     def compile_towers(self) -> None:
         """Compile what is computed in every step of each tower."""
         if self.active:
+            register_with_dynamo()
             for tower, dynamic in ((self.model.image_tower, False), (self.model.text_tower, True)):
                 computed = tower.upper.model if tower.upper else tower.backbone
                 if computed._compiled_call_impl is None:  # noqa: SLF001

@@ -8,11 +8,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -169,7 +169,7 @@ class TextRecipe(Recipe[StoredTexts]):
 def _fingerprint(computing: Computing, tower: Tower, whole: bool) -> list[str]:
     """Return all that features depend on besides the content: weights, code, precision, versions and threads."""
     device, precision = computing
-    depends_on = [device.type, precision, torch.get_num_threads(), torch.__version__, transformers.__version__]
+    depends_on = [device.type, precision, torch.get_num_threads(), torch.__version__, version("transformers")]
     code = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in (towers, upper)]
     return [tower.features_sha256(whole=whole), *code, *map(str, depends_on)]
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diptych.model.device import Precision
 from diptych.model.gathering import world_size
@@ -34,6 +33,8 @@ def count_flops(work: Callable[[], object]) -> int:
 
     A multiplication with an addition counts as two. The counter decomposes operations, which changes last bits.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
@@ -75,6 +76,8 @@ def _convolution_backward(*arguments: Any, **_: object) -> int:
     The gradients of images and of weights, as far as they are needed, each cost as much as the convolution. The formula
     of torch ignores groups, and counts a depthwise gradient once for each channel.
     """
+    from torch.utils.flop_counter import conv_flop_count
+
     gradient, images, weights, transposed, needed = (arguments[position] for position in (0, 1, 2, 7, 10))
     return sum(needed[:2]) * conv_flop_count(images, weights, gradient, transposed)
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from diptych.config import Train
@@ -99,6 +98,8 @@ class Trainer:
     def __init__(
         self, model: DualEncoder, train: PreparedSplit, val: PreparedSplit, settings: Train, setup: Setup
     ) -> None:
+        from accelerate import Accelerator
+
         seed, device = setup.seed, setup.device
         self.precision = choose_precision(settings.precision, device)
         self.accelerator = Accelerator(mixed_precision=self.precision, cpu=device.type == "cpu")

@@ -7,13 +7,12 @@ resumption, and whatever else has been drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from diptych.config import Augmentation
 from diptych.model.kernels import can_ask
@@ -29,13 +28,13 @@ CROPPED_AT_ONCE = 128
 BLUR_KERNEL = 0.1
 """Side of the Gaussian kernel as a share of the image's side."""
 
-ADJUSTMENTS: tuple[tuple[Callable[[Tensor, float], Tensor], float, float], ...] = (
-    (transforms.adjust_brightness, 1.0, 0.8),
-    (transforms.adjust_contrast, 1.0, 0.8),
-    (transforms.adjust_saturation, 1.0, 0.8),
-    (transforms.adjust_hue, 0.0, 0.2),
+ADJUSTMENTS: tuple[tuple[str, float, float], ...] = (
+    ("adjust_brightness", 1.0, 0.8),
+    ("adjust_contrast", 1.0, 0.8),
+    ("adjust_saturation", 1.0, 0.8),
+    ("adjust_hue", 0.0, 0.2),
 )
-"""Adjustments of colour jitter: function, neutral factor, and largest distance from it at strength 1."""
+"""Adjustments of colour jitter: torchvision's function, neutral factor, and largest distance from it at strength 1."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,8 @@ def draw_view(settings: Augmentation, size: int, random: np.random.Generator) ->
 
 def make_view(image: Tensor, draw: ViewDraw) -> Tensor:
     """Return the view of `image` (3, S, S) uint8 that `draw` describes, in the same shape."""
+    from torchvision.transforms.v2 import functional as transforms
+
     size = list(image.shape[-2:])
     image = transforms.resized_crop(image, *draw.crop, size=size, antialias=True)
     if draw.mirrored:
@@ -163,9 +164,11 @@ def _interpolation(first: Tensor, length: Tensor, size: int) -> Tensor:
 
 def change_colours(image: Tensor, draw: ViewDraw) -> Tensor:
     """Return `image` (3, S, S) uint8 with the changes of colours and sharpness in `draw`."""
+    from torchvision.transforms.v2 import functional as transforms
+
     size = image.shape[-1]
     for index, factor in draw.factors:
-        image = ADJUSTMENTS[index][0](image, factor)
+        image = getattr(transforms, ADJUSTMENTS[index][0])(image, factor)
     if draw.gray:
         image = transforms.rgb_to_grayscale(image, num_output_channels=3)
     if draw.sigma is not None:
