@@ -62,7 +62,8 @@ def read_columns(path: Path, *names: str, repair: str) -> dict[str, NDArray[Any]
         table = parquet.read_table(path, columns=list(names))
         return {name: table[name].to_numpy() for name in names}
     except (OSError, ValueError, KeyError) as error:
-        raise DiptychError(f"{path} is missing or damaged ({error}). {repair}") from None
+        reason = str(error).partition("\n")[0]
+        raise DiptychError(f"{path} is missing or damaged ({reason}). {repair}") from None
 
 
 def images_of_role(images: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diptych.config import Splits
+from diptych.data.accepted import images_of_role, read_columns, read_table, rows_of_role
+from diptych.errors import DiptychError
+
+IMAGES = pd.DataFrame(
+    {"image_id": [7, 8, 9], "split": ["train", "test", "train"], "sha256": ["0" * 64, "1" * 64, "f" * 64]}
+)
+
+
+def test_columns_are_those_that_pandas_reads(tmp_path: Path) -> None:
+    path = tmp_path / "images.parquet"
+    IMAGES.assign(other=1).to_parquet(path)
+    columns = read_columns(path, "split", "image_id", repair="Repair.")
+    assert list(columns) == ["split", "image_id"]
+    assert columns["image_id"].dtype == np.int64
+    table = read_table(path)
+    assert {name: values.tolist() for name, values in columns.items()} == table[list(columns)].to_dict("list")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 nothing PAR1", "other"])
+def test_a_file_without_the_columns_is_an_error(tmp_path: Path, content: bytes | str | None) -> None:
+    path = tmp_path / "images.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        IMAGES[["split"]].to_parquet(path)
+    with pytest.raises(DiptychError, match=r"images\.parquet is missing or damaged .* Repair\.$"):
+        read_columns(path, "image_id", repair="Repair.")
+
+
+def test_rows_of_a_named_split() -> None:
+    splits = Splits(train="train", val="val", test="test")
+    split, sha256 = IMAGES["split"].to_numpy(), IMAGES["sha256"].to_numpy()
+    assert rows_of_role(split, sha256, splits, "train").tolist() == [0, 2]
+    assert rows_of_role(split, sha256, splits, "val").tolist() == []
+    assert images_of_role(IMAGES, splits, "test")["image_id"].tolist() == [8]
+
+
+def test_without_a_split_for_val_train_is_divided_by_content() -> None:
+    splits = Splits(train="train", val=None, test="test", held_out=0.5)
+    images = pd.DataFrame(
+        {"split": ["train"] * 100, "sha256": [f"{number * 0x028F5C28:08x}".ljust(64, "0") for number in range(100)]}
+    )
+    parts = [images_of_role(images, splits, role) for role in ("train", "val")]
+    assert [part["sha256"].map(splits.is_held_out).unique().tolist() for part in parts] == [[False], [True]]
+    assert sum(map(len, parts)) == 100
