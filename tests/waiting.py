@@ -2,7 +2,7 @@
 
 import time
 
-from diptych.project.processes import is_alive
+from diptych.project.holders import is_alive
 
 
 def dies(pid: int, seconds: float = 10) -> bool:

@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 from waiting import dies
 
@@ -19,7 +18,6 @@ from diptych.project.processes import (
     HOLDER,
     die_with_parent,
     holding,
-    is_alive,
     stream,
 )
 from diptych.project.workspace import Workspace
@@ -37,29 +35,6 @@ child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
 print(child.pid, flush=True)
 child.wait()
 """
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
-def test_what_has_ended_is_not_alive_even_if_nobody_has_waited_for_it():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert is_alive(child.pid)
-
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
-    assert Path(f"/proc/{child.pid}").exists()
-    assert not is_alive(child.pid)
-    child.wait()
-    assert not is_alive(child.pid)
-
-
-def test_a_process_whose_state_the_system_hides_is_alive(monkeypatch):
-    def refuse(process: psutil.Process) -> str:
-        raise psutil.AccessDenied(process.pid)
-
-    monkeypatch.setattr(psutil.Process, "status", refuse)
-
-    assert is_alive(os.getpid())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")

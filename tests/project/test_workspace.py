@@ -43,6 +43,22 @@ def test_a_hold_ends_with_an_exception(tmp_path):
     assert not (workspace.local / "holder.json").exists()
 
 
+def test_the_lock_of_a_killed_run_is_waited_for(tmp_path, monkeypatch):
+    """The kernel releases it when the last thread of the process has ended, which takes a moment on a busy machine."""
+    ending = Workspace(tmp_path).held("first")
+    ending.__enter__()
+
+    def died(holder):
+        assert holder["purpose"] == "first"
+        ending.__exit__(None, None, None)
+        return True
+
+    monkeypatch.setattr("diptych.project.workspace.has_died", died)
+
+    with Workspace(tmp_path).held("second"):
+        assert Workspace(tmp_path).holder()["purpose"] == "second"
+
+
 def test_a_holder_that_has_left_no_note_yet_is_called_so(tmp_path):
     workspace = Workspace(tmp_path)
     with workspace.held("first"):

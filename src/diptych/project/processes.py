@@ -18,14 +18,12 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from diptych.errors import DiptychError
+from diptych.project.holders import DYING, is_alive
 from diptych.project.workspace import Workspace
 from diptych.training.launching import LAUNCHED, without_rank
 
 HOLDER = "DIPTYCH_HOLDER"
 """Environment variable of every child of a run that holds a workspace: the run's process id and the folder."""
-
-DYING = 10.0
-"""Seconds that killed processes are given to end."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -43,21 +41,6 @@ def die_with_parent() -> None:
     holder = os.environ.get(HOLDER, "").partition(":")[0]
     if os.getppid() != parent or (holder and not is_alive(int(holder))):
         raise SystemExit(1)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs.
-
-    A zombie, which has ended and was not waited for, does not run. Containers whose first process reaps no orphans
-    have them.
-    """
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        # The system hides the state of other users' processes (/proc with hidepid=1).
-        return True
 
 
 def die_with_dvc() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from diptych.errors import DiptychError
+from diptych.project.holders import DYING, describe_holder, has_died, new_holder, parse_holder
 
 _OF_ANOTHER = "It belongs to another user, such as root in a container: `sudo chown -R $(id -u):$(id -g) {folder}`."
 _UNWRITABLE = {
@@ -92,7 +90,7 @@ class Workspace:
         lock = FileLock(self.local / "lock", timeout=0, fallback_to_soft=False)
         try:
             self.local.mkdir(exist_ok=True)
-            lock.acquire()
+            self._acquire(lock)
         except Timeout:
             other = self.holder()
             name = describe_holder(other) if other else "another process that has just started"
@@ -113,33 +111,21 @@ class Workspace:
                 self._note.unlink(missing_ok=True)
             lock.release()
 
+    def _acquire(self, lock: FileLock) -> None:
+        """Acquire the lock of the workspace; that of a killed process lasts until all its threads have ended."""
+        try:
+            lock.acquire()
+        except Timeout:
+            if not has_died(self.holder()):
+                raise
+            lock.acquire(timeout=DYING)
+
     def holder(self) -> dict[str, Any]:
         """Return the note of the run that holds the workspace; empty where none does, or has not written it yet."""
         try:
             return parse_holder(self._note.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             return {}
-
-
-def new_holder(purpose: str) -> dict[str, Any]:
-    """Return the note by which this process tells others that it holds something from now on, and what for."""
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"purpose": purpose, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
-
-
-def parse_holder(text: str) -> dict[str, Any]:
-    """Return the note in the JSON of `new_holder`; empty where the text is no such note, or not all of it yet."""
-    try:
-        holder = json.loads(text)
-    except ValueError:
-        return {}
-    is_note = isinstance(holder, dict) and {"purpose", "host", "pid", "since"} <= holder.keys()
-    return holder if is_note else {}
-
-
-def describe_holder(holder: Mapping[str, Any]) -> str:
-    """Return the words that name a holder in a message."""
-    return f"`{holder['purpose']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
 
 
 def find_workspace(start: Path | None = None) -> Workspace:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import secrets
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from diptych.errors import DiptychError
-from diptych.project.processes import is_alive
-from diptych.project.workspace import describe_holder, new_holder, parse_holder
+from diptych.project.holders import describe_holder, has_died, new_holder, parse_holder
 from diptych.registry.registered_model import RegisteredModel
 
 PREFIX = "diptych.claim."
@@ -88,7 +86,7 @@ def _withdraw(model: RegisteredModel, key: str) -> None:
 
 def _is_stale(claim: dict[str, Any]) -> bool:
     try:
-        if claim["host"] == socket.gethostname() and not is_alive(int(claim["pid"])):
+        if has_died(claim):
             return True
         return datetime.now(UTC) - datetime.fromisoformat(claim["since"]) > STALE
     except (ValueError, KeyError, TypeError):
