@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,13 +72,19 @@ class _Package(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finder of stand-ins for the modules `names` and those below them, and of `packages` without their `__init__`."""
+    """Finder of stand-ins for the modules `names` and those below them, and of `packages` without their `__init__`.
+
+    What other threads import meanwhile is none of its business.
+    """
 
     def __init__(self, names: Sequence[str], packages: Sequence[str]) -> None:
         self.names = names
         self.packages = packages
+        self.thread = threading.get_ident()
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, _target: object = None) -> ModuleSpec | None:
+        if threading.get_ident() != self.thread:
+            return None
         if any(f"{fullname}.".startswith(f"{name}.") for name in self.names):
             return ModuleSpec(fullname, self, is_package=True)
         if fullname in self.packages and (real := PathFinder.find_spec(fullname, path)):
