@@ -4,14 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forks
 from sharing import made_once
 
 from diptych.config import Params
-from diptych.project import environment
+from diptych.project import dvc, environment
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
 
@@ -104,6 +106,19 @@ def keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_environment(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks("dvc", tmp_path_factory.mktemp("dvc"))
+    yield forks
+    forks.end()
+
+
+@pytest.fixture(autouse=True)
+def _forked_dvc(_dvc: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC is a process of its own, as always, but need not be imported by each."""
+    monkeypatch.setattr(dvc, "_command", _dvc.command)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
+from forked import Forks
 from sharing import made_once
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +25,7 @@ SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
 class Clone:
     """A clone of the working tree, and what its first run printed."""
 
+    forks: ClassVar[Forks]
     root: Path
     summary: dict[str, Any]
 
@@ -35,9 +38,9 @@ class Clone:
 
     def diptych(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`diptych ARGUMENTS`, waited for."""
-        process = self.start(*arguments)
-        output, errors = process.communicate(timeout=500)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+        return subprocess.run(
+            self.forks.command(*arguments), cwd=self.root, env=_environment(), text=True, capture_output=True
+        )
 
     def run(self, *arguments: str) -> dict[str, Any]:
         """The summary of `diptych run`, which has to succeed."""
@@ -48,6 +51,8 @@ class Clone:
 
     def command(self, *command: str) -> str:
         """What another command prints; it has to succeed."""
+        if command[0] == "diptych":
+            command = tuple(self.forks.command(*command[1:]))
         return subprocess.run(
             command, cwd=self.root, env=_environment(), text=True, check=True, capture_output=True
         ).stdout
@@ -81,6 +86,13 @@ def clone_project(root: Path) -> None:
             shutil.copy2(ROOT / name, root / name)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "clone"]):
         subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@localhost", *command], cwd=root, check=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _diptych(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    Clone.forks = Forks("diptych", tmp_path_factory.mktemp("diptych"))
+    yield
+    Clone.forks.end()
 
 
 @pytest.fixture(scope="session")
