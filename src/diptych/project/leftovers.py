@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from diptych.project import dvc
-from diptych.project.processes import DYING
+from diptych.project.holders import DYING
 from diptych.project.workspace import Workspace
 
 _USERS = re.compile(r'"pid": (\d+)')
