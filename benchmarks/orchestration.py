@@ -1,12 +1,11 @@
-"""Cost of the orchestration: `diptych run` compared with an empty flow, and with the stages run by hand.
+"""Cost of the orchestration: `diptych run` compared with `dvc status`, and with the stages run by hand.
 
     python benchmarks/orchestration.py [--idle 5] [--full 1] [--preset NAME] [--json]
 
 It works in a temporary clone of the last commit of this repository, in which the chain has run once. `--idle` times, it
-times `diptych run` with nothing to do and an empty flow for which Prefect starts the same ephemeral server. `--full`
-times, it times `diptych run --force` and each `diptych stage …` with `diptych register`. It prints medians of seconds.
-The machine should be idle otherwise: then it takes a quarter of an hour with params.yaml, and four minutes with
-`--preset tiny`.
+times `diptych run` with nothing to do and `dvc status`. `--full` times, it times `diptych run --force` and each
+`diptych stage …` with `diptych register`. It prints medians of seconds. The machine should be idle otherwise: then
+it takes a quarter of an hour with params.yaml, and four minutes with `--preset tiny`.
 """
 
 from __future__ import annotations
@@ -28,19 +27,6 @@ from diptych.project.dvc import STAGES
 from diptych.project.environment import prepare
 
 ROOT = Path(__file__).parents[1]
-EMPTY = """
-import sys
-from pathlib import Path
-from diptych.project.environment import prepare
-prepare(Path.cwd())
-from prefect import flow
-
-@flow
-def nothing():
-    pass
-
-nothing()
-"""
 FEW_SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
 """Arguments for the dataset that presets/tiny.yaml is made for."""
 
@@ -96,14 +82,16 @@ def main() -> None:
         prepare(root)
         os.environ.pop("PREFECT_API_URL", None)
         project = Project(root, options.preset)
-        idle = in_turn(options.idle, empty=lambda: project.python("-c", EMPTY), run=lambda: project.diptych("run"))
+        idle = in_turn(
+            options.idle, status=lambda: project.python("-m", "dvc", "status"), run=lambda: project.diptych("run")
+        )
         full = in_turn(options.full, stages=project.by_hand, run=lambda: project.diptych("run", "--force"))
     medians = {"idle": idle, "full": full}
     if options.json:
         print(json.dumps(medians, indent=2))
         return
-    more = idle["run"] - idle["empty"]
-    print(f"nothing to do: {idle['run']:.1f} s, of which an empty flow {idle['empty']:.1f} s: {more:+.1f} s")
+    times = idle["run"] / idle["status"]
+    print(f"nothing to do: {idle['run']:.1f} s, `dvc status` {idle['status']:.1f} s: {times:.2f} times as long")
     share = full["run"] / full["stages"] - 1
     print(f"everything: {full['run']:.1f} s, the stages by hand {full['stages']:.1f} s: {100 * share:+.1f} %")
 

@@ -17,7 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from diptych.data.pretrained import locate_towers
-from diptych.inbox import ingesting, ledger
+from diptych.errors import DiptychError
+from diptych.inbox import idle, ingesting, ledger
 from diptych.orchestration import pages
 from diptych.project import dvc, leftovers
 from diptych.project.dataset import dataset_version, fetch_dataset
@@ -63,6 +64,7 @@ def retrain(
         # Invalid parameters end the run here.
         read_params(workspace)
         warn_of_unknown_commit(workspace)
+        idle.forget(workspace)
         leftovers.repair(workspace)
         drops = ingest_drops(workspace, inbox)
         data, changed = fetch_data(workspace)
@@ -77,6 +79,8 @@ def retrain(
             summary["decision"] = decide(workspace, summary["version"]["version"], promotion)
         record_drops(workspace)
         publish_summary(summary)
+        if "version" in summary:
+            note_idle(workspace)
         return summary
 
 
@@ -100,7 +104,7 @@ def run_stages(
     params = read_params(workspace)
     if not changed and not force:
         get_run_logger().info("nothing has changed: no stage has to run")
-        return ["Nothing has changed."], dict.fromkeys(dvc.STAGES, "reused")
+        return [idle.UNCHANGED], dict.fromkeys(dvc.STAGES, "reused")
     if force or {"preprocess", "baselines", "train"}.intersection(changed):
         locate_towers(params.model)
     if problem := check_registry(workspace, params):
@@ -230,3 +234,15 @@ def publish_summary(summary: dict[str, Any]) -> None:
     """Publish what this run did and why, with links to the version and its run."""
     links = pages.mlflow_links(summary["tracking_uri"], summary["version"]) if "version" in summary else {}
     pages.show_summary(pages.run_lines(summary), links)
+
+
+def note_idle(workspace: Workspace) -> None:
+    """Note for `diptych run` that the next run has nothing to do, where that is so.
+
+    A run that the note is true for does not start this flow. A step that is to be part of every run needs this removed.
+    """
+    try:
+        idle.note_idle(workspace, read_params(workspace))
+    except (DiptychError, OSError) as error:
+        # This run is done; the next one meets the problem.
+        get_run_logger().debug("the next run asks everything again: %s", error)

@@ -11,6 +11,7 @@ import pytest
 from command import diptych
 from fake_project import PARAMS
 
+from diptych.cli import chain
 from diptych.cli.chain import summarize
 from diptych.orchestration import server as prefect_server
 from diptych.project.processes import holding
@@ -126,6 +127,36 @@ def test_the_flow_is_the_projects_own(inside, monkeypatch, capsys):
     assert "seed: 9" in inside.params.read_text()
     assert diptych("run") == 0
     assert "version    diptych 1 (challenger), new" in capsys.readouterr().out
+
+
+@pytest.fixture
+def unchanged(inside, no_servers, monkeypatch):
+    """A project whose next run is known to find nothing to do, and without a flow."""
+    monkeypatch.setattr(chain, "find_idle_summary", lambda *arguments: SUMMARY)
+    return inside
+
+
+def test_where_nothing_has_changed_no_flow_is_started(unchanged, capsys):
+    assert diptych("run", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == SUMMARY
+
+
+@pytest.mark.parametrize(("arguments", "server"), [(["--force"], ""), ([], "http://127.0.0.1:9/api")])
+def test_a_forced_run_and_one_with_a_server_start_the_flow_without_asking(
+    unchanged, arguments, server, monkeypatch, capsys
+):
+    monkeypatch.setenv("PREFECT_API_URL", server)
+
+    assert diptych("run", *arguments) == 1
+    assert "flows/retrain.py is missing" in capsys.readouterr().err
+
+
+def test_what_a_run_with_nothing_to_do_needs_imports_nothing_heavy():
+    program = "import sys, diptych.cli.main, diptych.cli.chain; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    heavy = {"mlflow", "prefect", "torch", "great_expectations", "numpy", "PIL", "pandas", "sqlalchemy", "dvc"}
+    assert heavy.isdisjoint(modules)
 
 
 def test_a_project_without_its_flow_says_so(inside, capsys):

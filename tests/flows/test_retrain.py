@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_project import keep_environment, run
@@ -14,8 +15,10 @@ from diptych.cli.chain import load_flow
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.inbox.drops import Drop
+from diptych.inbox.idle import find_idle_summary
 from diptych.inbox.ledger import DropResult, record_result
 from diptych.project import dvc, recording
+from diptych.project.params import read_params
 from diptych.project.processes import holding
 from diptych.project.workspace import Workspace
 from diptych.registry.connection import connect
@@ -105,6 +108,47 @@ def test_the_first_run_ends_with_a_version_and_the_second_repeats_nothing(retrai
         assert {"validation", "metrics", "ladder", "verdicts", "report", "summary"} <= {
             artifact.key for artifact in client.read_artifacts()
         }
+
+
+def idle_summary(workspace: Workspace) -> dict[str, Any] | None:
+    return find_idle_summary(workspace, read_params(workspace), "never", None)
+
+
+def test_after_a_run_it_is_known_what_another_one_would_return(retrain, chain_that_ran):
+    retrain()
+
+    assert idle_summary(chain_that_ran) == json.loads(json.dumps(retrain()))
+
+
+def test_whatever_dvc_compares_is_something_to_do(retrain, chain_that_ran):
+    retrain()
+    root = chain_that_ran.root
+    for path in (
+        "data/captions.json",
+        "stage.py",
+        "dvc.yaml",
+        "reports/report.html",
+        "artifacts/model/model.safetensors",
+    ):
+        before = (root / path).read_bytes()
+        (root / path).unlink()
+        (root / path).write_bytes(before.replace(b"seed", b"seeds") + b"\n")
+        assert idle_summary(chain_that_ran) is None, path
+        (root / path).write_bytes(before)
+    (root / "reports" / "report.html").rename(root / "report.html")
+    assert idle_summary(chain_that_ran) is None
+    (root / "report.html").rename(root / "reports" / "report.html")
+
+    assert idle_summary(chain_that_ran)
+
+
+def test_a_run_that_fails_leaves_something_to_do(retrain, chain_that_ran, monkeypatch):
+    retrain()
+    monkeypatch.setenv("FAIL", "validate")
+    with pytest.raises(DiptychError, match="it is broken"):
+        retrain(force=True)
+
+    assert idle_summary(chain_that_ran) is None
 
 
 def test_a_change_runs_what_depends_on_it_and_force_runs_everything(retrain, chain_that_ran):

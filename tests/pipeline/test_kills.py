@@ -19,8 +19,10 @@ from tiny_model import write_reports, write_tiny_model
 
 from diptych.config import Params
 from diptych.data.captions import read_dataset
+from diptych.inbox.idle import find_idle_summary
 from diptych.project import dvc
 from diptych.project.git import git
+from diptych.project.params import read_params
 from diptych.project.provenance import model_digests
 from diptych.project.workspace import Workspace
 from diptych.registry.claim import PREFIX as CLAIMS
@@ -39,6 +41,10 @@ class Place(NamedTuple):
     @property
     def model(self) -> RegisteredModel:
         return RegisteredModel.of(self.workspace, Params())
+
+    def is_idle(self) -> bool:
+        """Whether the next run has nothing to do."""
+        return find_idle_summary(self.workspace, read_params(self.workspace), "auto", None) is not None
 
     def run(self, moment: str = "", inbox: str | None = None) -> dict[str, object]:
         return self.runs.run(self.workspace.root, moment, inbox)
@@ -111,15 +117,18 @@ def is_whole(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["the version", "the alias challenger", "the promotion", "the alias champion"])
 def test_a_run_that_was_killed_before_it_set_something_is_made_whole_by_the_next(place, tmp_path, moment):
     assert place.run(moment) == {"signal": signal.SIGKILL}
+    assert not place.is_idle()
 
     place.run()
 
+    assert place.is_idle()
     is_whole(place, tmp_path)
 
 
 def test_what_a_run_was_killed_while_sending_is_sent_by_the_next(place, tmp_path):
     root = place.workspace.root
     assert place.run("sending to the DVC remote") == {"signal": signal.SIGKILL}
+    assert not place.is_idle()
 
     place.run()
 

@@ -10,7 +10,7 @@ from fake_project import run
 
 from diptych.project import dvc, leftovers
 from diptych.project.dataset import fetch_dataset
-from diptych.project.leftovers import repair
+from diptych.project.leftovers import are_there, repair
 from diptych.project.workspace import Workspace
 
 
@@ -33,10 +33,18 @@ def test_users_of_files_that_were_killed_are_forgotten(project, content):
     users = project.root / ".dvc" / "tmp" / "rwlock"
     users.parent.mkdir(exist_ok=True)
     users.write_text(content)
+    assert are_there(project)
 
     repair(project)
 
     assert not users.exists()
+    assert not are_there(project)
+
+
+def test_what_dvc_leaves_after_its_end_needs_no_repair(project):
+    dvc.reproduce(project, "validate", force=False, on_line=print)
+
+    assert not are_there(project)
 
 
 def test_users_of_files_that_still_run_are_left_alone(project, monkeypatch):
@@ -71,6 +79,7 @@ def test_links_of_a_project_that_was_moved_lead_to_its_cache_again(project, tmp_
     assert (project.data / "captions.json").is_symlink()
     moved = Workspace(project.root.rename(tmp_path / "moved"))
     assert not (moved.data / "captions.json").exists()
+    assert are_there(moved)
 
     repair(moved)
 

@@ -15,7 +15,7 @@ from diptych.config import Params
 from diptych.project import dvc, recording
 from diptych.project.git import GitError
 from diptych.project.git import git as run_git
-from diptych.project.recording import BRANCH, publish_run, record_run, recorded_provenance
+from diptych.project.recording import BRANCH, is_published, publish_run, record_run, recorded_provenance
 from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
 
@@ -304,10 +304,13 @@ def test_what_was_sent_is_sent_again_only_when_it_or_the_place_is_another(projec
     monkeypatch.setattr(dvc, "push", lambda workspace, on_line: sent.append(workspace))
     run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"), cwd=project.root)
 
+    assert not is_published(project, Params())
     assert published(project) == published(project) == []
     assert len(sent) == 1
+    assert is_published(project, Params())
 
     (project.root / "data.dvc").write_text("outs: []\n")
+    assert not is_published(project, Params())
     published(project)
     assert len(sent) == 2
 

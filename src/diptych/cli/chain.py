@@ -14,12 +14,14 @@ import click
 
 from diptych.cli.console import print_result
 from diptych.errors import DiptychError
+from diptych.inbox.idle import find_idle_summary
 from diptych.orchestration import server as prefect_server
 from diptych.progress import is_first_process
 from diptych.project.dvc import STAGES
 from diptych.project.environment import collect_as_usual, enter
 from diptych.project.git import how_to_restore
 from diptych.project.params import read_params, use_preset
+from diptych.project.prefect_settings import server_setting
 from diptych.project.processes import die_with_dvc, holding
 from diptych.project.workspace import Workspace
 from diptych.training.launching import forget_foreign_rank, launch
@@ -44,13 +46,12 @@ def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_j
     with holding(workspace, "diptych run"):
         if preset:
             use_preset(workspace, preset)
-        read_params(workspace)
-        # Before the flow imports Prefect, which then reads its settings.
-        prefect_server.load(workspace.root)
-        retrain = load_flow(workspace)
-        prefect_server.ready(workspace.root)
-        with prefect_server.explained("What the run had finished is kept: run again."):
-            summary = retrain(force=force, promotion=promotion, inbox=inbox)
+        params = read_params(workspace)
+        # A server that is named records every run.
+        asks_first = not force and server_setting(workspace.root) is None
+        summary = find_idle_summary(workspace, params, promotion, inbox) if asks_first else None
+        if summary is None:
+            summary = _run_flow(workspace, force=force, promotion=promotion, inbox=inbox)
     print_result(summary, summarize(summary, workspace), as_json)
 
 
@@ -82,6 +83,16 @@ def register(as_json: bool) -> None:
     with holding(workspace, "diptych register"):
         version = register_model(workspace, read_params(workspace))
     print_result(version.to_json(), version.describe(), as_json)
+
+
+def _run_flow(workspace: Workspace, **arguments: Any) -> dict[str, Any]:
+    """Run the retrain flow, with a server of its own where none is named, and return its summary."""
+    # Before the flow imports Prefect, which then reads its settings.
+    prefect_server.load(workspace.root)
+    retrain = load_flow(workspace)
+    prefect_server.ready(workspace.root)
+    with prefect_server.explained("What the run had finished is kept: run again."):
+        return dict(retrain(**arguments))
 
 
 def load_flow(workspace: Workspace) -> Any:

@@ -53,19 +53,28 @@ def ingest_drops(
     address = inbox or params.retrain.inbox
     if address is None:
         return []
-    opened = open_inbox(workspace, address)
-    drops = new_drops(workspace, opened.drops())
-    strays = opened.strays()
-    for stray in strays[:_EXAMPLES]:
-        on_line(stray)
-    if len(strays) > _EXAMPLES:
-        on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
+    opened, drops = find_drops(workspace, address, on_line)
     if drops:
         fetch_dataset(workspace)
         # A fault of the dataset before must not be taken for a fault of a drop.
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
     results = [_ingest(workspace, params, opened, drop, on_line) for drop in drops]
     return [result for result in results if result is not None]
+
+
+def find_drops(workspace: Workspace, address: str, on_line: Callable[[str], None]) -> tuple[Inbox, list[Drop]]:
+    """Return the inbox at `address` and its new drops; report to `on_line` what is no drop.
+
+    Raises:
+        DiptychError: the inbox cannot be read.
+    """
+    inbox = open_inbox(workspace, address)
+    strays = inbox.strays()
+    for stray in strays[:_EXAMPLES]:
+        on_line(stray)
+    if len(strays) > _EXAMPLES:
+        on_line(f"and {len(strays) - _EXAMPLES} more that are no drops")
+    return inbox, new_drops(workspace, inbox.drops())
 
 
 def open_inbox(workspace: Workspace, address: str) -> Inbox:

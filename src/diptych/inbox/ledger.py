@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.files import write_json
-from diptych.inbox.drops import Drop
 from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
+    from diptych.inbox.drops import Drop
     from diptych.registry.registered_model import RegisteredModel
 
 Outcome = Literal["taken", "refused", "known"]

@@ -10,17 +10,18 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diptych.data.captions import Dataset, read_dataset
-from diptych.data.scenes.drawing import holds_scenes, write_scenes
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, remove
 from diptych.project import dvc
 from diptych.project.git import how_to_restore, refuse_conflict
 from diptych.project.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.data.captions import Dataset
 
 
 def read_record(workspace: Workspace) -> dict[str, Any]:
@@ -175,6 +176,8 @@ def _scene_settings(record: dict[str, Any]) -> dict[str, Any] | None:
 
 def _note_scenes(workspace: Workspace) -> None:
     """Correct the `meta` of data.dvc: `dvc add` keeps the old one, whatever data/ has become."""
+    from diptych.data.captions import read_dataset
+
     content = read_record(workspace)
     meta = _meta(read_dataset(workspace.data))
     if content.pop("meta", None) != meta:
@@ -184,6 +187,8 @@ def _note_scenes(workspace: Workspace) -> None:
 
 def _meta(dataset: Dataset) -> dict[str, Any] | None:
     """Return the settings that scenes are drawn from; None for any other dataset."""
+    from diptych.data.scenes.drawing import holds_scenes
+
     if not holds_scenes(dataset) or not dataset.images:
         return None
     counts = Counter(image["split"] for image in dataset.images)
@@ -202,6 +207,8 @@ def _draw_again(workspace: Workspace, reason: str) -> None:
             "remote (`dvc remote list`), or begin a new dataset with `diptych data import --replace`. DVC says: "
             + reason
         )
+    from diptych.data.scenes.drawing import write_scenes
+
     write_scenes(workspace.data, **scenes)
     if not _cache_if_recorded(workspace):
         remove(workspace.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from diptych.project import dvc
-from diptych.project.processes import DYING
+from diptych.project.holders import DYING
 from diptych.project.workspace import Workspace
+
+_USERS = re.compile(r'"pid": (\d+)')
 
 
 def repair(workspace: Workspace) -> None:
@@ -26,10 +29,20 @@ def repair(workspace: Workspace) -> None:
     if lock.exists() and not _is_whole(lock):
         # DVC writes it in place. Without it the run cache still knows every stage, so nothing is computed again.
         lock.unlink()
-    _remove_dead_users(workspace.root / ".dvc" / "tmp" / "rwlock")
+    _remove_dead_users(_rwlock(workspace))
     if _has_broken_links(workspace):
         # Links hold the cache's path. Stages compute again what the cache lacks.
         dvc.failure(workspace, "checkout")
+
+
+def are_there(workspace: Workspace) -> bool:
+    """Return whether `repair` has something to repair, other than a dvc.lock that DVC refuses."""
+    rwlock = _rwlock(workspace)
+    return (rwlock.exists() and not _is_unused(rwlock)) or _has_broken_links(workspace)
+
+
+def _rwlock(workspace: Workspace) -> Path:
+    return workspace.root / ".dvc" / "tmp" / "rwlock"
 
 
 def _is_whole(lock: Path) -> bool:
@@ -57,10 +70,20 @@ def _remove_dead_users(rwlock: Path) -> None:
         rwlock.unlink()
 
 
+def _is_unused(rwlock: Path) -> bool:
+    """Return whether the file is whole and names no process, as DVC leaves it."""
+    try:
+        text = rwlock.read_text(encoding="utf-8")
+        json.loads(text)
+    except ValueError:
+        return False
+    return not _USERS.search(text)
+
+
 def _has_live_user(rwlock: Path) -> bool:
     """Return whether a DVC process that still runs uses files of this workspace."""
     try:
-        users = re.findall(r'"pid": (\d+)', rwlock.read_text(encoding="utf-8"))
+        users = _USERS.findall(rwlock.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         return False
     for pid in {int(user) for user in users}:

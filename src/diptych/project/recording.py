@@ -101,9 +101,8 @@ def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], N
     A remote that is not set is left out. What an earlier call has sent is not sent again. Return a sentence for each
     remote that was not reached.
     """
-    note = workspace.local / "published"
     state = _published_state(workspace, params)
-    if note.exists() and note.read_text(encoding="utf-8") == state:
+    if _last_published(workspace) == state:
         return []
     problems = []
     if dvc.default_remote(workspace):
@@ -115,14 +114,29 @@ def publish_run(workspace: Workspace, params: Params, on_line: Callable[[str], N
         again = f"`git push {without_secrets(remote)} {BRANCH}` sends what is missing"
         problems += [f"the git remote does not have the run: {reason}; {again}"] if reason else []
     if not problems:
-        with atomic_path(note) as path:
+        with atomic_path(_published(workspace)) as path:
             path.write_text(state, encoding="utf-8")
     return problems
+
+
+def is_published(workspace: Workspace, params: Params) -> bool:
+    """Return whether `publish_run` has sent everything already."""
+    return _last_published(workspace) == _published_state(workspace, params)
 
 
 def other_changes(workspace: Workspace) -> list[str]:
     """Return the paths of the project that differ from HEAD, without the recorded files; else as `changed_paths`."""
     return changed_paths(workspace.root, *RECORDED)
+
+
+def _last_published(workspace: Workspace) -> str | None:
+    """Return the digest of what was sent last; None where nothing was."""
+    note = _published(workspace)
+    return note.read_text(encoding="utf-8") if note.exists() else None
+
+
+def _published(workspace: Workspace) -> Path:
+    return workspace.local / "published"
 
 
 def _published_state(workspace: Workspace, params: Params) -> str:

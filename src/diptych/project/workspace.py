@@ -73,6 +73,8 @@ class Workspace:
     """
     features = _Within(".diptych/cache/features")
     """Features of frozen towers, of all runs."""
+    unsent = _Within(".diptych/unsent")
+    """Figures of trainings that MLflow does not have yet."""
     journal = _Within(".diptych/taking.json")
     """Former state of `data/` while it is being changed."""
     _note = _Within(".diptych/holder.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.files import write_json
@@ -26,7 +25,7 @@ def store_unsent(workspace: Workspace, uri: str, run_id: str, figures: Figures) 
     They belong to the run `run_id` of the MLflow at `uri`; the id is empty where no run could be made.
     """
     content = {"uri": location_key(workspace, uri), "run_id": run_id, **figures.to_json()}
-    write_json(_folder(workspace) / f"{time.time_ns()}.json", content)
+    write_json(workspace.unsent / f"{time.time_ns()}.json", content)
 
 
 def send_unsent(workspace: Workspace, uri: str, client: MlflowClient, experiment: str) -> None:
@@ -36,7 +35,7 @@ def send_unsent(workspace: Workspace, uri: str, client: MlflowClient, experiment
     """
     from mlflow.exceptions import MlflowException
 
-    for path in sorted(_folder(workspace).glob("*.json")):
+    for path in sorted(workspace.unsent.glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             figures, location, run_id = Figures.from_json(content), content["uri"], content["run_id"]
@@ -69,7 +68,3 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False
-
-
-def _folder(workspace: Workspace) -> Path:
-    return workspace.local / "unsent"
