@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import subprocess
@@ -102,7 +102,8 @@ def serve(path: str, program: str) -> None:
     forks: dict[int, socket.socket] = {}
     parent = os.getppid()
     while os.getppid() == parent:
-        ready, _, _ = select.select([listening, wakeup, *forks.values()], [], [], 5)
+        waited_for: list[Any] = [listening, wakeup, *forks.values()]
+        ready, _, _ = select.select(waited_for, [], [], 5)
         for readable in ready:
             if readable is listening:
                 connection, _ = listening.accept()
@@ -158,7 +159,7 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         arguments, environment = words[: words.index("")], words[words.index("") + 1 :]
         os.chdir(folder)
         os.environ.clear()
-        os.environ.update(word.split("=", 1) for word in environment)
+        os.environ.update((name, value) for name, _, value in (word.partition("=") for word in environment))
         sys.argv = [program, *arguments]
         sys.path[0] = folder
         assert callable(function)
@@ -173,9 +174,9 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         import atexit
 
         atexit._run_exitfuncs()  # noqa: SLF001
-        for stream in (sys.stdout, sys.stderr):
+        for file in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
+                file.flush()
             except OSError:
                 code = code or 1
         os._exit(code & 0xFF)
