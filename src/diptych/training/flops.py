@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diptych.model.device import Precision
 from diptych.model.gathering import world_size
@@ -35,7 +35,7 @@ def count_flops(work: Callable[[], object]) -> int:
     A multiplication with an addition counts as two. The counter decomposes operations, which changes last bits.
     """
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with _flop_counter().FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return counter.get_total_flops()
 
@@ -69,6 +69,14 @@ def flops_per_image(
         return 0.0
 
 
+def _flop_counter() -> ModuleType:
+    """Return torch's counter, imported without a warning that Triton is missing: no model here has a kernel of it."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
+    from torch.utils import flop_counter
+
+    return flop_counter
+
+
 def _convolution_backward(*arguments: Any, **_: object) -> int:
     """Return the operations of the gradients of a convolution, from the shapes of aten.convolution_backward.
 
@@ -76,7 +84,7 @@ def _convolution_backward(*arguments: Any, **_: object) -> int:
     of torch ignores groups, and counts a depthwise gradient once for each channel.
     """
     gradient, images, weights, transposed, needed = (arguments[position] for position in (0, 1, 2, 7, 10))
-    return sum(needed[:2]) * conv_flop_count(images, weights, gradient, transposed)
+    return sum(needed[:2]) * _flop_counter().conv_flop_count(images, weights, gradient, transposed)
 
 
 def matrix_product_rate(device: torch.device, precision: Precision) -> float:
