@@ -13,14 +13,14 @@ export PYTHONPATH :=
 GPU := $(wildcard /dev/nvidiactl /proc/driver/nvidia /dev/dxg)
 FOR_GPU := triton cuda-bindings cuda-pathfinder nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 
-# Resolves pyproject.toml within the versions and hashes of the lock; that it can says that they fit together. Compiled at
-# once: every later start would otherwise compile what it imports, or be three times slower without.
-INSTALL = $(UV) pip install --quiet --compile-bytecode --constraint requirements.lock \
-	--requirements pyproject.toml --extra stack setuptools
+# $(call INSTALL,WITHOUT) resolves pyproject.toml within the versions and hashes of the lock; that it can says that they fit
+# together. Compiled at once: every later start would otherwise compile what it imports, or be three times slower without.
+INSTALL = printf '%s\n' $(1) | $(UV) pip install --quiet --compile-bytecode --constraint requirements.lock \
+	--requirements pyproject.toml --extra stack setuptools --excludes -
 LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run test lint audit benchmarks lock
+.PHONY: help setup run test lint audit benchmarks lock afresh
 
 help: ## List these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -51,19 +51,32 @@ lock: $(UV) ## Renew requirements.lock, and benchmarks/requirements.txt after it
 	$(LOCK) --group dev --extra stack pyproject.toml -o requirements.lock
 	$(LOCK) --constraint requirements.lock benchmarks/requirements.in -o benchmarks/requirements.txt
 
-# Each stamp adds to the environment of the first, which removes all that is in none of its packages.
-$(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
-	printf '%s\n' $(FOR_GPU) | $(INSTALL) --exact --excludes -
+# The first stamp removes all that is in none of its packages; the others add to it.
+$(VENV)/.installed: requirements.lock pyproject.toml $(if $(wildcard $(VENV)/.begun),afresh) | $(UV)
+	@touch $(VENV)/.begun
+	$(call INSTALL,$(FOR_GPU)) --exact
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.begun
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	printf '%s\n' $(FOR_GPU) | $(INSTALL) --group dev --excludes -
+	@touch $(VENV)/.begun
+	$(call INSTALL,$(FOR_GPU)) --group dev
+	@rm -f $(VENV)/.begun
 	@touch $@
 
 $(VENV)/.installed-gpu: $(VENV)/.installed
-	$(INSTALL)
+	@touch $(VENV)/.begun
+	$(call INSTALL)
+	@rm -f $(VENV)/.begun
 	@touch $@
+
+# uv takes a package for installed whose files a kill left incomplete, and with --reinstall would download all again. Where
+# the index does not answer, nothing is removed.
+afresh: | $(UV)
+	$(call INSTALL,$(FOR_GPU)) --dry-run
+	rm -rf $(VENV)/lib/python*/site-packages
+	$(BIN)/python -m ensurepip >/dev/null
 
 # Apart, so that no requirement of another system has a say in requirements.lock.
 $(VENV)-benchmarks/.installed: benchmarks/requirements.txt | $(UV)

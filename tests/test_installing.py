@@ -14,8 +14,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("python", "diptych", "ruff", "mypy", "lint-imports", "pytest")
-RUN, CODE, DEV, GPU = "a run", "the code", "development", "a GPU"
-LEFT_OUT = re.compile(r"--exact|--group dev|--excludes -")
+RUN, CODE, DEV, GPU, TRIED = "a run", "the code", "development", "a GPU", "nothing yet"
+SETS = {"--exact": RUN, "--group dev": DEV, "--dry-run": TRIED, "": GPU}
 
 
 def locked() -> dict[str, set[str]]:
@@ -58,7 +58,7 @@ class Checkout:
         if "--editable" in call:
             return CODE
         assert "--constraint requirements.lock" in call
-        return {"--exact --excludes -": RUN, "--group dev --excludes -": DEV, "": GPU}[" ".join(LEFT_OUT.findall(call))]
+        return SETS[call.partition("--excludes -")[2].strip()]
 
 
 @pytest.fixture
@@ -89,16 +89,30 @@ def test_a_gpu_needs_more_packages(checkout: Checkout) -> None:
     assert checkout.make("run", "GPU=1") == checkout.make("run") == []
 
 
-def test_an_installation_that_was_broken_off_is_done_again(checkout: Checkout) -> None:
-    broken = checkout.root / "broken"
+def test_an_installation_that_was_broken_off_is_done_afresh(checkout: Checkout) -> None:
+    broken, package = checkout.root / "broken", checkout.root / ".venv/lib/python3.11/site-packages/half.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
     broken.touch()
     assert checkout.make("test") == [RUN]
     broken.unlink()
-    assert checkout.make("run") == [RUN, CODE]
+    assert checkout.make("run") == [TRIED, RUN, CODE]
+    assert not package.exists()
     broken.touch()
     assert checkout.make("test") == [DEV]
     broken.unlink()
-    assert checkout.make("test") == [DEV]
+    assert checkout.make("test") == [TRIED, RUN, CODE, DEV]
+    assert checkout.make("test") == []
+
+
+def test_what_cannot_be_resolved_leaves_the_packages_as_they_are(checkout: Checkout) -> None:
+    package = checkout.root / ".venv/lib/python3.11/site-packages/half.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    (checkout.root / "broken").touch()
+    assert checkout.make("run") == [RUN]
+    assert checkout.make("run") == [TRIED]
+    assert package.exists()
 
 
 def test_another_lock_is_installed_for_both(checkout: Checkout) -> None:
@@ -113,6 +127,8 @@ def test_every_package_that_is_left_out_without_a_gpu_is_locked(checkout: Checko
     names = (checkout.root / "left-out").read_text().split()
     assert "triton" in names
     assert set(names) <= set(locked())
+    checkout.make("setup", "GPU=1")
+    assert (checkout.root / "left-out").read_text().split() == []
 
 
 def test_the_lock_has_a_version_for_every_requirement() -> None:
