@@ -71,7 +71,7 @@ $(VENV)/.installed-gpu: $(VENV)/.installed
 	@rm -f $(VENV)/.begun
 	@touch $@
 
-# uv takes a package for installed whose files a kill left incomplete, and with --reinstall would download all again. Where
+# uv takes a package for installed whose files a kill left incomplete, and with --reinstall may download all again. Where
 # the index does not answer, nothing is removed.
 afresh: | $(UV)
 	$(call INSTALL,$(FOR_GPU)) --dry-run
