@@ -12,11 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from fake_project import commit, run
 
 from diptych.cli import checks
 from diptych.cli.checks import Finding
-from diptych.config import Params
+from diptych.config import Params, Train
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry import answering
@@ -162,6 +163,15 @@ def test_a_device_that_is_not_here_is_an_error() -> None:
         only(checks.check_device(Params(device="mps")))
     finding = only(checks.check_device(Params(device="cpu", threads=3)))
     assert finding == Finding("device", "ok", "cpu, float32, 3 CPU threads")
+
+
+def test_a_gpu_that_came_after_the_installation_lacks_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diptych.model.device.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    finding = only(checks.check_device(Params(train=Train(precision="no"))))
+    assert (finding.state, finding.advice) == ("warning", "`make setup GPU=1`.")
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
+    assert only(checks.check_device(Params(train=Train(precision="no")))).state == "ok"
 
 
 def test_little_space_is_a_warning(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

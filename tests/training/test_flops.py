@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +31,20 @@ def test_a_convolution_of_groups_takes_as_many_operations_backward_a_gradient_as
     assert count_flops(lambda: layer(images).sum().backward()) == 2 * forward
     images.requires_grad_()
     assert count_flops(lambda: layer(images).sum().backward()) == 3 * forward
+
+
+def test_without_triton_nothing_is_said_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.flop_counter", raising=False)
+    monkeypatch.delattr("torch.utils.flop_counter", raising=False)
+    log = logging.getLogger("torch.utils.flop_counter")
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    log.setLevel(logging.NOTSET)
+    assert count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 4)) == 2 * 2 * 3 * 4
+    assert "torch.utils.flop_counter" in sys.modules
+    assert not caplog.records
 
 
 def test_a_device_has_a_rate() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -252,7 +253,12 @@ def check_device(params: Params) -> Findings:
     device = choose_device(params.device)
     precision = choose_precision(params.train.precision, device)
     name = "float32" if precision == "no" else precision
-    yield Finding("device", "ok", f"{device.type}, {name}, {worker_count(params.threads)} CPU threads")
+    result = f"{device.type}, {name}, {worker_count(params.threads)} CPU threads"
+    # Compiled towers need it, and it is left out with the other packages that are for a GPU alone.
+    if device.type == "cuda" and find_spec("triton") is None:
+        yield Finding("device", "warning", f"{result}; its packages are not installed", "`make setup GPU=1`.")
+    else:
+        yield Finding("device", "ok", result)
 
 
 def check_disk(workspace: Workspace) -> Findings:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def count_flops(work: Callable[[], object]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with _flop_counter().FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return counter.get_total_flops()
 
@@ -70,6 +71,14 @@ def flops_per_image(
         return 0.0
 
 
+def _flop_counter() -> ModuleType:
+    """Return torch's counter, imported without a warning that Triton is missing: no model here has a kernel of it."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
+    from torch.utils import flop_counter
+
+    return flop_counter
+
+
 def _convolution_backward(*arguments: Any, **_: object) -> int:
     """Return the operations of the gradients of a convolution, from the shapes of aten.convolution_backward.
 
@@ -79,7 +88,7 @@ def _convolution_backward(*arguments: Any, **_: object) -> int:
     from torch.utils.flop_counter import conv_flop_count
 
     gradient, images, weights, transposed, needed = (arguments[position] for position in (0, 1, 2, 7, 10))
-    return sum(needed[:2]) * conv_flop_count(images, weights, gradient, transposed)
+    return sum(needed[:2]) * _flop_counter().conv_flop_count(images, weights, gradient, transposed)
 
 
 def matrix_product_rate(device: torch.device, precision: Precision) -> float:
