@@ -34,8 +34,6 @@ def count_flops(work: Callable[[], object]) -> int:
 
     A multiplication with an addition counts as two. The counter decomposes operations, which changes last bits.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with _flop_counter().FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
@@ -85,8 +83,6 @@ def _convolution_backward(*arguments: Any, **_: object) -> int:
     The gradients of images and of weights, as far as they are needed, each cost as much as the convolution. The formula
     of torch ignores groups, and counts a depthwise gradient once for each channel.
     """
-    from torch.utils.flop_counter import conv_flop_count
-
     gradient, images, weights, transposed, needed = (arguments[position] for position in (0, 1, 2, 7, 10))
     return sum(needed[:2]) * _flop_counter().conv_flop_count(images, weights, gradient, transposed)
 
