@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
+from functools import partial
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -20,6 +21,7 @@ from diptych.data.pretrained import locate_towers
 from diptych.errors import DiptychError
 from diptych.inbox import idle, ingesting, ledger
 from diptych.orchestration import pages
+from diptych.orchestration.chain_progress import ChainProgress
 from diptych.project import dvc, leftovers
 from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
@@ -109,12 +111,13 @@ def run_stages(
         locate_towers(params.model)
     if problem := check_registry(workspace, params):
         get_run_logger().warning(problem)
+    progress = ChainProgress(workspace.durations, dvc.STAGES, get_run_logger().info)
     first, *others = dvc.STAGES
-    stages = {first: reproduce(workspace, first, force)}
+    stages = {first: progress.run(first, partial(reproduce, workspace, first, force))}
     reasons, why_not = (["It was asked for."], "") if force else find_reasons(workspace, drops, changed)
     if not reasons:
         return [why_not], {**stages, **dict.fromkeys(others, "not needed")}
-    return reasons, stages | {name: reproduce(workspace, name, force) for name in others}
+    return reasons, stages | {name: progress.run(name, partial(reproduce, workspace, name, force)) for name in others}
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)

@@ -151,6 +151,10 @@ def test_a_run_that_fails_leaves_something_to_do(retrain, chain_that_ran, monkey
     assert idle_summary(chain_that_ran) is None
 
 
+def test_a_run_keeps_how_long_its_stages_took(first_run):
+    assert list(json.loads(first_run[0].durations.read_text())) == STAGES
+
+
 def test_a_change_runs_what_depends_on_it_and_force_runs_everything(retrain, chain_that_ran):
     chain_that_ran.presets.mkdir()
     changed = chain_that_ran.params.read_text().replace("seed: 0", "seed: 1")

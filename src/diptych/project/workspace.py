@@ -71,6 +71,8 @@ class Workspace:
 
     Where no server keeps them, MLflow's registry and Prefect's runs are here too.
     """
+    durations = _Within(".diptych/cache/durations.json")
+    """Seconds that each stage took when it last ran here."""
     features = _Within(".diptych/cache/features")
     """Features of frozen towers, of all runs."""
     unsent = _Within(".diptych/unsent")

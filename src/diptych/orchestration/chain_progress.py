@@ -1,0 +1,89 @@
+"""Progress of the whole chain: the share that is done and the time left, from what the stages took before."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from diptych.files import write_json
+
+SHARES = {"validate": 5.0, "preprocess": 3.0, "baselines": 12.0, "train": 50.0, "controls": 15.0, "evaluate": 15.0}
+"""Relative durations of the stages for a chain that has not run here before, those of the preset `first`."""
+
+
+class ChainProgress:
+    """Progress of a run of `stages`, in their order.
+
+    A stage's duration is the one of its last run here, which `path` holds. Until each stage has run once, durations
+    come from `SHARES`, in the proportion of what this run has taken so far.
+
+    Args:
+        path: JSON file with the seconds of each stage's last run; it is written after each stage that ran.
+        stages: names of the stages.
+        log: receives a line before each stage.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stages: Sequence[str],
+        log: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._stages, self._log, self._clock = path, stages, log, clock
+        self._recorded = _read(path)
+        self._are_seconds = all(name in self._recorded for name in stages)
+        self._expected = {name: (self._recorded if self._are_seconds else SHARES)[name] for name in stages}
+        self._measured: dict[str, float] = {}
+        """Seconds of the stages that this run has run."""
+
+    def run(self, name: str, work: Callable[[], str]) -> str:
+        """Run the stage by `work`, which returns "ran" or "reused", and return that."""
+        self._log(self._line(name))
+        started = self._clock()
+        outcome = work()
+        if outcome == "ran":
+            self._measured[name] = self._clock() - started
+            self._recorded[name] = round(self._measured[name], 1)
+            write_json(self._path, self._recorded)
+        return outcome
+
+    def _line(self, name: str) -> str:
+        position = self._stages.index(name)
+        done = sum(self._expected[stage] for stage in self._measured)
+        left = sum(self._expected[stage] for stage in self._stages[position:])
+        line = f"{name} ({position + 1} of {len(self._stages)}): {done / (done + left):.0%} of the chain is done"
+        seconds = self._seconds_left(done, left)
+        return line if seconds is None else f"{line}, about {_duration(seconds)} left"
+
+    def _seconds_left(self, done: float, left: float) -> float | None:
+        """Return the seconds left, or None where neither this run nor an earlier one tells how long a stage takes."""
+        if self._measured:
+            return left * sum(self._measured.values()) / done
+        return left if self._are_seconds else None
+
+
+def _read(path: Path) -> dict[str, float]:
+    """Return the recorded seconds by stage; none where the file is missing or damaged, since they are a help only."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name): float(seconds) for name, seconds in content.items() if _is_duration(seconds)}
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in words, in steps of ten seconds, as exact as an estimate is."""
+    tens = max(1, round(seconds / 10)) * 10
+    minutes, rest = divmod(tens, 60)
+    return " ".join([f"{minutes} min"] * (minutes > 0) + [f"{rest} s"] * (rest > 0))
