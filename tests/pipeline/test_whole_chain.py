@@ -85,7 +85,7 @@ def test_a_training_killed_twice_and_run_again_has_the_weights_of_an_uninterrupt
     broken = longer.copy(tmp_path / "broken")
 
     process = broken.start("run")
-    stage = wait_for_checkpoint(broken.root)
+    stage = wait_for_checkpoint(process, broken.root)
     os.kill(stage, signal.SIGKILL)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 1
@@ -93,7 +93,7 @@ def test_a_training_killed_twice_and_run_again_has_the_weights_of_an_uninterrupt
     assert "Traceback" not in errors
 
     process = broken.start("run")
-    stage = wait_for_checkpoint(broken.root, since=time.time())
+    stage = wait_for_checkpoint(process, broken.root, since=time.time())
     process.kill()
     # Not until its pipes are closed: the killed flow's server holds them, until the next run ends it.
     process.wait(timeout=120)
@@ -104,9 +104,9 @@ def test_a_training_killed_twice_and_run_again_has_the_weights_of_an_uninterrupt
     assert summary["version"]["tags"]["weights_sha256"] == uninterrupted
 
 
-def wait_for_checkpoint(root: Path, since: float = 0.0) -> int:
-    """Waits until the training has written a checkpoint, and returns its process."""
-    for _ in range(1200):
+def wait_for_checkpoint(run: subprocess.Popen[str], root: Path, since: float = 0.0) -> int:
+    """Waits until the training of `run` has written a checkpoint, and returns its process."""
+    while run.poll() is None:
         if any(path.stat().st_mtime > since for path in (root / ".diptych" / "checkpoints").glob("*/state.pt")):
             found = subprocess.run(
                 ["pgrep", "-f", "diptych stage train"], capture_output=True, text=True
@@ -114,7 +114,7 @@ def wait_for_checkpoint(root: Path, since: float = 0.0) -> int:
             own = [int(pid) for pid in found if Path(f"/proc/{pid}/cwd").resolve() == root.resolve()]
             return max(own)
         time.sleep(0.1)
-    raise AssertionError("no checkpoint within two minutes")
+    raise AssertionError(f"the run has ended without a checkpoint: {run.communicate()}")
 
 
 def test_two_runs_at_once_the_second_says_who_holds_the_workspace(chain: Clone, tmp_path: Path) -> None:
