@@ -1,4 +1,4 @@
-"""Cost of starting: CPU time of each stage's imports and of each command's help, beside that of `import torch`.
+"""Cost of starting: CPU time of each stage's imports and of each command's help, compared with `import torch`.
 
     python benchmarks/startup.py [--rounds 5] [--json]
 

@@ -1,4 +1,4 @@
-"""What diptych uses of transformers, imported without the rest.
+"""The parts of transformers that diptych uses, imported without the rest.
 
 Every other module imports it from here: whichever of them comes first, the rest is not imported.
 """
@@ -35,7 +35,7 @@ _UNUSED = (
     "transformers.processing_utils",
     "transformers.utils.auto_docstring",
 )
-"""What transformers imports beside a backbone, which takes longer than importing PyTorch."""
+"""Modules that transformers imports with a backbone and no backbone uses; they take longer to import than PyTorch."""
 
 with standing_in_for(*_UNUSED, without_init=("transformers", "transformers.models")):
     # The towers of most presets; other architectures are imported when they are built.

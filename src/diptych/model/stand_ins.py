@@ -175,4 +175,4 @@ READY: dict[str, Callable[[], dict[str, Any]]] = {
     "transformers.processing_utils": lambda: {"Unpack": typing.Unpack},
     "transformers.utils.auto_docstring": lambda: {"auto_docstring": _undocumented},
 }
-"""What other modules use of these while they are imported themselves."""
+"""Ready names by module: other modules use them while they are imported, so no stand-in will do."""
