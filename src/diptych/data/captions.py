@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from pycocotools.coco import COCO
+from typing import TYPE_CHECKING, Any
 
 from diptych.data.text_files import read_json
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 CAPTIONS_FILE = "captions.json"
 
@@ -99,6 +100,9 @@ def read_instances(path: Path) -> dict[int, list[str]]:
 
 def indexed(dataset: Dataset) -> COCO:
     """Return pycocotools' index of a captions file: annotations by image in `imgToAnns`, records by id."""
+    # An idle run reads captions and needs no index.
+    from pycocotools.coco import COCO
+
     index = COCO()
     index.dataset = {"images": dataset.images, "annotations": dataset.annotations}
     # createIndex prints its progress.
