@@ -166,7 +166,7 @@ def test_the_model_is_loaded_and_used_as_written(chain: Clone, tmp_path: Path) -
     (example,) = re.findall(r"```python\n(.*?)```", TEXT["docs/pipeline.md"], re.S)
     copy = chain.copy(tmp_path / "copy")
     Image.new("RGB", (64, 64), "red").save(copy.root / "photo.jpg")
-    printed = copy.command("python", "-W", "ignore", "-c", example.replace("models:/diptych@", "models:/diptych-tiny@"))
+    printed = copy.command("python", "-W", "ignore", "-c", example.replace("diptych-first@", "diptych-tiny@"))
     length, similarity, score = printed.splitlines()[-1].split()
     assert int(length) == 32
     assert -1 <= float(similarity) <= 1
@@ -181,7 +181,7 @@ def test_the_retriever_is_used_as_the_readme_says(chain: Clone, tmp_path: Path) 
     for number in range(3):
         Image.new("RGB", (64, 64), (80 * number, 90, 120)).save(copy.root / "photos" / f"{number}.jpg")
     printed = copy.command(
-        "python", "-W", "ignore", "-c", example.replace("diptych@champion", "diptych-tiny@challenger")
+        "python", "-W", "ignore", "-c", example.replace("diptych-first@champion", "diptych-tiny@challenger")
     )
     assert re.search(r"photos/[012]\.jpg", printed)
 
