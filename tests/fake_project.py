@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,16 +109,14 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def _dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks("dvc", tmp_path_factory.mktemp("dvc"))
-    yield forks
-    forks.end()
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    return Forks(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
-def _forked_dvc(_dvc: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+def _forked_dvc(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC is a process of its own, as always, but need not be imported by each."""
-    monkeypatch.setattr(dvc, "_command", _dvc.command)
+    monkeypatch.setattr(dvc, "_command", partial(forks.command, "dvc"))
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import shell
 import yaml
 from forked import Forks
+from prefect_server import prefect_address
 from sharing import made_once
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +25,14 @@ SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone of the working tree, and what its first run printed."""
+    """A clone of the working tree, and what its first run printed.
+
+    Its commands are forks, and those that these run are too (forked.py), but for those of `start`.
+    """
 
     forks: ClassVar[Forks]
+    prefect: ClassVar[Callable[[], str]]
+    """Gives the address of the Prefect server of the tests."""
     root: Path
     summary: dict[str, Any]
 
@@ -33,29 +40,32 @@ class Clone:
         """`diptych ARGUMENTS`, not waited for."""
         command = [str(Path(sys.executable).with_name("diptych")), *arguments]
         return subprocess.Popen(
-            command, cwd=self.root, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, cwd=self.root, env=shell.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    def diptych(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`diptych ARGUMENTS`, waited for."""
-        return subprocess.run(
-            self.forks.command(*arguments), cwd=self.root, env=_environment(), text=True, capture_output=True
-        )
+    def diptych(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """`diptych ARGUMENTS`, waited for; `settings` are in its environment."""
+        return self._run(self.forks.command("diptych", *arguments), **settings)
 
-    def run(self, *arguments: str) -> dict[str, Any]:
-        """The summary of `diptych run`, which has to succeed."""
-        done = self.diptych("run", "--json", *arguments)
+    def run(self, *arguments: str, alone: bool = False) -> dict[str, Any]:
+        """The summary of `diptych run`, which has to succeed; `alone` it has to start what server it needs."""
+        done = self.diptych("run", "--json", *arguments, **{} if alone else {"PREFECT_API_URL": self.prefect()})
         assert done.returncode == 0, done.stderr
         summary: dict[str, Any] = json.loads(done.stdout)
         return summary
 
     def command(self, *command: str) -> str:
         """What another command prints; it has to succeed."""
-        if command[0] == "diptych":
-            command = tuple(self.forks.command(*command[1:]))
-        return subprocess.run(
-            command, cwd=self.root, env=_environment(), text=True, check=True, capture_output=True
-        ).stdout
+        program, *arguments = command
+        settings = {"PREFECT_API_URL": self.prefect()} if command[:2] == ("diptych", "run") else {}
+        words = self.forks.command(program, *arguments) if program in ("diptych", "dvc") else [*command]
+        done = self._run(words, **settings)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def _run(self, words: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = shell.environment(**self.forks.everywhere(), **settings)
+        return subprocess.run(words, cwd=self.root, env=environment, text=True, capture_output=True)
 
     def lock(self) -> dict[str, Any]:
         """dvc.lock."""
@@ -65,14 +75,6 @@ class Clone:
     def copy(self, folder: Path) -> Clone:
         """The same again, to be spoilt."""
         return Clone(Path(shutil.copytree(self.root, folder, symlinks=True)), self.summary)
-
-
-def _environment() -> dict[str, str]:
-    """As in a shell: nothing that this process has set for itself."""
-    own = ("DIPTYCH_", "PREFECT_", "MLFLOW_", "COVERAGE_", "PYTEST_", "OMP_", "NUMBA_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    folder = str(Path(sys.executable).parent)
-    return environment | {"PATH": os.pathsep.join([folder, os.environ["PATH"]])}
 
 
 def clone_project(root: Path) -> None:
@@ -89,10 +91,9 @@ def clone_project(root: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _diptych(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    Clone.forks = Forks("diptych", tmp_path_factory.mktemp("diptych"))
-    yield
-    Clone.forks.end()
+def _commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> None:
+    Clone.forks = forks
+    Clone.prefect = partial(prefect_address, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

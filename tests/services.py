@@ -29,11 +29,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import shell
+
 DOCKER = Path(__file__).parents[1] / "docker"
 PATIENCE = 180.0
 """Seconds in which a server has to answer; making the tables takes twenty on idle cores."""
-_OWN = ("AWS_", "COVERAGE_", "DIPTYCH_", "MLFLOW_", "OMP_", "PG", "PREFECT_", "PYTEST_")
-"""Variables that begin so are for a test to set."""
 
 
 @dataclass
@@ -119,11 +119,9 @@ class Service:
 
 
 def environment(*services: Service, **others: str) -> dict[str, str]:
-    """A shell's: what this process has set for itself is not in it, what the clients of `services` need is."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    """That of a shell, with what the clients of `services` need."""
     clients = {name: value for service in services for name, value in service.clients.items()}
-    return inherited | {"PATH": paths} | clients | others
+    return shell.environment(**clients | others)
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:

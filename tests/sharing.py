@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import shell
 from filelock import FileLock
+
+from diptych.project.holders import is_alive
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -24,3 +30,26 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             made.touch()
     return folder
+
+
+def start_server(program: Path, *arguments: str, **settings: str) -> None:
+    """Start a program that prints "ready" and serves all processes of the tests; `settings` are in its environment.
+
+    Its last argument is the process that has started the tests and outlives all of them, after which it has to end.
+    """
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    command = [sys.executable, str(program), *arguments, str(owner)]
+    # A session of its own: what interrupts the tests must not take it from those that are still ending.
+    server = subprocess.Popen(
+        command, cwd=program.parent, env=shell.environment(**settings), stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert server.stdout is not None
+    if server.stdout.readline() != b"ready\n":
+        raise RuntimeError(f"{program.name} {' '.join(arguments)} has ended")
+    server.stdout.close()
+
+
+def wait_for_end(owner: int) -> None:
+    """Return soon after the process `owner` has ended."""
+    while is_alive(owner):
+        time.sleep(1)

@@ -4,24 +4,23 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.settings import PREFECT_API_URL
 from prefect_server import prefect_server
+from sharing import made_once
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
 
 
 @pytest.fixture(scope="module")
-def address():
-    """Address of a server, which takes ten seconds to start.
-
-    Not for the whole folder: Prefect would take it for the server that a run starts for itself (test_server.py).
-    """
-    with prefect_server():
-        yield str(PREFECT_API_URL.value())
+def address(tmp_path_factory):
+    """Address of the tests' server, on which one module at a time deploys."""
+    folder = made_once(tmp_path_factory, "deploying", lambda folder: None)
+    with FileLock(folder / "lock"), prefect_server(tmp_path_factory) as address:
+        yield address
 
 
 @pytest.fixture

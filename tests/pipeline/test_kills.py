@@ -13,8 +13,7 @@ import pytest
 from dropping import photos, write_drop
 from fake_project import PARAMS, commit, keep_environment, run
 from killed_run import Runs
-from prefect.settings import PREFECT_API_URL
-from prefect_server import prefect_server
+from prefect_server import prefect_address
 from tiny_model import write_reports, write_tiny_model
 
 from diptych.config import Params
@@ -51,11 +50,11 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    """A server of Prefect, and the program that runs flows."""
-    with prefect_server(), pytest.MonkeyPatch.context() as patch:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The program that runs flows."""
+    with pytest.MonkeyPatch.context() as patch:
         keep_environment(patch)
-        runs = Runs({**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())})
+        runs = Runs({**os.environ, "PREFECT_API_URL": prefect_address(tmp_path_factory)})
         yield runs
         runs.end()
 
