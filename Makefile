@@ -20,10 +20,10 @@ INSTALL = printf '%s\n' $(1) | $(UV) pip install --quiet --compile-bytecode --co
 LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run test lint audit benchmarks lock afresh
+.PHONY: help setup run test test-fast lint audit benchmarks lock afresh
 
 help: ## List these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 # A virtual environment holds its own path, so one that was moved or copied runs the code of the former project.
 setup: $(VENV)/.installed $(if $(GPU),$(VENV)/.installed-gpu) ## Create .venv with the packages of a run
@@ -35,6 +35,9 @@ run: setup ## Run the whole chain on params.yaml
 
 test: lint ## Check types and style, and run all tests with coverage
 	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+
+test-fast: setup $(VENV)/.installed-dev ## Run the tests that start no server and no process with torch
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile -m "not slow"
 
 lint: setup $(VENV)/.installed-dev ## Check types, style and the direction of imports
 	$(BIN)/ruff check .

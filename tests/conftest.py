@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,24 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 
+# Before the selection by markers.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among several processes, files with slow tests go first: begun last, one would keep the others waiting."""
+    """Mark what needs `heavy` as slow. Among several processes, files with slow tests go first.
+
+    Begun last, one would keep the others waiting.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and "heavy" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def heavy() -> None:
+    """What needs this starts a server, or a process that imports torch: `make test-fast` leaves it out."""
 
 
 def make_photo(seed: int, size: tuple[int, int] = (64, 48), file_format: str = "PNG", **options: Any) -> bytes:
@@ -36,6 +50,15 @@ def make_photo(seed: int, size: tuple[int, int] = (64, 48), file_format: str = "
     file = BytesIO()
     Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(file, file_format, **options)
     return file.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Temporary files that tests and their processes leave, those above all that are killed, are pytest's to remove."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +102,9 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[[str], tuple[Any, Any]]]:
+def two_processes(
+    heavy: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Callable[[str], tuple[Any, Any]]]:
     """The folder in which two processes went through gloo.py, and what each of them said in a part, by its name."""
     # Both take seconds to import, which other tests need not wait for.
     import gloo

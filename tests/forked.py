@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from forking import ALL_FORKED, PROGRAMS
 from sharing import made_once, start_server
+
+from diptych.project import environment
 
 PROGRAM = Path(__file__).with_name("forking.py")
 
@@ -31,11 +34,7 @@ class Forks:
     def command(self, program: str, *arguments: str) -> list[str]:
         """Return the words of a process that does what `program ARGUMENTS` does."""
         if program not in self._started:
-            made_once(
-                self._factory,
-                f"{program}-forks",
-                lambda folder: start_server(PROGRAM, "server", str(folder / "socket"), program),
-            )
+            made_once(self._factory, f"{program}-forks", partial(_start, program))
             self._started.add(program)
         return [str(self._scripts / program), *arguments]
 
@@ -54,3 +53,8 @@ def _write_scripts(folder: Path) -> None:
         script = folder / program
         script.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
         script.chmod(0o755)
+
+
+def _start(program: str, folder: Path) -> None:
+    # What libraries read once, at their import.
+    start_server(PROGRAM, "server", str(folder / "socket"), program, **environment.DEFAULTS)

@@ -14,21 +14,41 @@ import sys
 from typing import Any
 
 PROGRAMS = {
-    "dvc": ("dvc.cli:main", ["dvc.cli.parser", "dvc.repo", "dvc_data.index", "dvc_objects.fs"]),
+    "dvc": (
+        "dvc.cli:main",
+        [
+            *("dvc.cli.parser", "dvc.repo.add", "dvc.repo.reproduce", "dvc.repo.status", "dvc_data.index", "networkx"),
+            *("dvc_objects.fs", "dvc_render.image", "dvc_render.vega", "flufl.lock", "ruamel.yaml", "scmrepo.git"),
+        ],
+    ),
     "diptych": (
         "diptych.cli.main:main",
         [
             *(f"diptych.stages.{name}" for name in ("validate", "preprocess", "baselines", "train", "evaluate")),
-            *("diptych.inbox.ingesting", "diptych.inbox.need", "diptych.orchestration.pages", "prefect.events.worker"),
-            *("diptych.registry.gate", "diptych.registry.register", "mlflow.pyfunc", "sklearn.linear_model"),
+            *("diptych.inbox.ingesting", "diptych.inbox.need", "diptych.orchestration.pages"),
+            *("diptych.registry.gate", "diptych.registry.register", "mlflow.pyfunc"),
+            # What these import when they use it.
+            *("great_expectations.expectations.core", "great_expectations.render.view", "pyarrow.dataset"),
+            *("great_expectations.datasource.fluent.pandas_datasource", "pyarrow.parquet"),
+            "sklearn.feature_extraction.text",
+            *("torch._dynamo", "accelerate", "matplotlib.backends.backend_svg", "mpl_toolkits.mplot3d"),
+            *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+            *("prefect.events.worker", "prefect.concurrency.sync", "alembic.command", "opentelemetry.sdk.trace", "git"),
         ],
     ),
+    # What a registered model needs that is not in its package.
+    "script": (
+        "__main__:run_script",
+        ["mlflow.pyfunc", "torch", "torchvision.transforms.v2.functional", "transformers.models.bert.modeling_bert"],
+    ),
 }
-"""Function of each program, and the modules that are imported before its forks."""
+"""Function of each program, and the modules that are imported before its forks. `script` is any Python program."""
 ALL_FORKED = "ALL_FORKED"
-"""Environment variable: a folder with a script for each program. Where a fork has it, the DVC that diptych runs is a
-fork too, and so is the diptych that a stage of DVC runs.
+"""Environment variable: a folder with a file for each program that runs it. Where a fork has it, the DVC that diptych
+runs is a fork too, and so are the diptych that a stage of DVC runs, and the gate's clean process.
 """
+FIRST = "FIRST"
+"""Environment variable: a function of the tests that a fork calls first, as "module:function"."""
 
 
 def client(path: str, arguments: list[str]) -> int:
@@ -53,10 +73,6 @@ def serve(path: str, program: str, owner: int) -> None:
     import importlib
     import pkgutil
 
-    from diptych.project import environment
-
-    # What is only read at import.
-    os.environ.update(environment.DEFAULTS)
     entry, modules = PROGRAMS[program]
     for module in modules:
         importlib.import_module(module)
@@ -141,7 +157,7 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         os.environ.clear()
         os.environ.update((name, value) for name, _, value in (word.partition("=") for word in environment))
         sys.argv = [program, *arguments]
-        sys.path[0] = folder
+        sys.path.insert(0, folder)
         _adapt(program)
         assert callable(function)
         code = function(arguments) or 0
@@ -163,19 +179,36 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         os._exit(code & 0xFF)
 
 
+def run_script(arguments: list[str]) -> None:
+    """Run the Python program that is the first argument."""
+    import runpy
+
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
 def _adapt(program: str) -> None:
-    """Make what the imports have read from the environment that of this fork."""
+    """Have what this fork runs be forks, if that is wanted; let it find its settings, and call what comes first."""
     scripts = os.environ.get(ALL_FORKED)
     if program == "dvc" and scripts:
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ["PATH"]])
     elif program == "diptych":
+        # Prefect has read its settings.
         from prefect.context import refresh_global_settings_context
 
         refresh_global_settings_context()
         if scripts:
             from diptych.project import dvc
+            from diptych.registry import answer_time
 
             dvc._command = lambda *arguments: [f"{scripts}/dvc", *arguments]  # noqa: SLF001
+            answer_time._command = lambda *paths: [f"{scripts}/script", *map(str, paths)]  # noqa: SLF001
+
+    if first := os.environ.get(FIRST):
+        import pkgutil
+
+        sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
+        pkgutil.resolve_name(first)()
 
 
 if __name__ == "__main__":

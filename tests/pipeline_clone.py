@@ -16,6 +16,7 @@ import pytest
 import shell
 import yaml
 from forked import Forks
+from forking import PROGRAMS
 from prefect_server import prefect_address
 from sharing import made_once
 
@@ -27,7 +28,8 @@ SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
 class Clone:
     """A clone of the working tree, and what its first run printed.
 
-    Its commands are forks, and those that these run are too (forked.py), but for those of `start`.
+    Its commands are forks, and those that these run are too (forked.py), but for those of `start`. What needs a Prefect
+    server uses that of the tests, unless it runs `alone`.
     """
 
     forks: ClassVar[Forks]
@@ -36,36 +38,43 @@ class Clone:
     root: Path
     summary: dict[str, Any]
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, alone: bool = False) -> subprocess.Popen[str]:
         """`diptych ARGUMENTS`, not waited for."""
         command = [str(Path(sys.executable).with_name("diptych")), *arguments]
+        environment = shell.environment(**{} if alone else self._server())
         return subprocess.Popen(
-            command, cwd=self.root, env=shell.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    def diptych(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """`diptych ARGUMENTS`, waited for; `settings` are in its environment."""
-        return self._run(self.forks.command("diptych", *arguments), **settings)
+    def diptych(self, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
+        """`diptych ARGUMENTS`, waited for."""
+        return self._wait_for("diptych", *arguments, alone=alone)
 
     def run(self, *arguments: str, alone: bool = False) -> dict[str, Any]:
-        """The summary of `diptych run`, which has to succeed; `alone` it has to start what server it needs."""
-        done = self.diptych("run", "--json", *arguments, **{} if alone else {"PREFECT_API_URL": self.prefect()})
+        """The summary of `diptych run`, which has to succeed."""
+        done = self.diptych("run", "--json", *arguments, alone=alone)
         assert done.returncode == 0, done.stderr
         summary: dict[str, Any] = json.loads(done.stdout)
         return summary
 
     def command(self, *command: str) -> str:
         """What another command prints; it has to succeed."""
-        program, *arguments = command
-        settings = {"PREFECT_API_URL": self.prefect()} if command[:2] == ("diptych", "run") else {}
-        words = self.forks.command(program, *arguments) if program in ("diptych", "dvc") else [*command]
-        done = self._run(words, **settings)
+        done = self._wait_for(*command)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def _run(self, words: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
-        environment = shell.environment(**self.forks.everywhere(), **settings)
+    def example(self, program: str) -> str:
+        """What a Python program prints; it has to succeed."""
+        (self.root / "example.py").write_text(program)
+        return self.command("script", "example.py")
+
+    def _wait_for(self, program: str, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
+        words = self.forks.command(program, *arguments) if program in PROGRAMS else [program, *arguments]
+        environment = shell.environment(**self.forks.everywhere(), **{} if alone else self._server())
         return subprocess.run(words, cwd=self.root, env=environment, text=True, capture_output=True)
+
+    def _server(self) -> dict[str, str]:
+        return {"PREFECT_API_URL": self.prefect()}
 
     def lock(self) -> dict[str, Any]:
         """dvc.lock."""
@@ -77,8 +86,8 @@ class Clone:
         return Clone(Path(shutil.copytree(self.root, folder, symlinks=True)), self.summary)
 
 
-def clone_project(root: Path) -> None:
-    """What git tracks, and new files that it does not ignore, committed."""
+def clone_project(root: Path, mlflow_store: Path) -> None:
+    """What git tracks, and new files that it does not ignore, committed; and an empty MLflow store."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
@@ -88,21 +97,24 @@ def clone_project(root: Path) -> None:
             shutil.copy2(ROOT / name, root / name)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "clone"]):
         subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@localhost", *command], cwd=root, check=True)
+    (root / ".diptych").mkdir()
+    shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="session")
+def clones(heavy: None, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the commands of clones need."""
     Clone.forks = forks
     Clone.prefect = partial(prefect_address, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def chain(clones: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the tiny chain has run once; tests that change it work on a copy."""
 
     def make(folder: Path) -> None:
         empty = Clone(folder / "diptych", {})
-        clone_project(empty.root)
+        clone_project(empty.root, mlflow_store)
         scenes = empty.diptych(*SCENES)
         assert scenes.returncode == 0, scenes.stderr
         (folder / "summary.json").write_text(json.dumps(empty.run("--preset", "tiny")))

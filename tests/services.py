@@ -147,8 +147,8 @@ def postgres(folder: Path) -> Iterator[Service]:
     """PostgreSQL with a password of its own; its files end with the block."""
     port, password = _free_port(), secrets.token_hex(16)
     clients = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "diptych", "PGPASSWORD": password}
-    # Not in `folder`: PostgreSQL refuses to run as root, and others may not look into root's folders.
-    home = Path(tempfile.mkdtemp(prefix="diptych-postgres-"))
+    # Neither in `folder` nor in TMPDIR: PostgreSQL refuses to run as root, and others may not look into root's folders.
+    home = Path(tempfile.mkdtemp(prefix="diptych-postgres-", dir="/tmp"))
     try:
         (home / "password").write_text(password)
         if os.geteuid() == 0:

@@ -96,10 +96,10 @@ def test_what_users_do_works_as_written(chain: Clone, sources: Path, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(clones: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone without data, with images and captions by the names that the documents use."""
     root = tmp_path_factory.mktemp("sources") / "diptych"
-    clone_project(root)
+    clone_project(root, mlflow_store)
     for number, folder in enumerate(("photos", "train2017", "val2017", "coco", "a", "b")):
         (root / folder).mkdir()
         for image in range(20):
@@ -166,7 +166,7 @@ def test_the_model_is_loaded_and_used_as_written(chain: Clone, tmp_path: Path) -
     (example,) = re.findall(r"```python\n(.*?)```", TEXT["docs/pipeline.md"], re.S)
     copy = chain.copy(tmp_path / "copy")
     Image.new("RGB", (64, 64), "red").save(copy.root / "photo.jpg")
-    printed = copy.command("python", "-W", "ignore", "-c", example.replace("diptych-first@", "diptych-tiny@"))
+    printed = copy.example(example.replace("diptych-first@", "diptych-tiny@"))
     length, similarity, score = printed.splitlines()[-1].split()
     assert int(length) == 32
     assert -1 <= float(similarity) <= 1
@@ -180,9 +180,7 @@ def test_the_retriever_is_used_as_the_readme_says(chain: Clone, tmp_path: Path) 
     (copy.root / "photos").mkdir()
     for number in range(3):
         Image.new("RGB", (64, 64), (80 * number, 90, 120)).save(copy.root / "photos" / f"{number}.jpg")
-    printed = copy.command(
-        "python", "-W", "ignore", "-c", example.replace("diptych-first@champion", "diptych-tiny@challenger")
-    )
+    printed = copy.example(example.replace("diptych-first@champion", "diptych-tiny@challenger"))
     assert re.search(r"photos/[012]\.jpg", printed)
 
 
@@ -219,8 +217,8 @@ def test_a_server_command_has_the_options_it_is_given(command: str, chain: Clone
 
 
 def test_every_make_target_exists() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
-    found = [names for text in TEXT.values() for names in re.findall(r"^make ([a-z]+)$|`make ([a-z]+)`", text, re.M)]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    found = [names for text in TEXT.values() for names in re.findall(r"^make ([a-z-]+)$|`make ([a-z-]+)`", text, re.M)]
     named = {name for names in found for name in names if name}
     assert {"run", "test", "lint", "lock"} <= named <= set(targets)
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def retrain(tmp_path_factory):
+def retrain(heavy, tmp_path_factory):
     """The flow, and a server for it."""
     with prefect_server(tmp_path_factory):
         yield load_flow(Workspace(ROOT))

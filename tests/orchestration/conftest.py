@@ -16,7 +16,7 @@ NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(heavy, tmp_path_factory):
     """Address of the tests' server, on which one module at a time deploys."""
     folder = made_once(tmp_path_factory, "deploying", lambda folder: None)
     with FileLock(folder / "lock"), prefect_server(tmp_path_factory) as address:

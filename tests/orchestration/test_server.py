@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
 from diptych.errors import DiptychError
@@ -96,6 +95,9 @@ def test_a_server_that_goes_away_in_the_middle_is_told_with_what_is_kept(root: P
 def test_a_server_of_the_runs_own_that_ends_at_once_is_given_up(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It takes two seconds to import, in each process of the tests.
+    from prefect.server.api.server import SubprocessASGIServer
+
     started, stopped = [], []
     stop = SubprocessASGIServer.stop
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import shell
 from dropping import photos, write_drop
-from fake_project import PARAMS, commit, keep_environment, run
-from killed_run import Runs
+from fake_project import PARAMS, commit, run
+from forked import Forks
+from kill_points import killed_at
 from prefect_server import prefect_address
 from tiny_model import write_reports, write_tiny_model
 
@@ -28,14 +30,16 @@ from diptych.registry.claim import PREFIX as CLAIMS
 from diptych.registry.history import history
 from diptych.registry.registered_model import RegisteredModel
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 class Place(NamedTuple):
-    """A project whose next model is trained and not registered yet, and runs in it."""
+    """A project whose next model is trained and not registered yet, and what runs in it need."""
 
     workspace: Workspace
-    runs: Runs
+    forks: Forks
+    prefect: str
 
     @property
     def model(self) -> RegisteredModel:
@@ -45,26 +49,31 @@ class Place(NamedTuple):
         """Whether the next run has nothing to do."""
         return find_idle_summary(self.workspace, read_params(self.workspace), "auto", None) is not None
 
-    def run(self, moment: str = "", inbox: str | None = None) -> dict[str, object]:
-        return self.runs.run(self.workspace.root, moment, inbox)
+    def run(self, moment: str = "", inbox: Path | None = None) -> dict[str, object]:
+        """`diptych run --promotion auto`, killed at `moment`: {"signal": number}; else what it returned."""
+        command = self.forks.command("diptych", "run", "--json", "--promotion", "auto")
+        if inbox:
+            command += ["--inbox", str(inbox)]
+        settings = {"PREFECT_API_URL": self.prefect, **self.forks.everywhere(), **killed_at(moment)}
+        done = subprocess.run(
+            command, cwd=self.workspace.root, env=shell.environment(**settings), capture_output=True, text=True
+        )
+        if done.returncode < 0:
+            return {"signal": -done.returncode}
+        assert done.returncode == 0, done.stderr
+        returned: dict[str, object] = json.loads(done.stdout)
+        return returned
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The program that runs flows."""
-    with pytest.MonkeyPatch.context() as patch:
-        keep_environment(patch)
-        runs = Runs({**os.environ, "PREFECT_API_URL": prefect_address(tmp_path_factory)})
-        yield runs
-        runs.end()
-
-
-@pytest.fixture(scope="module")
-def _second(_project: Path, mlflow_store: Path, runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _second(
+    heavy: None, _project: Path, mlflow_store: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with such a project, whose first model is champion, and its remotes."""
     folder = tmp_path_factory.mktemp("second")
     root = folder / "project"
     shutil.copytree(_project, root)
+    shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     write_tiny_model(root / "trained")
     write_reports(root / "trained-reports")
     run("dvc", "remote", "add", "--default", "store", "../dvc-remote", cwd=root)
@@ -73,9 +82,13 @@ def _second(_project: Path, mlflow_store: Path, runs: Runs, tmp_path_factory: py
     commit(root)
     (root / ".diptych").mkdir()
     shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
-    # By one process for all stages, where the flow has two for each.
     run("dvc", "repro", "--quiet", cwd=root)
-    assert runs.run(root)["decision"]["outcome"] == "promoted"
+    first = Place(Workspace(root), forks, prefect_address(tmp_path_factory)).run()
+    assert first["decision"] == {
+        "outcome": "promoted",
+        "why": "RSUM 130.0, and there is no champion to compare with",
+        "champion": "1",
+    }
     shutil.rmtree(root / "trained")
     write_tiny_model(root / "trained", seed=1)
     (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("seed: 0", "seed: 1"))
@@ -84,9 +97,9 @@ def _second(_project: Path, mlflow_store: Path, runs: Runs, tmp_path_factory: py
 
 
 @pytest.fixture
-def place(_second: Path, runs: Runs, tmp_path: Path) -> Place:
+def place(_second: Path, forks: Forks, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     shutil.copytree(_second, tmp_path / "second")
-    return Place(Workspace(tmp_path / "second" / "project"), runs)
+    return Place(Workspace(tmp_path / "second" / "project"), forks, prefect_address(tmp_path_factory))
 
 
 def is_whole(place: Place, tmp_path: Path) -> None:
@@ -138,9 +151,9 @@ def test_what_a_run_was_killed_while_sending_is_sent_by_the_next(place, tmp_path
 
 def test_a_drop_whose_taking_was_killed_is_taken_by_the_next_run(place, tmp_path):
     write_drop(tmp_path / "inbox" / "monday", photos(1, 2, 3))
-    assert place.run("the judgement of a drop", str(tmp_path / "inbox")) == {"signal": signal.SIGKILL}
+    assert place.run("the judgement of a drop", tmp_path / "inbox") == {"signal": signal.SIGKILL}
 
-    told = place.run("", str(tmp_path / "inbox"))
+    told = place.run("", tmp_path / "inbox")
 
     assert told["inbox"] == ["drop monday brings 3 images and 6 captions"]
     assert len(read_dataset(place.workspace.data).images) == 3

@@ -45,7 +45,7 @@ def test_everything_is_in_the_lock(chain: Clone) -> None:
 
 def test_a_second_run_repeats_no_stage(chain: Clone) -> None:
     before = (chain.root / "dvc.lock").read_bytes()
-    summary = chain.run()
+    summary = chain.run(alone=True)
     assert summary["stages"] == dict.fromkeys(STAGES, "reused")
     assert summary["version"]["version"] == "1"
     assert (chain.root / "dvc.lock").read_bytes() == before
@@ -92,7 +92,7 @@ def test_a_training_killed_twice_and_run_again_has_the_weights_of_an_uninterrupt
     assert "error: " in errors
     assert "Traceback" not in errors
 
-    process = broken.start("run")
+    process = broken.start("run", alone=True)
     stage = wait_for_checkpoint(process, broken.root, since=time.time())
     process.kill()
     # Not until its pipes are closed: the killed flow's server holds them, until the next run ends it.
@@ -119,7 +119,7 @@ def wait_for_checkpoint(run: subprocess.Popen[str], root: Path, since: float = 0
 
 def test_two_runs_at_once_the_second_says_who_holds_the_workspace(chain: Clone, tmp_path: Path) -> None:
     copy = chain.copy(tmp_path / "copy")
-    first = copy.start("run", "--force")
+    first = copy.start("run", "--force", alone=True)
     holder = copy.root / ".diptych" / "holder.json"
     for _ in range(300):
         if holder.exists():

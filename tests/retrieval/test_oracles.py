@@ -9,7 +9,6 @@ import pytest
 from eccv_caption import Metrics as EccvCaption
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranx import Qrels, Run, evaluate
 
 from diptych.retrieval import metrics
 from diptych.retrieval.metrics import KS, retrieval_metrics
@@ -41,6 +40,9 @@ def both_directions(made: Gallery) -> Iterator[tuple[str, np.ndarray, list[list[
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("counts", [[3] * 20, [1, 2, 5, 4, 1, 7, 3, 2] * 3], ids=["even", "ragged"])
 def test_hit_rates_r_precision_and_map_equal_ranx(counts: list[int], seed: int) -> None:
+    # It takes two seconds to import, in each process of the tests.
+    from ranx import Qrels, Run, evaluate
+
     made = gallery(counts, seed)
     ours = retrieval_metrics(*made)
     for direction, scores, right in both_directions(made):

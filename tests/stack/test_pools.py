@@ -10,7 +10,6 @@ from typing import Any
 import prefect
 import pytest
 import yaml
-from prefect.server.schemas.actions import WorkPoolCreate
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docker" / "pools").glob("*.json")}
@@ -33,6 +32,9 @@ def own(name: str) -> dict[str, Any]:
 
 
 def test_prefect_takes_it(name: str) -> None:
+    # It takes two seconds to import, in each process of the tests.
+    from prefect.server.schemas.actions import WorkPoolCreate
+
     WorkPoolCreate(name="x", type=name, base_job_template=TEMPLATES[name])
 
 

@@ -187,8 +187,8 @@ def test_no_list_of_processes_shows_a_password(stack: Stack) -> None:
         assert not any(secret in word for word in words for secret in (PASSWORD, stack.postgres.clients["PGPASSWORD"]))
 
 
-def test_a_schedule_outlasts_a_kill_of_the_server(stack: Stack, tmp_path: Path) -> None:
-    clone_project(tmp_path / "clone")
+def test_a_schedule_outlasts_a_kill_of_the_server(stack: Stack, mlflow_store: Path, tmp_path: Path) -> None:
+    clone_project(tmp_path / "clone", mlflow_store)
     variables = environment(stack.prefect, PREFECT_HOME=str(tmp_path / "prefect"))
     run("prefect", "work-pool", "create", "diptych", "--type", "process", cwd=tmp_path, env=variables)
     run("prefect", "--no-prompt", "deploy", "--all", cwd=tmp_path / "clone", env=variables)

@@ -30,7 +30,7 @@ def answer_time(package: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
-                [sys.executable, "-I", str(script), str(package)],
+                _command(script, package),
                 env=environment,
                 cwd=folder,
                 capture_output=True,
@@ -48,3 +48,7 @@ def answer_time(package: Path) -> dict[str, float]:
     if not answers:
         raise DiptychError("it ended without an answer")
     return dict(json.loads(answers[-1].removeprefix(ANSWER)))
+
+
+def _command(script: Path, package: Path) -> list[str]:
+    return [sys.executable, "-I", str(script), str(package)]
