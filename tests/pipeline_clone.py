@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ class Clone:
     """
 
     forks: ClassVar[Forks]
-    prefect: ClassVar[Callable[[], str]]
+    prefect: ClassVar[partial[str]]
     """Gives the address of the Prefect server of the tests."""
     root: Path
     summary: dict[str, Any]
