@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from gloo import trained
-from interrupting import forget_accelerator, stop
+from interrupting import forget_accelerator, measure_no_speed, stop
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
 from diptych.data.inputs import StoredImages, StoredTexts
@@ -26,7 +30,8 @@ from diptych.training.checkpoints import Checkpoints
 from diptych.training.compiling import Compilation
 from diptych.training.feature_files import FeatureFiles
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Setup, Trainer
+from diptych.training.flops import flops_per_image
+from diptych.training.loop import Position, Setup, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,13 @@ def fresh_process() -> Any:
 
 @pytest.fixture(autouse=True)
 def no_speed_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Matrices are multiplied after each epoch to learn what the device could do."""
-    monkeypatch.setattr("diptych.training.loop.matrix_product_rate", lambda *device_and_precision: 1e9)
+    measure_no_speed(monkeypatch)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch, no_speed_test: None) -> None:
+    """Operations are counted after all."""
+    monkeypatch.setattr("diptych.training.loop.flops_per_image", flops_per_image)
 
 
 def trainer(
@@ -89,9 +99,46 @@ def before_validation(monkeypatch: pytest.MonkeyPatch, action: Callable[[], obje
     monkeypatch.setattr("diptych.training.loop.embed_split", embed)
 
 
-def same_weights(one: DualEncoder, other: DualEncoder) -> bool:
-    others = other.state_dict()
+def same_weights(one: DualEncoder, other: DualEncoder | Whole) -> bool:
+    others = other.weights if isinstance(other, Whole) else other.state_dict()
     return all(torch.equal(tensor, others[name]) for name, tensor in one.state_dict().items())
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a training that nothing interrupted has left, in memory and in a folder that is only to be read."""
+
+    position: Position
+    weights: dict[str, torch.Tensor]
+    checkpoints: Path
+    kept: Path
+    """Of the features that stay the same."""
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Whole]:
+    """Trains to the end, with kept features or without; once for all tests that ask for the same training."""
+
+    @cache
+    def train(keeps: bool, settings: str) -> Whole:
+        folder = tmp_path_factory.mktemp("whole")
+        kept = kept_in(folder / "kept") if keeps else None
+        made = trainer(prepared, folder / "checkpoints", features=kept, **json.loads(settings))
+        position = made.run()
+        return Whole(position, made.model.state_dict(), folder / "checkpoints", folder / "kept")
+
+    return lambda keeps=False, **settings: train(keeps, json.dumps(settings, sort_keys=True))
+
+
+def interrupted(make: Callable[[], Trainer], steps: Sequence[int]) -> Trainer:
+    """The last trainer of a training that was interrupted after each of these steps, and resumed each time."""
+    for step in steps:
+        made = make()
+        stop(made, after=step)
+        with pytest.raises(KeyboardInterrupt):
+            made.run()
+        torch.manual_seed(99)
+    return make()
 
 
 def test_the_loss_falls(prepared: Prepared, tmp_path: Path) -> None:
@@ -99,35 +146,26 @@ def test_the_loss_falls(prepared: Prepared, tmp_path: Path) -> None:
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
-def test_the_same_seed_gives_the_same_bits(prepared: Prepared, tmp_path: Path) -> None:
-    one, other = trainer(prepared, tmp_path / "1"), trainer(prepared, tmp_path / "2")
-    assert one.run().history == other.run().history
-    assert same_weights(one.model, other.model)
+def test_the_same_seed_gives_the_same_bits(prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]) -> None:
+    one, other = whole(), trainer(prepared, tmp_path)
+    assert other.run().history == one.position.history
+    assert same_weights(other.model, one)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 7])
-def test_an_interrupted_training_resumes_to_the_bit(prepared: Prepared, tmp_path: Path, stop_at: int) -> None:
-    """Four steps an epoch, a checkpoint every second one: the stop falls before, on and behind checkpoints."""
-    whole = trainer(prepared, tmp_path / "whole")
-    expected = whole.run()
-
-    broken = trainer(prepared, tmp_path / "broken")
-    stop(broken, after=stop_at)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    torch.manual_seed(99)
-    resumed = trainer(prepared, tmp_path / "broken")
-    assert resumed.run() == expected
-    assert same_weights(resumed.model, whole.model)
+def test_an_interrupted_training_resumes_to_the_bit(
+    prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]
+) -> None:
+    """Four steps an epoch, a checkpoint every second one: the stops fall before, on and behind checkpoints."""
+    resumed = interrupted(lambda: trainer(prepared, tmp_path), (1, 2, 3, 4, 5, 7))
+    assert resumed.run() == whole().position
+    assert same_weights(resumed.model, whole())
 
 
-def test_a_finished_training_is_not_repeated(prepared: Prepared, tmp_path: Path) -> None:
-    first = trainer(prepared, tmp_path)
-    position = first.run()
-    again = trainer(prepared, tmp_path)
+def test_a_finished_training_is_not_repeated(prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]) -> None:
+    again = trainer(prepared, shutil.copytree(whole().checkpoints, tmp_path / "finished"))
     stop(again, after=0)
-    assert again.run() == position
-    assert same_weights(first.model, again.model)
+    assert again.run() == whole().position
+    assert same_weights(again.model, whole())
 
 
 def test_the_weights_are_those_of_the_best_epoch_on_val(
@@ -245,43 +283,37 @@ def test_patience_leads_to_the_fusion(prepared: Prepared, tmp_path: Path, monkey
     assert [row["learning_rate"] for row in whole.run().history[2:]] == [row["learning_rate"] for row in history[2:]]
 
 
-@pytest.mark.parametrize("stop_at", [11, 12, 13, 15, 18])
-def test_a_training_of_the_fusion_alone_resumes_to_the_bit(prepared: Prepared, tmp_path: Path, stop_at: int) -> None:
+def test_a_training_of_the_fusion_alone_resumes_to_the_bit(
+    prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]
+) -> None:
     """Its epochs begin behind step 12."""
-    kept = kept_in(tmp_path / "kept")
-    whole = trainer(prepared, tmp_path / "whole", features=kept, **ALONE)
-    expected = whole.run()
-    broken = trainer(prepared, tmp_path / "broken", features=kept, **ALONE)
-    stop(broken, after=stop_at - 1)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    resumed = trainer(prepared, tmp_path / "broken", features=kept, **ALONE)
-    assert resumed.run() == expected
-    assert same_weights(resumed.model, whole.model)
+    expected = whole(keeps=True, **ALONE)
+    make = partial(trainer, prepared, tmp_path / "broken", features=kept_in(tmp_path / "kept"), **ALONE)
+    resumed = interrupted(make, (10, 11, 12, 14, 17))
+    assert resumed.run() == expected.position
+    assert same_weights(resumed.model, expected)
 
 
-@pytest.mark.parametrize("epoch", [1, 3, 4, 5])
 def test_a_training_that_ends_between_its_files_resumes_to_the_bit(
-    prepared: Prepared, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]
 ) -> None:
     """As on a full disk: of an epoch the best weights may be there, where it stands is not."""
     changes: dict[str, Any] = {**ALONE, "checkpoint_every": 100}
-    whole = trainer(prepared, tmp_path / "whole", **changes)
-    expected = whole.run()
-    broken = trainer(prepared, tmp_path / "broken", **changes)
-    save = broken.checkpoints.save
 
-    def full(state: dict[str, Any]) -> None:
+    def full(save: Callable[[Any], None], epoch: int, state: dict[str, Any]) -> None:
         if state["position"]["epoch"] == epoch:
             raise DiptychError("full")
         save(state)
 
-    monkeypatch.setattr(broken.checkpoints, "save", full)
-    with pytest.raises(DiptychError, match="full"):
-        broken.run()
-    resumed = trainer(prepared, tmp_path / "broken", **changes)
-    assert resumed.run() == expected
-    assert same_weights(resumed.model, whole.model)
+    for epoch in (1, 3, 4, 5):
+        broken = trainer(prepared, tmp_path, **changes)
+        broken.checkpoints.save = partial(full, broken.checkpoints.save, epoch)  # type: ignore[method-assign]
+        with pytest.raises(DiptychError, match="full"):
+            broken.run()
+    resumed = trainer(prepared, tmp_path, **changes)
+    expected = whole(**changes)
+    assert resumed.run() == expected.position
+    assert same_weights(resumed.model, expected)
 
 
 def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Path) -> None:
@@ -374,14 +406,17 @@ def recomputed(*_: object) -> None:
 
 @KEPT_AND_ALONE
 def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(
-    prepared: Prepared, tmp_path: Path, stays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared,
+    tmp_path: Path,
+    stays: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Whole],
 ) -> None:
-    cold = trainer(prepared, tmp_path / "cold", features=kept_in(tmp_path / "kept"), **stays)
-    warm = trainer(prepared, tmp_path / "warm", features=kept_in(tmp_path / "kept"), **stays)
-    history = cold.run().history
+    cold = whole(keeps=True, **stays)
     monkeypatch.setattr(FeatureFiles, "write", recomputed)
-    assert warm.run().history == history
-    assert same_weights(cold.model, warm.model)
+    warm = trainer(prepared, tmp_path, features=kept_in(cold.kept), **stays)
+    assert warm.run().history == cold.position.history
+    assert same_weights(warm.model, cold)
 
 
 @KEPT
@@ -403,21 +438,20 @@ def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
 
 @KEPT_AND_ALONE
 def test_a_training_from_kept_features_resumes_to_the_bit(
-    prepared: Prepared, tmp_path: Path, stays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared,
+    tmp_path: Path,
+    stays: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Whole],
 ) -> None:
-    changes = stays | {"features": kept_in(tmp_path / "kept")}
-    whole = trainer(prepared, tmp_path / "whole", **changes)
-    expected = whole.run()
-    for step in (3, 7, 14)[: expected.epoch - 1]:
-        broken = trainer(prepared, tmp_path / f"broken-{step}", **changes)
-        stop(broken, after=step - 1)
-        with pytest.raises(KeyboardInterrupt):
-            broken.run()
-        resumed = trainer(prepared, tmp_path / f"broken-{step}", **(changes | {"features": kept_in(tmp_path / "kept")}))
-        with monkeypatch.context() as patch:
-            patch.setattr(FeatureFiles, "write", recomputed)
-            assert resumed.run() == expected
-        assert same_weights(resumed.model, whole.model)
+    expected = whole(keeps=True, **stays)
+    monkeypatch.setattr(FeatureFiles, "write", recomputed)
+    resumed = interrupted(
+        lambda: trainer(prepared, tmp_path, features=kept_in(expected.kept), **stays),
+        (2, 6, 13)[: expected.position.epoch - 1],
+    )
+    assert resumed.run() == expected.position
+    assert same_weights(resumed.model, expected)
 
 
 def test_a_fusion_alone_sees_what_its_towers_make_of_what_lay_below_them(
@@ -542,21 +576,25 @@ def test_a_chunk_that_was_found_small_enough_is_taken_up_on_resuming(
 
 
 def test_counting_operations_changes_nothing_of_the_training(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: None
 ) -> None:
     changes: dict[str, Any] = {"objectives": {"simclr_image": 0.1, "simclr_text": 0.1}}
     reported: dict[str, float] = {}
-    counting = trainer(prepared, tmp_path / "1", report=lambda values, step: reported.update(values), **changes)
-    history = counting.run().history
+    counted = trainer(prepared, tmp_path / "1", report=lambda values, step: reported.update(values), **changes)
+    history = counted.run().history
     assert reported["model_flops_utilization"] > 0
-    monkeypatch.setattr("diptych.training.loop.flops_per_image", lambda *arguments: 1.0)
+    measure_no_speed(monkeypatch)
     plain = trainer(prepared, tmp_path / "2", **changes)
     assert plain.run().history == history
-    assert same_weights(plain.model, counting.model)
+    assert same_weights(plain.model, counted.model)
 
 
 def test_where_memory_does_not_suffice_to_count_operations_training_goes_on(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    counting: None,
 ) -> None:
     def full(step: Any) -> int:
         raise torch.OutOfMemoryError
