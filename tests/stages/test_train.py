@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_project import keep_environment
+from forked import Forks
 from interrupting import forget_accelerator, measure_no_speed
 from tiny import make_model, model_settings, train_settings, write_prepared
 
@@ -158,12 +158,17 @@ def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
         train.run(Workspace(tmp_path), params())
 
 
-def test_several_processes_leave_one_model_and_one_run(workspace: Workspace) -> None:
+def test_several_processes_leave_one_model_and_one_run(workspace: Workspace, forks: Forks, tmp_path: Path) -> None:
+    """Torchrun starts two forks in the place of `python -u -m diptych`, which would both import what is imported."""
     (workspace.root / "dvc.yaml").write_text("")
     settings = params(train=train_settings(launch=["torchrun", "--standalone", "--nproc-per-node=2"]), threads=None)
     workspace.params.write_text(json.dumps(settings.model_dump(by_alias=True)))
+    command = forks.command("diptych", "stage", "train")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "-u -m diptych" ] && shift 3 && exec {command[0]} "$@"\n')
+    python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DIPTYCH", "DVC"))}
-    command = [sys.executable, "-m", "diptych", "stage", "train"]
+    environment["PYTHON_EXEC"] = str(python)
     done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Trained on 32 images") == 1
