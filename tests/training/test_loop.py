@@ -391,10 +391,10 @@ def test_a_training_with_a_release_resumes_to_the_bit(
     assert same_weights(resumed.model, whole.model)
 
 
-FROZEN = {"image_tower": {"lr_multiplier": 0.0}, "text_tower": {"frozen_epochs": 1}}
-TOP_LAYERS = {"image_tower": {"top_layers": 1, "frozen_epochs": 1}, "text_tower": {"top_layers": 1}}
+FROZEN: dict[str, Any] = {"image_tower": {"lr_multiplier": 0.0}, "text_tower": {"frozen_epochs": 1}}
+TOP_LAYERS: dict[str, Any] = {"image_tower": {"top_layers": 1, "frozen_epochs": 1}, "text_tower": {"top_layers": 1}}
 MIRRORS = {"crop_scale": 1.0, "flip": 0.5, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
-MIRRORED = TOP_LAYERS | {"augmentation": MIRRORS}
+MIRRORED: dict[str, Any] = TOP_LAYERS | {"augmentation": MIRRORS}
 STAYS = {"frozen": FROZEN, "top-layers": TOP_LAYERS, "top-layers-mirrored": MIRRORED}
 KEPT = pytest.mark.parametrize("stays", STAYS.values(), ids=STAYS)
 KEPT_AND_ALONE = pytest.mark.parametrize(
@@ -653,7 +653,10 @@ def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **settings: compile_module(module, backend="eager", **settings)
     )
-    released = {"image_tower": {"frozen_epochs": 1, "top_layers": 1}, "text_tower": {"lr_multiplier": 0.0}}
+    released: dict[str, Any] = {
+        "image_tower": {"frozen_epochs": 1, "top_layers": 1},
+        "text_tower": {"lr_multiplier": 0.0},
+    }
     made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), compile="always", epochs=2, **released)
     made.run()
     torch.compiler.reset()
