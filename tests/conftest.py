@@ -9,19 +9,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported: what the tests compute is too small for two threads, and no core is idle.
+os.environ["OMP_NUM_THREADS"] = "1"
+# ranx compiles for 40 seconds what then computes for one.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sharing import made_once
 
 from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
-# Before torch is imported: what the tests compute is too small for two threads, and no core is idle.
-os.environ["OMP_NUM_THREADS"] = "1"
-# ranx compiles for 40 seconds what then computes for one.
-os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 
 # Before the selection by markers.
@@ -106,13 +108,10 @@ def two_processes(
     heavy: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Callable[[str], tuple[Any, Any]]]:
     """The folder in which two processes went through gloo.py, and what each of them said in a part, by its name."""
-    # Both take seconds to import, which other tests need not wait for.
+    # Takes seconds to import, which other tests need not wait for.
     import gloo
-    from torch.multiprocessing.spawn import spawn
 
-    folder = tmp_path_factory.mktemp("pair")
-    gloo.write_data(folder)
-    spawn(gloo.pair, args=(str(folder),), nprocs=2)
+    folder = made_once(tmp_path_factory, "pair", gloo.run_pair)
 
     def said(part: str) -> tuple[Any, Any]:
         first, second = (torch.load(folder / f"{part}-{index}.pt", weights_only=True) for index in range(2))

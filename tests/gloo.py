@@ -1,21 +1,25 @@
-"""The work of the processes of a two-process test, in a module that a spawned process can import.
+"""The work of the processes of a two-process test.
 
-To start two processes takes seconds, so one pair does everything: `two_processes` in conftest.py.
+One pair does everything, for all processes of the tests: `two_processes` in conftest.py. They are forks, which need not
+import what takes seconds to import.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
-from interrupting import stop
+from interrupting import forget_accelerator, measure_no_speed, stop
 from timm.layers.norm_act import BatchNormAct2d
 from tiny import make_model, open_prepared, train_settings, write_prepared
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.functional import normalize
 
 from diptych.config import Objectives
@@ -40,9 +44,21 @@ CAPTIONS = (slice(0, 3), slice(3, 8))
 CPU = torch.device("cpu")
 
 
+def run_pair(folder: Path) -> None:
+    """Have two processes write into `folder`."""
+    write_prepared(folder / "p", train=39)
+    # What each of them would import when it begins to train.
+    importlib.import_module("accelerate")
+    importlib.import_module("torch._dynamo")
+    start_processes(pair, args=(str(folder),), nprocs=2, start_method="fork")
+
+
 def pair(index: int, folder: str) -> None:
     """Run one of two processes, and save what each part returns as NAME-INDEX.pt."""
+    # What the tests before may have left in the process that has forked.
+    forget_accelerator()
     torch.set_num_threads(1)
+    measure_no_speed(pytest.MonkeyPatch())
     for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", 2), ("MASTER_PORT", 0)):
         os.environ[variable] = str(value)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
@@ -243,7 +259,3 @@ def make_trainer(folder: Path, name: str) -> Trainer:
             features=FeatureCache(folder / f"features-{name}", limit_gib=1.0, device=CPU, precision="no"),
         ),
     )
-
-
-def write_data(folder: Path) -> None:
-    write_prepared(folder / "p", train=39)

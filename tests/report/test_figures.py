@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -52,19 +53,25 @@ def similar() -> Similarities:
     return Similarities(matching, other)
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: recall_figure(CURVES, "i2t"),
-        lambda: similarity_figure(similar()),
-        lambda: ladder_figure(RUNGS),
-        lambda: loss_figure(HISTORY),
-        lambda: validation_figure(HISTORY),
-    ],
-)
-def test_each_theme_has_its_colours_and_the_same_bytes_each_time(draw: Callable[[], Picture]) -> None:
-    picture = draw()
-    assert draw() == picture
+DRAW: dict[str, Callable[[], Picture]] = {
+    "recall": lambda: recall_figure(CURVES, "i2t"),
+    "similarities": lambda: similarity_figure(similar()),
+    "ladder": lambda: ladder_figure(RUNGS),
+    "loss": lambda: loss_figure(HISTORY),
+    "validation": lambda: validation_figure(HISTORY),
+}
+
+
+@cache
+def drawn(name: str) -> Picture:
+    """The figure, drawn once for all tests that look at it."""
+    return DRAW[name]()
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_each_theme_has_its_colours_and_the_same_bytes_each_time(name: str) -> None:
+    picture = drawn(name)
+    assert DRAW[name]() == picture
     for uri, theme, other in ((picture.light, LIGHT, DARK), (picture.dark, DARK, LIGHT)):
         page = svg(uri)
         assert theme.lines[0] in page
@@ -83,22 +90,22 @@ def test_recall_of_one_direction_has_a_line_for_each_stage() -> None:
 
 def test_the_last_stage_alone_has_the_solid_line() -> None:
     curves = [row for row in CURVES if row[1] != "qb_norm"]
-    for page in (svg(recall_figure(CURVES, "i2t").light), svg(recall_figure(curves, "i2t").light)):
+    for page in (svg(drawn("recall").light), svg(recall_figure(curves, "i2t").light)):
         lines = [style for style in re.findall(r'style="(fill: none; stroke[^"]*)"', page) if "linecap" in style]
         last = [style for style in lines if any(colour in style for colour in LIGHT.lines)][-1]
         assert "dasharray" not in last
 
 
 def test_similarities_are_shares_of_each_kind_of_pairs() -> None:
-    assert {"matching pairs", "other pairs", "% of pairs"} < set(texts(similarity_figure(similar())))
+    assert {"matching pairs", "other pairs", "% of pairs"} < set(texts(drawn("similarities")))
     width = 2 / BINS
     matching, other = 1 - width / 2, -1 + (BINS // 2 + 0.5) * width
     expected = f"Cosines of the embeddings, on average: matching pairs {matching:.2f}; other pairs {other:.2f}."
-    assert similarity_figure(similar()).alt == expected
+    assert drawn("similarities").alt == expected
 
 
 def test_the_ladder_has_a_bar_for_each_rung_and_the_model_in_its_own_colour() -> None:
-    picture = ladder_figure(RUNGS)
+    picture = drawn("ladder")
     assert [text for text in texts(picture) if text in ("chance", "prior", "model")] == ["chance", "prior", "model"]
     bars = re.findall(r'style="fill: (#[0-9a-f]{6})"', svg(picture.light))
     assert [bars.count(colour) for colour in LIGHT.lines[:2]] == [2, 1]
@@ -106,18 +113,19 @@ def test_the_ladder_has_a_bar_for_each_rung_and_the_model_in_its_own_colour() ->
 
 
 def test_the_ladder_grows_with_its_rungs() -> None:
-    first, second = (re.findall(r'height="([\d.]+)pt"', svg(ladder_figure(RUNGS[:rungs]).light)) for rungs in (1, 3))
+    pictures = ladder_figure(RUNGS[:1]), drawn("ladder")
+    first, second = (re.findall(r'height="([\d.]+)pt"', svg(picture.light)) for picture in pictures)
     assert [float(first[0]), float(second[0])] == pytest.approx([72 * (0.9 + 0.32), 72 * (0.9 + 3 * 0.32)])
 
 
 def test_losses_that_were_not_trained_are_left_out() -> None:
-    picture = loss_figure(HISTORY)
+    picture = drawn("loss")
     assert {"loss", "contrastive", "image-text matching"} < set(texts(picture))
     assert "token alignment" not in texts(picture)
     assert picture.alt == "Training loss by epoch, from 3.50 to 2.25."
 
 
 def test_the_best_epoch_is_said_whichever_it_is() -> None:
-    picture = validation_figure(HISTORY)
+    picture = drawn("validation")
     assert {"I → T @1", "I → T @10", "T → I @5"} < set(texts(picture))
     assert picture.alt == "Recall of the towers on val by epoch; the best RSUM is 120.0."

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diptych.errors import DiptychError
+from diptych.report import figures
 from diptych.report.html import Findings, Setting, read_history, write_report
 from diptych.report.table import FIGURE_LABELS
 from diptych.retrieval import metrics
@@ -51,6 +52,25 @@ def history(tmp_path):
     return read_history(tmp_path / "training.csv")
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are empty: drawing them takes nearly all the time of a page."""
+    monkeypatch.setattr(figures, "_svg", lambda *arguments: "data:image/svg+xml;base64,")
+
+
+@pytest.fixture
+def page(render, history, drawn):
+    """The page with a history, to be looked at."""
+    if not drawn:
+        drawn.append(render(history))
+    return drawn[0]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return []
+
+
 class Tags(HTMLParser):
     """All start tags of a page, and whether every one of them that must be closed is."""
 
@@ -68,38 +88,38 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_well_formed(render, history):
-    assert Tags(render(history)).open == []
+def test_the_page_is_well_formed(page):
+    assert Tags(page).open == []
 
 
-def test_nothing_is_loaded_and_nothing_runs(render, history):
-    for tag, attributes in Tags(render(history)).tags:
+def test_nothing_is_loaded_and_nothing_runs(page):
+    for tag, attributes in Tags(page).tags:
         assert tag != "script"
         for name in ("src", "srcset", "href"):
             assert attributes.get(name, "data:").startswith("data:")
         assert not any(name.startswith("on") for name in attributes)
 
 
-def test_every_picture_has_a_text_in_its_place(render, history):
-    pictures = [attributes for tag, attributes in Tags(render(history)).tags if tag == "img"]
+def test_every_picture_has_a_text_in_its_place(page):
+    pictures = [attributes for tag, attributes in Tags(page).tags if tag == "img"]
     assert pictures
     assert all(attributes["alt"] for attributes in pictures)
 
 
-def test_the_same_evaluation_gives_the_same_bytes(render, history):
-    assert render(history) == render(history)
+def test_the_same_evaluation_gives_the_same_bytes(render, history, page):
+    assert render(history) == page
 
 
-def test_figures_carry_no_date_and_no_version(render, history):
-    figures = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", render(history))
-    assert len(figures) == 10
-    for figure in figures:
+def test_figures_carry_no_date_and_no_version(page):
+    drawings = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    assert len(drawings) == 10
+    for figure in drawings:
         svg = base64.b64decode(figure).decode()
         assert "dc:date" not in svg
         assert "Matplotlib" not in svg
 
 
-def test_captions_are_text_whatever_they_hold(render, split):
+def test_captions_are_text_whatever_they_hold(render, split, undrawn):
     split.captions = [f'<script>alert({j})</script>" onload="x' for j in range(len(split.captions))]
     page = render()
     assert "<script" not in page
@@ -107,9 +127,9 @@ def test_captions_are_text_whatever_they_hold(render, split):
     assert "&lt;script&gt;" in page
 
 
-def test_without_a_training_history_the_page_says_so(render, history):
+def test_without_a_training_history_the_page_says_so(render, page, undrawn):
     assert "There are no training curves" in render()
-    assert "There are no training curves" not in render(history)
+    assert "There are no training curves" not in page
 
 
 @pytest.mark.parametrize(
@@ -121,7 +141,7 @@ def test_without_a_training_history_the_page_says_so(render, history):
         (Gain(0.0, 0.0, 0.0, 1.0), "changes nothing."),
     ],
 )
-def test_what_each_stage_brings_is_said_as_it_is(render, gain, words):
+def test_what_each_stage_brings_is_said_as_it_is(render, undrawn, gain, words):
     def change(evaluation, uncertainty):
         uncertainty.gains["qb_norm"]["towers"] = uncertainty.gains["reranked"]["qb_norm"] = gain
 
@@ -130,8 +150,8 @@ def test_what_each_stage_brings_is_said_as_it_is(render, gain, words):
     assert f"weight 0.5, chosen on val; that {words}" in page
 
 
-def test_folds_have_a_table_of_their_own(render, split, monkeypatch):
-    assert "Mean of five folds" not in render()
+def test_folds_have_a_table_of_their_own(render, page, split, monkeypatch, undrawn):
+    assert "Mean of five folds" not in page
     monkeypatch.setattr(metrics, "FOLDED_IMAGES", len(split))
     assert "Mean of five folds of 1,000 images" in render()
 
@@ -140,8 +160,8 @@ def test_each_figure_has_labels_in_the_order_of_the_metrics():
     assert list(FIGURE_LABELS) == list(metrics.FIGURES)
 
 
-def test_relevant_results_are_marked_by_words_not_by_colour_alone(render):
-    assert "✓ relevant" in render()
+def test_relevant_results_are_marked_by_words_not_by_colour_alone(page):
+    assert "✓ relevant" in page
 
 
 def test_history_is_read_as_numbers(history):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +22,25 @@ from diptych.stages import baselines
 from diptych.training.features import FeatureCache
 
 
-@pytest.fixture
-def workspace(tmp_path: object) -> Workspace:
-    made = Workspace(tmp_path)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def _prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("prepared") / "workspace")
     write_prepared(made.prepared)
     (made.prepared / "tokenizer").rename(made.tokenizer)
     made.local.mkdir()
+    return made
+
+
+@pytest.fixture
+def workspace(_prepared: Workspace, tmp_path: Path) -> Workspace:
+    return Workspace(shutil.copytree(_prepared.root, tmp_path / "workspace"))
+
+
+@pytest.fixture(scope="module")
+def ranked(_prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A project with all baselines, to be looked at."""
+    made = Workspace(shutil.copytree(_prepared.root, tmp_path_factory.mktemp("ranked") / "workspace"))
+    baselines.run(made, params())
     return made
 
 
@@ -43,15 +58,14 @@ def params(keep_features: str = "auto", **changes: object) -> Params:
     return Params(**{"model": model_settings(), "train": train, "threads": 1, "device": "cpu", **changes})  # type: ignore[arg-type]
 
 
-def test_every_baseline_ranks_all_queries_of_test(workspace: Workspace) -> None:
-    baselines.run(workspace, params())
-    test = Prepared(workspace.prepared, params().data.splits).split("test")
-    ranks = load_ranks(workspace.baselines, len(test), len(test.captions))
+def test_every_baseline_ranks_all_queries_of_test(ranked: Workspace) -> None:
+    test = Prepared(ranked.prepared, params().data.splits).split("test")
+    ranks = load_ranks(ranked.baselines, len(test), len(test.captions))
     assert list(ranks) == params().baselines.methods
 
 
-def test_a_second_run_gives_the_same_bytes_from_stored_features(workspace: Workspace) -> None:
-    baselines.run(workspace, params())
+def test_a_second_run_gives_the_same_bytes_from_stored_features(ranked: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(shutil.copytree(ranked.root, tmp_path / "workspace"))
     before = workspace.baselines.read_bytes()
     stored = set((workspace.local / "cache" / "features").iterdir())
     baselines.run(workspace, params())

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PREPROCESSING, make_querybank, model_settings, train_settings, write_prepared
+from interrupting import measure_no_speed
+from tiny import (
+    PREPROCESSING,
+    RERANKING,
+    make_model,
+    make_querybank,
+    model_settings,
+    train_settings,
+    write_prepared,
+)
 
 from diptych.config import Params
 from diptych.data.inputs import Inputs
@@ -28,20 +37,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+MLP = {"layers": 1, "heads": 2, "attention": False}
+
+
 def params(**changes: object) -> Params:
     settings = train_settings(fusion_epochs=2, image_tower={"frozen_epochs": 1}, text_tower={"frozen_epochs": 1})
     given = {"model": model_settings(), "train": settings, "evaluate": {"top_k": 4}, "threads": 1, "device": "cpu"}
     return Params(**given | changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_speed_test() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        measure_no_speed(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def trained(no_speed_test: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("trained"))
     write_prepared(made.prepared, train=48, val=16, test=16)
     (made.prepared / "tokenizer").rename(made.tokenizer)
-    made.local.mkdir()
+    keep_runs(made, mlflow_store)
     train.run(made, params())
     return made
+
+
+def keep_runs(workspace: Workspace, store: Path) -> None:
+    """Begin with a copy of an MLflow store, which takes seconds to make."""
+    workspace.local.mkdir()
+    (workspace.local / "mlflow.db").write_bytes(store.read_bytes())
 
 
 def found(workspace: Workspace) -> dict[str, Ranks]:
@@ -74,12 +99,12 @@ def test_features_that_are_not_kept_make_no_difference(trained: Workspace) -> No
 
 
 def test_kept_features_are_found_where_only_top_layers_learned(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, mlflow_store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Workspace(tmp_path)
     write_prepared(made.prepared, train=24, val=8, test=8)
     (made.prepared / "tokenizer").rename(made.tokenizer)
-    made.local.mkdir()
+    keep_runs(made, mlflow_store)
     layers = {"image_tower": {"top_layers": 1}, "text_tower": {"top_layers": 1}}
     settings = params(train=train_settings(fusion_epochs=1, **layers))
     train.run(made, settings)
@@ -95,10 +120,10 @@ def test_an_mlp_is_no_control_to_an_mlp(trained: Workspace, tmp_path: Path) -> N
     made = Workspace(tmp_path)
     made.artifacts.mkdir()
     made.prepared.symlink_to(trained.prepared)
-    made.tokenizer.symlink_to(trained.tokenizer)
-    made.local.mkdir()
-    settings = params(model=model_settings(fusion={"layers": 1, "heads": 2, "attention": False}))
-    train.run(made, settings)
+    settings = params(model=model_settings(fusion=MLP))
+    vocabulary_size = Prepared(trained.prepared, settings.data.splits).settings["vocabulary_size"]
+    untrained = make_model(vocabulary_size, fusion=MLP)
+    save_model(made.model, untrained, settings.model, trained.tokenizer, PREPROCESSING, RERANKING, make_querybank())
     controls.run(made, settings)
     assert list(found(made)) == ["shuffled_images"]
 

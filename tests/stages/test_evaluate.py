@@ -8,13 +8,15 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from _pytest.logging import LogCaptureHandler
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from tiny import PREPROCESSING, RERANKING, make_model, make_querybank, model_settings, write_prepared
@@ -45,9 +47,9 @@ OUTPUTS = (
 )
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path)
+@pytest.fixture(scope="module")
+def _unevaluated(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("unevaluated") / "workspace")
     write_prepared(workspace.prepared, train=4, val=4, test=12)
     save_model(
         workspace.model,
@@ -68,10 +70,57 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-@pytest.fixture(autouse=True)
-def few_images_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def workspace(_unevaluated: Workspace, tmp_path: Path) -> Workspace:
+    """A project that is to be evaluated."""
+    return Workspace(shutil.copytree(_unevaluated.root, tmp_path / "workspace"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images_are_enough() -> Iterator[None]:
     """For slices."""
-    monkeypatch.setattr("diptych.retrieval.slices.FEWEST", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diptych.retrieval.slices.FEWEST", 1)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are empty: drawing them takes most of the time."""
+    monkeypatch.setattr("diptych.report.figures._svg", lambda *arguments: "data:image/svg+xml;base64,")
+
+
+class Evaluated(NamedTuple):
+    """A project that was evaluated, to be looked at."""
+
+    workspace: Workspace
+    lines: list[str]
+    """What was logged."""
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.workspace.reports / f"{name}.json").read_text())
+
+    @property
+    def page(self) -> str:
+        return (self.workspace.reports / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    _unevaluated: Workspace, few_images_are_enough: None, tmp_path_factory: pytest.TempPathFactory
+) -> Evaluated:
+    workspace = Workspace(shutil.copytree(_unevaluated.root, tmp_path_factory.mktemp("evaluated") / "workspace"))
+    handler = LogCaptureHandler()
+    log = logging.getLogger("diptych")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        run(workspace, params())
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    return Evaluated(workspace, [record.getMessage() for record in handler.records])
 
 
 def write_manifest(workspace: Workspace) -> None:
@@ -88,9 +137,8 @@ def params(**changes: object) -> Params:
     )
 
 
-def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace) -> None:
-    run(workspace, params())
-    metrics = json.loads((workspace.reports / "metrics.json").read_text())
+def test_metrics_have_their_form_before_and_after_reranking(evaluated: Evaluated) -> None:
+    metrics = evaluated.json("metrics")
     assert list(metrics) == ["towers", "qb_norm", "reranked"]
     for stage in metrics.values():
         assert list(stage) == ["i2t", "t2i", "rsum"]
@@ -99,19 +147,16 @@ def test_metrics_have_their_form_before_and_after_reranking(workspace: Workspace
             assert list(stage[direction]) == [*recalls, "r_precision", "map@r", "median_rank", "mean_rank", "tied"]
 
 
-def test_the_towers_metrics_are_those_of_the_test_split(workspace: Workspace) -> None:
-    run(workspace, params())
+def test_the_towers_metrics_are_those_of_the_test_split(evaluated: Evaluated) -> None:
+    workspace = evaluated.workspace
     split = Prepared(workspace.prepared, params().data.splits).split("test")
     embedded = embed_split(load_model(workspace.model).model, split, batch_size=64, device=torch.device("cpu"))
     expected = retrieval_metrics(embedded.image, embedded.text, split.image_of_caption)
-    assert json.loads((workspace.reports / "metrics.json").read_text())["towers"] == expected
+    assert evaluated.json("metrics")["towers"] == expected
 
 
-def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
-    run(workspace, params())
-    metrics, sure = (
-        json.loads((workspace.reports / f"{name}.json").read_text()) for name in ("metrics", "uncertainty")
-    )
+def test_every_figure_lies_in_its_interval(evaluated: Evaluated) -> None:
+    metrics, sure = evaluated.json("metrics"), evaluated.json("uncertainty")
     for stage, figures in metrics.items():
         low, high = sure["intervals"][stage]["low"], sure["intervals"][stage]["high"]
         assert low["rsum"] <= figures["rsum"] <= high["rsum"]
@@ -133,17 +178,14 @@ def test_every_figure_lies_in_its_interval(workspace: Workspace) -> None:
     assert gain["low"] <= gain["rsum"] <= gain["high"]
 
 
-def test_another_run_writes_the_same_bytes(workspace: Workspace) -> None:
-    run(workspace, params())
-    before = {name: (workspace.reports / name).read_bytes() for name in OUTPUTS}
-    shutil.rmtree(workspace.reports)
+def test_another_run_writes_the_same_bytes(evaluated: Evaluated, workspace: Workspace) -> None:
+    before = {name: (evaluated.workspace.reports / name).read_bytes() for name in OUTPUTS}
     run(workspace, params())
     assert {name: (workspace.reports / name).read_bytes() for name in OUTPUTS} == before
 
 
-def test_the_plot_has_a_line_for_each_direction_and_stage(workspace: Workspace) -> None:
-    run(workspace, params())
-    with (workspace.reports / "plots" / "recall_at_k.csv").open() as file:
+def test_the_plot_has_a_line_for_each_direction_and_stage(evaluated: Evaluated) -> None:
+    with (evaluated.workspace.reports / "plots" / "recall_at_k.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["direction"], row["stage"]) for row in rows} == {
         (direction, stage) for direction in ("i2t", "t2i") for stage in ("towers", "qb_norm", "reranked")
@@ -152,7 +194,7 @@ def test_the_plot_has_a_line_for_each_direction_and_stage(workspace: Workspace) 
     assert all(0 <= float(row["recall"]) <= 100 for row in rows)
 
 
-def test_the_split_that_plays_test_is_the_one_evaluated(workspace: Workspace) -> None:
+def test_the_split_that_plays_test_is_the_one_evaluated(workspace: Workspace, undrawn: None) -> None:
     of_val = params(data={"splits": {"test": "val"}})
     with pytest.raises(DiptychError, match=r"baselines\.npz holds prior of another test split"):
         run(workspace, of_val)
@@ -162,12 +204,11 @@ def test_the_split_that_plays_test_is_the_one_evaluated(workspace: Workspace) ->
     assert "Gallery (val)" in (workspace.reports / "report.html").read_text()
 
 
-def test_a_table_of_the_metrics_is_logged(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "diptych.stages.evaluate"):
-        run(workspace, params())
-    assert "Retrieval on test, 12 images and" in caplog.text
-    assert "re-ranked  Text → image" in caplog.text
-    assert "RSUM: towers" in caplog.text
+def test_a_table_of_the_metrics_is_logged(evaluated: Evaluated) -> None:
+    said = "\n".join(evaluated.lines)
+    assert "Retrieval on test, 12 images and" in said
+    assert "re-ranked  Text → image" in said
+    assert "RSUM: towers" in said
 
 
 def test_without_a_model_nothing_is_written(workspace: Workspace) -> None:
@@ -177,7 +218,7 @@ def test_without_a_model_nothing_is_written(workspace: Workspace) -> None:
     assert not workspace.reports.exists()
 
 
-def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None:
+def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace, undrawn: None) -> None:
     """Bank, strength and each weight move some rank here, so none of them is left out or taken for another."""
     config = workspace.model / "config.json"
     content = json.loads(config.read_text())
@@ -210,26 +251,24 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace) -> None
     assert [metrics != expected(*other) for other in others] == [True] * 4
 
 
-def test_baselines_are_compared_on_the_same_queries(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    run(workspace, params())
+def test_baselines_are_compared_on_the_same_queries(evaluated: Evaluated) -> None:
+    workspace = evaluated.workspace
     found = {**load_ranks(workspace.baselines, 12, 24), **load_ranks(workspace.controls, 12, 24)}
     expected = {name: metrics_from_ranks(*both) for name, both in found.items()}
-    assert json.loads((workspace.reports / "baselines.json").read_text()) == expected
-    sure = json.loads((workspace.reports / "uncertainty.json").read_text())
-    metrics = json.loads((workspace.reports / "metrics.json").read_text())
+    assert evaluated.json("baselines") == expected
+    sure = evaluated.json("uncertainty")
+    metrics = evaluated.json("metrics")
     gain = sure["gains"]["reranked"]["cca"]
     assert gain["rsum"] == pytest.approx(metrics["reranked"]["rsum"] - expected["cca"]["rsum"])
     assert gain["low"] <= gain["rsum"] <= gain["high"]
-    said = [record.getMessage() for record in caplog.records]
+    said = evaluated.lines
     assert any(line.startswith("Joint modelling beats single-modality methods: ") for line in said)
     assert any(re.fullmatch(r"Re-ranking: \d+\.\d ms a query for [+-]\d+\.\d RSUM", line) for line in said)
-    page = (workspace.reports / "report.html").read_text()
-    assert "Joint modelling beats single-modality methods: " in page
-    assert "frozen towers: CCA" in page
+    assert "Joint modelling beats single-modality methods: " in evaluated.page
+    assert "frozen towers: CCA" in evaluated.page
 
 
-def test_without_baselines_there_is_no_ladder(workspace: Workspace) -> None:
+def test_without_baselines_there_is_no_ladder(workspace: Workspace, undrawn: None) -> None:
     save_ranks(workspace.baselines, {})
     save_ranks(workspace.controls, {})
     run(workspace, params())
@@ -239,9 +278,8 @@ def test_without_baselines_there_is_no_ladder(workspace: Workspace) -> None:
     assert "Joint modelling" not in page
 
 
-def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None:
-    run(workspace, params())
-    failures = json.loads((workspace.reports / "failures.json").read_text())
+def test_failures_are_told_in_numbers_and_pictures(evaluated: Evaluated) -> None:
+    failures = evaluated.json("failures")
     attributes = {one["attribute"] for one in failures["slices"]}
     of_objects = {"objects in the image", "an image that shows"}
     assert attributes == {"brightness in %", "width / height", "words in the caption"} | of_objects
@@ -250,7 +288,7 @@ def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None
         counts[one["attribute"]] += one["queries"] if one["direction"] == "t2i" else 0
     # All images show a dog, so only the ball makes a difference: it is in every second one, in 12 of their captions.
     assert counts == dict.fromkeys(attributes, 24) | {"an image that shows": 12}
-    page = (workspace.reports / "report.html").read_text()
+    page = evaluated.page
     assert "Where it fails" in page
     assert "Confused most often" in page
     assert [one["rank"] > 10 for one in failures["missed"]["t2i"]] == [True] * len(failures["missed"]["t2i"])
@@ -258,7 +296,7 @@ def test_failures_are_told_in_numbers_and_pictures(workspace: Workspace) -> None
 
 
 @pytest.mark.parametrize("keep", [None, 3])
-def test_a_manifest_that_does_not_fit_is_an_error(workspace: Workspace, keep: int | None) -> None:
+def test_a_manifest_that_does_not_fit_is_an_error(workspace: Workspace, keep: int | None, undrawn: None) -> None:
     if keep is None:
         workspace.manifest.unlink()
     else:

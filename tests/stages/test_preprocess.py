@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -25,14 +26,22 @@ PARAMS = Params.model_validate(
 )
 
 
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("validated") / "workspace"
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> Workspace:
+def workspace(
+    tmp_path: Path, make_dataset: Callable[..., Path], photo: Callable[..., bytes], validated: Path
+) -> Workspace:
     """Validated project: three images of train, two of val, whose captions have words that train does not have."""
-    images = [("train", photo(0)), ("val", photo(1)), ("train", photo(2)), ("val", photo(3)), ("train", photo(4))]
-    make_dataset(images, captions={2: ["zebras zoom", "zebras"], 4: ["zebras"]})
-    workspace = Workspace(tmp_path)
-    validate.run(workspace, PARAMS)
-    return workspace
+    if not validated.exists():
+        images = [("train", photo(0)), ("val", photo(1)), ("train", photo(2)), ("val", photo(3)), ("train", photo(4))]
+        made = make_dataset(images, captions={2: ["zebras zoom", "zebras"], 4: ["zebras"]})
+        validate.run(Workspace(made.parent), PARAMS)
+        shutil.copytree(made.parent, validated)
+    return Workspace(shutil.copytree(validated, tmp_path / "workspace"))
 
 
 def snapshot(workspace: Workspace) -> dict[str, bytes]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from interrupting import forget_accelerator
+from fake_project import keep_environment
+from forked import Forks
+from interrupting import forget_accelerator, measure_no_speed
 from tiny import make_model, model_settings, train_settings, write_prepared
 
 from diptych.config import Params
@@ -27,15 +30,48 @@ from diptych.retrieval.reranking import Weights, candidate_logits, choose_streng
 from diptych.stages import train
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, mlflow_store: Path) -> Workspace:
-    made = Workspace(tmp_path)
+@pytest.fixture(scope="module")
+def _untrained(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("untrained") / "workspace")
     write_prepared(made.prepared)
     (made.prepared / "tokenizer").rename(made.tokenizer)
     made.local.mkdir()
     (made.local / "mlflow.db").write_bytes(mlflow_store.read_bytes())
-    (tmp_path / "params.yaml").write_text("")
+    (made.root / "params.yaml").write_text("")
     return made
+
+
+@pytest.fixture
+def workspace(_untrained: Workspace, tmp_path: Path) -> Workspace:
+    """A project that is to be trained."""
+    return Workspace(shutil.copytree(_untrained.root, tmp_path / "workspace"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A project that was trained, to be looked at."""
+
+    workspace: Workspace
+    chosen: list[tuple[Any, tuple[Any, ...]]]
+    """The bias strength and the weights, each with what it was chosen by."""
+
+
+@pytest.fixture(scope="module")
+def trained(_untrained: Workspace, no_speed_test: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    made = Trained(Workspace(shutil.copytree(_untrained.root, tmp_path_factory.mktemp("trained") / "workspace")), [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "choose_strength", spying(choose_strength, made.chosen))
+        patch.setattr(train, "choose_weights", spying(choose_weights, made.chosen))
+        keep_environment(patch)
+        train.run(made.workspace, params())
+    return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_speed_test() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        measure_no_speed(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +93,8 @@ def params(**changes: Any) -> Params:
     return Params(**settings)
 
 
-def test_it_leaves_a_model_and_a_row_an_epoch(workspace: Workspace) -> None:
-    train.run(workspace, params())
+def test_it_leaves_a_model_and_a_row_an_epoch(trained: Trained) -> None:
+    workspace = trained.workspace
     history = pd.read_csv(workspace.reports / "training.csv")
     assert history["epoch"].tolist() == [1, 2]
     assert {"loss", "contrastive", "itm", "learning_rate", "temperature", "val_rsum"} <= set(history.columns)
@@ -68,16 +104,19 @@ def test_it_leaves_a_model_and_a_row_an_epoch(workspace: Workspace) -> None:
     assert loaded.reranking.top_k == 32
 
 
-def test_twice_gives_the_same_bytes_and_leaves_no_checkpoint(workspace: Workspace) -> None:
-    train.run(workspace, params())
-    before = {path.name: path.read_bytes() for path in workspace.model.iterdir()}
-    train.run(workspace, params())
-    assert {path.name: path.read_bytes() for path in workspace.model.iterdir()} == before
-    assert list((workspace.local / "checkpoints").iterdir()) == []
+def test_twice_gives_the_same_bytes_and_leaves_no_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    assert list((trained.workspace.local / "checkpoints").iterdir()) == []
+    again = Workspace(shutil.copytree(trained.workspace.root, tmp_path / "again"))
+    train.run(again, params())
+    before, after = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (trained.workspace.model, again.model)
+    )
+    assert after == before
+    assert list((again.local / "checkpoints").iterdir()) == []
 
 
-def test_the_run_is_found_by_the_hash_of_its_weights(workspace: Workspace) -> None:
-    train.run(workspace, params())
+def test_the_run_is_found_by_the_hash_of_its_weights(trained: Trained) -> None:
+    workspace = trained.workspace
     client, experiment = connect(workspace, params())
     found = client.search_runs([experiment], f"tags.weights_sha256 = '{weights_sha256(workspace.model)}'")
     assert len(found) == 1
@@ -119,12 +158,17 @@ def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
         train.run(Workspace(tmp_path), params())
 
 
-def test_several_processes_leave_one_model_and_one_run(workspace: Workspace) -> None:
+def test_several_processes_leave_one_model_and_one_run(workspace: Workspace, forks: Forks, tmp_path: Path) -> None:
+    """Torchrun starts two forks in the place of `python -u -m diptych`, which would both import what is imported."""
     (workspace.root / "dvc.yaml").write_text("")
     settings = params(train=train_settings(launch=["torchrun", "--standalone", "--nproc-per-node=2"]), threads=None)
     workspace.params.write_text(json.dumps(settings.model_dump(by_alias=True)))
+    command = forks.command("diptych", "stage", "train")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "-u -m diptych" ] && shift 3 && exec {command[0]} "$@"\n')
+    python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DIPTYCH", "DVC"))}
-    command = [sys.executable, "-m", "diptych", "stage", "train"]
+    environment["PYTHON_EXEC"] = str(python)
     done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Trained on 32 images") == 1
@@ -133,14 +177,9 @@ def test_several_processes_leave_one_model_and_one_run(workspace: Workspace) -> 
     assert len(client.search_runs([experiment])) == 1
 
 
-def test_bank_strength_and_weights_are_those_of_train_and_val(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bank_strength_and_weights_are_those_of_train_and_val(trained: Trained) -> None:
     """Done again, step by step, with the model that was saved."""
-    chosen: list[Any] = []
-    monkeypatch.setattr(train, "choose_strength", spying(choose_strength, chosen))
-    monkeypatch.setattr(train, "choose_weights", spying(choose_weights, chosen))
-    train.run(workspace, params())
+    workspace = trained.workspace
     loaded = load_model(workspace.model)
     model, prepared = loaded.model, Prepared(workspace.prepared, params().data.splits)
     seen, val = (
@@ -150,7 +189,7 @@ def test_bank_strength_and_weights_are_those_of_train_and_val(
     assert torch.allclose(loaded.querybank.image.float(), seen.image, atol=2e-3)
     kept, expected = (bank.float().sort(dim=0).values for bank in (loaded.querybank.text, seen.text))
     assert torch.allclose(kept, expected, atol=2e-3)
-    (strength, (embedded, bank, _)), (weights, (candidates, _)) = chosen
+    (strength, (embedded, bank, _)), (weights, (candidates, _)) = trained.chosen
     assert torch.allclose(embedded.image, val.image, atol=1e-5)
     assert loaded.reranking.bias_strength == strength == choose_strength(val, bank, scale)
     again = candidate_logits(model, val.biased(loaded.querybank, scale), 32, device=torch.device("cpu"))

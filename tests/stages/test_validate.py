@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -20,7 +21,14 @@ Make = Callable[..., Path]
 PARAMS = Params.model_validate({"threads": 1, "data": {"splits": {"test": "val"}}})
 
 
-@pytest.fixture
+class Done(NamedTuple):
+    """A dataset that was validated, to be looked at, and what was logged."""
+
+    workspace: Workspace
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
 def images(photo: Callable[..., bytes]) -> list[tuple[str, bytes]]:
     """Sixty images, of which three may be bad by the default share."""
     return [("val" if seed % 6 == 0 else "train", photo(seed)) for seed in range(60)]
@@ -35,10 +43,24 @@ def snapshot(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_accepted_rows_and_reports_are_written(tmp_path: Path, make_dataset: Make, images: Any) -> None:
-    make_dataset([*images, ("train", b"text")])
-    workspace = Workspace(tmp_path)
-    validate.run(workspace, PARAMS)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return Done(Workspace(tmp_path_factory.mktemp("validated")), [])
+
+
+@pytest.fixture
+def validated(make_dataset: Make, images: Any, done: Done, caplog: pytest.LogCaptureFixture) -> Done:
+    """Sixty images that are accepted, and one that is not."""
+    if not done.lines:
+        make_dataset([*images, ("train", b"text")]).rename(done.workspace.data)
+        with caplog.at_level(logging.INFO, logger="diptych"):
+            validate.run(done.workspace, PARAMS)
+        done.lines.extend(caplog.messages)
+    return done
+
+
+def test_accepted_rows_and_reports_are_written(validated: Done) -> None:
+    workspace = validated.workspace
     assert len(pd.read_parquet(workspace.manifest)) == 60
     assert len(pd.read_parquet(workspace.captions)) == 120
     assert len(pd.read_csv(workspace.reports / "quarantine.csv")) == 3
@@ -46,12 +68,10 @@ def test_accepted_rows_and_reports_are_written(tmp_path: Path, make_dataset: Mak
     assert (workspace.reports / "data-docs" / "index.html").is_file()
 
 
-def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path, make_dataset: Make, images: Any) -> None:
-    make_dataset([*images, ("train", b"text")])
-    validate.run(Workspace(tmp_path), PARAMS)
-    first = snapshot(tmp_path)
-    validate.run(Workspace(tmp_path), PARAMS.model_copy(update={"threads": 2}))
-    assert snapshot(tmp_path) == first
+def test_the_same_dataset_gives_the_same_bytes(validated: Done, tmp_path: Path) -> None:
+    again = Workspace(shutil.copytree(validated.workspace.root, tmp_path / "again"))
+    validate.run(again, PARAMS.model_copy(update={"threads": 2}))
+    assert snapshot(again.root) == snapshot(validated.workspace.root)
 
 
 def test_images_of_an_unused_split_are_mentioned(
@@ -98,10 +118,5 @@ def test_without_a_dataset_the_error_names_the_command_that_imports_one(tmp_path
         validate.run(Workspace(tmp_path), PARAMS)
 
 
-def test_the_last_log_line_is_a_summary(
-    tmp_path: Path, make_dataset: Make, images: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    make_dataset([*images, ("train", b"text")])
-    with caplog.at_level(logging.INFO, logger="diptych"):
-        validate.run(Workspace(tmp_path), PARAMS)
-    assert "Accepted 60 images and 120 captions, quarantined 1 and 2" in caplog.text
+def test_the_last_log_line_is_a_summary(validated: Done) -> None:
+    assert "Accepted 60 images and 120 captions, quarantined 1 and 2" in validated.lines[-1]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from gloo import trained
-from interrupting import forget_accelerator, stop
+from interrupting import forget_accelerator, measure_no_speed, stop
 from tiny import make_model, open_prepared, train_settings, write_prepared
 
 from diptych.data.inputs import StoredImages, StoredTexts
@@ -26,7 +30,8 @@ from diptych.training.checkpoints import Checkpoints
 from diptych.training.compiling import Compilation
 from diptych.training.feature_files import FeatureFiles
 from diptych.training.features import FeatureCache
-from diptych.training.loop import Setup, Trainer
+from diptych.training.flops import flops_per_image
+from diptych.training.loop import Position, Setup, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,13 @@ def fresh_process() -> Any:
 
 @pytest.fixture(autouse=True)
 def no_speed_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Matrices are multiplied after each epoch to learn what the device could do."""
-    monkeypatch.setattr("diptych.training.loop.matrix_product_rate", lambda *device_and_precision: 1e9)
+    measure_no_speed(monkeypatch)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch, no_speed_test: None) -> None:
+    """Operations are counted after all."""
+    monkeypatch.setattr("diptych.training.loop.flops_per_image", flops_per_image)
 
 
 def trainer(
@@ -55,14 +65,16 @@ def trainer(
     folder: Path,
     report: Any = lambda values, step: None,
     features: FeatureCache | None = None,
+    checkpoint_every: int = 100,
     **changes: Any,
 ) -> Trainer:
+    """Checkpoints at the ends of epochs alone, unless others are asked for: writing one takes longer than a step."""
     vocabulary_size = prepared.settings["vocabulary_size"]
     return Trainer(
         make_model(vocabulary_size),
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(**changes),
+        train_settings(checkpoint_every=checkpoint_every, **changes),
         Setup(
             seed=0,
             evaluation_batch=8,
@@ -89,9 +101,46 @@ def before_validation(monkeypatch: pytest.MonkeyPatch, action: Callable[[], obje
     monkeypatch.setattr("diptych.training.loop.embed_split", embed)
 
 
-def same_weights(one: DualEncoder, other: DualEncoder) -> bool:
-    others = other.state_dict()
+def same_weights(one: DualEncoder, other: DualEncoder | Whole) -> bool:
+    others = other.weights if isinstance(other, Whole) else other.state_dict()
     return all(torch.equal(tensor, others[name]) for name, tensor in one.state_dict().items())
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a training that nothing interrupted has left, in memory and in a folder that is only to be read."""
+
+    position: Position
+    weights: dict[str, torch.Tensor]
+    checkpoints: Path
+    kept: Path
+    """Of the features that stay the same."""
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Whole]:
+    """Trains to the end, with kept features or without; once for all tests that ask for the same training."""
+
+    @cache
+    def train(keeps: bool, settings: str) -> Whole:
+        folder = tmp_path_factory.mktemp("whole")
+        kept = kept_in(folder / "kept") if keeps else None
+        made = trainer(prepared, folder / "checkpoints", features=kept, **json.loads(settings))
+        position = made.run()
+        return Whole(position, made.model.state_dict(), folder / "checkpoints", folder / "kept")
+
+    return lambda keeps=False, **settings: train(keeps, json.dumps(settings, sort_keys=True))
+
+
+def interrupted(make: Callable[[], Trainer], steps: Sequence[int]) -> Trainer:
+    """The last trainer of a training that was interrupted after each of these steps, and resumed each time."""
+    for step in steps:
+        made = make()
+        stop(made, after=step)
+        with pytest.raises(KeyboardInterrupt):
+            made.run()
+        torch.manual_seed(99)
+    return make()
 
 
 def test_the_loss_falls(prepared: Prepared, tmp_path: Path) -> None:
@@ -99,35 +148,26 @@ def test_the_loss_falls(prepared: Prepared, tmp_path: Path) -> None:
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
-def test_the_same_seed_gives_the_same_bits(prepared: Prepared, tmp_path: Path) -> None:
-    one, other = trainer(prepared, tmp_path / "1"), trainer(prepared, tmp_path / "2")
-    assert one.run().history == other.run().history
-    assert same_weights(one.model, other.model)
+def test_the_same_seed_gives_the_same_bits(prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]) -> None:
+    one, other = whole(), trainer(prepared, tmp_path)
+    assert other.run().history == one.position.history
+    assert same_weights(other.model, one)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 7])
-def test_an_interrupted_training_resumes_to_the_bit(prepared: Prepared, tmp_path: Path, stop_at: int) -> None:
-    """Four steps an epoch, a checkpoint every second one: the stop falls before, on and behind checkpoints."""
-    whole = trainer(prepared, tmp_path / "whole")
-    expected = whole.run()
-
-    broken = trainer(prepared, tmp_path / "broken")
-    stop(broken, after=stop_at)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    torch.manual_seed(99)
-    resumed = trainer(prepared, tmp_path / "broken")
-    assert resumed.run() == expected
-    assert same_weights(resumed.model, whole.model)
+def test_an_interrupted_training_resumes_to_the_bit(
+    prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]
+) -> None:
+    """Four steps an epoch, a checkpoint every second one: the stops fall before, on and behind checkpoints."""
+    resumed = interrupted(lambda: trainer(prepared, tmp_path, checkpoint_every=2), (1, 2, 3, 4, 5, 7))
+    assert resumed.run() == whole().position
+    assert same_weights(resumed.model, whole())
 
 
-def test_a_finished_training_is_not_repeated(prepared: Prepared, tmp_path: Path) -> None:
-    first = trainer(prepared, tmp_path)
-    position = first.run()
-    again = trainer(prepared, tmp_path)
+def test_a_finished_training_is_not_repeated(prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]) -> None:
+    again = trainer(prepared, shutil.copytree(whole().checkpoints, tmp_path / "finished"))
     stop(again, after=0)
-    assert again.run() == position
-    assert same_weights(first.model, again.model)
+    assert again.run() == whole().position
+    assert same_weights(again.model, whole())
 
 
 def test_the_weights_are_those_of_the_best_epoch_on_val(
@@ -188,6 +228,7 @@ def test_without_matching_the_fusion_stays_as_it_was(prepared: Prepared, tmp_pat
 
 
 ALONE: dict[str, Any] = {"epochs": 3, "fusion_epochs": 2, "patience": None}
+SOON_ALONE: dict[str, Any] = {"epochs": 2, "fusion_epochs": 1, "patience": None}
 
 
 @pytest.mark.parametrize(
@@ -245,43 +286,38 @@ def test_patience_leads_to_the_fusion(prepared: Prepared, tmp_path: Path, monkey
     assert [row["learning_rate"] for row in whole.run().history[2:]] == [row["learning_rate"] for row in history[2:]]
 
 
-@pytest.mark.parametrize("stop_at", [11, 12, 13, 15, 18])
-def test_a_training_of_the_fusion_alone_resumes_to_the_bit(prepared: Prepared, tmp_path: Path, stop_at: int) -> None:
+def test_a_training_of_the_fusion_alone_resumes_to_the_bit(
+    prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]
+) -> None:
     """Its epochs begin behind step 12."""
-    kept = kept_in(tmp_path / "kept")
-    whole = trainer(prepared, tmp_path / "whole", features=kept, **ALONE)
-    expected = whole.run()
-    broken = trainer(prepared, tmp_path / "broken", features=kept, **ALONE)
-    stop(broken, after=stop_at - 1)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    resumed = trainer(prepared, tmp_path / "broken", features=kept, **ALONE)
-    assert resumed.run() == expected
-    assert same_weights(resumed.model, whole.model)
+    expected = whole(keeps=True, **ALONE)
+    make = partial(
+        trainer, prepared, tmp_path / "broken", features=kept_in(tmp_path / "kept"), checkpoint_every=2, **ALONE
+    )
+    resumed = interrupted(make, (10, 11, 12, 14, 17))
+    assert resumed.run() == expected.position
+    assert same_weights(resumed.model, expected)
 
 
-@pytest.mark.parametrize("epoch", [1, 3, 4, 5])
 def test_a_training_that_ends_between_its_files_resumes_to_the_bit(
-    prepared: Prepared, tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, tmp_path: Path, whole: Callable[..., Whole]
 ) -> None:
     """As on a full disk: of an epoch the best weights may be there, where it stands is not."""
-    changes: dict[str, Any] = {**ALONE, "checkpoint_every": 100}
-    whole = trainer(prepared, tmp_path / "whole", **changes)
-    expected = whole.run()
-    broken = trainer(prepared, tmp_path / "broken", **changes)
-    save = broken.checkpoints.save
 
-    def full(state: dict[str, Any]) -> None:
+    def full(save: Callable[[Any], None], epoch: int, state: dict[str, Any]) -> None:
         if state["position"]["epoch"] == epoch:
             raise DiptychError("full")
         save(state)
 
-    monkeypatch.setattr(broken.checkpoints, "save", full)
-    with pytest.raises(DiptychError, match="full"):
-        broken.run()
-    resumed = trainer(prepared, tmp_path / "broken", **changes)
-    assert resumed.run() == expected
-    assert same_weights(resumed.model, whole.model)
+    for epoch in (1, 3, 4, 5):
+        broken = trainer(prepared, tmp_path, **ALONE)
+        broken.checkpoints.save = partial(full, broken.checkpoints.save, epoch)  # type: ignore[method-assign]
+        with pytest.raises(DiptychError, match="full"):
+            broken.run()
+    resumed = trainer(prepared, tmp_path, **ALONE)
+    expected = whole(**ALONE)
+    assert resumed.run() == expected.position
+    assert same_weights(resumed.model, expected)
 
 
 def test_what_an_earlier_phase_used_makes_room(prepared: Prepared, tmp_path: Path) -> None:
@@ -355,13 +391,15 @@ def test_a_training_with_a_release_resumes_to_the_bit(
     assert same_weights(resumed.model, whole.model)
 
 
-FROZEN = {"image_tower": {"lr_multiplier": 0.0}, "text_tower": {"frozen_epochs": 1}}
-TOP_LAYERS = {"image_tower": {"top_layers": 1, "frozen_epochs": 1}, "text_tower": {"top_layers": 1}}
+FROZEN: dict[str, Any] = {"image_tower": {"lr_multiplier": 0.0}, "text_tower": {"frozen_epochs": 1}}
+TOP_LAYERS: dict[str, Any] = {"image_tower": {"top_layers": 1, "frozen_epochs": 1}, "text_tower": {"top_layers": 1}}
 MIRRORS = {"crop_scale": 1.0, "flip": 0.5, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
-MIRRORED = TOP_LAYERS | {"augmentation": MIRRORS}
+MIRRORED: dict[str, Any] = TOP_LAYERS | {"augmentation": MIRRORS}
 STAYS = {"frozen": FROZEN, "top-layers": TOP_LAYERS, "top-layers-mirrored": MIRRORED}
 KEPT = pytest.mark.parametrize("stays", STAYS.values(), ids=STAYS)
-KEPT_AND_ALONE = pytest.mark.parametrize("stays", [*STAYS.values(), MIRRORED | ALONE], ids=[*STAYS, "fusion-alone"])
+KEPT_AND_ALONE = pytest.mark.parametrize(
+    "stays", [*STAYS.values(), MIRRORED | SOON_ALONE], ids=[*STAYS, "fusion-alone"]
+)
 
 
 def kept_in(folder: Path) -> FeatureCache:
@@ -374,14 +412,17 @@ def recomputed(*_: object) -> None:
 
 @KEPT_AND_ALONE
 def test_kept_features_train_to_the_same_bits_whether_computed_now_or_found(
-    prepared: Prepared, tmp_path: Path, stays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared,
+    tmp_path: Path,
+    stays: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Whole],
 ) -> None:
-    cold = trainer(prepared, tmp_path / "cold", features=kept_in(tmp_path / "kept"), **stays)
-    warm = trainer(prepared, tmp_path / "warm", features=kept_in(tmp_path / "kept"), **stays)
-    history = cold.run().history
+    cold = whole(keeps=True, **stays)
     monkeypatch.setattr(FeatureFiles, "write", recomputed)
-    assert warm.run().history == history
-    assert same_weights(cold.model, warm.model)
+    warm = trainer(prepared, tmp_path, features=kept_in(cold.kept), **stays)
+    assert warm.run().history == cold.position.history
+    assert same_weights(warm.model, cold)
 
 
 @KEPT
@@ -403,21 +444,20 @@ def test_kept_features_train_to_about_the_weights_of_features_that_are_not_kept(
 
 @KEPT_AND_ALONE
 def test_a_training_from_kept_features_resumes_to_the_bit(
-    prepared: Prepared, tmp_path: Path, stays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared,
+    tmp_path: Path,
+    stays: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Whole],
 ) -> None:
-    changes = stays | {"features": kept_in(tmp_path / "kept")}
-    whole = trainer(prepared, tmp_path / "whole", **changes)
-    expected = whole.run()
-    for step in (3, 7, 14)[: expected.epoch - 1]:
-        broken = trainer(prepared, tmp_path / f"broken-{step}", **changes)
-        stop(broken, after=step - 1)
-        with pytest.raises(KeyboardInterrupt):
-            broken.run()
-        resumed = trainer(prepared, tmp_path / f"broken-{step}", **(changes | {"features": kept_in(tmp_path / "kept")}))
-        with monkeypatch.context() as patch:
-            patch.setattr(FeatureFiles, "write", recomputed)
-            assert resumed.run() == expected
-        assert same_weights(resumed.model, whole.model)
+    expected = whole(keeps=True, **stays)
+    monkeypatch.setattr(FeatureFiles, "write", recomputed)
+    resumed = interrupted(
+        lambda: trainer(prepared, tmp_path, features=kept_in(expected.kept), checkpoint_every=2, **stays),
+        (2, 6, 10)[: expected.position.epoch],
+    )
+    assert resumed.run() == expected.position
+    assert same_weights(resumed.model, expected)
 
 
 def test_a_fusion_alone_sees_what_its_towers_make_of_what_lay_below_them(
@@ -518,10 +558,10 @@ def test_where_memory_does_not_suffice_it_trains_as_with_small_chunks_from_the_s
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """To the bit, dropout and the statistics of batch norms included."""
-    expected = trainer(prepared, tmp_path / "small", chunk_size=2)
+    expected = trainer(prepared, tmp_path / "small", chunk_size=2, epochs=1)
     history = expected.run().history
     too_large = TooLarge(5, monkeypatch)
-    made = trainer(prepared, tmp_path / "large")
+    made = trainer(prepared, tmp_path / "large", epochs=1)
     assert made.run().history == history
     assert same_weights(made.model, expected.model)
     assert (made.backward.chunk_size, len(too_large.held)) == (2, 2)
@@ -532,31 +572,35 @@ def test_a_chunk_that_was_found_small_enough_is_taken_up_on_resuming(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     too_large = TooLarge(5, monkeypatch)
-    made = trainer(prepared, tmp_path)
+    made = trainer(prepared, tmp_path, checkpoint_every=2, epochs=1)
     stop(made, after=3)
     with pytest.raises(KeyboardInterrupt):
         made.run()
-    resumed = trainer(prepared, tmp_path)
+    resumed = trainer(prepared, tmp_path, epochs=1)
     resumed.run()
     assert (resumed.backward.chunk_size, len(too_large.held)) == (2, 2)
 
 
 def test_counting_operations_changes_nothing_of_the_training(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: None
 ) -> None:
-    changes: dict[str, Any] = {"objectives": {"simclr_image": 0.1, "simclr_text": 0.1}}
+    changes: dict[str, Any] = {"epochs": 1, "objectives": {"simclr_image": 0.1, "simclr_text": 0.1}}
     reported: dict[str, float] = {}
-    counting = trainer(prepared, tmp_path / "1", report=lambda values, step: reported.update(values), **changes)
-    history = counting.run().history
+    counted = trainer(prepared, tmp_path / "1", report=lambda values, step: reported.update(values), **changes)
+    history = counted.run().history
     assert reported["model_flops_utilization"] > 0
-    monkeypatch.setattr("diptych.training.loop.flops_per_image", lambda *arguments: 1.0)
+    measure_no_speed(monkeypatch)
     plain = trainer(prepared, tmp_path / "2", **changes)
     assert plain.run().history == history
-    assert same_weights(plain.model, counting.model)
+    assert same_weights(plain.model, counted.model)
 
 
 def test_where_memory_does_not_suffice_to_count_operations_training_goes_on(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    counting: None,
 ) -> None:
     def full(step: Any) -> int:
         raise torch.OutOfMemoryError
@@ -571,7 +615,7 @@ def test_a_loss_that_is_not_a_number_is_never_saved(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """It is read one step late, but before a checkpoint (every second step) and before the end of the epoch."""
-    made = trainer(prepared, tmp_path)
+    made = trainer(prepared, tmp_path, checkpoint_every=2)
     backward = Backward.__call__
 
     def spoilt(self: Backward, batch: Any) -> Any:
@@ -609,7 +653,10 @@ def test_a_compiled_tower_comes_apart_where_its_top_layers_are_released(
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **settings: compile_module(module, backend="eager", **settings)
     )
-    released = {"image_tower": {"frozen_epochs": 1, "top_layers": 1}, "text_tower": {"lr_multiplier": 0.0}}
+    released: dict[str, Any] = {
+        "image_tower": {"frozen_epochs": 1, "top_layers": 1},
+        "text_tower": {"lr_multiplier": 0.0},
+    }
     made = trainer(prepared, tmp_path, features=kept_in(tmp_path / "kept"), compile="always", epochs=2, **released)
     made.run()
     torch.compiler.reset()
