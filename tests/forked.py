@@ -56,5 +56,6 @@ def _write_scripts(folder: Path) -> None:
 
 
 def _start(program: str, folder: Path) -> None:
-    # What libraries read once, at their import.
-    start_server(PROGRAM, "server", str(folder / "socket"), program, **environment.DEFAULTS)
+    # What libraries read once, at their import. One thread, as for the tests themselves: no core is idle.
+    settings = {**environment.DEFAULTS, "OMP_NUM_THREADS": "1"}
+    start_server(PROGRAM, "server", str(folder / "socket"), program, **settings)
