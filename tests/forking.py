@@ -13,18 +13,35 @@ import socket
 import sys
 from typing import Any
 
+PACKAGE = "package"
 PROGRAMS = {
-    "dvc": ("dvc.cli:main", ["dvc.cli.parser", "dvc.repo", "dvc_data.index", "dvc_objects.fs"]),
+    "dvc": (
+        "dvc.cli:main",
+        """
+        configobj diptych.project.dvc dulwich.index dulwich.walk dulwich.worktree dvc.cachemgr dvc.cli.parser
+        dvc.data_cloud dvc.dirs dvc.lock dvc.repo dvc.repo.artifacts dvc.repo.datasets dvc.repo.graph dvc.repo.index
+        dvc.repo.metrics dvc.repo.open_repo dvc.repo.params dvc.repo.plots dvc.repo.stage dvc.repo.trie dvc.rwlock
+        dvc.scm dvc.utils.strictyaml dvc_data.hashfile.db.local dvc_data.hashfile.status dvc_data.index dvc_objects.fs
+        dvc_render flufl.lock fsspec.implementations.memory networkx rich.console rich.json rich.status
+        ruamel.yaml.cyaml ruamel.yaml.mergevalue scmrepo.git
+        """,
+    ),
     "diptych": (
         "diptych.cli.main:main",
-        [
-            *(f"diptych.stages.{name}" for name in ("validate", "preprocess", "baselines", "train", "evaluate")),
-            *("diptych.inbox.ingesting", "diptych.inbox.need", "diptych.orchestration.pages", "prefect.events.worker"),
-            *("diptych.registry.gate", "diptych.registry.register", "mlflow.pyfunc", "sklearn.linear_model"),
-        ],
+        """
+        diptych.inbox.ingesting diptych.inbox.need diptych.orchestration.pages diptych.registry.gate
+        diptych.registry.register diptych.stages.baselines diptych.stages.evaluate diptych.stages.preprocess
+        diptych.stages.train diptych.stages.validate mlflow.pyfunc prefect.cli.deploy prefect.events.worker
+        sklearn.linear_model
+        """,
     ),
+    # For the packages of models, which bring the library along: without the library.
+    PACKAGE: ("", "mlflow.pyfunc pandas PIL.Image pyarrow safetensors.torch tokenizers torch"),
 }
-"""Function of each program, and the modules that are imported before its forks."""
+"""Function of each program, and the modules that are imported before its forks.
+
+Where the first argument is -c, -m or -I, a fork does what python does with these arguments.
+"""
 ALL_FORKED = "ALL_FORKED"
 """Environment variable: a folder with a script for each program. Where a fork has it, the DVC that diptych runs is a
 fork too, and so is the diptych that a stage of DVC runs.
@@ -33,7 +50,9 @@ fork too, and so is the diptych that a stage of DVC runs.
 
 def client(path: str, arguments: list[str]) -> int:
     """Have the server fork, and return the exit code of the fork."""
-    words = [os.getcwd(), *arguments, "", *(f"{name}={value}" for name, value in os.environ.items())]  # noqa: PTH109
+    environment = [f"{name}={value}" for name, value in os.environ.items()]
+    cores = ",".join(map(str, os.sched_getaffinity(0))) if sys.platform == "linux" else ""
+    words = [os.getcwd(), cores, str(len(arguments)), *arguments, *environment]  # noqa: PTH109
     content = "\0".join(words).encode(errors="surrogateescape")
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
@@ -53,14 +72,25 @@ def serve(path: str, program: str, owner: int) -> None:
     import importlib
     import pkgutil
 
-    from diptych.project import environment
+    if program != PACKAGE:
+        from diptych.project import environment
 
-    # What is only read at import.
-    os.environ.update(environment.DEFAULTS)
+        # What is only read at import.
+        os.environ.update(environment.DEFAULTS)
     entry, modules = PROGRAMS[program]
-    for module in modules:
+    for module in modules.split():
         importlib.import_module(module)
-    function = pkgutil.resolve_name(entry)
+    function = pkgutil.resolve_name(entry) if entry else None
+    if program == "dvc":
+        # It makes a hundred parsers at each start.
+        from dvc.cli import parser
+
+        made = parser.get_main_parser()
+        parser.get_main_parser = lambda: made
+    if program == "diptych":
+        from mlflow_engines import prepare_forks
+
+        prepare_forks()
     gc.freeze()
     wakeup, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -119,7 +149,7 @@ def _answer(forks: dict[int, socket.socket]) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[list[int], list[str]]:
-    """Return the standard streams of a client, and its folder, its arguments, an empty word, and its environment."""
+    """Return the standard streams of a client, and its folder, cores, number of arguments, arguments, environment."""
     size, streams, _, _ = socket.recv_fds(connection, 4, 3)
     content = b""
     while len(content) < int.from_bytes(size):
@@ -135,16 +165,22 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        folder, *words = words
-        arguments, environment = words[: words.index("")], words[words.index("") + 1 :]
+        folder, cores, count, *words = words
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, map(int, cores.split(",")))
+        arguments, environment = words[: int(count)], words[int(count) :]
         os.chdir(folder)
         os.environ.clear()
         os.environ.update((name, value) for name, _, value in (word.partition("=") for word in environment))
         sys.argv = [program, *arguments]
         sys.path[0] = folder
         _adapt(program)
-        assert callable(function)
-        code = function(arguments) or 0
+        if arguments[:1] in (["-c"], ["-m"], ["-I"]):
+            _run_python(*arguments)
+            code = 0
+        else:
+            assert callable(function)
+            code = function(arguments) or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -161,6 +197,20 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
             except OSError:
                 code = code or 1
         os._exit(code & 0xFF)
+
+
+def _run_python(option: str, content: str, *arguments: str) -> None:
+    """Do what python does with -c CODE, -m MODULE or -I FILE, and ARGUMENTS."""
+    import runpy
+
+    sys.argv = [option, *arguments]
+    if option == "-I":
+        del sys.path[0]
+        runpy.run_path(content, run_name="__main__")
+    elif option == "-m":
+        runpy.run_module(content, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(content, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def _adapt(program: str) -> None:

@@ -11,6 +11,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect_server import prefect_server
 from sharing import made_once
 
+from diptych.orchestration import deployment
+
 ROOT = Path(__file__).parents[2]
 NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
 
@@ -38,8 +40,9 @@ def client(address, monkeypatch):
 
 
 @pytest.fixture
-def workspace(project, monkeypatch):
+def workspace(project, monkeypatch, forks):
     """A project with the flow and prefect.yaml; it is the current folder."""
+    monkeypatch.setattr(deployment, "_prefect", lambda *arguments: forks.python("-m", "prefect", *arguments))
     shutil.copytree(ROOT / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "prefect.yaml", project.root)
     monkeypatch.chdir(project.root)

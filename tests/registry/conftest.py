@@ -3,6 +3,9 @@
 import shutil
 from pathlib import Path
 
+import mlflow.models.utils
+import mlflow.pyfunc
+import mlflow.utils.environment
 import pytest
 from tiny_model import write_reports, write_tiny_model
 from versions import make_version, open_copy, open_registry
@@ -24,7 +27,18 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(_trained: Path, mlflow_store: Path, tmp_path: Path) -> Workspace:
+def unchecked_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow makes packages without loading each, and without comparing its requirements with what is installed.
+
+    Both only warn. test_register.py loads one that was made with both.
+    """
+    monkeypatch.setattr(mlflow.models.utils, "_validate_serving_input", lambda **options: None)
+    for module in (mlflow.utils.environment, mlflow.pyfunc):
+        monkeypatch.setattr(module, "warn_dependency_requirement_mismatches", lambda requirements: None)
+
+
+@pytest.fixture
+def trained(_trained: Path, mlflow_store: Path, tmp_path: Path, unchecked_packages: None) -> Workspace:
     """Outside of git; with a fresh store of its own."""
     workspace = Workspace(shutil.copytree(_trained, tmp_path / "trained"))
     workspace.local.mkdir()

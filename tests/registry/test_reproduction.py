@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import fake_project
@@ -272,7 +272,7 @@ def test_pretrained_towers_of_the_project_are_there(registered):
         assert not (project.root / ".." / "x").exists()
 
 
-def test_what_a_kill_leaves_is_removed_by_the_next(registered):
+def test_what_a_kill_leaves_is_removed_by_the_next(registered, forks):
     code = """
 import os, signal, sys
 from diptych.config import Params
@@ -280,7 +280,10 @@ from diptych.registry.reproduction import reproduce
 from diptych.project.workspace import Workspace
 reproduce(Workspace(), Params(), "1", on_line=lambda line: os.kill(os.getpid(), signal.SIGKILL))
 """
-    subprocess.run([sys.executable, "-c", code], cwd=registered.root, check=False)
+    killed = subprocess.run(
+        forks.python("-c", code), cwd=registered.root, env=os.environ | forks.everywhere(), check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     (left,) = folders(registered)
 
     again(registered, from_cache=True)
