@@ -3,12 +3,9 @@
 import shutil
 from pathlib import Path
 
-import mlflow.models.utils
-import mlflow.pyfunc
-import mlflow.utils.environment
 import pytest
 from tiny_model import write_reports, write_tiny_model
-from versions import make_version, open_copy, open_registry
+from versions import make_version, open_copy, open_registry, without_package_checks
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
@@ -28,13 +25,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unchecked_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow makes packages without loading each, and without comparing its requirements with what is installed.
-
-    Both only warn. test_register.py loads one that was made with both.
-    """
-    monkeypatch.setattr(mlflow.models.utils, "_validate_serving_input", lambda **options: None)
-    for module in (mlflow.utils.environment, mlflow.pyfunc):
-        monkeypatch.setattr(module, "warn_dependency_requirement_mismatches", lambda requirements: None)
+    without_package_checks(monkeypatch)
 
 
 @pytest.fixture

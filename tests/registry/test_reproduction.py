@@ -11,6 +11,7 @@ import fake_project
 import pytest
 from fake_project import commit, keep_environment, run
 from tiny_model import write_reports, write_tiny_model
+from versions import without_package_checks
 
 from diptych.config import Params
 from diptych.data.workers import worker_count
@@ -44,6 +45,7 @@ def _registered(_project: Path, mlflow_store: Path, tmp_path_factory) -> Path:
     shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         keep_environment(patch)
+        without_package_checks(patch)
         register(Workspace(root), Params())
     return root
 
