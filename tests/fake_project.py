@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from forked import Forks
+from mlflow_engines import share_engines
 from sharing import made_once
 
 from diptych.config import Params
@@ -78,6 +79,7 @@ else:
 """
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 PARAMS = yaml.safe_dump(Params().model_dump(by_alias=True))
+_FORKS: list[Forks] = []
 IGNORED = "/data\n/artifacts\n/reports\n/trained*\n/.diptych\n/ran.txt\n/sleeping\n"
 
 
@@ -110,17 +112,19 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
-    return Forks(tmp_path_factory)
+    _FORKS[:] = [Forks(tmp_path_factory)]
+    return _FORKS[0]
 
 
 @pytest.fixture(autouse=True)
 def _forked_dvc(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC is a process of its own, as always, but need not be imported by each."""
     monkeypatch.setattr(dvc, "_command", partial(forks.command, "dvc"))
+    monkeypatch.setattr(dvc, "_python", partial(forks.command, "dvc"))
 
 
 @pytest.fixture(scope="session")
-def _project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _project(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     root = tmp_path_factory.mktemp("template") / "project"
     root.mkdir()
     (root / "dvc.yaml").write_text(CHAIN)
@@ -152,12 +156,15 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
 
+    share_engines()
     return made_once(tmp_path_factory, "mlflow-store", make) / "mlflow.db"
 
 
 def run(*command: str, cwd: Path) -> None:
-    """A command that has to succeed."""
-    subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": PATH}, check=True, capture_output=True)
+    """A command that has to succeed; DVC is a fork, as soon as a test has asked for one."""
+    program, *arguments = command
+    words = _FORKS[0].command(program, *arguments) if program == "dvc" and _FORKS else command
+    subprocess.run(words, cwd=cwd, env={**os.environ, "PATH": PATH}, check=True, capture_output=True)
 
 
 def commit(root: Path) -> None:

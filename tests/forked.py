@@ -1,7 +1,7 @@
 """Commands in forks of a process that has imported what they need: a process each, but the imports only once.
 
 Importing DVC takes 0.9 s, and what a run needs 10 s; the tests start hundreds of such commands. A fork has its own
-folder, environment, standard streams, exit code and death, and begins with nothing but imported modules.
+folder, environment, cores, standard streams, exit code and death, and begins with nothing but imported modules.
 
     forks = Forks(tmp_path_factory)
     subprocess.run(forks.command("dvc", "status", "--json"), cwd=project)
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from forking import ALL_FORKED, PROGRAMS
+from forking import ALL_FORKED, PACKAGE, PROGRAMS
 from sharing import made_once, start_server
 
 from diptych.project import environment
@@ -37,6 +37,15 @@ class Forks:
             made_once(self._factory, f"{program}-forks", partial(_start, program))
             self._started.add(program)
         return [str(self._scripts / program), *arguments]
+
+    def python(self, *arguments: str) -> list[str]:
+        """Return the words of a process that does what `python -c` or `python -m` does, with what a run imports."""
+        return self.command("diptych", *arguments)
+
+    @property
+    def package_python(self) -> str:
+        """Path of what stands in for python where a package of a model, which brings its library along, is loaded."""
+        return self.command(PACKAGE)[0]
 
     def everywhere(self) -> dict[str, str]:
         """Return what a command has in its environment where the commands that it runs are to be forks too."""

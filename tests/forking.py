@@ -13,39 +13,48 @@ import socket
 import sys
 from typing import Any
 
+PACKAGE = "package"
 PROGRAMS = {
     "dvc": (
         "dvc.cli:main",
-        [
-            *("dvc.cli.parser", "dvc.repo.add", "dvc.repo.reproduce", "dvc.repo.status", "dvc_data.index", "networkx"),
-            *("dvc_objects.fs", "dvc_render.image", "dvc_render.vega", "flufl.lock", "ruamel.yaml", "scmrepo.git"),
-        ],
+        """
+        configobj diptych.project.dvc dulwich.index dulwich.walk dulwich.worktree dvc.cachemgr dvc.cli.parser
+        dvc.data_cloud dvc.dirs dvc.lock dvc.repo dvc.repo.artifacts dvc.repo.datasets dvc.repo.graph dvc.repo.index
+        dvc.repo.metrics dvc.repo.open_repo dvc.repo.params dvc.repo.plots dvc.repo.stage dvc.repo.trie dvc.rwlock
+        dvc.scm dvc.utils.strictyaml dvc_data.hashfile.db.local dvc_data.hashfile.status dvc_data.index dvc_objects.fs
+        dvc_render flufl.lock fsspec.implementations.memory networkx rich.console rich.json rich.status
+        ruamel.yaml.cyaml ruamel.yaml.mergevalue scmrepo.git
+        """,
     ),
     "diptych": (
         "diptych.cli.main:main",
-        [
-            *(f"diptych.stages.{name}" for name in ("validate", "preprocess", "baselines", "train", "evaluate")),
-            *("diptych.inbox.ingesting", "diptych.inbox.need", "diptych.orchestration.pages"),
-            *("diptych.registry.gate", "diptych.registry.register", "mlflow.pyfunc"),
-            # What these import when they use it.
-            *("great_expectations.expectations.core", "great_expectations.render.view", "pyarrow.dataset"),
-            *("great_expectations.datasource.fluent.pandas_datasource", "pyarrow.parquet"),
-            "sklearn.feature_extraction.text",
-            *("torch._dynamo", "accelerate", "matplotlib.backends.backend_svg", "mpl_toolkits.mplot3d"),
-            *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-            *("prefect.events.worker", "prefect.concurrency.sync", "alembic.command", "opentelemetry.sdk.trace", "git"),
-        ],
+        """
+        diptych.stages.baselines diptych.stages.evaluate diptych.stages.preprocess diptych.stages.train
+        diptych.stages.validate diptych.inbox.ingesting diptych.inbox.need diptych.orchestration.pages
+        diptych.registry.gate diptych.registry.register accelerate alembic.command git
+        great_expectations.datasource.fluent.pandas_datasource great_expectations.expectations.core
+        great_expectations.render.view matplotlib.backends.backend_svg mlflow.pyfunc
+        mlflow.store.model_registry.sqlalchemy_store mlflow.store.tracking.sqlalchemy_store mpl_toolkits.mplot3d
+        opentelemetry.sdk.trace prefect.cli.deploy prefect.concurrency.sync prefect.events.worker pyarrow.dataset
+        pyarrow.parquet sklearn.feature_extraction.text torch._dynamo
+        """,
     ),
-    # What a registered model needs that is not in its package.
-    "script": (
-        "__main__:run_script",
-        ["mlflow.pyfunc", "torch", "torchvision.transforms.v2.functional", "transformers.models.bert.modeling_bert"],
+    # For the packages of models, which bring the library along: without the library.
+    PACKAGE: (
+        "",
+        """
+        mlflow.pyfunc pandas PIL.Image pyarrow safetensors.torch tokenizers torch torchvision.transforms.v2.functional
+        transformers.models.bert.modeling_bert
+        """,
     ),
 }
-"""Function of each program, and the modules that are imported before its forks. `script` is any Python program."""
+"""Function of each program, and the modules that are imported before its forks.
+
+Where the first argument is -c, -m or -I, a fork does what python does with these arguments.
+"""
 ALL_FORKED = "ALL_FORKED"
-"""Environment variable: a folder with a file for each program that runs it. Where a fork has it, the DVC that diptych
-runs is a fork too, and so are the diptych that a stage of DVC runs, and the gate's clean process.
+"""Environment variable: a folder with a script for each program. Where a fork has it, the DVC that diptych runs is a
+fork too, and so are the diptych that a stage of DVC runs, and the process in which the gate loads a package.
 """
 FIRST = "FIRST"
 """Environment variable: a function of the tests that a fork calls first, as "module:function"."""
@@ -53,7 +62,9 @@ FIRST = "FIRST"
 
 def client(path: str, arguments: list[str]) -> int:
     """Have the server fork, and return the exit code of the fork."""
-    words = [os.getcwd(), *arguments, "", *(f"{name}={value}" for name, value in os.environ.items())]  # noqa: PTH109
+    environment = [f"{name}={value}" for name, value in os.environ.items()]
+    cores = ",".join(map(str, os.sched_getaffinity(0))) if sys.platform == "linux" else ""
+    words = [os.getcwd(), cores, str(len(arguments)), *arguments, *environment]  # noqa: PTH109
     content = "\0".join(words).encode(errors="surrogateescape")
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
@@ -73,10 +84,21 @@ def serve(path: str, program: str, owner: int) -> None:
     import importlib
     import pkgutil
 
+    sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
     entry, modules = PROGRAMS[program]
-    for module in modules:
+    for module in modules.split():
         importlib.import_module(module)
-    function = pkgutil.resolve_name(entry)
+    function = pkgutil.resolve_name(entry) if entry else None
+    if program == "dvc":
+        # It makes a hundred parsers at each start.
+        from dvc.cli import parser
+
+        made = parser.get_main_parser()
+        parser.get_main_parser = lambda: made
+    if program == "diptych":
+        from mlflow_engines import prepare_forks
+
+        prepare_forks()
     gc.freeze()
     wakeup, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -135,7 +157,7 @@ def _answer(forks: dict[int, socket.socket]) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[list[int], list[str]]:
-    """Return the standard streams of a client, and its folder, its arguments, an empty word, and its environment."""
+    """Return the standard streams of a client, and its folder, cores, number of arguments, arguments, environment."""
     size, streams, _, _ = socket.recv_fds(connection, 4, 3)
     content = b""
     while len(content) < int.from_bytes(size):
@@ -151,16 +173,22 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        folder, *words = words
-        arguments, environment = words[: words.index("")], words[words.index("") + 1 :]
+        folder, cores, count, *words = words
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, map(int, cores.split(",")))
+        arguments, environment = words[: int(count)], words[int(count) :]
         os.chdir(folder)
         os.environ.clear()
         os.environ.update((name, value) for name, _, value in (word.partition("=") for word in environment))
         sys.argv = [program, *arguments]
         sys.path.insert(0, folder)
         _adapt(program)
-        assert callable(function)
-        code = function(arguments) or 0
+        if arguments[:1] in (["-c"], ["-m"], ["-I"]):
+            _run_python(*arguments)
+            code = 0
+        else:
+            assert callable(function)
+            code = function(arguments) or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -179,12 +207,18 @@ def _run(streams: list[int], words: list[str], function: object, program: str) -
         os._exit(code & 0xFF)
 
 
-def run_script(arguments: list[str]) -> None:
-    """Run the Python program that is the first argument."""
+def _run_python(option: str, content: str, *arguments: str) -> None:
+    """Do what python does with -c CODE, -m MODULE or -I FILE, and ARGUMENTS."""
     import runpy
 
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
+    sys.argv = [option, *arguments]
+    if option == "-I":
+        del sys.path[0]
+        runpy.run_path(content, run_name="__main__")
+    elif option == "-m":
+        runpy.run_module(content, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(content, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def _adapt(program: str) -> None:
@@ -202,12 +236,10 @@ def _adapt(program: str) -> None:
             from diptych.registry import answer_time
 
             dvc._command = lambda *arguments: [f"{scripts}/dvc", *arguments]  # noqa: SLF001
-            answer_time._command = lambda *paths: [f"{scripts}/script", *map(str, paths)]  # noqa: SLF001
-
+            answer_time._command = lambda *paths: [f"{scripts}/{PACKAGE}", "-I", *map(str, paths)]  # noqa: SLF001
     if first := os.environ.get(FIRST):
         import pkgutil
 
-        sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
         pkgutil.resolve_name(first)()
 
 

@@ -15,7 +15,7 @@ import pytest
 import shell
 import yaml
 from forked import Forks
-from forking import PROGRAMS
+from forking import PACKAGE, PROGRAMS
 from prefect_server import prefect_address
 from sharing import made_once
 
@@ -64,8 +64,7 @@ class Clone:
 
     def example(self, program: str) -> str:
         """What a Python program prints; it has to succeed."""
-        (self.root / "example.py").write_text(program)
-        return self.command("script", "example.py")
+        return self.command(PACKAGE, "-c", program)
 
     def _wait_for(self, program: str, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
         words = self.forks.command(program, *arguments) if program in PROGRAMS else [program, *arguments]

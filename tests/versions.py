@@ -7,7 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlflow.models.utils
+import mlflow.pyfunc
+import mlflow.utils.environment
 import pandas as pd
+import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from diptych.config import Params
@@ -18,6 +22,16 @@ from diptych.registry.registered_model import CHAMPION, RegisteredModel, Version
 
 HOLDS = {"expectations": [{"table": "images", "expectation": "unique", "column": "image_id", "success": True}]}
 """A validation report."""
+
+
+def without_package_checks(patch: pytest.MonkeyPatch) -> None:
+    """MLflow makes packages without loading each, and without comparing its requirements with what is installed.
+
+    Both only warn. test_register.py loads a package that was made with both.
+    """
+    patch.setattr(mlflow.models.utils, "_validate_serving_input", lambda **options: None)
+    for module in (mlflow.utils.environment, mlflow.pyfunc):
+        patch.setattr(module, "warn_dependency_requirement_mismatches", lambda requirements: None)
 
 
 def open_registry(workspace: Workspace, store: Path, name: str = "diptych") -> RegisteredModel:

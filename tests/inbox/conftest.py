@@ -14,6 +14,7 @@ import pytest
 import yaml
 from dropping import make_photo
 from fake_project import IGNORED, PARAMS, commit, run
+from forked import Forks
 from sharing import made_once
 
 from diptych.data.captions import Dataset, write_dataset
@@ -66,7 +67,7 @@ pathlib.Path("artifacts/manifest.txt").write_text(" ".join(map(str, sorted(sourc
 
 
 @pytest.fixture(scope="session")
-def _stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _stocked(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     def make(root: Path) -> None:
         (root / "dvc.yaml").write_text(yaml.safe_dump(CHAIN))
         (root / "stage.py").write_text(STAGE)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from dropping import photos, write_drop
 from tiny_model import write_reports, write_tiny_model
+from versions import without_package_checks
 
 from diptych.config import Params
 from diptych.errors import DiptychError
@@ -40,7 +41,9 @@ def _done(_project: Path, mlflow_store: Path, tmp_path_factory: pytest.TempPathF
         (root / folder).mkdir()
     (root / "flows" / "retrain.py").write_text("retrain = None\n")
     shutil.copy(mlflow_store, workspace.local / "mlflow.db")
-    register(workspace, PARAMS)
+    with pytest.MonkeyPatch.context() as patch:
+        without_package_checks(patch)
+        register(workspace, PARAMS)
     publish_run(workspace, PARAMS, print)
     return root
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -155,33 +154,43 @@ MOMENTS = [
 ]
 
 
-def ingesting_process(workspace, where="", **environment):
-    command = [sys.executable, "-c", TAKE, where]
-    return subprocess.Popen(command, cwd=workspace.root, env={**os.environ, **environment}, stdout=subprocess.PIPE)
+@pytest.fixture
+def killed(stocked, forks):
+    """Ingests in a process that is killed."""
 
+    def ingest(where):
+        environment = os.environ | forks.everywhere()
+        process = subprocess.run(
+            forks.python("-c", TAKE, where), cwd=stocked.root, env=environment, capture_output=True
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
 
-def killed(workspace, where):
-    process = ingesting_process(workspace, where)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    return ingest
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_kill_leaves_the_version_before(stocked, unchanged, moment):
+def test_a_kill_leaves_the_version_before(stocked, unchanged, moment, killed):
     write_drop(stocked.root / "inbox" / "a", photos(10))
-    killed(stocked, moment)
+    killed(moment)
 
     assert recover(stocked)
 
     assert unchanged()
 
 
-def test_a_kill_while_the_stage_runs_leaves_the_version_before_and_the_drop_to_be_taken(stocked, unchanged):
+def test_a_kill_while_the_stage_runs_leaves_the_version_before_and_the_drop_to_be_taken(stocked, unchanged, forks):
     write_drop(stocked.root / "inbox" / "a", photos(10))
-    process = ingesting_process(stocked, SLEEP="1")
+    # DVC is no fork here: it has to end with the process that has started it.
+    code = f"import os; print(os.getpid(), flush=True)\n{TAKE}"
+    environment = os.environ | {"SLEEP": "1"}
+    process = subprocess.Popen(
+        forks.python("-c", code, ""), cwd=stocked.root, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    number = int(process.stdout.readline())
     while not (stocked.root / "sleeping").exists():
         time.sleep(0.05)
-    process.kill()
+    os.kill(number, signal.SIGKILL)
     process.communicate()
     (stocked.root / "sleeping").unlink()
 
@@ -190,28 +199,28 @@ def test_a_kill_while_the_stage_runs_leaves_the_version_before_and_the_drop_to_b
     assert [taken.outcome for taken in take(stocked)] == ["taken"]
 
 
-def test_a_kill_while_going_back_is_recovered_from(stocked, unchanged):
+def test_a_kill_while_going_back_is_recovered_from(stocked, unchanged, killed):
     write_drop(stocked.root / "inbox" / "a", NOT_AN_IMAGE)
-    killed(stocked, "while going back")
+    killed("while going back")
 
     assert recover(stocked)
     assert unchanged()
     assert "are bad" in refused(stocked)
 
 
-def test_a_kill_before_the_ledger_is_written_stores_nothing_twice(stocked):
+def test_a_kill_before_the_ledger_is_written_stores_nothing_twice(stocked, killed):
     write_drop(stocked.root / "inbox" / "a", photos(10))
-    killed(stocked, "before the ledger")
+    killed("before the ledger")
 
     assert recover(stocked) is False
     assert [taken.outcome for taken in take(stocked)] == ["known"]
     assert len(read_dataset(stocked.data).images) == 7
 
 
-def test_an_import_by_hand_begins_with_the_version_before(stocked, monkeypatch):
+def test_an_import_by_hand_begins_with_the_version_before(stocked, monkeypatch, killed):
     """Lest what it brings be undone with the drop."""
     write_drop(stocked.root / "inbox" / "a", photos(10))
-    killed(stocked, "with dvc add done")
+    killed("with dvc add done")
     mine = write_drop(stocked.root / "mine", photos(20, 21))
     monkeypatch.chdir(stocked.root)
 

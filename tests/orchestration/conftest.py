@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from ssl import SSLContext
 
 import pytest
 from filelock import FileLock
@@ -10,6 +11,8 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect_server import prefect_server
 from sharing import made_once
+
+from diptych.orchestration import deployment, server
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY = CronSchedule(cron="0 3 * * *", timezone="UTC")
@@ -27,6 +30,10 @@ def address(heavy, tmp_path_factory):
 def client(address, monkeypatch):
     """A client of the server, with nothing on it."""
     monkeypatch.setenv("PREFECT_API_URL", address)
+    # Whether this server answers is asked once, not before each of its uses; and it has no certificate to check.
+    ask = server._ask  # noqa: SLF001
+    monkeypatch.setattr(server, "_ask", lambda: None if server.address() == address else ask())
+    monkeypatch.setattr(SSLContext, "load_verify_locations", lambda *arguments, **options: None)
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments():
             client.delete_deployment(deployment.id)
@@ -38,8 +45,9 @@ def client(address, monkeypatch):
 
 
 @pytest.fixture
-def workspace(project, monkeypatch):
+def workspace(project, monkeypatch, forks):
     """A project with the flow and prefect.yaml; it is the current folder."""
+    monkeypatch.setattr(deployment, "_prefect", lambda *arguments: forks.python("-m", "prefect", *arguments))
     shutil.copytree(ROOT / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "prefect.yaml", project.root)
     monkeypatch.chdir(project.root)

@@ -1,7 +1,6 @@
 """The dataset version: recorded as it is, and fetched from wherever it can be."""
 
 import shutil
-import subprocess
 from typing import Any
 
 import pytest
@@ -52,8 +51,8 @@ def test_a_missing_dataset_comes_from_the_cache(project):
 
 
 def test_a_missing_dataset_comes_from_the_remote(project, tmp_path):
-    subprocess.run(["dvc", "remote", "add", "-d", "store", tmp_path / "store"], cwd=project.root, check=True)
-    subprocess.run(["dvc", "push", "--quiet"], cwd=project.root, check=True)
+    run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=project.root)
+    run("dvc", "push", "--quiet", cwd=project.root)
     forget_cache(project)
     shutil.rmtree(project.data)
 

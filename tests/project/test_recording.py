@@ -83,8 +83,8 @@ def test_the_next_run_follows_upon_the_one_before(ran):
 
 def experiments(workspace: Workspace) -> dict[str, list[dict[str, Any]]]:
     """Return what `dvc exp show` lists under HEAD: the revisions of each experiment by its name."""
-    shown = subprocess.run(["dvc", "exp", "show", "--json"], cwd=workspace.root, check=True, capture_output=True)
-    (baseline,) = (state for state in json.loads(shown.stdout) if state["rev"] == git(workspace, "rev-parse", "HEAD"))
+    shown = dvc.call(workspace, "exp", "show", "--json")
+    (baseline,) = (state for state in json.loads(shown) if state["rev"] == git(workspace, "rev-parse", "HEAD"))
     return {experiment["name"]: experiment["revs"] for experiment in baseline["experiments"] or []}
 
 

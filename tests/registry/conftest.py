@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_model import write_reports, write_tiny_model
-from versions import make_version, open_copy, open_registry
+from versions import make_version, open_copy, open_registry, without_package_checks
 
 from diptych.config import Params
 from diptych.project.workspace import Workspace
@@ -24,7 +24,12 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(_trained: Path, mlflow_store: Path, tmp_path: Path) -> Workspace:
+def unchecked_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_package_checks(monkeypatch)
+
+
+@pytest.fixture
+def trained(_trained: Path, mlflow_store: Path, tmp_path: Path, unchecked_packages: None) -> Workspace:
     """Outside of git; with a fresh store of its own."""
     workspace = Workspace(shutil.copytree(_trained, tmp_path / "trained"))
     workspace.local.mkdir()

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -22,13 +21,13 @@ from diptych.registry.claim import PREFIX, claimed
 from diptych.registry.registered_model import RegisteredModel
 
 HOLD = """
-import sys, time
+import os, sys, time
 from mlflow import MlflowClient
 from diptych.registry.claim import claimed
 from diptych.registry.registered_model import RegisteredModel
 uri = sys.argv[1]
 with claimed(RegisteredModel(MlflowClient(uri, uri), "diptych", uri), "holding"):
-    print("held", flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
@@ -87,14 +86,14 @@ def test_whoever_finds_another_claim_waits_until_it_is_gone(model, monkeypatch):
         assert len(claims(model)) == 1
 
 
-def test_the_claim_of_a_process_that_was_killed_is_taken_away(model):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, model.uri], stdout=subprocess.PIPE, text=True)
+def test_the_claim_of_a_process_that_was_killed_is_taken_away(model, forks):
+    holder = subprocess.Popen(forks.python("-c", HOLD, model.uri), stdout=subprocess.PIPE, text=True)
     assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    assert len(claims(model)) == 1
+    process = int(holder.stdout.readline())
+    assert [json.loads(text)["pid"] for text in claims(model).values()] == [process]
 
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    os.kill(process, signal.SIGKILL)
+    assert holder.wait() == -signal.SIGKILL
 
     with claimed(model, "rollback"):
         assert len(claims(model)) == 1

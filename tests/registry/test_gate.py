@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import mlflow
@@ -371,6 +372,13 @@ def make_package(folder: Path, loading: str = "pass") -> Path:
     return folder / "package"
 
 
+@pytest.fixture
+def forked_packages(forks, monkeypatch):
+    """Packages are loaded in processes that need not import MLflow."""
+    monkeypatch.setattr(sys, "executable", forks.package_python)
+
+
+@pytest.mark.usefixtures("forked_packages")
 def test_a_package_loads_and_answers_in_a_process_of_its_own(tmp_path):
     package = make_package(tmp_path / "made", 'atexit.register(print, "goodbye"); print("hello")')
 
@@ -380,6 +388,7 @@ def test_a_package_loads_and_answers_in_a_process_of_its_own(tmp_path):
     assert found["load_s"] > 0
 
 
+@pytest.mark.usefixtures("forked_packages")
 def test_a_package_sees_no_secrets_of_the_environment(tmp_path, monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "GITHUB_TOKEN", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "http://secret")
@@ -392,6 +401,7 @@ def test_a_package_sees_no_secrets_of_the_environment(tmp_path, monkeypatch):
     assert "('MLFLOW_ALLOW_PICKLE_DESERIALIZATION', 'false')" in str(raised.value)
 
 
+@pytest.mark.usefixtures("forked_packages")
 def test_a_package_that_ends_without_an_answer_is_refused(tmp_path):
     package = make_package(tmp_path / "made", "os._exit(0)")
 
@@ -406,6 +416,7 @@ def test_a_package_that_takes_forever_is_refused(tmp_path, monkeypatch):
         answer_time(tmp_path)
 
 
+@pytest.mark.usefixtures("forked_packages")
 def test_a_package_that_unpickles_is_refused(model, project, measured, monkeypatch, tmp_path):
     class Pickled(PythonModel):
         def predict(self, context, model_input, params=None):

@@ -22,12 +22,12 @@ print("\\n".join(module.__file__ for name, module in sys.modules.items() if name
 """
 
 
-def test_the_copied_library_loads_a_model_and_imports_what_the_requirements_name(tmp_path):
+def test_the_copied_library_loads_a_model_and_imports_what_the_requirements_name(tmp_path, forks):
     copied = packaging.copy_library(tmp_path)
     model = write_tiny_model(tmp_path / "model")
 
     answer = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path), str(model)], capture_output=True, text=True, check=True
+        [forks.package_python, "-c", LOAD, str(tmp_path), str(model)], capture_output=True, text=True, check=True
     )
 
     paths = [Path(line) for line in answer.stdout.splitlines()]

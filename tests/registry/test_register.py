@@ -116,42 +116,41 @@ def test_its_package_holds_no_pickle_and_a_signature_with_an_example(registered)
     assert "signature:" in (package / "MLmodel").read_text()
 
 
-def test_it_loads_without_the_project_and_without_pickle(registered, tmp_path):
-    package = package_of(registered[0])
-    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+def test_it_answers_the_gate_in_a_process_of_its_own(registered, forks, monkeypatch):
+    monkeypatch.setattr(sys, "executable", forks.package_python)
 
-    answer = subprocess.run(
-        [sys.executable, "-c", LOAD, package], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-
-    assert answer.returncode == 0, answer.stderr
-    assert Path(answer.stdout.strip()).is_relative_to(package)
-
-
-def test_it_answers_the_gate_in_a_process_of_its_own(registered):
     found = answer_time(package_of(registered[0]))
 
     assert found["pair_ms"] > 0
 
 
-@pytest.mark.slow
-def test_it_loads_with_nothing_but_the_packages_that_it_lists(registered, tmp_path):
+@pytest.fixture(scope="module")
+def loaded(registered, tmp_path_factory) -> subprocess.CompletedProcess[str]:
+    """A process that has only the packages that the package lists, and a project's library that cannot be imported."""
     package = package_of(registered[0])
-    listed = (package / "requirements.txt").read_text().split()
-    link_distributions(closure(listed), tmp_path / "site")
-    code = f"import sys; sys.path.append({str(tmp_path / 'site')!r})\n{LOAD}"
-
+    root = tmp_path_factory.mktemp("loaded")
+    link_distributions(closure((package / "requirements.txt").read_text().split()), root / "site")
+    assert not (root / "site" / "diptych").exists()
+    (root / "project" / "diptych").mkdir(parents=True)
+    (root / "project" / "diptych" / "__init__.py").write_text("raise ImportError('this is the project')")
+    code = f"import sys; sys.path += [{str(root / 'project')!r}, {str(root / 'site')!r}]\n{LOAD}"
     # -S: without the site-packages of the environment that the tests run in.
-    answer = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, package],
         env={"PATH": "/usr/bin:/bin", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
-        cwd=tmp_path,
+        cwd=root,
         capture_output=True,
         text=True,
     )
 
-    assert not (tmp_path / "site" / "diptych").exists()
-    assert answer.returncode == 0, answer.stderr
+
+def test_it_loads_without_the_project_and_without_pickle(registered, loaded):
+    assert loaded.returncode == 0, loaded.stderr
+    assert Path(loaded.stdout.strip()).is_relative_to(package_of(registered[0]))
+
+
+def test_it_loads_with_nothing_but_the_packages_that_it_lists(loaded):
+    assert loaded.returncode == 0, loaded.stderr
 
 
 FOR_GPU = re.findall(r"^FOR_GPU := (.*)$", (Path(__file__).parents[2] / "Makefile").read_text(), re.M)[0].split()
@@ -180,12 +179,24 @@ def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
 
 
 def link_distributions(distributions: dict[str, Distribution], site: Path) -> None:
-    """Makes `site` a site-packages folder with these alone, file by file: several may share a folder."""
+    """Makes `site` a site-packages folder with these alone. A folder in which no other has a part is linked whole."""
+    site.mkdir()
+    others = (one for one in metadata.distributions() if canonicalize_name(one.name) not in distributions)
+    shared = {name for one in others for name in top_level(one)}
     for distribution in distributions.values():
-        for file in distribution.files or []:
+        for name in top_level(distribution) - shared:
+            if not (site / name).is_symlink():
+                (site / name).symlink_to(Path(str(distribution.locate_file(name))))
+        for file in (distribution.files or []) if top_level(distribution) & shared else []:
             # mlflow brings the files of mlflow-skinny once more.
-            if ".." not in file.parts and not (site / file).is_symlink():
+            if file.parts[0] in shared and not (site / file).is_symlink():
                 link(site / file, Path(str(distribution.locate_file(file))))
+
+
+def top_level(distribution: Distribution) -> set[str]:
+    """The names in site-packages that files of a distribution lie under, but for the programs that lie elsewhere."""
+    lines = (distribution.read_text("RECORD") or "").splitlines()
+    return {line.lstrip('"').partition(",")[0].partition("/")[0] for line in lines} - {"..", ""}
 
 
 def link(target: Path, source: Path) -> None:

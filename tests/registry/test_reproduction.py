@@ -3,14 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import fake_project
 import pytest
 from fake_project import commit, keep_environment, run
 from tiny_model import write_reports, write_tiny_model
+from versions import without_package_checks
 
 from diptych.config import Params
 from diptych.data.workers import worker_count
@@ -44,6 +45,7 @@ def _registered(_project: Path, mlflow_store: Path, tmp_path_factory) -> Path:
     shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         keep_environment(patch)
+        without_package_checks(patch)
         register(Workspace(root), Params())
     return root
 
@@ -272,7 +274,7 @@ def test_pretrained_towers_of_the_project_are_there(registered):
         assert not (project.root / ".." / "x").exists()
 
 
-def test_what_a_kill_leaves_is_removed_by_the_next(registered):
+def test_what_a_kill_leaves_is_removed_by_the_next(registered, forks):
     code = """
 import os, signal, sys
 from diptych.config import Params
@@ -280,7 +282,10 @@ from diptych.registry.reproduction import reproduce
 from diptych.project.workspace import Workspace
 reproduce(Workspace(), Params(), "1", on_line=lambda line: os.kill(os.getpid(), signal.SIGKILL))
 """
-    subprocess.run([sys.executable, "-c", code], cwd=registered.root, check=False)
+    killed = subprocess.run(
+        forks.python("-c", code), cwd=registered.root, env=os.environ | forks.everywhere(), check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     (left,) = folders(registered)
 
     again(registered, from_cache=True)

@@ -217,7 +217,11 @@ def _apply(workspace: Workspace, content: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     lines: list[str] = []
-    # -P: files of the workspace must not hide an installed package.
-    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
+    command = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path))
     if stream(command, workspace.root, lines.append):
         raise DiptychError(f"prefect.yaml was not accepted: {' '.join(' '.join(lines[-12:]).split())}")
+
+
+def _prefect(*arguments: str) -> list[str]:
+    # -P: files of the workspace must not hide an installed package.
+    return [sys.executable, "-P", "-m", "prefect", *arguments]

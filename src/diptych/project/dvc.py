@@ -84,8 +84,8 @@ def repeat(workspace: Workspace, environment: Mapping[str, str], on_line: Callab
     """
     # Only the stages that DVC starts are to import diptych from elsewhere.
     start = "import os, sys; os.environ['PYTHONPATH'] = sys.argv.pop(1); from diptych.project.dvc import main; main()"
-    options = ["repro", "--force", "--no-run-cache", "--no-commit"]
-    command = [sys.executable, "-P", "-c", start, environment.get("PYTHONPATH", ""), *options]
+    options = ("repro", "--force", "--no-run-cache", "--no-commit")
+    command = _python("-c", start, environment.get("PYTHONPATH", ""), *options)
     dvc_environment = {**environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     code, lines = _follow(command, workspace, on_line, dvc_environment)
     if code:
@@ -173,8 +173,12 @@ def _settings(workspace: Workspace) -> dict[str, str]:
 
 
 def _command(*arguments: str) -> list[str]:
+    return _python("-m", "diptych.project.dvc", *arguments)
+
+
+def _python(*arguments: str) -> list[str]:
     # -P: a file in the workspace must not hide an installed package.
-    return [sys.executable, "-P", "-m", "diptych.project.dvc", *arguments]
+    return [sys.executable, "-P", *arguments]
 
 
 def _follow(

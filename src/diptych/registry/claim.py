@@ -48,8 +48,8 @@ def claimed(model: RegisteredModel, purpose: str) -> Iterator[None]:
 
 def is_claimed(model: RegisteredModel) -> bool:
     """Return whether a process decides about `model` now, or was killed while deciding."""
-    with model.errors_explained():
-        return any(name.startswith(PREFIX) for name in model.client.get_registered_model(model.name).tags)
+    entry = model.entry()
+    return entry is not None and any(name.startswith(PREFIX) for name in entry.tags)
 
 
 def _try(model: RegisteredModel, key: str, purpose: str) -> str | None:

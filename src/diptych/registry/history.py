@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from diptych.errors import printable
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel
@@ -63,12 +63,22 @@ class Event:
         return asdict(self)
 
 
+class _State(NamedTuple):
+    """History and aliases at one moment; empty where there is no such model."""
+
+    events: list[tuple[int, Event]]
+    """With their numbers, the oldest first."""
+    settled: int
+    """Number up to which the events are settled."""
+    aliases: dict[str, str]
+
+
 def record(model: RegisteredModel, event: Event) -> int:
     """Add an event and return its number.
 
     Where the event moves the alias, the caller has claimed the model and moves it next.
     """
-    number = max((number for number, _ in _numbered_events(model)[0]), default=0) + 1
+    number = max((number for number, _ in _read(model).events), default=0) + 1
     texts = {"why": printable(event.why, " ")[:_LONGEST], "who": printable(event.who, " ")[:_LONGEST_NAME]}
     content = json.dumps({**event.to_json(), **texts}, ensure_ascii=False)
     with model.errors_explained():
@@ -78,7 +88,7 @@ def record(model: RegisteredModel, event: Event) -> int:
 
 def history(model: RegisteredModel) -> list[Event]:
     """Return all events, the oldest first."""
-    return [event for _, event in _numbered_events(model)[0]]
+    return [event for _, event in _read(model).events]
 
 
 def effective_events(events: Sequence[Event]) -> list[Event]:
@@ -142,31 +152,31 @@ def reconcile(model: RegisteredModel) -> None:
     A promotion that was killed after its event and before the alias moved did not take place. Users load by the alias,
     so an event records where the alias stands.
     """
-    events, settled = _numbered_events(model)
-    number, recorded = _last_move(events)
-    aliases = model.aliases()
-    champion = aliases.get(CHAMPION)
+    state = _read(model)
+    number, recorded = _last_move(state.events)
+    champion = state.aliases.get(CHAMPION)
+    events = [event for _, event in state.events]
     if recorded != champion:
-        action, why = _BROKEN_OFF if settled < number else _FOUND
-        number = record(model, Event(action, origin=recorded, target=champion, why=why))
-    if settled < number:
+        action, why = _BROKEN_OFF if state.settled < number else _FOUND
+        events.append(Event(action, origin=recorded, target=champion, why=why))
+        number = record(model, events[-1])
+    if state.settled < number:
         with model.errors_explained():
             model.client.set_registered_model_tag(model.name, SETTLED, str(number))
-    previous = _previous_champion(model, history(model), champion)
-    if previous and aliases.get(PREVIOUS) != previous:
+    previous = _previous_champion(model, events, champion)
+    if previous and state.aliases.get(PREVIOUS) != previous:
         model.set_alias(PREVIOUS, previous)
-    elif not previous and PREVIOUS in aliases:
+    elif not previous and PREVIOUS in state.aliases:
         model.remove_alias(PREVIOUS)
 
 
 def is_reconciled(model: RegisteredModel) -> bool:
     """Return whether `reconcile` would have nothing to do; this needs no claim."""
-    events, settled = _numbered_events(model)
-    number, recorded = _last_move(events)
-    aliases = model.aliases()
-    champion = aliases.get(CHAMPION)
-    previous = _previous_champion(model, [event for _, event in events], champion)
-    return recorded == champion and settled >= number and aliases.get(PREVIOUS) == previous
+    state = _read(model)
+    number, recorded = _last_move(state.events)
+    champion = state.aliases.get(CHAMPION)
+    previous = _previous_champion(model, [event for _, event in state.events], champion)
+    return recorded == champion and state.settled >= number and state.aliases.get(PREVIOUS) == previous
 
 
 def _last_move(events: Sequence[tuple[int, Event]]) -> tuple[int, str | None]:
@@ -181,16 +191,12 @@ def _previous_champion(model: RegisteredModel, events: Sequence[Event], champion
     return next(reversed(rollback_targets(model, events, champion)), None)
 
 
-def _numbered_events(model: RegisteredModel) -> tuple[list[tuple[int, Event]], int]:
-    """Return the events with their numbers, the oldest first, and the number up to which they are settled."""
-    if not model.exists():
-        return [], 0
-    with model.errors_explained():
-        tags = model.client.get_registered_model(model.name).tags
+def _read(model: RegisteredModel) -> _State:
+    tags, aliases = model.entry() or ({}, {})
     matches = ((key, match) for key in sorted(tags) if (match := _KEY.fullmatch(key)))
     events = [(int(match[1]), event) for key, match in matches if (event := _read_event(key, tags[key]))]
     settled = tags.get(SETTLED, "")
-    return events, int(settled) if settled.isdecimal() else 0
+    return _State(events, int(settled) if settled.isdecimal() else 0, aliases)
 
 
 def _read_event(key: str, text: str) -> Event | None:

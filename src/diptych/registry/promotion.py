@@ -80,7 +80,7 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Cha
 
 def repair(model: RegisteredModel) -> None:
     """Make history and aliases agree, and remove the claims of killed processes; do nothing without a registry."""
-    if model.exists() and (is_claimed(model) or not is_reconciled(model)):
+    if is_claimed(model) or not is_reconciled(model):
         with claimed(model, "repair"):
             reconcile(model)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel as Registered
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
@@ -60,6 +61,14 @@ class Version(NamedTuple):
         return values
 
 
+class Entry(NamedTuple):
+    """What the registry holds about a registered model itself."""
+
+    tags: dict[str, str]
+    aliases: dict[str, str]
+    """Version numbers by alias."""
+
+
 class RegisteredModel:
     """The registered model `name` in the MLflow at `uri`."""
 
@@ -87,13 +96,22 @@ class RegisteredModel:
 
     def exists(self) -> bool:
         """Return whether the registry has this model, with versions or without."""
+        return self.entry() is not None
+
+    def entry(self) -> Entry | None:
+        """Return the tags and the aliases as they are at one moment; None where the registry lacks this model."""
         with mlflow_errors_explained(self.uri):
-            return bool(self.client.search_registered_models(f"name = '{self.name}'", max_results=1))
+            try:
+                return _entry(self.client.get_registered_model(self.name))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
 
     def aliases(self) -> dict[str, str]:
         """Return the version numbers by alias."""
         with self.errors_explained():
-            return {alias: str(number) for alias, number in self.client.get_registered_model(self.name).aliases.items()}
+            return _entry(self.client.get_registered_model(self.name)).aliases
 
     def numbers(self) -> list[str]:
         """Return the numbers of all versions, ascending."""
@@ -112,13 +130,16 @@ class RegisteredModel:
             if not _ALIAS.fullmatch(which):
                 raise DiptychError(f"{which!r} is neither a version's number nor an alias.")
             number = self.aliases().get(which, "")
-        if number not in self.numbers():
-            numbers = ", ".join(self.numbers()) or "none"
-            aliases = ", ".join(f"{alias} ({number})" for alias, number in self.aliases().items()) or "none"
-            advice = " `diptych promote` makes a version the champion." if which == CHAMPION else ""
-            raise DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.{advice}")
         with self.errors_explained():
-            version = self.client.get_model_version(self.name, number)
+            try:
+                if not number:
+                    raise self._not_found(which)
+                version = self.client.get_model_version(self.name, number)
+            except MlflowException:
+                # Databases answer a number that is too large in their own ways.
+                if number in self.numbers():
+                    raise
+                raise self._not_found(which) from None
             return Version(
                 name=self.name,
                 version=str(version.version),
@@ -197,6 +218,12 @@ class RegisteredModel:
             self.client.set_model_version_tag(self.name, number, "copied_from", address.removeprefix("models:/"))
         return self.find(number)
 
+    def _not_found(self, which: str) -> DiptychError:
+        numbers = ", ".join(self.numbers()) or "none"
+        aliases = ", ".join(f"{alias} ({number})" for alias, number in self.aliases().items()) or "none"
+        advice = " `diptych promote` makes a version the champion." if which == CHAMPION else ""
+        return DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.{advice}")
+
     def _check(self, version: Version, model: Path) -> None:
         digests = model_digests(model)
         if not digests:
@@ -246,3 +273,7 @@ class RegisteredModel:
 def model_folder(package: Path) -> Path:
     """Return the folder of the model within a downloaded package."""
     return package / "artifacts" / "model"
+
+
+def _entry(registered: Registered) -> Entry:
+    return Entry(dict(registered.tags), {alias: str(number) for alias, number in registered.aliases.items()})
