@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -16,7 +17,9 @@ os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 import numpy as np
 import pytest
+import shell
 import torch
+from forked import Forks
 from PIL import Image
 from sharing import made_once
 
@@ -105,13 +108,15 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def two_processes(
-    heavy: None, tmp_path_factory: pytest.TempPathFactory
+    heavy: None, forks: Forks, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Callable[[str], tuple[Any, Any]]]:
     """The folder in which two processes went through gloo.py, and what each of them said in a part, by its name."""
-    # Takes seconds to import, which other tests need not wait for.
-    import gloo
+    program = "import sys; from pathlib import Path; import gloo; gloo.run_pair(Path(sys.argv[1]))"
 
-    folder = made_once(tmp_path_factory, "pair", gloo.run_pair)
+    def make(folder: Path) -> None:
+        subprocess.run(forks.python("-c", program, str(folder)), env=shell.environment(), check=True)
+
+    folder = made_once(tmp_path_factory, "pair", make)
 
     def said(part: str) -> tuple[Any, Any]:
         first, second = (torch.load(folder / f"{part}-{index}.pt", weights_only=True) for index in range(2))

@@ -1,12 +1,11 @@
 """The work of the processes of a two-process test.
 
-One pair does everything, for all processes of the tests: `two_processes` in conftest.py. They are forks, which need not
-import what takes seconds to import.
+One pair does everything, for all processes of the tests: `two_processes` in conftest.py. They are forks of a fork that
+has imported what they need and computed nothing: PyTorch's threads do not survive a fork.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from interrupting import forget_accelerator, measure_no_speed, stop
+from interrupting import measure_no_speed, stop
 from timm.layers.norm_act import BatchNormAct2d
 from tiny import make_model, open_prepared, train_settings, write_prepared
 from torch import Tensor, nn
@@ -47,16 +46,11 @@ CPU = torch.device("cpu")
 def run_pair(folder: Path) -> None:
     """Have two processes write into `folder`."""
     write_prepared(folder / "p", train=39)
-    # What each of them would import when it begins to train.
-    importlib.import_module("accelerate")
-    importlib.import_module("torch._dynamo")
     start_processes(pair, args=(str(folder),), nprocs=2, start_method="fork")
 
 
 def pair(index: int, folder: str) -> None:
     """Run one of two processes, and save what each part returns as NAME-INDEX.pt."""
-    # What the tests before may have left in the process that has forked.
-    forget_accelerator()
     torch.set_num_threads(1)
     measure_no_speed(pytest.MonkeyPatch())
     for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", 2), ("MASTER_PORT", 0)):
