@@ -34,7 +34,7 @@ run: setup ## Run the whole chain on params.yaml
 	$(BIN)/diptych run
 
 test: lint ## Check types and style, and run all tests with coverage
-	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-fast: setup $(VENV)/.installed-dev ## Run the tests that start no server and no process with torch
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile -m "not slow"

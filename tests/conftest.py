@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import tempfile
@@ -27,6 +28,10 @@ from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # What the tests of all files import anyway: half as slow again once coverage is measured.
+    for module in ("boto3", "matplotlib", "mlflow.pyfunc", "moto.server", "prefect.client.orchestration", "timm"):
+        importlib.import_module(module)
 
 
 # Before the selection by markers.

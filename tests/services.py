@@ -13,6 +13,7 @@ outlasts all of them but its own `with`; what S3 holds is in memory, and ends wi
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -31,6 +32,8 @@ from typing import Self
 
 import shell
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 DOCKER = Path(__file__).parents[1] / "docker"
 PATIENCE = 180.0
 """Seconds in which a server has to answer; making the tables takes twenty on idle cores."""
@@ -75,6 +78,7 @@ class Service:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_tests,
             )
         return self
 
@@ -256,6 +260,12 @@ def _running(service: Service) -> Iterator[Service]:
         yield service.start()
     finally:
         service.stop()
+
+
+def _end_with_tests() -> None:
+    """Let the kernel ask this process to end when the tests end, even by a kill; on Linux only."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _as_nobody() -> list[str]:
