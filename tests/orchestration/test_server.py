@@ -19,6 +19,8 @@ from diptych.errors import DiptychError
 from diptych.orchestration import server as prefect_server
 from diptych.project.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def root(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:

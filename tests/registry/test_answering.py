@@ -15,6 +15,8 @@ from diptych.registry import answering
 from diptych.registry.answering import require_answer
 from diptych.registry.errors import UnreachableError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from diptych.retrieval.comparison import compare
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 40
 MODEL = """
 import atexit, os

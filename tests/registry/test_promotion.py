@@ -25,6 +25,8 @@ from diptych.registry.history import earlier_champions, history, reconcile
 from diptych.registry.promotion import promote, reject, repair, roll_back
 from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredModel, model_folder
 
+pytestmark = pytest.mark.slow
+
 DECIDE = """
 import os, signal, sys, types
 from mlflow import MlflowClient

@@ -29,6 +29,8 @@ from diptych.registry.register import register
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import TrackedRun
 
+pytestmark = pytest.mark.slow
+
 LOAD = """
 import io, os, sys, mlflow, pandas as pd
 from PIL import Image

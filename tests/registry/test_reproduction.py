@@ -22,6 +22,8 @@ from diptych.registry.connection import connect
 from diptych.registry.register import register
 from diptych.registry.reproduction import Reproduction, reproduce
 
+pytestmark = pytest.mark.slow
+
 STAGE = fake_project.STAGE.replace('"trained"', 'os.environ.get("TRAINED", "trained")') + (
     '\nwith open("paths.txt", "a") as log: log.write(os.environ.get("PYTHONPATH", "") + "\\n")\n'
     '\nwith open("cores.txt", "a") as log: log.write(str(len(os.sched_getaffinity(0))) + "\\n")\n'

@@ -17,6 +17,8 @@ from diptych.project.recording import record_run
 from diptych.project.workspace import Workspace
 from diptych.registry.reverting import find_commit, revert_dataset
 
+pytestmark = pytest.mark.slow
+
 HASHES = ("dvc_lock_sha256", "params_sha256", "weights_sha256", "model_sha256")
 
 

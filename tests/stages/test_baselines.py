@@ -21,6 +21,8 @@ from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import baselines
 from diptych.training.features import FeatureCache
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def _prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:

@@ -29,6 +29,8 @@ from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import controls, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

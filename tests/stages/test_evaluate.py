@@ -35,6 +35,8 @@ from diptych.retrieval.reranking import Weights
 from diptych.retrieval.stored_ranks import load_ranks, save_ranks
 from diptych.stages.evaluate import run
 
+pytestmark = pytest.mark.slow
+
 OUTPUTS = (
     "metrics.json",
     "baselines.json",

@@ -20,6 +20,8 @@ from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.stages import preprocess, validate
 
+pytestmark = pytest.mark.slow
+
 SPLITS = {"test": "val"}
 PARAMS = Params.model_validate(
     {"threads": 1, "data": {"splits": SPLITS}, "preprocess": {"image_size": 32, "vocabulary_size": 100}}

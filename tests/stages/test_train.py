@@ -29,6 +29,8 @@ from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
 from diptych.stages import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def _untrained(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Workspace:

@@ -17,6 +17,8 @@ from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.stages import validate
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 PARAMS = Params.model_validate({"threads": 1, "data": {"splits": {"test": "val"}}})
 

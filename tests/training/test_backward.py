@@ -15,6 +15,8 @@ from diptych.training.backward import Backward
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.step import TrainingStep
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 4
 
 

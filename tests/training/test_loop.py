@@ -33,6 +33,8 @@ from diptych.training.features import FeatureCache
 from diptych.training.flops import flops_per_image
 from diptych.training.loop import Position, Setup, Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:

@@ -17,6 +17,8 @@ from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Setup, Trainer
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 CPU = torch.device("cpu")
 
