@@ -61,7 +61,7 @@ class ChainProgress:
         return line if seconds is None else f"{line}, about {_duration(seconds)} left"
 
     def _seconds_left(self, done: float, left: float) -> float | None:
-        """Return the seconds left, or None where neither this run nor an earlier one tells how long a stage takes."""
+        """Return the seconds left, or None where no run has measured a stage yet."""
         if self._measured:
             return left * sum(self._measured.values()) / done
         return left if self._are_seconds else None

@@ -67,7 +67,7 @@ class _State(NamedTuple):
     """History and aliases at one moment; empty where there is no such model."""
 
     events: list[tuple[int, Event]]
-    """With their numbers, the oldest first."""
+    """Events with their numbers, the oldest first."""
     settled: int
     """Number up to which the events are settled."""
     aliases: dict[str, str]

@@ -62,7 +62,7 @@ class Version(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What the registry holds about a registered model itself."""
+    """Tags and aliases of a registered model, apart from its versions."""
 
     tags: dict[str, str]
     aliases: dict[str, str]
