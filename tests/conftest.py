@@ -6,7 +6,7 @@ import importlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,18 @@ from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # What the tests of all files import anyway: half as slow again once coverage is measured.
-    for module in ("boto3", "matplotlib", "mlflow.pyfunc", "moto.server", "prefect.client.orchestration", "timm"):
-        importlib.import_module(module)
+
+
+# After pytest's own, which knows its folder then, and before anything else is imported.
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files that tests and their processes leave, those above all that are killed, are pytest's to remove."""
+    os.environ["TMPDIR"] = str(config._tmp_path_factory.mktemp("tmp"))  # type: ignore[attr-defined]  # noqa: SLF001
+    tempfile.tempdir = None
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # What the tests of all files import anyway: half as slow again once coverage is measured.
+        for module in ("boto3", "matplotlib", "mlflow.pyfunc", "moto.server", "prefect.client.orchestration", "timm"):
+            importlib.import_module(module)
 
 
 # Before the selection by markers.
@@ -60,15 +68,6 @@ def make_photo(seed: int, size: tuple[int, int] = (64, 48), file_format: str = "
     file = BytesIO()
     Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(file, file_format, **options)
     return file.getvalue()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Temporary files that tests and their processes leave, those above all that are killed, are pytest's to remove."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
-        patch.setattr(tempfile, "tempdir", None)
-        yield
 
 
 @pytest.fixture(scope="session")
