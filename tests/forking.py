@@ -57,7 +57,7 @@ ALL_FORKED = "ALL_FORKED"
 fork too, and so are the diptych that a stage of DVC runs, and the process in which the gate loads a package.
 """
 FIRST = "FIRST"
-"""Environment variable: a function of the tests that diptych, as a fork, calls first: "module:function"."""
+"""Environment variable: a function of the tests that each fork of diptych calls first: "module:function"."""
 
 
 def client(path: str, arguments: list[str]) -> int:
@@ -237,7 +237,7 @@ def _adapt(program: str) -> None:
 
             dvc._command = lambda *arguments: [f"{scripts}/dvc", *arguments]  # noqa: SLF001
             answer_time._command = lambda *paths: [f"{scripts}/{PACKAGE}", "-I", *map(str, paths)]  # noqa: SLF001
-        if first := os.environ.pop(FIRST, ""):
+        if first := os.environ.get(FIRST):
             import pkgutil
 
             pkgutil.resolve_name(first)()

@@ -61,6 +61,9 @@ def _kill_at(path: str, name: str, when: Callable[..., bool] = lambda *arguments
 
 
 MOMENTS = {
+    "another checkpoint": _kill_at(
+        "diptych.training.checkpoints:Checkpoints", "save", lambda checkpoints, state: checkpoints.load() is not None
+    ),
     "the version": _kill_at("mlflow:MlflowClient", "create_model_version"),
     "the alias challenger": _kill_at("mlflow:MlflowClient", "set_registered_model_alias"),
     "sending to the DVC remote": _kill_at("diptych.project.dvc", "push"),

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import kill_points
 import pytest
 import shell
 import yaml
@@ -45,9 +46,12 @@ class Clone:
             command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    def diptych(self, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
-        """`diptych ARGUMENTS`, waited for."""
-        return self._wait_for("diptych", *arguments, alone=alone)
+    def diptych(
+        self, *arguments: str, alone: bool = False, killed_at: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`diptych ARGUMENTS`, waited for; it, or the stage that it runs, is killed at a moment of kill_points.py."""
+        settings = {} if killed_at is None else kill_points.killed_at(killed_at)
+        return self._wait_for("diptych", *arguments, alone=alone, **settings)
 
     def run(self, *arguments: str, alone: bool = False) -> dict[str, Any]:
         """The summary of `diptych run`, which has to succeed."""
@@ -66,9 +70,12 @@ class Clone:
         """What a Python program prints; it has to succeed."""
         return self.command(PACKAGE, "-c", program)
 
-    def _wait_for(self, program: str, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
+    def _wait_for(
+        self, program: str, *arguments: str, alone: bool = False, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         words = self.forks.command(program, *arguments) if program in PROGRAMS else [program, *arguments]
-        environment = shell.environment(**self.forks.everywhere(), **{} if alone else self._server())
+        settings |= self.forks.everywhere() | ({} if alone else self._server())
+        environment = shell.environment(**settings)
         return subprocess.run(words, cwd=self.root, env=environment, text=True, capture_output=True)
 
     def _server(self) -> dict[str, str]:
