@@ -5,7 +5,7 @@
 It works in a temporary clone of the last commit of this repository, in which the chain has run once. `--idle` times, it
 times `diptych run` with nothing to do and `dvc status`. `--full` times, it times `diptych run --force` and each
 `diptych stage …` with `diptych register`. It prints medians of seconds. The machine should be idle otherwise: then
-it takes a quarter of an hour with params.yaml, and four minutes with `--preset tiny`.
+it takes a quarter of an hour with `--preset scenes`, and four minutes with `--preset tiny`.
 """
 
 from __future__ import annotations

@@ -33,11 +33,11 @@ pytest_plugins = ["fake_project", "pipeline_clone"]
 # After pytest's own, which knows its folder then, and before anything else is imported.
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Temporary files that tests and their processes leave, those above all that are killed, are pytest's to remove."""
+    """Put temporary files into pytest's own folder, so that killed processes leave nothing elsewhere."""
     os.environ["TMPDIR"] = str(config._tmp_path_factory.mktemp("tmp"))  # type: ignore[attr-defined]  # noqa: SLF001
     tempfile.tempdir = None
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # What the tests of all files import anyway: half as slow again once coverage is measured.
+        # Before coverage is measured, which makes these imports, which every process needs, half as slow again.
         for module in ("boto3", "matplotlib", "mlflow.pyfunc", "moto.server", "prefect.client.orchestration", "timm"):
             importlib.import_module(module)
 

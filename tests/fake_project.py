@@ -60,7 +60,7 @@ if os.environ.get("SLEEP") == name:
     note.with_suffix(".new").write_text(str(os.getpid()))
     note.with_suffix(".new").rename(note)
     # Until a test removes the note, or has been forgotten.
-    for _ in range(6000):
+    for _ in range(1800):
         time.sleep(0.1 if note.exists() else 0)
 if name == "validate":
     counts = {"total": 3, "accepted": 2, "quarantined": 1}

@@ -39,7 +39,7 @@ PROGRAMS = {
         pyarrow.parquet sklearn.feature_extraction.text torch._dynamo
         """,
     ),
-    # For the packages of models, which bring the library along: without the library.
+    # Without diptych: packages of models bring their own copy.
     PACKAGE: (
         "",
         """
@@ -84,6 +84,8 @@ def serve(path: str, program: str, owner: int) -> None:
     import importlib
     import pkgutil
 
+    import psutil  # type: ignore[import-untyped]
+
     sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
     entry, modules = PROGRAMS[program]
     for module in modules.split():
@@ -111,13 +113,18 @@ def serve(path: str, program: str, owner: int) -> None:
     # Nobody reads on.
     os.dup2(2, 1)
     forks: dict[int, socket.socket] = {}
-    while _is_alive(owner):
+    while psutil.pid_exists(owner) and psutil.Process(owner).status() != psutil.STATUS_ZOMBIE:
         waited_for: list[Any] = [listening, wakeup, *forks.values()]
         ready, _, _ = select.select(waited_for, [], [], 1)
         for readable in ready:
             if readable is listening:
                 connection, _ = listening.accept()
-                streams, words = _receive(connection)
+                try:
+                    streams, words = _receive(connection)
+                except OSError:
+                    # The client was killed before it had said all.
+                    connection.close()
+                    continue
                 if not (pid := os.fork()):
                     signal.set_wakeup_fd(-1)
                     listening.close()
@@ -128,19 +135,13 @@ def serve(path: str, program: str, owner: int) -> None:
             elif readable is wakeup:
                 os.read(wakeup, 1000)
             else:
-                # The client was killed; one that has its answer closes too.
+                # The client was killed.
                 for pid in [pid for pid, connection in forks.items() if connection is readable]:
                     if not readable.recv(1):
                         os.kill(pid, signal.SIGKILL)
         _answer(forks)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    for pid in forks:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _answer(forks: dict[int, socket.socket]) -> None:
@@ -157,11 +158,19 @@ def _answer(forks: dict[int, socket.socket]) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[list[int], list[str]]:
-    """Return the standard streams of a client, and its folder, cores, number of arguments, arguments, environment."""
+    """Return the standard streams of a client, and its folder, cores, number of arguments, arguments, environment.
+
+    Raises:
+        OSError: the client has ended before it had sent all.
+    """
     size, streams, _, _ = socket.recv_fds(connection, 4, 3)
     content = b""
-    while len(content) < int.from_bytes(size):
-        content += connection.recv(1 << 20)
+    while len(content) < int.from_bytes(size) or not size:
+        if not size or not (received := connection.recv(1 << 20)):
+            for stream in streams:
+                os.close(stream)
+            raise ConnectionResetError
+        content += received
     return streams, content.decode(errors="surrogateescape").split("\0")
 
 

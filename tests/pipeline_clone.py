@@ -28,8 +28,8 @@ SCENES = ("data", "scenes", "--train", "60", "--val", "20", "--test", "20")
 class Clone:
     """A clone of the working tree, and what its first run printed.
 
-    Its commands are forks, and those that these run are too (forked.py), but for those of `start`. What needs a Prefect
-    server uses that of the tests, unless it runs `alone`.
+    Its commands are forks, and so are the commands that these run (forked.py). Those of `start` are none. What needs a
+    Prefect server uses that of the tests, unless it runs `alone`.
     """
 
     forks: ClassVar[Forks]

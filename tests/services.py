@@ -270,7 +270,11 @@ def _end_with_tests() -> None:
 
 def _as_nobody() -> list[str]:
     """What goes before a command that refuses to run as root."""
-    return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    return (
+        ["setpriv", "--pdeathsig=keep", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        if os.geteuid() == 0
+        else []
+    )
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,18 +36,30 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def start_server(program: Path, *arguments: str, **settings: str) -> None:
     """Start a program that prints "ready" and serves all processes of the tests; `settings` are in its environment.
 
-    Its last argument is the process that has started the tests and outlives all of them, after which it has to end.
+    Its last argument is the process that has started the tests; the program has to end soon after that process.
+
+    Raises:
+        RuntimeError: it has not started; the message is what it has said.
     """
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     command = [sys.executable, str(program), *arguments, str(owner)]
     # A session of its own: what interrupts the tests must not take it from those that are still ending.
-    server = subprocess.Popen(
-        command, cwd=program.parent, env=shell.environment(**settings), stdout=subprocess.PIPE, start_new_session=True
-    )
-    assert server.stdout is not None
-    if server.stdout.readline() != b"ready\n":
-        raise RuntimeError(f"{program.name} {' '.join(arguments)} has ended")
-    server.stdout.close()
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            command,
+            cwd=program.parent,
+            env=shell.environment(**settings),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        assert server.stdout is not None
+        with server.stdout:
+            if server.stdout.readline() != b"ready\n":
+                server.kill()
+                server.wait()
+                log.seek(0)
+                raise RuntimeError(f"{program.name} {' '.join(arguments)}:\n{log.read().decode(errors='replace')}")
 
 
 def wait_for_end(owner: int) -> None:

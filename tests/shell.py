@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-_OWN = ("AWS_", "COVERAGE_", "DIPTYCH_", "MLFLOW_", "NUMBA_", "OMP_", "PG", "PREFECT_", "PYTEST_")
+_OWN = (
+    *("AWS_", "COVERAGE_", "DIPTYCH_", "MLFLOW_", "NUMBA_", "OMP_", "PG", "PREFECT_", "PYTEST_"),
+    *("ALL_FORKED", "FIRST", "KILLED_AT"),
+)
 
 
 def environment(**others: str) -> dict[str, str]:

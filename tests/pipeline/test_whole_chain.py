@@ -99,7 +99,7 @@ def test_a_training_killed_twice_and_run_again_has_the_weights_of_an_uninterrupt
     assert summary["version"]["tags"]["weights_sha256"] == uninterrupted
 
 
-def wait_for_checkpoint(run: subprocess.Popen[str], root: Path, since: float = 0.0) -> int:
+def wait_for_checkpoint(run: subprocess.Popen[str], root: Path, since: float) -> int:
     """Waits until the training of `run` has written a checkpoint, and returns its process."""
     while run.poll() is None:
         if any(path.stat().st_mtime > since for path in (root / ".diptych" / "checkpoints").glob("*/state.pt")):

@@ -160,7 +160,6 @@ def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
         train.run(Workspace(tmp_path), params())
 
 
-@pytest.mark.slow
 def test_several_processes_leave_one_model_and_one_run(workspace: Workspace, forks: Forks, tmp_path: Path) -> None:
     """Torchrun starts two forks in the place of `python -u -m diptych`, which would both import what is imported."""
     (workspace.root / "dvc.yaml").write_text("")
