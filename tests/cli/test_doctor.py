@@ -60,6 +60,7 @@ def test_towers_that_are_not_here_are_an_error_with_the_way_to_get_them(project:
     assert "diptych weights offline" in finding.result
 
 
+@pytest.mark.slow
 def test_servers_that_do_not_answer_are_errors(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     prefect = "http://user:secret@127.0.0.1:9/api"
     monkeypatch.setenv("PREFECT_API_URL", prefect)

@@ -133,6 +133,7 @@ def test_where_dvc_does_not_work_nothing_is_changed_and_its_reason_is_told(proje
     assert [path.read_bytes() for path in files] == before
 
 
+@pytest.mark.slow
 def test_a_lock_that_another_dvc_holds_is_told(project):
     lock = zc.lockfile.LockFile(str(project.root / ".dvc" / "tmp" / "lock"))
 

@@ -125,6 +125,7 @@ def test_the_image_has_the_packages_of_the_lock(programs: Path) -> None:
     assert "UV_TORCH_BACKEND" not in said
 
 
+@pytest.mark.slow
 def test_torch_for_another_device_has_the_version_of_the_lock_and_no_hash(programs: Path, tmp_path: Path) -> None:
     _, said, _ = started(programs, "install-packages.sh", TORCH_BACKEND="cpu", TMPDIR=str(tmp_path))
 
