@@ -80,28 +80,7 @@ def client(path: str, arguments: list[str]) -> int:
 
 def serve(path: str, program: str, owner: int) -> None:
     """Import what `program` needs, then fork for each client until the process `owner` has ended."""
-    import gc
-    import importlib
-    import pkgutil
-
-    import psutil  # type: ignore[import-untyped]
-
-    sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
-    entry, modules = PROGRAMS[program]
-    for module in modules.split():
-        importlib.import_module(module)
-    function = pkgutil.resolve_name(entry) if entry else None
-    if program == "dvc":
-        # It makes a hundred parsers at each start.
-        from dvc.cli import parser
-
-        made = parser.get_main_parser()
-        parser.get_main_parser = lambda: made
-    if program == "diptych":
-        from mlflow_engines import prepare_forks
-
-        prepare_forks()
-    gc.freeze()
+    function = _import(program)
     wakeup, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
@@ -113,35 +92,72 @@ def serve(path: str, program: str, owner: int) -> None:
     # Nobody reads on.
     os.dup2(2, 1)
     forks: dict[int, socket.socket] = {}
-    while psutil.pid_exists(owner) and psutil.Process(owner).status() != psutil.STATUS_ZOMBIE:
+    while _lives(owner):
         waited_for: list[Any] = [listening, wakeup, *forks.values()]
-        ready, _, _ = select.select(waited_for, [], [], 1)
-        for readable in ready:
+        for readable in select.select(waited_for, [], [], 1)[0]:
             if readable is listening:
-                connection, _ = listening.accept()
-                try:
-                    streams, words = _receive(connection)
-                except OSError:
-                    # The client was killed before it had said all.
-                    connection.close()
-                    continue
-                if not (pid := os.fork()):
-                    signal.set_wakeup_fd(-1)
-                    listening.close()
-                    _run(streams, words, function, program)
-                for stream in streams:
-                    os.close(stream)
-                forks[pid] = connection
+                _fork(listening, forks, function, program)
             elif readable is wakeup:
                 os.read(wakeup, 1000)
-            else:
+            elif not readable.recv(1):
                 # The client was killed.
                 for pid in [pid for pid, connection in forks.items() if connection is readable]:
-                    if not readable.recv(1):
-                        os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
         _answer(forks)
     for pid in forks:
         os.kill(pid, signal.SIGKILL)
+
+
+def _import(program: str) -> object:
+    """Import what `program` needs, and do what each fork would do first; return the program's function."""
+    import gc
+    import importlib
+    import pkgutil
+
+    sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
+    entry, modules = PROGRAMS[program]
+    for module in modules.split():
+        importlib.import_module(module)
+    if program == "dvc":
+        # It makes a hundred parsers at each start.
+        from dvc.cli import parser
+
+        made = parser.get_main_parser()
+        parser.get_main_parser = lambda: made
+    if program == "diptych":
+        from mlflow_engines import prepare_forks
+
+        prepare_forks()
+    gc.freeze()
+    return pkgutil.resolve_name(entry) if entry else None
+
+
+def _lives(process: int) -> bool:
+    # Not by diptych's own function: packages of models bring their own copy of diptych.
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _fork(listening: socket.socket, forks: dict[int, socket.socket], function: object, program: str) -> None:
+    """Fork for the client that waits."""
+    connection, _ = listening.accept()
+    try:
+        streams, words = _receive(connection)
+    except OSError:
+        # The client was killed before it had said all.
+        connection.close()
+        return
+    if not (pid := os.fork()):
+        signal.set_wakeup_fd(-1)
+        listening.close()
+        _run(streams, words, function, program)
+    for stream in streams:
+        os.close(stream)
+    forks[pid] = connection
 
 
 def _answer(forks: dict[int, socket.socket]) -> None:

@@ -130,10 +130,10 @@ class RegisteredModel:
             if not _ALIAS.fullmatch(which):
                 raise DiptychError(f"{which!r} is neither a version's number nor an alias.")
             number = self.aliases().get(which, "")
+            if not number:
+                raise self._not_found(which)
         with self.errors_explained():
             try:
-                if not number:
-                    raise self._not_found(which)
                 version = self.client.get_model_version(self.name, number)
             except MlflowException:
                 # Databases answer a number that is too large in their own ways.
