@@ -19,7 +19,6 @@ os.environ["NUMBA_DISABLE_JIT"] = "1"
 import numpy as np
 import pytest
 import shell
-import torch
 from forked import Forks
 from PIL import Image
 from sharing import made_once
@@ -28,6 +27,12 @@ from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
+
+IMPORTED_FIRST = """
+boto3 great_expectations.datasource.fluent.pandas_datasource great_expectations.expectations.core matplotlib.pyplot
+mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store moto.server prefect.client.orchestration scipy.stats
+sklearn.feature_extraction.text timm torch._dynamo
+"""
 
 
 # After pytest's own, which knows its folder then, and before anything else is imported.
@@ -38,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     tempfile.tempdir = None
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Before coverage is measured, which makes these imports, which every process needs, half as slow again.
-        for module in ("boto3", "matplotlib", "mlflow.pyfunc", "moto.server", "prefect.client.orchestration", "timm"):
+        for module in IMPORTED_FIRST.split():
             importlib.import_module(module)
 
 
@@ -119,6 +124,8 @@ def two_processes(
 
     def make(folder: Path) -> None:
         subprocess.run(forks.python("-c", program, str(folder)), env=shell.environment(), check=True)
+
+    import torch
 
     folder = made_once(tmp_path_factory, "pair", make)
 

@@ -67,4 +67,4 @@ def _write_scripts(folder: Path) -> None:
 def _start(program: str, folder: Path) -> None:
     # What libraries read once, at their import. One thread, as for the tests themselves: no core is idle.
     settings = {**environment.DEFAULTS, "OMP_NUM_THREADS": "1"}
-    start_server(PROGRAM, "server", str(folder / "socket"), program, **settings)
+    start_server(sys.executable, str(PROGRAM), "server", str(folder / "socket"), program, **settings)

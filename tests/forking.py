@@ -35,8 +35,8 @@ PROGRAMS = {
         great_expectations.datasource.fluent.pandas_datasource great_expectations.expectations.core
         great_expectations.render.view matplotlib.backends.backend_svg mlflow.pyfunc
         mlflow.store.model_registry.sqlalchemy_store mlflow.store.tracking.sqlalchemy_store mpl_toolkits.mplot3d
-        opentelemetry.sdk.trace prefect.cli.deploy prefect.concurrency.sync prefect.events.worker pyarrow.dataset
-        pyarrow.parquet sklearn.feature_extraction.text torch._dynamo
+        opentelemetry.sdk.trace prefect.cli.deploy prefect.concurrency.sync prefect.events.worker
+        prefect.server.api.server pyarrow.dataset pyarrow.parquet sklearn.feature_extraction.text torch._dynamo uvicorn
         """,
     ),
     # Without diptych: packages of models bring their own copy.
@@ -110,9 +110,11 @@ def serve(path: str, program: str, owner: int) -> None:
 
 def _import(program: str) -> object:
     """Import what `program` needs, and do what each fork would do first; return the program's function."""
+    import atexit
     import gc
     import importlib
     import pkgutil
+    import weakref
 
     sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
     entry, modules = PROGRAMS[program]
@@ -128,6 +130,10 @@ def _import(program: str) -> object:
         from mlflow_engines import prepare_forks
 
         prepare_forks()
+        atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
+    # At their exit, forks tidy up what they have made, and nothing that was imported: that alone took 50 ms.
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
     gc.freeze()
     return pkgutil.resolve_name(entry) if entry else None
 
@@ -260,6 +266,8 @@ def _adapt(program: str) -> None:
             from diptych.project import dvc
             from diptych.registry import answer_time
 
+            # What Prefect starts: the server of a run's own, and the flow run of a worker.
+            sys.executable = f"{scripts}/diptych"
             dvc._command = lambda *arguments: [f"{scripts}/dvc", *arguments]  # noqa: SLF001
             answer_time._command = lambda *paths: [f"{scripts}/{PACKAGE}", "-I", *map(str, paths)]  # noqa: SLF001
         if first := os.environ.get(FIRST):

@@ -17,7 +17,7 @@ import shell
 import yaml
 from forked import Forks
 from forking import PACKAGE, PROGRAMS
-from prefect_server import prefect_address
+from prefect_server import prefect_address, prefect_home
 from sharing import made_once
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +70,10 @@ class Clone:
         """What a Python program prints; it has to succeed."""
         return self.command(PACKAGE, "-c", program)
 
+    def python(self, *arguments: str) -> str:
+        """What `python ARGUMENTS` prints, with what a run imports; it has to succeed."""
+        return self.command("diptych", *arguments)
+
     def _wait_for(
         self, program: str, *arguments: str, alone: bool = False, **settings: str
     ) -> subprocess.CompletedProcess[str]:
@@ -91,8 +95,8 @@ class Clone:
         return Clone(Path(shutil.copytree(self.root, folder, symlinks=True)), self.summary)
 
 
-def clone_project(root: Path, mlflow_store: Path) -> None:
-    """What git tracks, and new files that it does not ignore, committed; and an empty MLflow store."""
+def clone_project(root: Path, mlflow_store: Path, factory: pytest.TempPathFactory) -> None:
+    """What git tracks, and new files that it does not ignore, committed; and empty stores of MLflow and Prefect."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
@@ -104,6 +108,7 @@ def clone_project(root: Path, mlflow_store: Path) -> None:
         subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@localhost", *command], cwd=root, check=True)
     (root / ".diptych").mkdir()
     shutil.copy(mlflow_store, root / ".diptych" / "mlflow.db")
+    shutil.copytree(prefect_home(factory), root / ".diptych" / "prefect")
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +124,7 @@ def chain(clones: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathFac
 
     def make(folder: Path) -> None:
         empty = Clone(folder / "diptych", {})
-        clone_project(empty.root, mlflow_store)
+        clone_project(empty.root, mlflow_store, tmp_path_factory)
         scenes = empty.diptych(*SCENES)
         assert scenes.returncode == 0, scenes.stderr
         (folder / "summary.json").write_text(json.dumps(empty.run("--preset", "tiny")))

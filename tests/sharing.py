@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def start_server(program: Path, *arguments: str, **settings: str) -> None:
+def start_server(*command: str, **settings: str) -> None:
     """Start a program that prints "ready" and serves all processes of the tests; `settings` are in its environment.
 
     Its last argument is the process that has started the tests; the program has to end soon after that process.
@@ -42,12 +42,11 @@ def start_server(program: Path, *arguments: str, **settings: str) -> None:
         RuntimeError: it has not started; the message is what it has said.
     """
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    command = [sys.executable, str(program), *arguments, str(owner)]
     # A session of its own: what interrupts the tests must not take it from those that are still ending.
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            command,
-            cwd=program.parent,
+            [*command, str(owner)],
+            cwd=Path(__file__).parent,
             env=shell.environment(**settings),
             stdout=subprocess.PIPE,
             stderr=log,
@@ -59,7 +58,7 @@ def start_server(program: Path, *arguments: str, **settings: str) -> None:
                 server.kill()
                 server.wait()
                 log.seek(0)
-                raise RuntimeError(f"{program.name} {' '.join(arguments)}:\n{log.read().decode(errors='replace')}")
+                raise RuntimeError(f"{shlex.join(command)}:\n{log.read().decode(errors='replace')}")
 
 
 def wait_for_end(owner: int) -> None:

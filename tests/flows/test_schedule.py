@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,12 +18,13 @@ from uuid import UUID
 
 import pytest
 from fake_project import keep_environment
+from forked import Forks
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
+from prefect_server import prefect_home, used
 from services import PATIENCE, Service, becomes_true
 from tiny_model import write_reports, write_tiny_model
 from waiting import dies
@@ -34,7 +34,6 @@ from diptych.orchestration.deployment import RETRAIN, deploy
 from diptych.project.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
-PREFECT = str(Path(sys.executable).with_name("prefect"))
 WAITING = ["AwaitingConcurrencySlot"]
 pytestmark = pytest.mark.slow
 
@@ -68,14 +67,15 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With nothing on it; who waits for a place looks every ten seconds, not every thirty."""
     folder = tmp_path_factory.mktemp("server")
+    shutil.copytree(prefect_home(tmp_path_factory), folder / "prefect")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}/api"
-    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: address}):
+    with pytest.MonkeyPatch.context() as patch, used(address):
         keep_environment(patch)
         patch.setenv("PREFECT_HOME", str(folder / "prefect"))
         patch.setenv("PREFECT_API_URL", address)
@@ -85,7 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
         # Workers take runs so long before their time: those who wait shorter are asked again without end.
         patch.setenv("PREFECT_WORKER_PREFETCH_SECONDS", "1")
-        command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        command = forks.python("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
         service = Service("prefect", folder, port, command, dict(os.environ), lambda: answers(address))
         with get_client(sync_client=True) as client:
             try:
@@ -122,11 +122,12 @@ def runnable(
 
 
 @pytest.fixture
-def worker(server: Server, tmp_path: Path) -> Iterator[Service]:
+def worker(server: Server, tmp_path: Path, forks: Forks) -> Iterator[Service]:
     """Not started yet, and in a folder that has nothing to do with the project; its runs sleep in `train`."""
     (tmp_path / "elsewhere").mkdir()
-    command = [PREFECT, "worker", "start", "--pool", "diptych", "--limit", "2"]
-    one = Service("worker", tmp_path / "elsewhere", 0, command, {**os.environ, "SLEEP": "train"}, lambda: True)
+    command = forks.python("-m", "prefect", "worker", "start", "--pool", "diptych", "--limit", "2")
+    environment = {**os.environ, **forks.everywhere(), "SLEEP": "train"}
+    one = Service("worker", tmp_path / "elsewhere", 0, command, environment, lambda: True)
     yield one
     one.kill()
 

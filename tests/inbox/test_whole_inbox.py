@@ -38,7 +38,7 @@ def test_photographs_dropped_onto_scenes_are_taken_and_are_drift_and_a_broken_on
     write_drop(clone.root / "inbox" / "a-broken", [*photos(100, 101), ("cut.png", photos(102)[0][1][:-20], ["cut"])])
     write_drop(clone.root / "inbox" / "b-photos", photos(*range(40)), split="train")
 
-    said = json.loads(clone.command("python", "-c", TAKE).splitlines()[-1])
+    said = json.loads(clone.python("-c", TAKE).splitlines()[-1])
 
     refused, taken = said["taken"]
     assert (refused["name"], refused["outcome"]) == ("a-broken", "refused")

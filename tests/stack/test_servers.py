@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
 import services
+from forked import Forks
+from forking import PROGRAMS
 from pipeline_clone import clone_project
 from services import Service, becomes_true, environment
 
@@ -71,7 +72,9 @@ def as_client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_client")
-def test_a_version_outlasts_a_kill_of_the_server_and_its_package_loads_back(stack: Stack, trained: Workspace) -> None:
+def test_a_version_outlasts_a_kill_of_the_server_and_its_package_loads_back(
+    stack: Stack, trained: Workspace, forks: Forks
+) -> None:
     version = register(trained, Params())
 
     stack.mlflow.kill()
@@ -79,7 +82,7 @@ def test_a_version_outlasts_a_kill_of_the_server_and_its_package_loads_back(stac
 
     again = register(trained, Params())
     # In a process of its own: it would leave this one with its own modules for the project's.
-    command = [sys.executable, "-W", "ignore", "-c", EMBED, version.uri]
+    command = [forks.package_python, "-c", EMBED, version.uri]
     found = subprocess.run(command, cwd=trained.root, capture_output=True, text=True, check=True).stdout
     assert (version.version, version.created, version.aliases) == ("1", True, ["challenger"])
     assert again.to_json() == {**version.to_json(), "created": False}
@@ -101,19 +104,19 @@ def objects(stack: Stack, bucket: str) -> list[str]:
 
 
 @pytest.mark.parametrize("configured", [True, False], ids=["in the configuration", "in the environment"])
-def test_data_goes_to_s3_and_comes_back(stack: Stack, project: Workspace, configured: bool) -> None:
+def test_data_goes_to_s3_and_comes_back(stack: Stack, forks: Forks, project: Workspace, configured: bool) -> None:
     """By an endpoint in DVC's configuration, or in the environment."""
     variables = environment(stack.s3)
-    run("dvc", "remote", "add", "--default", "s3", f"s3://dvc/{configured}", cwd=project.root, env=variables)
+    run(forks, "dvc", "remote", "add", "--default", "s3", f"s3://dvc/{configured}", cwd=project.root, env=variables)
     if configured:
         del variables["AWS_ENDPOINT_URL"]
-        run("dvc", "remote", "modify", "s3", "endpointurl", stack.s3.url, cwd=project.root, env=variables)
+        run(forks, "dvc", "remote", "modify", "s3", "endpointurl", stack.s3.url, cwd=project.root, env=variables)
     before = (project.data / "captions.json").read_bytes()
 
-    run("dvc", "push", "data.dvc", cwd=project.root, env=variables)
+    run(forks, "dvc", "push", "data.dvc", cwd=project.root, env=variables)
     shutil.rmtree(project.data)
     shutil.rmtree(project.root / ".dvc" / "cache")
-    run("dvc", "pull", "data.dvc", cwd=project.root, env=variables)
+    run(forks, "dvc", "pull", "data.dvc", cwd=project.root, env=variables)
 
     assert (project.data / "captions.json").read_bytes() == before
     assert any(name.startswith(f"{configured}/files/md5/") for name in objects(stack, "dvc"))
@@ -187,11 +190,13 @@ def test_no_list_of_processes_shows_a_password(stack: Stack) -> None:
         assert not any(secret in word for word in words for secret in (PASSWORD, stack.postgres.clients["PGPASSWORD"]))
 
 
-def test_a_schedule_outlasts_a_kill_of_the_server(stack: Stack, mlflow_store: Path, tmp_path: Path) -> None:
-    clone_project(tmp_path / "clone", mlflow_store)
+def test_a_schedule_outlasts_a_kill_of_the_server(
+    stack: Stack, forks: Forks, mlflow_store: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    clone_project(tmp_path / "clone", mlflow_store, tmp_path_factory)
     variables = environment(stack.prefect, PREFECT_HOME=str(tmp_path / "prefect"))
-    run("prefect", "work-pool", "create", "diptych", "--type", "process", cwd=tmp_path, env=variables)
-    run("prefect", "--no-prompt", "deploy", "--all", cwd=tmp_path / "clone", env=variables)
+    run(forks, "prefect", "work-pool", "create", "diptych", "--type", "process", cwd=tmp_path, env=variables)
+    run(forks, "prefect", "--no-prompt", "deploy", "--all", cwd=tmp_path / "clone", env=variables)
     before = ask(stack.prefect, "/api/deployments/name/retrain/retrain")
 
     stack.prefect.kill()
@@ -219,7 +224,7 @@ deployments:
 """
 
 
-def test_a_worker_makes_its_pool_and_runs_flows_in_its_folder(stack: Stack, tmp_path: Path) -> None:
+def test_a_worker_makes_its_pool_and_runs_flows_in_its_folder(stack: Stack, forks: Forks, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "flow.py").write_text(FLOW)
@@ -229,8 +234,8 @@ def test_a_worker_makes_its_pool_and_runs_flows_in_its_folder(stack: Stack, tmp_
     with services.worker(tmp_path, project, stack.prefect, stack.mlflow, **pool) as worker:
         made = "/api/work_pools/of-a-worker"
         assert becomes_true(lambda: status(stack.prefect, made, PASSWORD) == 200, 60), worker.log
-        run("prefect", "--no-prompt", "deploy", "--all", cwd=project, env=variables)
-        run("prefect", "deployment", "run", "note/note", cwd=project, env=variables)
+        run(forks, "prefect", "--no-prompt", "deploy", "--all", cwd=project, env=variables)
+        run(forks, "prefect", "deployment", "run", "note/note", cwd=project, env=variables)
 
         assert becomes_true((project / "note.txt").is_file, 90), worker.log
         # The file is there before its content is.
@@ -239,11 +244,11 @@ def test_a_worker_makes_its_pool_and_runs_flows_in_its_folder(stack: Stack, tmp_
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in POOLS.glob("*.json")))
-def test_prefect_takes_the_template_of_a_pool(stack: Stack, name: str, tmp_path: Path) -> None:
+def test_prefect_takes_the_template_of_a_pool(stack: Stack, forks: Forks, name: str, tmp_path: Path) -> None:
     template = POOLS / f"{name}.json"
     options = ["--type", name, "--base-job-template", str(template)]
     variables = environment(stack.prefect, PREFECT_HOME=str(tmp_path))
-    run("prefect", "work-pool", "create", f"in-{name}", *options, cwd=tmp_path, env=variables)
+    run(forks, "prefect", "work-pool", "create", f"in-{name}", *options, cwd=tmp_path, env=variables)
 
     pool = ask(stack.prefect, f"/api/work_pools/in-{name}")
     assert (pool["type"], pool["base_job_template"]) == (name, json.loads(template.read_text()))
@@ -258,7 +263,8 @@ def ask(service: Service, path: str, body: Any = None) -> Any:
         return json.load(response)
 
 
-def run(*command: str, cwd: Path, env: dict[str, str]) -> None:
-    """A command that has to succeed."""
-    done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def run(forks: Forks, program: str, *arguments: str, cwd: Path, env: dict[str, str]) -> None:
+    """A command of DVC or of Prefect, which has to succeed."""
+    words = forks.command(program, *arguments) if program in PROGRAMS else forks.python("-m", program, *arguments)
+    done = subprocess.run(words, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

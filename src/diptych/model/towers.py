@@ -178,7 +178,7 @@ class ImageTower(Tower):
         super().__init__()
         self.backbone = backbone
         self.drops_out = drops_out
-        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        self.backbone.to(memory_format=torch.channels_last)
         # Scaled for uint8 values, so that one multiplication and one addition normalize pixels.
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(3, 1, 1))
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1))
