@@ -132,7 +132,7 @@ def _import(program: str) -> object:
         prepare_forks()
         atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
     # At their exit, forks tidy up what they have made, and nothing that was imported: that alone took 50 ms.
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # noqa: SLF001
         finalizer.atexit = False
     gc.freeze()
     return pkgutil.resolve_name(entry) if entry else None
