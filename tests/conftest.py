@@ -29,8 +29,8 @@ from diptych.data.shards import ShardWriter
 pytest_plugins = ["fake_project", "pipeline_clone"]
 
 IMPORTED_FIRST = """
-boto3 great_expectations.datasource.fluent.pandas_datasource great_expectations.expectations.core matplotlib.pyplot
-mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store moto.server prefect.client.orchestration scipy.stats
+great_expectations.datasource.fluent.pandas_datasource great_expectations.expectations.core matplotlib.pyplot
+mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store prefect.client.orchestration scipy.stats
 sklearn.feature_extraction.text timm torch._dynamo
 """
 
@@ -79,6 +79,12 @@ def make_photo(seed: int, size: tuple[int, int] = (64, 48), file_format: str = "
 def photo() -> Callable[..., bytes]:
     """`make_photo`."""
     return make_photo
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are empty: drawing them takes most of the time."""
+    monkeypatch.setattr("diptych.report.figures._svg", lambda *arguments: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture

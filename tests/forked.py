@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from forking import ALL_FORKED, PACKAGE, PROGRAMS
+from forking import ALL_FORKED, PACKAGE, PROGRAMS, PYTHON
 from sharing import made_once, start_server
 
 from diptych.project import environment
@@ -55,13 +55,19 @@ class Forks:
 
 
 def _write_scripts(folder: Path) -> None:
+    clients = {}
     for program in PROGRAMS:
         socket = folder.with_name(f"{program}-forks") / "socket"
         # Without site-packages, which the client does not need.
-        client = shlex.join([sys.executable, "-IS", str(PROGRAM), "client", str(socket)])
-        script = folder / program
-        script.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
-        script.chmod(0o755)
+        clients[program] = shlex.join([sys.executable, "-IS", str(PROGRAM), "client", str(socket)])
+        _write_script(folder / program, f'exec {clients[program]} "$@"')
+    server_or_flow = f'case "$2" in prefect.*|uvicorn) exec {clients["diptych"]} "$@";; esac'
+    _write_script(folder / PYTHON, server_or_flow, f'exec {shlex.quote(sys.executable)} "$@"')
+
+
+def _write_script(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
 
 
 def _start(program: str, folder: Path) -> None:

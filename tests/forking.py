@@ -52,6 +52,8 @@ PROGRAMS = {
 
 Where the first argument is -c, -m or -I, a fork does what python does with these arguments.
 """
+PYTHON = "python"
+"""Script that is a fork of diptych where Prefect starts a server or a flow run, and this Python for all else."""
 ALL_FORKED = "ALL_FORKED"
 """Environment variable: a folder with a script for each program. Where a fork has it, the DVC that diptych runs is a
 fork too, and so are the diptych that a stage of DVC runs, and the process in which the gate loads a package.
@@ -266,8 +268,7 @@ def _adapt(program: str) -> None:
             from diptych.project import dvc
             from diptych.registry import answer_time
 
-            # What Prefect starts: the server of a run's own, and the flow run of a worker.
-            sys.executable = f"{scripts}/diptych"
+            sys.executable = f"{scripts}/{PYTHON}"
             dvc._command = lambda *arguments: [f"{scripts}/dvc", *arguments]  # noqa: SLF001
             answer_time._command = lambda *paths: [f"{scripts}/{PACKAGE}", "-I", *map(str, paths)]  # noqa: SLF001
         if first := os.environ.get(FIRST):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from diptych.errors import DiptychError
-from diptych.report import figures
 from diptych.report.html import Findings, Setting, read_history, write_report
 from diptych.report.table import FIGURE_LABELS
 from diptych.retrieval import metrics
@@ -50,12 +49,6 @@ def render(tmp_path, model, split, querybank):
 def history(tmp_path):
     (tmp_path / "training.csv").write_text(HISTORY)
     return read_history(tmp_path / "training.csv")
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures are empty: drawing them takes nearly all the time of a page."""
-    monkeypatch.setattr(figures, "_svg", lambda *arguments: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture

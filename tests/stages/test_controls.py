@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from interrupting import measure_no_speed
 from tiny import (
     PREPROCESSING,
     RERANKING,
@@ -29,7 +28,7 @@ from diptych.retrieval.ranking import Ranks
 from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import controls, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_speed_test")]
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +45,6 @@ def params(**changes: object) -> Params:
     settings = train_settings(fusion_epochs=2, image_tower={"frozen_epochs": 1}, text_tower={"frozen_epochs": 1})
     given = {"model": model_settings(), "train": settings, "evaluate": {"top_k": 4}, "threads": 1, "device": "cpu"}
     return Params(**given | changes)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_speed_test() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        measure_no_speed(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

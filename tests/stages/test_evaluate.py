@@ -86,12 +86,6 @@ def few_images_are_enough() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are empty: drawing them takes most of the time."""
-    monkeypatch.setattr("diptych.report.figures._svg", lambda *arguments: "data:image/svg+xml;base64,")
-
-
 class Evaluated(NamedTuple):
     """A project that was evaluated, to be looked at."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 import torch
 from fake_project import keep_environment
 from forked import Forks
-from interrupting import forget_accelerator, measure_no_speed
+from interrupting import forget_accelerator
 from tiny import make_model, model_settings, train_settings, write_prepared
 
 from diptych.config import Params
@@ -29,7 +29,7 @@ from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
 from diptych.stages import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_speed_test")]
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,6 @@ def trained(_untrained: Workspace, no_speed_test: None, tmp_path_factory: pytest
         keep_environment(patch)
         train.run(made.workspace, params())
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_speed_test() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        measure_no_speed(patch)
-        yield
 
 
 @pytest.fixture(autouse=True)
