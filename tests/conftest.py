@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import subprocess
@@ -25,6 +26,9 @@ from sharing import made_once
 
 from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
+
+# Until everything is imported: a million objects would be looked through again and again, and none of them ends.
+gc.disable()
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
 
@@ -60,6 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector look at what tests make, and not at what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

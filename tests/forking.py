@@ -118,6 +118,7 @@ def _import(program: str) -> object:
     import pkgutil
     import weakref
 
+    gc.disable()
     sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
     entry, modules = PROGRAMS[program]
     for module in modules.split():
@@ -137,6 +138,7 @@ def _import(program: str) -> object:
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # noqa: SLF001
         finalizer.atexit = False
     gc.freeze()
+    gc.enable()
     return pkgutil.resolve_name(entry) if entry else None
 
 

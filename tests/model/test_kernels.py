@@ -9,6 +9,7 @@ import torch
 from tiny import make_model
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import _get_current_function_mode_stack
 
 from diptych.model.kernels import choose_attention, learning_kernels
 
@@ -36,6 +37,13 @@ def test_depthwise_convolutions_that_learn_leave_autocast() -> None:
     assert torch.equal(learned, depthwise()(x.float()))
     assert torch.equal(cached, learned)
     assert frozen.dtype == dense.dtype == torch.bfloat16
+
+
+def test_operations_are_looked_at_within_autocast_alone() -> None:
+    with learning_kernels(CPU):
+        assert not _get_current_function_mode_stack()
+    with half(), learning_kernels(CPU):
+        assert len(_get_current_function_mode_stack()) == 1
 
 
 def test_gradients_of_depthwise_convolutions_are_those_of_float32() -> None:

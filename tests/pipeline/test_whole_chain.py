@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 from pipeline_clone import Clone
@@ -61,68 +63,51 @@ def change(clone: Clone, section: str, **values: object) -> None:
     (clone.root / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-@pytest.fixture(scope="module")
-def longer(chain: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The chain with a training long enough to be killed in, not yet run."""
-    clone = chain.copy(tmp_path_factory.mktemp("longer") / "copy")
-    change(clone, "train", epochs=8)
-    return clone
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(longer: Clone, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hash of the weights of the longer training when nothing happens to it."""
-    whole = longer.copy(tmp_path_factory.mktemp("whole") / "copy")
-    assert whole.diptych("stage", "train").returncode == 0
-    return weights_sha256(whole.root / "artifacts" / "model")
-
-
-def test_a_training_killed_twice_and_run_again_has_the_weights_of_an_uninterrupted_one(
-    longer: Clone, uninterrupted: str, tmp_path: Path
+def test_a_training_that_is_killed_and_run_again_has_the_weights_of_an_uninterrupted_one(
+    chain: Clone, tmp_path: Path
 ) -> None:
-    broken = longer.copy(tmp_path / "broken")
+    broken = chain.copy(tmp_path / "broken")
+    change(broken, "train", epochs=3)
+    whole = broken.copy(tmp_path / "whole")
+    assert whole.diptych("stage", "train").returncode == 0
 
     done = broken.diptych("run", killed_at="another checkpoint")
     assert done.returncode == 1
     assert "error: stage train failed" in done.stderr
     assert "Traceback" not in done.stderr
 
-    process = broken.start("run")
-    stage = wait_for_checkpoint(process, broken.root, since=time.time())
-    process.kill()
-    process.wait()
-    assert dies(stage)
-
     summary = broken.run()
     assert summary["stages"]["train"] == "ran"
-    assert summary["version"]["tags"]["weights_sha256"] == uninterrupted
+    assert summary["version"]["tags"]["weights_sha256"] == weights_sha256(whole.root / "artifacts" / "model")
 
 
-def wait_for_checkpoint(run: subprocess.Popen[str], root: Path, since: float) -> int:
-    """Waits until the training of `run` has written a checkpoint, and returns its process."""
-    while run.poll() is None:
-        if any(path.stat().st_mtime > since for path in (root / ".diptych" / "checkpoints").glob("*/state.pt")):
-            found = subprocess.run(
-                ["pgrep", "-f", "diptych stage train"], capture_output=True, text=True
-            ).stdout.split()
-            own = [int(pid) for pid in found if Path(f"/proc/{pid}/cwd").resolve() == root.resolve()]
-            return max(own)
-        time.sleep(0.1)
-    raise AssertionError(f"the run has ended without a checkpoint: {run.communicate()}")
-
-
-def test_two_runs_at_once_the_second_says_who_holds_the_workspace(chain: Clone, tmp_path: Path) -> None:
+def test_of_two_runs_the_second_says_who_holds_the_workspace_and_a_killed_run_takes_its_stage_along(
+    chain: Clone, tmp_path: Path
+) -> None:
     copy = chain.copy(tmp_path / "copy")
     first = copy.start("run", "--force", alone=True)
-    holder = copy.root / ".diptych" / "holder.json"
-    while not holder.exists() and first.poll() is None:
-        time.sleep(0.1)
+    stage = wait_for_stage(first)
+
     second = copy.diptych("run")
-    first.kill()
-    first.wait()
-    # Ends the server that the killed run has left, lest it run on beside the other tests.
-    with holding(Workspace(copy.root), "the end of the test"):
-        pass
+
     assert second.returncode == 1
     assert f"is in use by `diptych run` (process {first.pid}" in second.stderr
     assert "Traceback" not in second.stderr
+    first.kill()
+    assert dies(stage)
+    # Ends the server that the killed run has left, lest it run on beside the other tests; it holds the run's pipes.
+    with holding(Workspace(copy.root), "the end of the test"):
+        pass
+    first.wait()
+
+
+def wait_for_stage(run: subprocess.Popen[str]) -> int:
+    """Waits until `run` has started a stage, and returns its process."""
+    process = psutil.Process(run.pid)
+    while run.poll() is None:
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "stage" in child.cmdline():
+                    return int(child.pid)
+        time.sleep(0.1)
+    raise AssertionError(f"the run has ended: {run.communicate()}")

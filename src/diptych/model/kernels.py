@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,10 +34,10 @@ def choose_attention(device: torch.device) -> None:
 def learning_kernels(device: torch.device) -> Iterator[None]:
     """Use the fastest kernels for the forward pass of a training step; on other devices than a CPU, change nothing.
 
-    Attention is computed as matrix products and a softmax, in half precision if its inputs are. The gradient of the
-    fused kernel takes five to ten times as long over a few dozen tokens. Grouped convolutions that are trained are
-    computed in float32 even under autocast: in bf16 their gradient takes two to eight times as long. docs/training.md
-    has the measurements.
+    It belongs within autocast, where there is any. Attention is computed as matrix products and a softmax, in half
+    precision if its inputs are. The gradient of the fused kernel takes five to ten times as long over a few dozen
+    tokens. Grouped convolutions that are trained are computed in float32 even under autocast: in bf16 their gradient
+    takes two to eight times as long. docs/training.md has the measurements.
     """
     if device.type != "cpu":
         yield
@@ -46,7 +46,9 @@ def learning_kernels(device: torch.device) -> Iterator[None]:
     # The name says CUDA, but the setting holds for the CPU's matrix products as well.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _GroupsInFloat32():
+        # Seeing each operation costs time, which without autocast is for nothing.
+        groups = _GroupsInFloat32() if torch.is_autocast_enabled("cpu") else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), groups:
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)

@@ -78,7 +78,7 @@ class Backward:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with learning_kernels(self.accelerator.device), self.accelerator.autocast():
+        with self.accelerator.autocast(), learning_kernels(self.accelerator.device):
             yield
 
     def _shrink_chunks(self, images: int, reason: str) -> None:
