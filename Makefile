@@ -57,6 +57,7 @@ lock: $(UV) ## Renew requirements.lock, and benchmarks/requirements.txt after it
 # The first stamp removes all that is in none of its packages; the others add to it.
 $(VENV)/.installed: requirements.lock pyproject.toml $(if $(wildcard $(VENV)/.begun),afresh) | $(UV)
 	@touch $(VENV)/.begun
+	@echo 'Installing into $(VENV): 5 to 6 GB; a minute or two once they are fetched.' >&2
 	$(call INSTALL,$(FOR_GPU)) --exact
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.begun

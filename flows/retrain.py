@@ -111,7 +111,9 @@ def run_stages(
         locate_towers(params.model)
     if problem := check_registry(workspace, params):
         get_run_logger().warning(problem)
-    progress = ChainProgress(workspace.durations, dvc.STAGES, get_run_logger().info)
+    changed_stages = dvc.STAGES if force else changed.keys()
+    name = params.register_.model_name
+    progress = ChainProgress(workspace.durations, name, dvc.STAGES, changed_stages, get_run_logger().info)
     first, *others = dvc.STAGES
     stages = {first: progress.run(first, partial(reproduce, workspace, first, force))}
     reasons, why_not = (["It was asked for."], "") if force else find_reasons(workspace, drops, changed)

@@ -39,8 +39,9 @@ def use_preset(workspace: Workspace, name: str) -> None:
         return
     if present is not None and present not in known.values() and not _is_committed(workspace.params):
         raise DiptychError(
-            f"{workspace.params} has edits that would be lost. Commit them, or keep them as a preset of their own: "
-            f"`cp params.yaml {workspace.presets.name}/mine.yaml`."
+            f"{workspace.params} has edits that would be lost. Commit them; or keep them as a preset of their own and "
+            f"commit that (`cp params.yaml {workspace.presets.name}/mine.yaml`); or discard them "
+            "(`git checkout params.yaml`)."
         )
     # A preset that is refused replaces nothing.
     load_params(workspace.presets / f"{name}.yaml")
