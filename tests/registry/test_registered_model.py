@@ -18,7 +18,7 @@ from versions import make_version, package_of
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
-from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, model_folder
+from diptych.registry.registered_model import CHALLENGER, CHAMPION, PREVIOUS, RegisteredModel, model_folder
 
 HOSTILE = ["../x", "1; rm -rf", "models:/x", "x" * 1000, "１", "", " 1", "1\n", "-1", "0", "1.0", "a'b", "é"]
 
@@ -79,6 +79,12 @@ def test_in_an_empty_registry_nothing_is_found(model):
     assert (model.champion(), model.numbers(), model.aliases()) == (None, [], {})
     with pytest.raises(DiptychError, match=r"has no 'challenger'\. Versions: none; aliases: none"):
         model.find("challenger")
+
+
+@pytest.mark.parametrize(("which", "advice"), [(CHAMPION, "makes a version"), (PREVIOUS, "promote` another version")])
+def test_an_alias_that_comes_by_promotion_says_so(model, which, advice):
+    with pytest.raises(DiptychError, match=advice):
+        model.find(which)
 
 
 @pytest.mark.parametrize("which", ["1", "champion"])

@@ -28,7 +28,9 @@ from diptych.training.launching import forget_foreign_rank, launch
 
 
 @click.command()
-@click.option("--preset", metavar="NAME", help="Put presets/NAME.yaml in force as params.yaml first.")
+@click.option(
+    "--preset", metavar="NAME", help="Make presets/NAME.yaml the params.yaml of this run and of all later ones."
+)
 @click.option("--force", is_flag=True, help="Run every stage, changed or not.")
 @click.option(
     "--promotion",

@@ -23,12 +23,17 @@ from diptych.registry.errors import mlflow_errors_explained, reason
 from diptych.registry.relocation import local_path
 
 CHALLENGER = "challenger"
-"""The alias of the version that was registered last."""
+"""The alias of the version of the last run, new or known already."""
 CHAMPION = "champion"
 """The alias of the version in use."""
 PREVIOUS = "previous-champion"
 """The alias of the version that was in use before."""
 
+_ADVICE = {
+    CHAMPION: " `diptych promote` makes a version the champion.",
+    PREVIOUS: " A second champion makes the first one that: `diptych promote` another version.",
+}
+"""What brings an alias that is missing."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _SHOWN_NAMES = 10
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
@@ -221,8 +226,9 @@ class RegisteredModel:
     def _not_found(self, which: str) -> DiptychError:
         numbers = ", ".join(self.numbers()) or "none"
         aliases = ", ".join(f"{alias} ({number})" for alias, number in self.aliases().items()) or "none"
-        advice = " `diptych promote` makes a version the champion." if which == CHAMPION else ""
-        return DiptychError(f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.{advice}")
+        return DiptychError(
+            f"{self.name} has no {which!r}. Versions: {numbers}; aliases: {aliases}.{_ADVICE.get(which, '')}"
+        )
 
     def _check(self, version: Version, model: Path) -> None:
         digests = model_digests(model)
