@@ -66,7 +66,7 @@ def retrain(
         # Invalid parameters end the run here.
         read_params(workspace)
         warn_of_unknown_commit(workspace)
-        idle.forget(workspace)
+        code = idle.forget(workspace)
         leftovers.repair(workspace)
         drops = ingest_drops(workspace, inbox)
         data, changed = fetch_data(workspace)
@@ -82,7 +82,7 @@ def retrain(
         record_drops(workspace)
         publish_summary(summary)
         if "version" in summary:
-            note_idle(workspace)
+            note_idle(workspace, code)
         return summary
 
 
@@ -241,13 +241,13 @@ def publish_summary(summary: dict[str, Any]) -> None:
     pages.show_summary(pages.run_lines(summary), links)
 
 
-def note_idle(workspace: Workspace) -> None:
+def note_idle(workspace: Workspace, code: str) -> None:
     """Note for `diptych run` that the next run has nothing to do, where that is so.
 
     A run that the note is true for does not start this flow. A step that is to be part of every run needs this removed.
     """
     try:
-        idle.note_idle(workspace, read_params(workspace))
+        idle.note_idle(workspace, read_params(workspace), code)
     except (DiptychError, OSError) as error:
         # This run is done; the next one meets the problem.
         get_run_logger().debug("the next run asks everything again: %s", error)

@@ -42,7 +42,12 @@ sklearn.feature_extraction.text timm torch._dynamo
 # After pytest's own, which knows its folder then, and before anything else is imported.
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Put temporary files into pytest's own folder, so that killed processes leave nothing elsewhere."""
+    """Put temporary files into pytest's own folder, so that killed processes leave nothing elsewhere.
+
+    No test reaches a server that whoever starts them uses.
+    """
+    for name in [name for name in os.environ if name.startswith(("FIRST", "KILLED_AT", "MLFLOW_", "PREFECT_"))]:
+        del os.environ[name]
     os.environ["TMPDIR"] = str(config._tmp_path_factory.mktemp("tmp"))  # type: ignore[attr-defined]  # noqa: SLF001
     tempfile.tempdir = None
     if "PYTEST_XDIST_WORKER" in os.environ:

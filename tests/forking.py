@@ -68,8 +68,11 @@ def client(path: str, arguments: list[str]) -> int:
     cores = ",".join(map(str, os.sched_getaffinity(0))) if sys.platform == "linux" else ""
     words = [os.getcwd(), cores, str(len(arguments)), *arguments, *environment]  # noqa: PTH109
     content = "\0".join(words).encode(errors="surrogateescape")
+    # The name of a socket is short, and that of the temporary folder may be long.
+    folder, name = os.path.split(path)
+    os.chdir(folder)
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
+        connection.connect(name)
         socket.send_fds(connection, [len(content).to_bytes(4)], [0, 1, 2])
         connection.sendall(content)
         answer = connection.recv(4)
@@ -88,7 +91,9 @@ def serve(path: str, program: str, owner: int) -> None:
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(path)
+    folder, name = os.path.split(path)
+    os.chdir(folder)
+    listening.bind(name)
     listening.listen(32)
     print("ready", flush=True)
     # Nobody reads on.

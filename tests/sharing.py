@@ -17,6 +17,9 @@ from filelock import FileLock
 
 from diptych.project.holders import is_alive
 
+OWNER = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+"""The process that has started the tests; asked at once, since a process whose parent is killed gets another one."""
+
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` of this run of the tests, filled by the first process that asks; the others wait for it."""
@@ -41,11 +44,10 @@ def start_server(*command: str, **settings: str) -> None:
     Raises:
         RuntimeError: it has not started; the message is what it has said.
     """
-    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     # A session of its own: what interrupts the tests must not take it from those that are still ending.
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            [*command, str(owner)],
+            [*command, str(OWNER)],
             cwd=Path(__file__).parent,
             env=shell.environment(**settings),
             stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def done(_done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worksp
     workspace = Workspace(shutil.copytree(_done, tmp_path / "project"))
     # The registry follows its project, as at the beginning of a run in a copy.
     register(workspace, PARAMS)
-    note_idle(workspace, PARAMS)
+    note_idle(workspace, PARAMS, forget(workspace))
     return workspace
 
 
@@ -165,28 +166,41 @@ def test_a_version_that_the_gate_has_not_decided_on_is_something_to_do_for_a_run
     assert [is_idle(done, way) for way in ("never", "manual", "auto")] == [True, False, False]
 
     record(registered(done), Event("rejected", None, "1", "worse"))
-    note_idle(done, PARAMS)
+    note_idle(done, PARAMS, forget(done))
 
     assert [is_idle(done, way) for way in ("never", "manual", "auto")] == [True, True, True]
 
 
 def test_nothing_is_noted_where_the_last_steps_still_change_something(done, monkeypatch):
-    forget(done)
     with monkeypatch.context() as patch:
         patch.setattr(registry_promotion, "repair", lambda model: model.set_alias("other", "1"))
-        note_idle(done, PARAMS)
+        note_idle(done, PARAMS, forget(done))
     assert not is_idle(done)
 
-    note_idle(done, PARAMS)
+    note_idle(done, PARAMS, forget(done))
 
     assert is_idle(done)
 
 
-def test_nothing_is_noted_of_a_server_which_may_change_unseen(done, monkeypatch):
+def test_nothing_is_noted_where_the_code_has_changed_during_the_run(done):
     forget(done)
+    note_idle(done, PARAMS, "digest of other code")
+
+    assert not is_idle(done)
+
+
+@pytest.mark.parametrize("summary", [{}, [], None, "x"])
+def test_a_note_without_a_whole_summary_is_as_good_as_none(done, summary):
+    path = done.local / "idle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"summary": summary}))
+
+    assert not is_idle(done)
+
+
+def test_nothing_is_noted_of_a_server_which_may_change_unseen(done, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
-    note_idle(done, PARAMS)
+    note_idle(done, PARAMS, forget(done))
 
     assert not is_idle(done)
     assert not (done.local / "idle.json").exists()

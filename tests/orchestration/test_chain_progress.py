@@ -101,16 +101,17 @@ def test_the_durations_of_stages_that_ran_are_kept_for_the_next_run(known: Path)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "{",
-        *(f'{{"diptych": {{"validate": {value}}}}}' for value in ("-1", "Infinity", '"x"')),
-        '{"diptych": 1}',
-        "\xff",
-    ],
+    "stages",
+    ["1", *(f'{{"validate": {seconds}}}' for seconds in ("-1", "Infinity", "5e-324", "1e308", "9" * 400, '"x"'))],
 )
+def test_durations_that_cannot_be_are_as_good_as_none(path: Path, stages: str) -> None:
+    path.parent.mkdir()
+    path.write_text(f'{{"diptych": {stages}}}')
+
+    assert Run(path).stage("validate", 1) == "validate (1 of 6): 0% of the stages' work is done"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, "\xff"])
 def test_a_damaged_file_is_as_good_as_none(path: Path, content: str) -> None:
     path.parent.mkdir()
     path.write_text(content, encoding="latin-1")

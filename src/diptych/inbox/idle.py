@@ -28,6 +28,8 @@ from diptych.registry.address import store_file, tracking_uri
 
 UNCHANGED = "Nothing has changed."
 """Reason of a run that computes nothing."""
+_SUMMARY = ("data", "inbox", "why", "stages", "metrics", "version", "tracking_uri", "decision")
+"""What a summary consists of."""
 _SQLITE_HEADER = 100
 """Bytes at the beginning of a SQLite file; a counter of its changes is among them."""
 
@@ -45,22 +47,32 @@ def find_idle_summary(workspace: Workspace, params: Params, promotion: str, inbo
             return None
         if _is_waiting(workspace, params, inbox) or dvc.status(workspace):
             return None
-        return dict(note["summary"])
-    except (DiptychError, OSError, ValueError, LookupError, TypeError) as error:
+        return {name: note["summary"][name] for name in _SUMMARY}
+    except (DiptychError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         # A run without a note, and whatever a run would report.
         log.debug("the flow has to find out what there is to do: %r", error)
         return None
 
 
-def forget(workspace: Workspace) -> None:
-    """Remove the note of an earlier run: this one may change what the note describes."""
+def forget(workspace: Workspace) -> str:
+    """Remove the note of an earlier run: this one may change what the note describes.
+
+    Return a digest of the code that this run consists of, for `note_idle`.
+    """
     _path(workspace).unlink(missing_ok=True)
+    return _code_digest(workspace)
 
 
-def note_idle(workspace: Workspace, params: Params) -> None:
+def note_idle(workspace: Workspace, params: Params, code: str) -> None:
     """Repeat the last steps of a run; where they change nothing, note that the next run has nothing to do.
 
-    The trained model is registered. Nothing is noted where MLflow is no file: a server changes without a trace here.
+    The trained model is registered. Nothing is noted where MLflow is no file: a server changes without a trace here;
+    nor where the code is no longer that of this run.
+
+    Args:
+        workspace: the project.
+        params: its parameters.
+        code: what `forget` has returned at the start of the run.
     """
     from diptych.registry.lifecycle import Promotion, needs_decision
     from diptych.registry.promotion import repair
@@ -85,7 +97,7 @@ def note_idle(workspace: Workspace, params: Params) -> None:
         "tracking_uri": tracking_uri(workspace, params),
         "decision": {"outcome": "not asked", "why": "", "champion": champion.version if champion else None},
     }
-    if state == _state(workspace, params):
+    if state == _state(workspace, params) and state["code"] == code:
         write_json(_path(workspace), {"promotions": decided, "state": state, "summary": summary})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -12,6 +11,9 @@ from diptych.files import write_json
 
 SHARES = {"validate": 5.0, "preprocess": 3.0, "baselines": 12.0, "train": 50.0, "controls": 15.0, "evaluate": 15.0}
 """Relative durations of the stages for a chain that has not run here before, those of the preset `first`."""
+
+_LONGEST = 1e7
+"""Seconds that no stage takes: four months."""
 
 
 class ChainProgress:
@@ -80,7 +82,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
     """Return the recorded seconds by model and stage; none where the file is damaged: they are a help only."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {model: _durations(stages) for model, stages in content.items()} if isinstance(content, dict) else {}
 
@@ -91,7 +93,7 @@ def _durations(content: object) -> dict[str, float]:
 
 
 def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.1 <= value < _LONGEST
 
 
 def _duration(seconds: float) -> str:
