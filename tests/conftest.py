@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     os.environ["TMPDIR"] = str(config._tmp_path_factory.mktemp("tmp"))  # type: ignore[attr-defined]  # noqa: SLF001
     tempfile.tempdir = None
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if "PYTEST_XDIST_WORKER" in os.environ and config.getoption("cov_source", None):
         # Before coverage is measured, which makes these imports, which every process needs, half as slow again.
         for module in IMPORTED_FIRST.split():
             importlib.import_module(module)
