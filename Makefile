@@ -88,16 +88,13 @@ $(VENV)-benchmarks/.installed: benchmarks/requirements.txt | $(UV)
 	$(UV) pip sync --quiet --python $(@D)/bin/python --require-hashes benchmarks/requirements.txt
 	@touch $@
 
-# uv lies beside the packages, not among them: the lock decides about those alone.
-$(UV): | $(VENV)/.made
-	@rm -rf $(VENV)/uv $(VENV)/uv.new
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/uv.new 'uv>=0.13,<1'
-	@mv $(VENV)/uv.new $(VENV)/uv
-
-# What a kill has left of a virtual environment is made afresh.
-$(VENV)/.made:
+# uv lies beside the packages, not among them: the lock decides about those alone. It comes last, by a move, so that where it
+# is, the virtual environment is whole; what a kill has left before that is made afresh.
+$(UV):
 	@for python in python3 python3.13 python3.12 python3.11; do \
 		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-			echo "creating $(VENV) with $$($$python --version)"; $$python -m venv $(if $(wildcard $(UV)),,--clear) $(VENV) && exec touch $@; exit 1; \
+			echo "creating $(VENV) with $$($$python --version)"; exec $$python -m venv --clear $(VENV); \
 		fi; \
 	done; echo "error: diptych needs Python 3.11 or newer, with its venv module, on PATH." >&2; exit 1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/uv.new 'uv>=0.13,<1'
+	@mv $(VENV)/uv.new $(VENV)/uv

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -213,8 +212,8 @@ def test_a_server_command_has_the_options_it_is_given(command: str, chain: Clone
     words = shlex.split(command)
     options = [word for word in words if word.startswith("--")]
     verbs = words[: 2 if words[1] in ("ui", "deploy") else 3]
-    program, *verbs = verbs
-    described = (chain.command if program == "diptych" else partial(chain.python, "-m"))(program, *verbs, "--help")
+    asked = [*verbs, "--help"]
+    described = chain.command(*asked) if words[0] == "diptych" else chain.python("-m", *asked)
     assert all(option in described for option in options)
 
 
