@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import SIZE, make_model, model_settings
+from tiny import SIZE, make_model, model_settings, open_prepared, write_prepared
 
 from diptych.data.inputs import StoredImages, StoredTexts
 from diptych.data.prepared import PreparedSplit
@@ -22,7 +22,7 @@ from diptych.model.device import Precision
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.towers import Tower
 from diptych.training.feature_files import FeatureFiles
-from diptych.training.features import GIB, FeatureCache
+from diptych.training.features import GIB, FeatureCache, SharedFeatures
 
 PER_SHARD = 4
 CPU = torch.device("cpu")
@@ -277,6 +277,24 @@ def test_splits_that_share_a_shard_have_blocks_of_their_own(model: DualEncoder, 
             features, _ = texts(np.array([caption]))
             assert equal_but_for_rounding(features[0], slow_text(model, split, caption))
     assert len(contents(kept)) == 2 * 2 * 3
+
+
+def test_parts_share_features_that_are_those_of_their_own(
+    model: DualEncoder, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = open_prepared(write_prepared(tmp_path / "p", train=8, val=4, test=0))
+    computed = count_computed(monkeypatch, model.image_tower), count_computed(monkeypatch, model.text_tower)
+    whole, parts = prepared.part(np.arange(12)), [prepared.part(np.arange(first, 12, 2)) for first in (0, 1)]
+    stored = []
+    for part in parts:
+        shared = SharedFeatures(whole, cache(kept))
+        stored.append((images_of(shared, model, part)[0], texts_of(shared, model, part)[0]))
+    assert [counts["items"] for counts in computed] == [len(whole), len(whole.captions)]
+    for part, (images, texts) in zip(parts, stored, strict=True):
+        for image in range(len(part)):
+            assert equal_but_for_rounding(images(np.array([image]))[0], slow_image(model, part, image))
+        for caption in range(len(part.captions)):
+            assert equal_but_for_rounding(texts(np.array([caption]))[0][0], slow_text(model, part, caption))
 
 
 def test_what_is_there_is_not_computed_again(

@@ -42,14 +42,20 @@ class StoredImages:
     """Stored features of the images of a split, in blocks.
 
     Args:
-        blocks: float16 (n, N, C) each; the images of a block are in the order of the split.
+        blocks: float16 (n, N, C) each.
         block_of_image: int64 (images,), the block of each image.
+        row_of_image: int64 (images,), its row there; None: the images of a block are in the order of the split.
     """
 
-    def __init__(self, blocks: Sequence[Half], block_of_image: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Half],
+        block_of_image: NDArray[np.int64],
+        row_of_image: NDArray[np.int64] | None = None,
+    ) -> None:
         self._blocks = blocks
         self._block = block_of_image
-        self._row = _rows_in_blocks(block_of_image)
+        self._row = _rows_in_blocks(block_of_image) if row_of_image is None else row_of_image
 
     def __call__(self, images: NDArray[np.int64]) -> Tensor:
         """Return the features of `images` (B,) as float16 (B, N, C)."""
@@ -60,24 +66,33 @@ class StoredImages:
             features[members] = self._blocks[block][rows[members]]
         return torch.from_numpy(features)
 
+    def part(self, images: NDArray[np.int64]) -> StoredImages:
+        """Return the features of some of the images, in this order, without a copy."""
+        return StoredImages(self._blocks, self._block[images], self._row[images])
+
 
 class StoredTexts:
     """Stored features of the captions of a split, in blocks that concatenate the tokens of their captions.
 
     Args:
-        blocks: float16 (tokens, L, D) each; the captions of a block are in the order of the split.
+        blocks: float16 (tokens, L, D) each.
         block_of_caption: int64 (captions,), the block of each caption.
         lengths: int64 (captions,), the number of tokens of each caption.
+        start: int64 (captions,), the row of its first token there; None: the captions of a block are in the order of
+            the split.
     """
 
-    def __init__(self, blocks: Sequence[Half], block_of_caption: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Half],
+        block_of_caption: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        start: NDArray[np.int64] | None = None,
+    ) -> None:
         self._blocks = blocks
         self._block = block_of_caption
         self._lengths = lengths
-        self._start = np.empty_like(lengths)
-        for block in range(len(blocks)):
-            members = np.flatnonzero(block_of_caption == block)
-            self._start[members] = lengths[members].cumsum() - lengths[members]
+        self._start = _starts_in_blocks(block_of_caption, lengths) if start is None else start
 
     def __call__(self, captions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the features of `captions` (C,) as float16 (C, T, L, D), with zeros as padding; mask bool (C, T)."""
@@ -92,6 +107,10 @@ class StoredTexts:
             features[members[rows], positions] = self._blocks[block][sources]
         return torch.from_numpy(features), torch.from_numpy(mask)
 
+    def part(self, captions: NDArray[np.int64]) -> StoredTexts:
+        """Return the features of some of the captions, in this order, without a copy."""
+        return StoredTexts(self._blocks, self._block[captions], self._lengths[captions], self._start[captions])
+
 
 def _rows_in_blocks(block_of: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the index of each item within its block."""
@@ -100,3 +119,12 @@ def _rows_in_blocks(block_of: NDArray[np.int64]) -> NDArray[np.int64]:
         members = np.flatnonzero(block_of == block)
         rows[members] = np.arange(len(members))
     return rows
+
+
+def _starts_in_blocks(block_of: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of the `lengths` before each item within its block."""
+    starts = np.empty_like(lengths)
+    for block in np.unique(block_of):
+        members = np.flatnonzero(block_of == block)
+        starts[members] = lengths[members].cumsum() - lengths[members]
+    return starts

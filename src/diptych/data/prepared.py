@@ -14,9 +14,9 @@ The preprocess stage writes a folder with these files:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,22 +64,16 @@ class Prepared:
         Raises:
             DiptychError: that split has no images, or none of them has a caption.
         """
-        rows = rows_of_role(self._images["split"], self._images["sha256"], self._splits, role)
+        part = self.part(rows_of_role(self._images["split"], self.image_hashes, self._splits, role))
+        if len(part.captions) == 0:
+            self._refuse(role)
+        return part
+
+    def part(self, rows: NDArray[np.int64]) -> PreparedSplit:
+        """Return the images at `rows` (N,), ascending positions in the whole dataset, with their captions."""
         images = {name: values[rows] for name, values in self._images.items()}
-        index = _positions(self._captions["image_id"], images["image_id"])
+        index = positions(self._captions["image_id"], images["image_id"])
         chosen = np.flatnonzero(index >= 0)
-        if len(chosen) == 0:
-            name = getattr(self._splits, role) or self._splits.train
-            if self._splits.val is None and role != "test" and (self._images["split"] == name).any():
-                raise DiptychError(
-                    f"data.splits.held_out ({self._splits.held_out}) leaves no captioned images of split {name!r} for "
-                    f"{role}. Correct it in params.yaml, or name a split in data.splits.val."
-                )
-            available = ", ".join(sorted(set(self._images["split"]))) or "none"
-            raise DiptychError(
-                f"{self.folder} has no captioned images in split {name!r}, which data.splits.{role} names "
-                f"(available splits: {available}). Correct data.splits in params.yaml, then run `dvc repro preprocess`."
-            )
         return PreparedSplit(
             folder=self.folder / "images",
             images=images,
@@ -89,6 +83,30 @@ class Prepared:
             starts=self._offsets[chosen],
             lengths=self._offsets[chosen + 1] - self._offsets[chosen],
             settings=self.settings,
+        )
+
+    def rows_of(self, roles: Iterable[Role]) -> NDArray[np.int64]:
+        """Return the positions in the whole dataset of the images of all splits with `roles`, ascending."""
+        of_roles = [rows_of_role(self._images["split"], self.image_hashes, self._splits, role) for role in roles]
+        return np.unique(np.concatenate(of_roles))
+
+    @property
+    def image_hashes(self) -> NDArray[Any]:
+        """SHA-256 of each image's file, of the whole dataset."""
+        return self._images["sha256"]
+
+    def _refuse(self, role: Role) -> NoReturn:
+        """Raise an error that says why the split that has `role` has no captioned images."""
+        name = getattr(self._splits, role) or self._splits.train
+        if self._splits.val is None and role != "test" and (self._images["split"] == name).any():
+            raise DiptychError(
+                f"data.splits.held_out ({self._splits.held_out}) leaves no captioned images of split {name!r} for "
+                f"{role}. Correct it in params.yaml, or name a split in data.splits.val."
+            )
+        available = ", ".join(sorted(set(self._images["split"]))) or "none"
+        raise DiptychError(
+            f"{self.folder} has no captioned images in split {name!r}, which data.splits.{role} names "
+            f"(available splits: {available}). Correct data.splits in params.yaml, then run `dvc repro preprocess`."
         )
 
 
@@ -187,7 +205,7 @@ class PreparedSplit:
         return self._maps[shard]
 
 
-def _positions(ids: NDArray[np.int64], unique: NDArray[np.int64]) -> NDArray[np.int64]:
+def positions(ids: NDArray[np.int64], unique: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the position in `unique` (N,) of each of `ids` (M,); -1 for those that are not there."""
     order = np.argsort(unique)
     at = np.searchsorted(unique, ids, sorter=order)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from diptych.data.inputs import Half, StoredImages, StoredTexts
-from diptych.data.prepared import PreparedSplit
+from diptych.data.prepared import PreparedSplit, positions
 from diptych.errors import DiptychError
 from diptych.model.device import Precision
 from diptych.model.gathering import gather_rows, rank, wait_for_all, world_size
@@ -170,6 +170,33 @@ class FeatureCache:
             yield
 
 
+class SharedFeatures(FeatureCache):
+    """Stored features of the parts of one dataset, which are computed once for all parts.
+
+    Args:
+        whole: holds the images and captions of all splits that features are asked for.
+        cache: stores the features of `whole`.
+    """
+
+    def __init__(self, whole: PreparedSplit, cache: FeatureCache) -> None:
+        self.files, self.computing = cache.files, cache.computing
+        self._whole = whole
+
+    def images(
+        self, tower: ImageTower, splits: Sequence[PreparedSplit], *, mirrored: bool = False, whole: bool = False
+    ) -> list[StoredImages] | None:
+        """Return features as `FeatureCache.images` does."""
+        stored = super().images(tower, [self._whole], mirrored=mirrored, whole=whole)
+        return stored and [stored[0].part(positions(split.image_ids, self._whole.image_ids)) for split in splits]
+
+    def texts(
+        self, tower: TextTower, splits: Sequence[PreparedSplit], *, whole: bool = False
+    ) -> list[StoredTexts] | None:
+        """Return features as `FeatureCache.texts` does."""
+        stored = super().texts(tower, [self._whole], whole=whole)
+        return stored and [stored[0].part(positions(split.caption_ids, self._whole.caption_ids)) for split in splits]
+
+
 def _collect(shape: tuple[int, ...], parts: Iterator[Part]) -> Half:
     """Return the array of a block from its parts.
 
@@ -177,8 +204,8 @@ def _collect(shape: tuple[int, ...], parts: Iterator[Part]) -> Half:
         DiptychError: a feature is too large for half precision, or NaN.
     """
     features = np.empty(shape, np.float16)
-    for positions, values in parts:
-        features[positions] = values.half().cpu().numpy()
+    for rows, values in parts:
+        features[rows] = values.half().cpu().numpy()
     if not np.isfinite(features).all():
         raise DiptychError(
             "The features of a frozen tower are beyond half precision; set train.keep_features to never."
