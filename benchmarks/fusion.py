@@ -26,9 +26,10 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.model.device import choose_device, choose_precision, keep_freed_memory, set_threads
 from diptych.model.dual_encoder import DualEncoder, build_model
+from diptych.retrieval.choices import choose_strength, choose_weights
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
-from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights, reranked_ranks
+from diptych.retrieval.reranking import Directed, candidate_logits, reranked_ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.loop import Setup, Trainer
@@ -71,11 +72,11 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     def embed(inputs: Inputs) -> Embedded:
         return embed_split(model, inputs.split, inputs=inputs, batch_size=batch_size, device=device)
 
-    def rsum(embedded: Embedded, weights: Weights) -> float:
+    def rsum(embedded: Embedded, weights: Directed) -> float:
         candidates = candidate_logits(model, embedded, params.evaluate.top_k, device=device)
         return metrics_from_ranks(*reranked_ranks(candidates, scale, weights))["rsum"]
 
-    def weights(embedded: Embedded) -> Weights:
+    def weights(embedded: Embedded) -> Directed:
         return choose_weights(candidate_logits(model, embedded, params.evaluate.top_k, device=device), scale)
 
     held_out = embed(trainer.val_inputs)
@@ -83,8 +84,8 @@ def measure(params: Params, prepared: Prepared, cache: Path) -> dict[str, float]
     raw = embed(Inputs(prepared.split("test")))
     val, test = held_out.biased(bank, scale), raw.biased(bank, scale)
     return {
-        "towers": rsum(raw, Weights()),
-        "qb_norm": rsum(test, Weights()),
+        "towers": rsum(raw, Directed()),
+        "qb_norm": rsum(test, Directed()),
         "re-ranked": rsum(test, weights(val)),
         "shuffled": rsum(shuffled(test), weights(shuffled(val))),
         "weights": sum(parameter.numel() for parameter in model.fusion.parameters()),

@@ -26,7 +26,7 @@ from diptych.registry.packaged_model import PackagedModel
 from diptych.retrieval.embedding import Embedded, embed_means, embed_querybank, embed_split
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import ranks_from_embeddings
-from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks
+from diptych.retrieval.reranking import Directed, Weights, candidate_logits, reranked_ranks
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
@@ -308,7 +308,7 @@ def test_logits_querybank_and_what_is_ranked_by_them_are_those_of_the_cpu(
     for one, other in zip(*candidates, strict=True):
         torch.testing.assert_close(other.itm, one.itm, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(other.alignment, one.alignment, rtol=1e-3, atol=1e-4)
-    ranks = [reranked_ranks(both, scale, Weights(0.5, 0.25)).ranks for both in candidates]
+    ranks = [reranked_ranks(both, scale, Directed(Weights(0.5, 0.25), Weights(0.25, 0.5))).ranks for both in candidates]
     for one, other in zip(*ranks, strict=True):
         np.testing.assert_array_equal(one, other)
     expected = banks[0].image_bias(embedded.image, scale)

@@ -131,7 +131,7 @@ def test_an_opened_image_is_encoded_as_its_file(retriever: Retriever, content: b
     assert np.abs(ignored - file).max() > 1e-3
 
 
-def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
+def score_by_hand(loaded: LoadedModel, image: bytes, text: str, queries: str = "texts") -> float:
     """Return the score of re-ranking, from the model's parts."""
     model, scale = loaded.model, loaded.model.logit_scale.item()
     ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
@@ -142,8 +142,8 @@ def score_by_hand(loaded: LoadedModel, image: bytes, text: str) -> float:
         assert fused.alignment is not None
         biases = loaded.querybank.image_bias(seen.pooled, scale) + loaded.querybank.text_bias(read.pooled, scale)
         similarity = (seen.pooled * read.pooled).sum() - biases
-        weights = loaded.reranking
-        return float(scale * similarity + weights.match_weight * fused.itm + weights.alignment_weight * fused.alignment)
+        weights = loaded.reranking.t2i if queries == "texts" else loaded.reranking.i2t
+        return float(scale * similarity + weights.itm * fused.itm + weights.alignment * fused.alignment)
 
 
 def test_a_pair_has_the_score_of_re_ranking(retriever: Retriever, loaded: LoadedModel) -> None:
@@ -161,7 +161,7 @@ def test_items_are_ranked_by_the_score_of_their_pairs(
     retriever: Retriever, loaded: LoadedModel, direction: str
 ) -> None:
     queries, gallery = (TEXTS, IMAGES) if direction == "texts" else (IMAGES, TEXTS)
-    by_hand = np.array([[score_by_hand(loaded, i, t) for t in TEXTS] for i in IMAGES])
+    by_hand = np.array([[score_by_hand(loaded, i, t, direction) for t in TEXTS] for i in IMAGES])
     by_hand = by_hand.T if direction == "texts" else by_hand
 
     retriever.reranking = retriever.reranking.model_copy(update={"top_k": 10})

@@ -15,7 +15,7 @@ from diptych.config import Model, Splits, Train
 from diptych.data.prepared import FORMAT, Prepared
 from diptych.data.tokenization import encode, learn_tokenizer, save_tokenizer, vocabulary_facts
 from diptych.model.dual_encoder import DualEncoder, build_model
-from diptych.model.package import Preprocessing, Reranking
+from diptych.model.package import FusionWeights, Preprocessing, Reranking
 from diptych.model.querybank import QueryBank
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
@@ -76,7 +76,12 @@ def pixels(count: int) -> torch.Tensor:
 
 
 PREPROCESSING = Preprocessing(image_size=SIZE, resize="stretch", max_tokens=16)
-RERANKING = Reranking(top_k=4, match_weight=0.5, alignment_weight=0.25, bias_strength=0.75)
+RERANKING = Reranking(
+    top_k=4,
+    i2t=FusionWeights(itm=0.25, alignment=0.5),
+    t2i=FusionWeights(itm=0.5, alignment=0.25),
+    bias_strength=0.75,
+)
 
 
 def make_querybank(dim: int = 16) -> QueryBank:

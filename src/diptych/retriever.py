@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from diptych.model.package import LoadedModel
     from diptych.retrieval.embedding import Embedded
     from diptych.retrieval.evaluation import Evaluation
-    from diptych.retrieval.reranking import Weights
+    from diptych.retrieval.reranking import Directed, Weights
 
     ImageInput = str | Path | bytes | Image.Image
 
@@ -93,7 +93,9 @@ class PairScores(NamedTuple):
     alignment: NDArray[np.float32]
     """Token-alignment score; 0 where the model has none."""
     score: NDArray[np.float32]
-    """Score of re-ranking: the scaled cosine minus both biases, plus the weighted fusion scores."""
+    """Score of re-ranking, where the text is the query: the scaled cosine minus both biases, plus the fusion's scores
+    with the weights of that direction.
+    """
 
 
 class Ranking(NamedTuple):
@@ -102,8 +104,8 @@ class Ranking(NamedTuple):
     items: NDArray[np.int64]
     """(Q, k), positions in the gallery."""
     score: NDArray[np.float32]
-    """(Q, k). Re-ranked items have the score of `Retriever.score`; those behind them and all without re-ranking have
-    the scaled cosine minus both biases."""
+    """(Q, k). Re-ranked items have the weighted scores of the fusion added; those behind them and all without
+    re-ranking have the scaled cosine minus both biases alone."""
 
 
 class Retriever:
@@ -172,11 +174,12 @@ class Retriever:
         return float(self.model.logit_scale.item())
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> Directed:
         """Weights of the fusion's scores in re-ranking."""
-        from diptych.retrieval.reranking import Weights
+        from diptych.retrieval.reranking import Directed, Weights
 
-        return Weights(self.reranking.match_weight, self.reranking.alignment_weight)
+        directions = self.reranking.i2t, self.reranking.t2i
+        return Directed(*(Weights(weights.itm, weights.alignment) for weights in directions))
 
     def encode_images(self, images: Sequence[ImageInput], *, tokens: bool = False) -> Encoded:
         """Encode N images.
@@ -241,7 +244,7 @@ class Retriever:
         return Encoded(embedding.numpy(), bias, states if tokens else None, offsets)
 
     def score(self, images: Sequence[ImageInput] | Encoded, texts: Sequence[str] | Encoded) -> NDArray[np.float32]:
-        """Return the score of each image with the text at the same position, as re-ranking computes it: float32 (P,).
+        """Return the score of each image for the text at the same position, as re-ranking computes it: float32 (P,).
 
         Raises:
             DiptychError: the numbers of images and texts differ, or an image cannot be encoded.
@@ -274,9 +277,9 @@ class Retriever:
         import torch
 
         pairs = torch.arange(len(image))
-        itm, alignment = self._fuse(image, text, pairs, pairs, every_part=True)
+        itm, alignment = self._fuse(image, text, pairs, pairs)
         similarity = np.einsum("nd,nd->n", image.embedding, text.embedding)
-        score = self.weights.add(self.logit_scale * (similarity - image.bias - text.bias), itm, alignment)
+        score = self.weights.t2i.add(self.logit_scale * (similarity - image.bias - text.bias), itm, alignment)
         return PairScores(similarity, itm, alignment, score.astype(np.float32))
 
     def rank(
@@ -316,8 +319,9 @@ class Retriever:
         depth = max(k, self.reranking.top_k) if rerank else k
         index, similarity = top_candidates(torch.from_numpy(asking), torch.from_numpy(ranked), depth)
         scores = self.logit_scale * (similarity - torch.from_numpy(query.bias)[:, None])
-        if rerank and any(self.weights):
-            index, scores = self._rerank(query, item, index, scores)
+        weights = self.weights.i2t if query.offsets is None else self.weights.t2i
+        if rerank and any(weights):
+            index, scores = self._rerank(query, item, index, scores, weights)
         return Ranking(index[:, :k].numpy(), scores[:, :k].float().numpy())
 
     def embed(self, split: PreparedSplit, description: str, inputs: Inputs | None = None) -> Embedded:
@@ -339,18 +343,20 @@ class Retriever:
 
         return evaluate_gallery(self.model, embedded, top_k=top_k, weights=self.weights, device=self.device)
 
-    def _rerank(self, query: Encoded, item: Encoded, index: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def _rerank(
+        self, query: Encoded, item: Encoded, index: Tensor, scores: Tensor, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
         """Order the first candidates (Q, top_k) of `index` (Q, K) by their scores with the fusion; the rest stays."""
         import torch
 
         first = index[:, : self.reranking.top_k]
         asking = torch.arange(len(query)).repeat_interleave(first.shape[1])
         if query.offsets is None:
-            itm, alignment = self._fuse(query, item, asking, first.flatten())
+            itm, alignment = self._fuse(query, item, asking, first.flatten(), weights)
         else:
-            itm, alignment = self._fuse(item, query, first.flatten(), asking)
+            itm, alignment = self._fuse(item, query, first.flatten(), asking, weights)
         parts = (torch.from_numpy(part).view_as(first) for part in (itm, alignment))
-        better = self.weights.add(scores[:, : first.shape[1]], *parts)
+        better = weights.add(scores[:, : first.shape[1]], *parts)
         order = better.argsort(dim=1, descending=True, stable=True)
         rest = slice(first.shape[1], None)
         return (
@@ -359,9 +365,12 @@ class Retriever:
         )
 
     def _fuse(
-        self, images: Encoded, texts: Encoded, image: Tensor, text: Tensor, every_part: bool = False
+        self, images: Encoded, texts: Encoded, image: Tensor, text: Tensor, weights: Weights | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return ITM logits and token-alignment scores (P,) of the pairs of `image` (P,) and `text` (P,) int64."""
+        """Return ITM logits and token-alignment scores (P,) of the pairs of `image` (P,) and `text` (P,) int64.
+
+        With `weights`, a part without weight is not computed, and is zero.
+        """
         from diptych.retrieval.embedding import TokenStates, inference
         from diptych.retrieval.reranking import fuse_pairs
 
@@ -370,7 +379,6 @@ class Retriever:
         if images.tokens is None or texts.tokens is None:
             raise DiptychError("Re-ranking reads tokens: encode with tokens=True, or rank with rerank=False.")
         tokens = TokenStates(images.tokens, texts.tokens, texts.offsets)
-        weights = None if every_part else self.weights
         with inference(self.model, self.device, "no"):
             logits = fuse_pairs(self.model, tokens, image, text, self.device, weights, "re-rank", delay=_DELAY)
         itm, alignment = logits.numpy()

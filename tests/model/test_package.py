@@ -21,7 +21,7 @@ from tiny import (
 
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.package import load_model, save_model, weights_sha256
+from diptych.model.package import FusionWeights, load_model, save_model, weights_sha256
 
 
 @pytest.fixture
@@ -103,8 +103,18 @@ def test_a_missing_or_damaged_file_is_an_error(name: str, saved: tuple[DualEncod
 
 def test_another_format_is_refused(saved: tuple[DualEncoder, Path]) -> None:
     change_config(saved[1], {"format": 99})
-    with pytest.raises(DiptychError, match=r"config\.json is not of model format 2"):
+    with pytest.raises(DiptychError, match=r"config\.json is not of model format 2 or 3"):
         load_model(saved[1])
+
+
+def test_format_2_is_read_with_its_weights_for_both_directions(saved: tuple[DualEncoder, Path]) -> None:
+    path = saved[1] / "config.json"
+    content = json.loads(path.read_text())
+    del content["reranking"]["i2t"], content["reranking"]["t2i"]
+    content["reranking"] |= {"match_weight": 0.5, "alignment_weight": 2.0}
+    path.write_text(json.dumps({**content, "format": 2}))
+    both = FusionWeights(itm=0.5, alignment=2.0)
+    assert load_model(saved[1]).reranking == RERANKING.model_copy(update={"i2t": both, "t2i": both})
 
 
 def change_config(folder: Path, changes: dict[str, Any]) -> None:
@@ -119,8 +129,8 @@ def change_config(folder: Path, changes: dict[str, Any]) -> None:
     ("changes", "said"),
     [
         ({"reranking": None}, "reranking"),
-        ({"reranking": {"match_weight": float("nan")}}, "reranking.match_weight"),
-        ({"reranking": {"alignment_weight": -1.0}}, "reranking.alignment_weight"),
+        ({"reranking": {"i2t": {"itm": float("nan"), "alignment": 1.0}}}, "reranking.i2t.itm"),
+        ({"reranking": {"t2i": {"itm": 1.0, "alignment": -1.0}}}, "reranking.t2i.alignment"),
         ({"reranking": {"bias_strength": "1"}}, "reranking.bias_strength"),
         ({"reranking": {"bias_strength": 1e9}}, "reranking.bias_strength"),
         ({"preprocessing": {"resize": "zoom"}}, "preprocessing.resize"),

@@ -25,7 +25,7 @@ from diptych.registry import measuring
 from diptych.registry.measuring import gallery, measure
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed, Weights
 from diptych.validation.scan import scan_images
 
 PARAMS = Params.model_validate({"threads": 1, "device": "cpu", "preprocess": {"image_size": 32, "max_tokens": 16}})
@@ -78,7 +78,7 @@ def directly(model: Path, prepared: Path):
     loaded, split = load_model(model), Prepared(prepared, Splits()).split("test")
     device = torch.device("cpu")
     embedded = embed_split(loaded.model, split, batch_size=64, device=device)
-    weights = Weights(RERANKING.match_weight, RERANKING.alignment_weight)
+    weights = Directed(*(Weights(own.itm, own.alignment) for own in (RERANKING.i2t, RERANKING.t2i)))
     top_k = PARAMS.evaluate.top_k
     return evaluate_gallery(
         loaded.model,

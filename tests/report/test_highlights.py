@@ -22,7 +22,7 @@ from diptych.data.tokenization import learn_tokenizer, save_tokenizer
 from diptych.model.dual_encoder import DualEncoder
 from diptych.report.highlights import Effects, _words, effects, highlighter
 from diptych.retrieval.embedding import Embedded
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed, Weights
 
 CPU = torch.device("cpu")
 
@@ -76,6 +76,7 @@ def test_a_caption_of_one_token_loses_nothing(model: DualEncoder, embedded: Embe
 
 
 def retriever_of(model: Any, weights: Weights, tokenizer: Any = None) -> Any:
+    weights = Directed(t2i=weights)
     return SimpleNamespace(model=model, weights=weights, tokenizer=tokenizer, preprocessing=PREPROCESSING, device=CPU)
 
 

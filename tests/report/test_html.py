@@ -14,11 +14,11 @@ from diptych.retrieval import metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.failures import find_failures
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed, Weights
 from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
-SETTING = Setting("test", {"Weights": "abc123"}, 4, Weights(1.0, 0.5))
+SETTING = Setting("test", {"Weights": "abc123"}, 4, Directed(Weights(1.0, 0.5), Weights(0.0, 2.0)))
 COLUMNS = [f"val_{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
     "epoch,loss,contrastive,itm,learning_rate,temperature,val_rsum,"
@@ -33,7 +33,7 @@ def render(tmp_path, model, split, querybank):
     def render(history=(), setting=SETTING, change=lambda *both: None):
         embedded = embed_split(model, split, batch_size=4, device=CPU)
         evaluation = evaluate_gallery(
-            model, embedded.biased(querybank, model.logit_scale.item()), top_k=4, weights=Weights(1.0, 0.5), device=CPU
+            model, embedded.biased(querybank, model.logit_scale.item()), top_k=4, weights=SETTING.weights, device=CPU
         )
         uncertainty = judge(evaluation.ranks, split.image_of_caption)
         change(evaluation, uncertainty)
@@ -140,7 +140,7 @@ def test_what_each_stage_brings_is_said_as_it_is(render, undrawn, gain, words):
 
     page = " ".join(render(change=change).split())
     assert f"queries in general, which {words}" in page
-    assert f"weight 0.5, chosen on val; that {words}" in page
+    assert f"no weight. That {words}" in page
 
 
 def test_folds_have_a_table_of_their_own(render, page, split, monkeypatch, undrawn):

@@ -11,10 +11,10 @@ from diptych.retrieval import evaluation, metrics
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery, evaluator_sha256, recall_curves
 from diptych.retrieval.metrics import average_metrics, retrieval_metrics
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed, Weights
 
 CPU = torch.device("cpu")
-BOTH = Weights(itm=1.0, alignment=0.5)
+BOTH = Directed(Weights(itm=1.0, alignment=0.5), Weights(itm=0.5, alignment=1.0))
 STAGES = ("towers", "qb_norm", "reranked")
 
 
@@ -52,7 +52,7 @@ def test_the_towers_figures_are_those_of_the_embeddings(evaluate, embedded):
 
 
 def test_weight_zero_changes_no_figure(evaluate, embedded):
-    figures = evaluate(embedded, weights=Weights()).metrics
+    figures = evaluate(embedded, weights=Directed()).metrics
     assert figures["qb_norm"] == figures["reranked"]
 
 

@@ -15,7 +15,7 @@ from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.evaluation import Evaluation, evaluate_embeddings, evaluate_gallery
 from diptych.retrieval.judgements import LABELS, NAMES, add_extended
 from diptych.retrieval.metrics import KS
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed, Weights
 
 IMAGES = 60
 
@@ -107,7 +107,7 @@ def reranked(top_k: int) -> Evaluation:
     text = normalize(torch.randn(12, 16, generator=random), dim=1)
     tokens, offsets = torch.randn(36, 16, generator=random), torch.arange(0, 37, 3)
     embedded = Embedded(images.grid, tokens, offsets, images.pooled, text, own)
-    weights = Weights(30.0, 10.0)
+    weights = Directed(Weights(30.0, 10.0), Weights(10.0, 30.0))
     return evaluate_gallery(
         model,
         embedded.biased(make_querybank(), model.logit_scale.item()),

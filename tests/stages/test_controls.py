@@ -21,7 +21,7 @@ from tiny import (
 from diptych.config import Params
 from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
-from diptych.model.package import Reranking, load_model, save_model
+from diptych.model.package import FusionWeights, Reranking, load_model, save_model
 from diptych.project.workspace import Workspace
 from diptych.retrieval.embedding import embed_means, embed_split
 from diptych.retrieval.ranking import Ranks
@@ -137,13 +137,14 @@ def test_of_a_fusion_without_weight_other_images_change_nothing(trained: Workspa
     mute = Workspace(tmp_path)
     mute.artifacts.mkdir()
     mute.prepared.symlink_to(trained.prepared)
+    none = FusionWeights(itm=0.0, alignment=0.0)
     save_model(
         mute.model,
         loaded.model,
         model_settings(),
         trained.tokenizer,
         PREPROCESSING,
-        Reranking(top_k=4, match_weight=0.0, alignment_weight=0.0, bias_strength=0.5),
+        Reranking(top_k=4, i2t=none, t2i=none, bias_strength=0.5),
         make_querybank(),
     )
     settings = params(baselines={"controls": ["shuffled_images"]})

@@ -31,7 +31,7 @@ from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.metrics import metrics_from_ranks, retrieval_metrics
 from diptych.retrieval.ranking import ranks_from_embeddings
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed, Weights
 from diptych.retrieval.stored_ranks import load_ranks, save_ranks
 from diptych.stages.evaluate import run
 
@@ -218,16 +218,17 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace, undrawn
     """Bank, strength and each weight move some rank here, so none of them is left out or taken for another."""
     config = workspace.model / "config.json"
     content = json.loads(config.read_text())
-    content["reranking"] |= {"match_weight": 16.0, "alignment_weight": 8.0}
+    weights = Directed(Weights(itm=16.0, alignment=8.0), Weights(itm=4.0, alignment=12.0))
+    content["reranking"] |= {direction: own._asdict() for direction, own in weights._asdict().items()}
     config.write_text(json.dumps(content))
     run(workspace, params(evaluate={"top_k": 12, "report_queries": 2}))
     metrics = json.loads((workspace.reports / "metrics.json").read_text())
     loaded = load_model(workspace.model)
     split = Prepared(workspace.prepared, params().data.splits).split("test")
     embedded = embed_split(loaded.model, split, batch_size=64, device=torch.device("cpu"))
-    bank, weights = make_querybank()._replace(strength=RERANKING.bias_strength), Weights(itm=16.0, alignment=8.0)
+    bank = make_querybank()._replace(strength=RERANKING.bias_strength)
 
-    def expected(bank: QueryBank, weights: Weights) -> dict[str, Any]:
+    def expected(bank: QueryBank, weights: Directed) -> dict[str, Any]:
         made = evaluate_gallery(
             loaded.model,
             embedded.biased(bank, loaded.model.logit_scale.item()),
@@ -240,11 +241,11 @@ def test_each_stage_ranks_by_what_the_model_brings(workspace: Workspace, undrawn
     assert metrics == expected(bank, weights)
     others = [
         (bank._replace(strength=0.0), weights),
-        (bank, weights._replace(itm=0.0)),
-        (bank, weights._replace(alignment=0.0)),
-        (bank, Weights(weights.alignment, weights.itm)),
+        *((bank, weights._replace(**{name: own._replace(itm=0.0)})) for name, own in weights._asdict().items()),
+        *((bank, weights._replace(**{name: own._replace(alignment=0.0)})) for name, own in weights._asdict().items()),
+        (bank, Directed(weights.t2i, weights.i2t)),
     ]
-    assert [metrics != expected(*other) for other in others] == [True] * 4
+    assert [metrics != expected(*other) for other in others] == [True] * len(others)
 
 
 def test_baselines_are_compared_on_the_same_queries(evaluated: Evaluated) -> None:

@@ -22,11 +22,12 @@ from tiny import make_model, model_settings, train_settings, write_prepared
 from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
-from diptych.model.package import load_model, weights_sha256
+from diptych.model.package import FusionWeights, load_model, weights_sha256
 from diptych.project.workspace import Workspace
 from diptych.registry.connection import connect
+from diptych.retrieval.choices import choose_strength, choose_weights
 from diptych.retrieval.embedding import embed_split
-from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
+from diptych.retrieval.reranking import Weights, candidate_logits
 from diptych.stages import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_speed_test")]
@@ -122,7 +123,7 @@ def test_the_run_is_found_by_the_hash_of_its_weights(trained: Trained) -> None:
 def test_without_matching_the_fusion_has_no_weight(workspace: Workspace) -> None:
     train.run(workspace, params(train=train_settings(objectives={"itm": 0.0})))
     reranking = load_model(workspace.model).reranking
-    assert reranking.match_weight == reranking.alignment_weight == 0.0
+    assert reranking.i2t == reranking.t2i == FusionWeights(itm=0.0, alignment=0.0)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,8 @@ def test_bank_strength_and_weights_are_those_of_train_and_val(trained: Trained) 
     assert loaded.reranking.bias_strength == strength == choose_strength(val, bank, scale)
     again = candidate_logits(model, val.biased(loaded.querybank, scale), 32, device=torch.device("cpu"))
     torch.testing.assert_close(candidates.i2t.scores(scale, Weights()), again.i2t.scores(scale, Weights()))
-    assert (loaded.reranking.match_weight, loaded.reranking.alignment_weight) == weights == choose_weights(again, scale)
+    assert weights == choose_weights(again, scale)
+    assert [tuple(own.model_dump().values()) for own in (loaded.reranking.i2t, loaded.reranking.t2i)] == [*weights]
 
 
 def spying(function: Callable[..., Any], seen: list[tuple[Any, tuple[Any, ...]]]) -> Callable[..., Any]:

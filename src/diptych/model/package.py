@@ -20,7 +20,9 @@ from diptych.model.lean_transformers import PreTrainedTokenizerBase, PreTrainedT
 from diptych.model.querybank import QueryBank
 from diptych.model.towers import ImageTower, TextTower
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
+_FIRST_READ = 2
+"""First format that is read; formats 2 and 3 differ in `reranking` alone."""
 WEIGHTS = "model.safetensors"
 """File name of the weights: the model's and the query bank's."""
 _BANK = "querybank."
@@ -34,19 +36,26 @@ class Preprocessing(config.Section):
     max_tokens: config.Positive
 
 
+class FusionWeights(config.Section):
+    """Weights of the fusion's scores in re-ranking for the queries of one direction."""
+
+    itm: Annotated[float, Field(ge=0)]
+    alignment: Annotated[float, Field(ge=0)]
+
+
 class Reranking(config.Section):
-    """Weights of the ITM logits and token-alignment scores in re-ranking the `top_k`, and of the qb_norm biases."""
+    """Re-ranking of the `top_k` candidates, and the strength of the qb_norm biases."""
 
     top_k: config.Positive
-    match_weight: Annotated[float, Field(ge=0)]
-    alignment_weight: Annotated[float, Field(ge=0)]
+    i2t: FusionWeights
+    t2i: FusionWeights
     bias_strength: config.Share
 
 
 class _Description(config.Section):
     """config.json."""
 
-    format: Literal[2]
+    format: Literal[3]
     model: config.Model
     image_backbone: dict[str, Any]
     text_backbone: dict[str, Any]
@@ -101,9 +110,9 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
     """
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content["format"] != FORMAT:
-            raise ValueError(f"config.json is not of model format {FORMAT}, which this diptych reads")
-        description = _Description.model_validate(content)
+        if not isinstance(content, dict) or content["format"] not in range(_FIRST_READ, FORMAT + 1):
+            raise ValueError(f"config.json is not of model format {_FIRST_READ} or {FORMAT}, which this diptych reads")
+        description = _Description.model_validate(_of_this_format(content))
         weights = load_file(folder / WEIGHTS)
         for name, tensor in weights.items():
             if not torch.isfinite(tensor).all():
@@ -123,6 +132,15 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of the weights file, which identifies a model."""
     return file_sha256(folder / WEIGHTS)
+
+
+def _of_this_format(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of config.json in this format; in format 2 both directions had the same weights."""
+    if content["format"] == FORMAT:
+        return content
+    rest = dict(content["reranking"])
+    weights = {"itm": rest.pop("match_weight"), "alignment": rest.pop("alignment_weight")}
+    return {**content, "format": FORMAT, "reranking": {**rest, "i2t": weights, "t2i": weights}}
 
 
 @torch.inference_mode()

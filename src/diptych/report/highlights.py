@@ -52,17 +52,20 @@ Highlight = Callable[[int, int], Highlighted]
 def highlighter(retriever: Retriever, states: TokenStates, captions: list[str]) -> Highlight | None:
     """Return a function that highlights the pairs of `states`; None where the fusion has no weight in re-ranking.
 
+    The scores count by the larger of both directions' weights.
+
     Args:
         retriever: the trained model.
         states: tokens of N images and M captions.
         captions: texts of the captions (M).
     """
-    if not any(retriever.weights):
+    weights = retriever.weights.largest
+    if not any(weights):
         return None
     settings, backbone = retriever.preprocessing, retriever.model.image_tower.backbone.config
 
     def highlight(image: int, caption: int) -> Highlighted:
-        tokens, grid = effects(retriever.model, states, image, caption, retriever.weights, retriever.device)
+        tokens, grid = effects(retriever.model, states, image, caption, weights, retriever.device)
         # Class and register tokens come before the grid, which is a square.
         side = settings.image_size // getattr(backbone, "patch_size", 1)
         if side * side > len(grid):  # a feature map, not patches

@@ -33,7 +33,7 @@ from diptych.retrieval.judgements import LABELS as EXTENDED
 from diptych.retrieval.ladder import Rung, Verdict, is_better_than_chance
 from diptych.retrieval.metrics import Metrics, average_metrics, chance_metrics, folds
 from diptych.retrieval.ranking import DIRECTIONS
-from diptych.retrieval.reranking import Weights
+from diptych.retrieval.reranking import Directed
 from diptych.retrieval.slices import FEWEST, Slice
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
@@ -75,7 +75,7 @@ class Setting(NamedTuple):
     """SHA-256 of everything that the figures depend on, by name."""
     top_k: int = 0
     """Number of candidates that were re-ranked; 0 without re-ranking."""
-    weights: Weights = Weights()
+    weights: Directed = Directed()
     """Weights of the re-ranking."""
 
 

@@ -20,7 +20,7 @@ from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
 from diptych.retrieval.ranking import DIRECTIONS, Ranks, ranks_from_embeddings
-from diptych.retrieval.reranking import Weights, candidate_logits, reranked_ranks, top_candidates
+from diptych.retrieval.reranking import Directed, candidate_logits, reranked_ranks, top_candidates
 from diptych.retrieval.similarities import Similarities, similarities
 
 CURVE_KS = range(1, 51)
@@ -62,7 +62,7 @@ def evaluator_sha256() -> str:
 
 
 def evaluate_gallery(
-    model: DualEncoder, embedded: Embedded, *, top_k: int, weights: Weights, device: torch.device
+    model: DualEncoder, embedded: Embedded, *, top_k: int, weights: Directed, device: torch.device
 ) -> Evaluation:
     """Rank by the towers, with query-bank normalization, and with `top_k` candidates re-ranked by the fusion.
 
@@ -117,7 +117,7 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 
 
 def _rank(
-    model: DualEncoder, embedded: Embedded, top_k: int, weights: Weights, device: torch.device
+    model: DualEncoder, embedded: Embedded, top_k: int, weights: Directed, device: torch.device
 ) -> tuple[dict[str, Ranks], tuple[First, First], Deep, float]:
     """Return ranks by stage, first results of the last one, and the seconds for the candidates."""
     started = time.perf_counter()
@@ -131,7 +131,7 @@ def _rank(
         "qb_norm": Ranks(candidates.i2t.before, candidates.t2i.before),
         "reranked": reranked_ranks(candidates, scale, weights),
     }
-    i2t, t2i = (shortlist.order(scale, weights) for shortlist in candidates)
+    i2t, t2i = (shortlist.order(scale, own) for shortlist, own in zip(candidates, weights, strict=True))
 
     def deep(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         # Items beyond the candidates follow in the towers' order.

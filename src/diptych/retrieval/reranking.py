@@ -2,14 +2,13 @@
 
 A candidate's score is logit_scale · similarity plus the weighted ITM logit and token-alignment score. The similarity is
 what the towers rank by: the cosine, minus the biases of query-bank normalization where these are known. Items beyond
-the top k follow in the towers' order. The weights and the strength of the biases are chosen on val.
+the top k follow in the towers' order. Each direction has weights of its own; `choices` chooses them on val.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,18 +19,12 @@ from torch import Tensor
 from diptych.errors import DiptychError
 from diptych.model.device import BLOCK_SCORES, Precision
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.querybank import QueryBank
 from diptych.progress import progress
 from diptych.retrieval.embedding import Embedded, TokenStates, inference
-from diptych.retrieval.metrics import mean_log_rank
 from diptych.retrieval.ranking import TIE, Outcomes, Ranks, products, ranks_from_embeddings
 
 T = TypeVar("T", Tensor, NDArray[np.float32])
 
-CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Values to choose each weight from."""
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Values to choose the strength of the biases from."""
 PAIRS = 512
 """Pairs that the fusion scores at once on a CPU; on a GPU at least."""
 GPU_TOKENS = 200_000
@@ -41,7 +34,7 @@ IMAGES = 64
 
 
 class Weights(NamedTuple):
-    """Weights of the fusion's scores; the scaled similarity has weight one."""
+    """Weights of the fusion's scores for queries of one direction; the scaled similarity has weight one."""
 
     itm: float = 0.0
     """Weight of the ITM logit."""
@@ -51,6 +44,18 @@ class Weights(NamedTuple):
     def add(self, similarity: T, itm: T, alignment: T) -> T:
         """Return the scores of re-ranking, where `similarity` is already multiplied by the logit scale."""
         return similarity + self.itm * itm + self.alignment * alignment
+
+
+class Directed(NamedTuple):
+    """Weights for both directions."""
+
+    i2t: Weights = Weights()
+    t2i: Weights = Weights()
+
+    @property
+    def largest(self) -> Weights:
+        """The larger of both directions' weights of each score; a score that has none is needed nowhere."""
+        return Weights(*(max(both) for both in zip(*self, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Shortlist:
         alignment: float32 (Q, K), token-alignment scores; zero where the fusion has none.
         relevant: bool (Q, K), True where candidate and query belong together.
         relevant_items: int64 (Q,), number of items of the gallery that belong to the query.
+        image: int64 (Q,), the image of each query, which is itself or its own.
         before: outcomes of the queries before re-ranking.
         bound: largest possible size of a similarity, on which the resolution of float32 depends.
     """
@@ -74,6 +80,7 @@ class Shortlist:
     alignment: Tensor
     relevant: Tensor
     relevant_items: NDArray[np.int64]
+    image: NDArray[np.int64]
     before: Outcomes
     bound: float = 1.0
 
@@ -132,61 +139,79 @@ def candidate_logits(
     *,
     device: torch.device,
     precision: Precision = "no",
-    weights: Weights | None = None,
+    weights: Directed | None = None,
     description: str = "re-rank",
 ) -> Candidates:
     """Return the `top_k` candidates of each query (all, where the gallery is smaller) with the fusion's scores.
 
-    With `weights`, a score without weight is not computed, and is zero. The tokens are reused, and a pair that is a
-    candidate in both directions is scored once. The model is on `device`; it works in evaluation mode and is left in
-    the mode that it was in.
+    With `weights`, a direction without weight is not scored, nor a part without weight in both; these scores are zero.
+    The tokens are reused, and a pair that is a candidate in both directions is scored once. The model is on `device`;
+    it works in evaluation mode and is left in the mode that it was in.
     """
     image, text = embedded.ranking
-    i2t, i2t_similarity = top_candidates(image, text, top_k)
-    t2i, t2i_similarity = top_candidates(text, image, top_k)
-    captions = len(text)
-    i2t_pairs = torch.arange(len(i2t))[:, None] * captions + i2t
-    t2i_pairs = t2i * captions + torch.arange(captions)[:, None]
-    pairs, position = torch.unique(torch.cat([i2t_pairs.flatten(), t2i_pairs.flatten()]), return_inverse=True)
+    images, owner = np.arange(len(image)), embedded.image_of_caption
+    ranks = ranks_from_embeddings(image, text, owner)
+    found = (
+        shortlist(image, text, top_k, images, owner, ranks.i2t),
+        shortlist(text, image, top_k, owner, images, ranks.t2i),
+    )
+    queries = [torch.arange(len(unscored.index))[:, None] for unscored in found]
+    # Image i and caption j are the pair i · captions + j.
+    pairs = queries[0] * len(text) + found[0].index, found[1].index * len(text) + queries[1]
+    used = [any(own) for own in weights] if weights else [True, True]
+    chosen = [both[: len(both) if is_used else 0] for both, is_used in zip(pairs, used, strict=True)]
+    scored = torch.cat([both.flatten() for both in chosen]).unique()
+    parts = weights and weights.largest
     with inference(model, device, precision):
-        logits = fuse_pairs(model, embedded, pairs // captions, pairs % captions, device, weights, description)
-    i2t_itm, i2t_alignment = [part[position[: i2t.numel()]].view_as(i2t) for part in logits]
-    t2i_itm, t2i_alignment = [part[position[i2t.numel() :]].view_as(t2i) for part in logits]
-    image_of_caption = torch.from_numpy(embedded.image_of_caption)
-    ranks = ranks_from_embeddings(image, text, embedded.image_of_caption)
-    i2t_relevant = image_of_caption[i2t] == torch.arange(len(i2t))[:, None]
-    t2i_relevant = t2i == image_of_caption[:, None]
-    counts = np.bincount(embedded.image_of_caption), np.ones(captions, np.int64)
-    bound = float(image.norm(dim=1).max() * text.norm(dim=1).max())
-    return Candidates(
-        Shortlist(i2t, i2t_similarity, i2t_itm, i2t_alignment, i2t_relevant, counts[0], ranks.i2t, bound),
-        Shortlist(t2i, t2i_similarity, t2i_itm, t2i_alignment, t2i_relevant, counts[1], ranks.t2i, bound),
+        logits = fuse_pairs(model, embedded, scored // len(text), scored % len(text), device, parts, description)
+
+    def with_scores(unscored: Shortlist, both: Tensor) -> Shortlist:
+        itm, alignment = logits[:, torch.searchsorted(scored, both)].unbind()
+        return replace(unscored, itm=itm, alignment=alignment)
+
+    i2t, t2i = (
+        with_scores(unscored, both) if is_used else unscored
+        for unscored, both, is_used in zip(found, pairs, used, strict=True)
+    )
+    return Candidates(i2t, t2i)
+
+
+def shortlist(
+    queries: Tensor,
+    gallery: Tensor,
+    top_k: int,
+    image_of_query: NDArray[np.int64],
+    image_of_item: NDArray[np.int64],
+    before: Outcomes,
+) -> Shortlist:
+    """Return the `top_k` candidates of the queries of one direction, without scores of a fusion.
+
+    Args:
+        queries: (Q, d), ranked by inner product.
+        gallery: (G, d).
+        top_k: the number of candidates.
+        image_of_query: (Q,), the image of each query.
+        image_of_item: (G,), the image of each item; equal ones belong together.
+        before: outcomes of the queries by the inner product.
+    """
+    index, similarity = top_candidates(queries, gallery, top_k)
+    relevant = torch.from_numpy(image_of_item)[index] == torch.from_numpy(image_of_query)[:, None]
+    return Shortlist(
+        index=index,
+        similarity=similarity,
+        itm=torch.zeros_like(similarity),
+        alignment=torch.zeros_like(similarity),
+        relevant=relevant,
+        relevant_items=np.bincount(image_of_item)[image_of_query],
+        image=image_of_query,
+        before=before,
+        bound=float(queries.norm(dim=1).max() * gallery.norm(dim=1).max()),
     )
 
 
-def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Weights) -> Ranks:
+def reranked_ranks(candidates: Candidates, logit_scale: float, weights: Directed) -> Ranks:
     """Return the ranks of images and captions after re-ranking."""
-    return Ranks(*(shortlist.reranked(logit_scale, weights) for shortlist in candidates))
-
-
-def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
-    """Return the best of `STRENGTHS` for the biases by `mean_log_rank`; of equally good ones the smallest."""
-    full = querybank._replace(strength=1.0)
-    image_bias = full.image_bias(embedded.image, logit_scale)
-    text_bias = full.text_bias(embedded.text, logit_scale)
-    scores = []
-    for strength in STRENGTHS:
-        biased = replace(embedded, image_bias=strength * image_bias, text_bias=strength * text_bias)
-        image, text = biased.ranking
-        scores.append(mean_log_rank(*ranks_from_embeddings(image, text, embedded.image_of_caption).ranks))
-    return STRENGTHS[int(np.argmin(scores))]
-
-
-def choose_weights(candidates: Candidates, logit_scale: float) -> Weights:
-    """Return the best weights by `mean_log_rank`; of equally good ones those with the smallest sum."""
-    every = sorted((Weights(*values) for values in product(CHOICES, repeat=2)), key=sum)
-    scores = [mean_log_rank(*(shortlist.ranks(logit_scale, weights) for shortlist in candidates)) for weights in every]
-    return every[int(np.argmin(scores))]
+    return Ranks(*(found.reranked(logit_scale, own) for found, own in zip(candidates, weights, strict=True)))
 
 
 def top_candidates(queries: Tensor, gallery: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

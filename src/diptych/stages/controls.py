@@ -15,10 +15,11 @@ from diptych.model.device import choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder
 from diptych.model.fusion import make_fusion
 from diptych.project.workspace import Workspace
+from diptych.retrieval.choices import choose_weights
 from diptych.retrieval.embedding import Embedded, embed_means
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Ranks
-from diptych.retrieval.reranking import Weights, candidate_logits, choose_weights, reranked_ranks
+from diptych.retrieval.reranking import Directed, Weights, candidate_logits, reranked_ranks
 from diptych.retrieval.stored_ranks import save_ranks
 from diptych.retriever import Retriever
 from diptych.training.control import train_control
@@ -79,7 +80,7 @@ class _Controls:
         torch.manual_seed(params.seed)
         model.fusion = make_fusion(params.model.dim, model.image_tower.grid_size, mlp).to(device)
         train_control(model, self._train, means, params.train, params.seed)
-        ranks = self._galleries.reranked(model, Weights(itm=1.0))
+        ranks = self._galleries.reranked(model, Directed(Weights(itm=1.0), Weights(itm=1.0)))
         model.fusion = fusion
         return ranks
 
@@ -105,7 +106,7 @@ class _Galleries(NamedTuple):
     top_k: int
     device: torch.device
 
-    def reranked(self, model: DualEncoder, parts: Weights) -> Ranks:
+    def reranked(self, model: DualEncoder, parts: Directed) -> Ranks:
         """Return the ranks on test re-ranked by those `parts` of the fusion that have weight; val chooses how much."""
         on_val, on_test = (
             candidate_logits(model, embedded, self.top_k, device=self.device, weights=parts)

@@ -18,12 +18,13 @@ from diptych.data.prepared import Prepared
 from diptych.files import file_sha256, sources_sha256, write_csv
 from diptych.model.device import Precision, choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
-from diptych.model.package import Preprocessing, Reranking, save_model, weights_sha256
+from diptych.model.package import FusionWeights, Preprocessing, Reranking, save_model, weights_sha256
 from diptych.progress import is_first_process
 from diptych.project.workspace import Workspace
 from diptych.registry.tracking import TrackedRun
+from diptych.retrieval.choices import choose_strength, choose_weights
 from diptych.retrieval.embedding import embed_querybank, embed_split
-from diptych.retrieval.reranking import Weights, candidate_logits, choose_strength, choose_weights
+from diptych.retrieval.reranking import Directed, candidate_logits
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
 from diptych.training.launching import process_count
@@ -106,14 +107,14 @@ def _save(
 ) -> None:
     """Write the model with its query bank from train, and the strength of biases and weights of the fusion from val.
 
-    A fusion that was not trained has no weight.
+    A fusion that was not trained, or does not help on val, has no weight.
     """
     model, inputs, top_k = trainer.model, trainer.val_inputs, params.evaluate.top_k
     computing: Any = {"device": trainer.device, "precision": precision}
     batches = {**computing, "batch_size": params.evaluate.batch_size}
     querybank = embed_querybank(model, trainer.train_inputs, seed=params.seed, **batches, description="query bank")
     embedded = embed_split(model, inputs.split, inputs=inputs, **batches, description="embed val")
-    scale, weights = model.logit_scale.item(), Weights()
+    scale, weights = model.logit_scale.item(), Directed()
     querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
     if params.train.objectives.itm:
         embedded = embedded.biased(querybank, scale)
@@ -128,8 +129,8 @@ def _save(
         Preprocessing(**{name: prepared[name] for name in ("image_size", "resize", "max_tokens")}),
         Reranking(
             top_k=top_k,
-            match_weight=weights.itm,
-            alignment_weight=weights.alignment,
+            i2t=FusionWeights(**weights.i2t._asdict()),
+            t2i=FusionWeights(**weights.t2i._asdict()),
             bias_strength=querybank.strength,
         ),
         querybank,
