@@ -24,7 +24,7 @@ from diptych.retrieval.ranking import ranks_from_embeddings
 from diptych.retrieval.reranking import Candidates, Directed, Shortlist, shortlist
 
 SCALE = 20.0
-CAPTIONS, DIM, NOISE, TOP_K = 5, 32, 2.6, 16
+CAPTIONS, DIM, NOISE, TOP_K = 5, 32, 1.8, 16
 
 Scores = Callable[[Tensor, torch.Generator], Tensor]
 """Function from the scaled similarities (N, M) to scores of the same shape."""
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--images", type=int, default=480)
     arguments = parser.parse_args()
-    rules = {"the best": 0.0, f"by {choices.LET_IN:g} standard errors": choices.LET_IN}
+    rules = {"the best": 0.0, f"by {choices.CLEARLY:g} standard errors": choices.CLEARLY}
     let_in = {name: dict.fromkeys(rules, 0) for name in FUSIONS}
     right = []
     with progress(None, "draw", unit="gallery", total=arguments.draws) as bar:
@@ -87,7 +87,7 @@ def main() -> None:
             for name, score in FUSIONS.items():
                 both = scored(found, *(score(SCALE * image @ text.T, random) for _ in range(2)))
                 for rule, threshold in rules.items():
-                    choices.LET_IN = threshold
+                    choices.CLEARLY = threshold
                     let_in[name][rule] += choices.choose_weights(both, SCALE) != Directed()
             bar.update()
     print("recall@1 of the towers: {:.1f} for images, {:.1f} for captions".format(*np.mean(right, axis=0)))

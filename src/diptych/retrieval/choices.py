@@ -1,14 +1,13 @@
 """Choices on val: the strength of the query-bank biases, and the weights of the fusion's scores.
 
-Among many weights, the best on a few hundred images is often better by luck alone. A fusion is therefore used in a
-direction only if it ranks better there by `LET_IN` standard errors, and then with the smallest weights that are within
-one standard error of the best (the one-standard-error rule of Breiman et al. 1984, section 3.4.3). Queries of one image
-are not independent, so the standard errors are those of sums over images (docs/decisions/choosing-weights.md).
+Among many weights, the best on a few hundred images is often better by luck alone. So a fusion is used in a direction
+only if its best weights there rank clearly better than none. Where that is not clear in one direction alone, but in
+both together, the best weights for both are used, if they are better than none in this direction. Queries of one image
+are not independent, so standard errors are those of means over images (docs/decisions/choosing-weights.md).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import product
 
@@ -25,8 +24,9 @@ CHOICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Values to choose each weight from."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Values to choose the strength of the biases from."""
-LET_IN = 2.5
-"""Least gain of a fusion over none, in standard errors; one without value has it in less than 5 % of trainings."""
+CLEARLY = 2.5
+"""Standard errors of a difference that count as clear. A fusion without value is better by as much in less than 5 % of
+trainings."""
 
 
 def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float) -> float:
@@ -43,27 +43,26 @@ def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float
 
 
 def choose_weights(candidates: Candidates, logit_scale: float) -> Directed:
-    """Return the weights of each direction, judged by the logarithm of the ranks on val."""
-    return Directed(*(_choose(shortlist, logit_scale) for shortlist in candidates))
-
-
-def _choose(shortlist: Shortlist, logit_scale: float) -> Weights:
+    """Return the weights of each direction, judged by the mean logarithm of the ranks on val."""
+    # Of equally good weights the first count.
     every = sorted((Weights(*values) for values in product(CHOICES, repeat=2)), key=sum)
-    losses = np.stack([_losses(shortlist, logit_scale, weights) for weights in every])
-    best = losses[losses.sum(axis=1).argmin()]
-    if _in_standard_errors(losses[0] - best) <= LET_IN:
-        return Weights()
-    near = [_in_standard_errors(loss - best) <= 1 for loss in losses[1:]]
-    return every[1 + near.index(True)]
+    i2t, t2i = (np.stack([_losses(own, logit_scale, weights) for weights in every]) for own in candidates)
+    common = _clearly_best(i2t + t2i)
+    return Directed(*(every[_clearly_best(own) or _if_better(common, own)] for own in (i2t, t2i)))
 
 
 def _losses(shortlist: Shortlist, logit_scale: float, weights: Weights) -> NDArray[np.float64]:
-    """Return the sum of the logarithms of the ranks of each image's queries, (N,)."""
-    return np.bincount(shortlist.image, np.log(shortlist.ranks(logit_scale, weights))).astype(float)
+    """Return the share of each image (N,) in the mean of the logarithms of the ranks."""
+    logarithms = np.log(shortlist.ranks(logit_scale, weights))
+    return np.bincount(shortlist.image, logarithms / len(logarithms)).astype(float)
 
 
-def _in_standard_errors(differences: NDArray[np.float64]) -> float:
-    """Return the sum of `differences` (N,) by its standard error; infinite where all are equal, but not zero."""
-    total = float(differences.sum())
-    error = float(np.sqrt(len(differences)) * differences.std())
-    return total / error if error else math.copysign(math.inf, total) if total else 0.0
+def _clearly_best(losses: NDArray[np.float64]) -> int:
+    """Return the index of that of `losses` (W, N) with the smallest sum; 0 if it is not clearly below the first's."""
+    best = int(losses.sum(axis=1).argmin())
+    gain = losses[0] - losses[best]
+    return best if gain.sum() > CLEARLY * np.sqrt(len(gain)) * gain.std() else 0
+
+
+def _if_better(index: int, losses: NDArray[np.float64]) -> int:
+    return index if losses[index].sum() < losses[0].sum() else 0
