@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
-from diptych.retrieval.uncertainty import bootstrap, draws, gain, interval
+from diptych.retrieval.uncertainty import bootstrap, draws, gain, gain_over_folds, interval
 
 
 def made(images: int, seed: int, hardest: int = 40) -> tuple[Ranks, np.ndarray]:
@@ -87,3 +90,19 @@ def test_a_gain_is_judged_query_by_query() -> None:
     assert ends["high"]["rsum"] - ends["low"]["rsum"] > 5 * difference
     nothing = gain(samples["worse"], samples["worse"], 0.0)
     assert nothing == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_gain_over_folds_has_the_interval_of_nadeau_and_bengio() -> None:
+    differences = np.random.default_rng(0).normal(2.0, 1.5, (2, 5))
+    found = gain_over_folds(differences)
+    by_fold = [(one + other) / 2 for one, other in zip(*differences, strict=True)]
+    variance = statistics.variance(by_fold) * (1 / 5 + (1 / 5) / (4 / 5))
+    expected = stats.t(df=4, loc=statistics.mean(by_fold), scale=variance**0.5)
+    assert found.rsum == pytest.approx(expected.mean())
+    assert (found.low, found.high) == pytest.approx(expected.interval(0.95))
+    assert found.p_value == pytest.approx(2 * expected.cdf(0.0))
+
+
+def test_folds_that_agree_exactly_are_sure() -> None:
+    assert gain_over_folds(np.full((1, 5), 3.0)) == (3.0, 3.0, 3.0, 0.0)
+    assert gain_over_folds(np.zeros((1, 5))) == (0.0, 0.0, 0.0, 1.0)

@@ -29,6 +29,7 @@ from diptych.retrieval.choices import choose_strength, choose_weights
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.reranking import Weights, candidate_logits
 from diptych.stages import train
+from diptych.training import finishing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_speed_test")]
 
@@ -63,8 +64,8 @@ class Trained:
 def trained(_untrained: Workspace, no_speed_test: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     made = Trained(Workspace(shutil.copytree(_untrained.root, tmp_path_factory.mktemp("trained") / "workspace")), [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "choose_strength", spying(choose_strength, made.chosen))
-        patch.setattr(train, "choose_weights", spying(choose_weights, made.chosen))
+        patch.setattr(finishing, "choose_strength", spying(choose_strength, made.chosen))
+        patch.setattr(finishing, "choose_weights", spying(choose_weights, made.chosen))
         keep_environment(patch)
         train.run(made.workspace, params())
     return made

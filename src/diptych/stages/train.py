@@ -16,17 +16,15 @@ import diptych
 from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.files import file_sha256, sources_sha256, write_csv
-from diptych.model.device import Precision, choose_precision, prepare
+from diptych.model.device import choose_precision, prepare
 from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.model.package import FusionWeights, Preprocessing, Reranking, save_model, weights_sha256
 from diptych.progress import is_first_process
 from diptych.project.workspace import Workspace
 from diptych.registry.tracking import TrackedRun
-from diptych.retrieval.choices import choose_strength, choose_weights
-from diptych.retrieval.embedding import embed_querybank, embed_split
-from diptych.retrieval.reranking import Directed, candidate_logits
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
+from diptych.training.finishing import finish
 from diptych.training.launching import process_count
 from diptych.training.loop import Position, Setup, Trainer
 
@@ -65,7 +63,7 @@ def run(workspace: Workspace, params: Params) -> None:
         if not tracked:
             return
         _write_history(workspace.reports / "training.csv", position.history)
-        _save(workspace, params, trainer, prepared.settings, precision)
+        _save(workspace, params, trainer, prepared.settings)
         weights = weights_sha256(workspace.model)
         tracked.finish({"weights_sha256": weights, "best_epoch": str(position.best_epoch)})
     # Last: a kill before it costs no training, which the next run finds finished.
@@ -102,37 +100,17 @@ def _fix_arithmetic(device: torch.device) -> None:
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
 
 
-def _save(
-    workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any], precision: Precision
-) -> None:
-    """Write the model with its query bank from train, and the strength of biases and weights of the fusion from val.
-
-    A fusion that was not trained, or does not help on val, has no weight.
-    """
-    model, inputs, top_k = trainer.model, trainer.val_inputs, params.evaluate.top_k
-    computing: Any = {"device": trainer.device, "precision": precision}
-    batches = {**computing, "batch_size": params.evaluate.batch_size}
-    querybank = embed_querybank(model, trainer.train_inputs, seed=params.seed, **batches, description="query bank")
-    embedded = embed_split(model, inputs.split, inputs=inputs, **batches, description="embed val")
-    scale, weights = model.logit_scale.item(), Directed()
-    querybank = querybank._replace(strength=choose_strength(embedded, querybank, scale))
-    if params.train.objectives.itm:
-        embedded = embedded.biased(querybank, scale)
-        weights = choose_weights(
-            candidate_logits(model, embedded, top_k, **computing, description="re-rank val"), scale
-        )
+def _save(workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any]) -> None:
+    """Write the model with its query bank and what was chosen on val."""
+    querybank, weights, _ = finish(trainer, params)
+    i2t, t2i = (FusionWeights(**own._asdict()) for own in weights)
     save_model(
         workspace.model,
-        model,
+        trainer.model,
         params.model,
         workspace.tokenizer,
         Preprocessing(**{name: prepared[name] for name in ("image_size", "resize", "max_tokens")}),
-        Reranking(
-            top_k=top_k,
-            i2t=FusionWeights(**weights.i2t._asdict()),
-            t2i=FusionWeights(**weights.t2i._asdict()),
-            bias_strength=querybank.strength,
-        ),
+        Reranking(top_k=params.evaluate.top_k, i2t=i2t, t2i=t2i, bias_strength=querybank.strength),
         querybank,
     )
 

@@ -12,7 +12,7 @@ from diptych.data.prepared import PreparedSplit
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
 from diptych.retrieval.embedding import Means
-from diptych.training.control import train_control
+from diptych.training.controls import train_control
 
 
 @pytest.fixture
