@@ -92,6 +92,14 @@ def test_a_missing_member_has_no_shard_and_shifts_no_other_row(make_dataset: Mak
     assert table["width"][1] == 50
 
 
+def test_only_the_given_records_are_scanned(make_dataset: Make, photo: Photo, caplog: Any) -> None:
+    data = make_dataset([("train", photo(0)), ("val", photo(1))])
+    dataset = read_dataset(data)
+    table = scan_images(data, dataset, max_pixels=100_000_000, workers=1, records=dataset.images[1:])
+    assert table["image_id"].tolist() == [2]
+    assert not caplog.records
+
+
 def test_unusual_images_are_sound(make_dataset: Make, photo: Photo) -> None:
     picture = Image.open(BytesIO(photo(0)))
     contents = [

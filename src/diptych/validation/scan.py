@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.fftpack  # noqa: F401
 from numpy.typing import NDArray
 
-from diptych.data.captions import Dataset, encodable
+from diptych.data.captions import Dataset, Record, encodable
 from diptych.data.images import ImageError, inspect_image
 from diptych.data.shards import Member, list_members, read_member
 from diptych.data.workers import in_processes
@@ -41,8 +41,12 @@ class Scanned(NamedTuple):
     damage: str | None = None
 
 
-def scan_images(data: Path, dataset: Dataset, *, max_pixels: int, workers: int) -> pd.DataFrame:
+def scan_images(
+    data: Path, dataset: Dataset, *, max_pixels: int, workers: int, records: list[Record] | None = None
+) -> pd.DataFrame:
     """Return a table with one row an image record, in the order of the records.
+
+    `records` are those of the dataset to scan, at least one; None: all.
 
     Columns:
 
@@ -56,11 +60,10 @@ def scan_images(data: Path, dataset: Dataset, *, max_pixels: int, workers: int) 
         DiptychError: a shard is damaged, or a process was killed.
     """
     members = {member.name: member for member in list_members(data)}
-    table = _records(dataset.images, members)
+    records = dataset.images if records is None else records
+    table = _records(records, members)
     present = [
-        (members[record["file_name"]], record.get("sha256"))
-        for record in dataset.images
-        if record["file_name"] in members
+        (members[record["file_name"]], record.get("sha256")) for record in records if record["file_name"] in members
     ]
     _warn_of_unused(dataset, members)
     batches = (present[start : start + _BATCH] for start in range(0, len(present), _BATCH))
