@@ -5,6 +5,8 @@ import pytest
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
 
+GUARD_SET = f"{{path: a, md5: {'0' * 32}.dir}}"
+
 
 def load(tmp_path, text: str) -> Params:
     path = tmp_path / "params.yaml"
@@ -134,6 +136,11 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         ("seed: 1\nseed: 2", 'found duplicate key "seed"'),
         ("seed: [", "is not valid YAML"),
         ("register: {model_name: a/b}", "register.model_name: "),
+        ("gate: {guard_sets: {old: {path: a}}}", "gate.guard_sets.old.md5: field required"),
+        ("gate: {guard_sets: {old: {path: a, md5: abc.dir}}}", "gate.guard_sets.old.md5: string should match pattern"),
+        (f"gate: {{guard_sets: {{old: {GUARD_SET}, old: {GUARD_SET}}}}}", 'found duplicate key "old"'),
+        (f"gate: {{guard_sets: {{a/b: {GUARD_SET}}}}}", "gate.guard_sets.a/b."),
+        (f"gate: {{guard_sets: [{GUARD_SET}]}}", "gate.guard_sets: input should be a valid dictionary"),
         ("register: {tracking_uri: 'postgresql://me:secret@db/mlflow'}", "register.tracking_uri: no user and password"),
         ("retrain: {git_remote: 'https://secret@github.com/a/b'}", "retrain.git_remote: no user and password"),
     ],

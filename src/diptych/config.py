@@ -20,6 +20,7 @@ Role = Literal["train", "val", "test"]
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Pooling = Literal["cls", "mean", "max", "generalized"]
 Floor = Literal[
     "rsum",
@@ -395,11 +396,24 @@ class Register(Section):
     tracking_uri: Address | None = None
     """Address of MLflow; null: the project's own store, .diptych/mlflow.db."""
     experiment: Annotated[str, Field(min_length=1)] = "diptych"
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "diptych"
+    model_name: Name = "diptych"
+
+
+class GuardSet(Section):
+    """A frozen set of captioned images on which a challenger may not lose to the champion; see docs/registry.md."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """Folder of the set, in the form of `data/`; a relative path is in the project."""
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
+    """Hash of the folder, as `dvc add` writes it: the content of the set, which never changes."""
+    split: Annotated[str, Field(min_length=1)] | None = None
+    """Split whose images are the set; null: all images of the folder."""
+    margin: Annotated[float, Field(ge=0)] = 10.0
+    """Largest loss of RSUM: the lower end of the gain's confidence interval must not be below minus this."""
 
 
 class Gate(Section):
-    """Conditions for promotion; challenger and champion are measured on the same test split."""
+    """Conditions for promotion; challenger and champion are measured on the same test split and guard sets."""
 
     rsum_margin: Annotated[float, Field(ge=0)] = 10.0
     """Largest loss of RSUM: the lower end of the gain's confidence interval must not be below minus this."""
@@ -408,6 +422,8 @@ class Gate(Section):
     interval lies beyond this."""
     guarded: list[str] | None = None
     """Names of the attributes that define the slices; null: all that the report has."""
+    guard_sets: dict[Name, GuardSet] = {}
+    """Guard sets by name; {}: none."""
     better_than_chance: bool = True
     """The lower end of the RSUM's confidence interval must be above the RSUM of chance."""
     floors: dict[Floor, Annotated[float, Field(ge=0)]] = {}

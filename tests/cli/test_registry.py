@@ -64,12 +64,12 @@ def misses(inside, monkeypatch) -> dict[str, int]:
     """How many images each version misses, by its number; without an entry it finds all."""
     few: dict[str, int] = {}
 
-    def measure(folder, workspace, params, name):
+    def measure(folder, workspace, params, name, guard_sets=()):
         own = gallery(workspace, params).image_of_caption
         missed = few.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < missed, 30, 1) for of in (np.arange(IMAGES), own))
         both = Ranks(*(Outcomes.one_relevant(one, np.zeros(len(one), bool)) for one in ranks))
-        return Measured(both, {"reranked": metrics_from_ranks(*both)})
+        return Measured(both, {"reranked": metrics_from_ranks(*both)}, {})
 
     monkeypatch.setattr(gate, "measure", measure)
     monkeypatch.setattr(measuring, "measure", measure)

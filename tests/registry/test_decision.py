@@ -6,21 +6,29 @@ import json
 
 import pytest
 
-from diptych.registry.decision import Check, Decision
+from diptych.registry.decision import Check, Decision, GuardComparison
 from diptych.retrieval.comparison import Comparison
 from diptych.retrieval.uncertainty import Gain
 
 GOOD, SLOW, LOST = Check("it loads", True, "20 ms"), Check("it is fast", False, "9 s"), Check("no loss", False, "−3.0")
 FIELDS = [
     *("decision", "name", "version", "champion", "summary", "data_md5", "evaluator_sha256"),
-    *("checks", "metrics", "comparison"),
+    *("checks", "metrics", "comparison", "guard_sets"),
 ]
 
 
-def decision(*checks: Check, champion: str | None = None, rsum: float | None = 130.06, gain: Gain | None = None):
+def decision(
+    *checks: Check,
+    champion: str | None = None,
+    rsum: float | None = 130.06,
+    gain: Gain | None = None,
+    **guard_sets: Gain,
+):
     metrics = {} if rsum is None else {"reranked": {"rsum": rsum}}
     comparison = None if gain is None else Comparison({}, {}, gain, [])
-    return Decision("diptych", "2", champion, "d" * 32, "e" * 64, list(checks), metrics, comparison)
+    guarded = {name: GuardComparison("9" * 32, Comparison({}, {}, on, [])) for name, on in guard_sets.items()}
+    hashes = "d" * 32, "e" * 64
+    return Decision("diptych", "2", champion, *hashes, list(checks), metrics, comparison, guarded)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,15 @@ def test_the_summary_of_a_comparison_is_the_gain_with_its_interval():
     made = decision(GOOD, champion="1", gain=Gain(4.25, -0.31, 8.8, 0.9))
 
     assert made.summary == "RSUM +4.2 (-0.3 to +8.8) against version 1"
+
+
+def test_the_summary_of_a_comparison_has_the_gain_on_each_guard_set():
+    gain = Gain(4.25, -0.31, 8.8, 0.9)
+    made = decision(GOOD, champion="1", gain=gain, old=Gain(-2.0, -5.0, 1.0, 0.2), rare=Gain(0.0, 0.0, 0.0, 1.0))
+
+    assert made.summary == (
+        "RSUM +4.2 (-0.3 to +8.8) against version 1, -2.0 (-5.0 to +1.0) on old, +0.0 (+0.0 to +0.0) on rare"
+    )
 
 
 def test_the_summary_of_a_rejection_is_all_failed_checks_and_nothing_else():
@@ -62,12 +79,15 @@ def test_history_stores_rounded_figures_of_the_version_and_of_the_gain():
 
 def test_a_decision_is_stored_as_json():
     first = json.loads(json.dumps(decision(GOOD, SLOW).to_json()))
-    second = decision(GOOD, champion="1", gain=Gain(1.0, 0.0, 2.0, 0.9)).to_json()
+    gain = Gain(1.0, 0.0, 2.0, 0.9)
+    second = json.loads(json.dumps(decision(GOOD, champion="1", gain=gain, old=gain).to_json()))
 
     assert list(first) == FIELDS
     assert first["checks"][1] == {"name": "it is fast", "passed": False, "found": "9 s"}
-    assert (first["champion"], first["comparison"]) == (None, None)
+    assert (first["champion"], first["comparison"], first["guard_sets"]) == (None, None, {})
     assert second["comparison"]["rsum"]["high"] == 2.0
+    assert second["guard_sets"]["old"]["md5"] == "9" * 32
+    assert second["guard_sets"]["old"]["comparison"]["rsum"]["high"] == 2.0
 
 
 @pytest.mark.parametrize(

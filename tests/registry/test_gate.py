@@ -16,7 +16,10 @@ from tiny import write_prepared
 from versions import HOLDS, crown, make_version, package_of, register_package, write_accepted
 
 from diptych.config import Params
+from diptych.data.captions import Dataset, write_dataset
+from diptych.data.shards import ShardWriter
 from diptych.errors import DiptychError
+from diptych.project.dataset import folder_md5
 from diptych.project.workspace import Workspace
 from diptych.registry import gate
 from diptych.registry.answer_time import answer_time
@@ -29,7 +32,7 @@ from diptych.retrieval.ranking import Outcomes, Ranks
 
 pytestmark = pytest.mark.slow
 
-IMAGES = 40
+IMAGES, GUARDED = 40, 30
 MODEL = """
 import atexit, os
 import mlflow
@@ -63,17 +66,36 @@ def model(four):
     return four
 
 
+@pytest.fixture(scope="module")
+def guard_set(project, photo) -> dict[str, object]:
+    """A set of 30 images with one caption each, as params.yaml names it."""
+    folder, dataset = project.root / "guards" / "old", Dataset()
+    with ShardWriter(folder) as shards:
+        for number in range(GUARDED):
+            shards.add(f"{number}.png", photo(number))
+            dataset.images.append({"id": number, "file_name": f"{number}.png"})
+            dataset.annotations.append({"id": number, "image_id": number, "caption": f"thing {number}"})
+    write_dataset(folder, dataset)
+    return {"path": "guards/old", "md5": folder_md5(folder)}
+
+
 @pytest.fixture
 def measured(project, monkeypatch) -> dict[str, Ranks]:
-    """What each version finds, by its number; without an entry it is everything, at the first place."""
+    """What each version finds, by its number; without an entry it is everything, at the first place.
+
+    What it finds on the guard sets is below "NUMBER on guard sets".
+    """
     found: dict[str, Ranks] = {}
 
-    def measure(folder, workspace, params, name):
+    def measure(folder, workspace, params, name, guard_sets):
         assert (folder / "model.safetensors").is_file()
-        ranks = found.get(name.removeprefix("version "), finds(project))
+        number = name.removeprefix("version ")
+        ranks = found.get(number, finds(project))
         if isinstance(ranks, Exception):
             raise ranks
-        return Measured(ranks, {"reranked": metrics_from_ranks(*ranks)})
+        on_guard_sets = found.get(f"{number} on guard sets", finds_guarded())
+        guard_ranks = {guard_set.name: on_guard_sets for guard_set in guard_sets}
+        return Measured(ranks, {"reranked": metrics_from_ranks(*ranks)}, guard_ranks)
 
     monkeypatch.setattr(gate, "measure", measure)
     monkeypatch.setattr(gate, "answer_time", lambda package: {"pair_ms": 20.0, "load_s": 1.5})
@@ -91,6 +113,13 @@ def finds(project: Workspace, misses: int = 0, rank: int = 11, part: str | None 
         captions[there] = rank
     one_way = (Outcomes.one_relevant(ranks, np.zeros(len(ranks), bool)) for ranks in (images, captions))
     return Ranks(*one_way)
+
+
+def finds_guarded(misses: int = 0, rank: int = 11) -> Ranks:
+    """On a guard set all queries find the right item first, but for those of `misses` images, whose rank is another."""
+    ranks = np.where(np.arange(GUARDED) < misses, rank, 1)
+    one_way = Outcomes.one_relevant(ranks, np.zeros(GUARDED, bool))
+    return Ranks(one_way, one_way)
 
 
 def settings(**changes: object) -> Params:
@@ -232,6 +261,61 @@ def test_a_guarded_part_that_there_is_not_is_an_error_that_names_the_key(model, 
         ask(model, "1", project, guarded=["width / height", "colour"])
 
 
+def test_a_challenger_that_has_forgotten_a_guard_set_is_refused(model, project, measured, guard_set):
+    crown(model, "1")
+    measured["2 on guard sets"] = finds_guarded(misses=6)
+
+    decision = ask(model, "2", project, guard_sets={"old": guard_set})
+
+    # On the test split it is as good as the champion.
+    assert decision.comparison.rsum.rsum == 0
+    assert failed(decision) == ["on guard set old its RSUM is not more than 10 below the champion's"]
+    gain = decision.guard_sets["old"].comparison.rsum
+    assert decision.summary == f"the gate refuses it: {failed(decision)[0]}: {gain.describe()}"
+    assert (gain.rsum, decision.guard_sets["old"].md5) == (pytest.approx(-120.0), guard_set["md5"])
+
+
+def test_a_challenger_that_has_forgotten_nothing_is_accepted(model, project, measured, guard_set):
+    crown(model, "1")
+
+    decision = ask(model, "2", project, guard_sets={"old": {**guard_set, "margin": 0.0}})
+
+    assert decision.accepted
+    assert decision.summary == "RSUM +0.0 (+0.0 to +0.0) against version 1, +0.0 (+0.0 to +0.0) on old"
+
+
+def test_the_margin_of_a_guard_set_is_where_params_yaml_says(model, project, measured, guard_set):
+    crown(model, "1")
+    measured["2 on guard sets"] = finds_guarded(misses=1, rank=2)
+    low = compare(finds_guarded(), measured["2 on guard sets"], np.arange(GUARDED), []).rsum.low
+    assert low < 0
+
+    margins = {"at": -low, "below": math.nextafter(-low, 0)}
+    sets = {name: {**guard_set, "margin": margin} for name, margin in margins.items()}
+    decision = ask(model, "2", project, guard_sets=sets)
+
+    assert [name.partition(" its")[0] for name in failed(decision)] == ["on guard set below"]
+
+
+def test_a_first_version_has_nothing_to_forget(model, project, measured, guard_set):
+    decision = ask(model, "1", project, guard_sets={"old": guard_set})
+
+    assert (decision.accepted, decision.guard_sets) == (True, {})
+    assert not [check.name for check in decision.checks if "guard set" in check.name]
+
+
+@pytest.mark.parametrize("champion", ["1", None])
+def test_a_guard_set_that_is_not_the_pinned_one_is_an_error_before_anything_is_measured(
+    model, project, measured, guard_set, monkeypatch, champion
+):
+    if champion:
+        crown(model, champion)
+    monkeypatch.setattr(gate, "measure", lambda *_: pytest.fail("a model was measured"))
+
+    with pytest.raises(DiptychError, match=r"params\.yaml: gate\.guard_sets\.old: .* is not the pinned set"):
+        ask(model, "2", project, guard_sets={"old": {**guard_set, "md5": f"{'0' * 32}.dir"}})
+
+
 def test_the_champion_is_measured_again_on_the_data_of_today(model, project, measured):
     crown(model, "1")
     measured["1"] = finds(project, misses=20)
@@ -330,11 +414,11 @@ def test_asking_changes_nothing_in_the_registry(model, project, measured):
     assert (model.client.get_registered_model(model.name).tags, model.find("2"), model.aliases()) == before
 
 
-def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, measured):
+def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, measured, guard_set):
     crown(model, "1")
     measured["2"] = finds(project, misses=8)
     version = model.find("2")
-    decision = decide(model, version, project, settings())
+    decision = decide(model, version, project, settings(guard_sets={"old": guard_set}))
 
     store_decision(model, version, decision)
 
@@ -351,9 +435,11 @@ def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, m
     kept = json.loads(text)
     assert kept == json.loads(json.dumps(decision.to_json()))
     assert (kept["decision"], kept["metrics"]["reranked"]["rsum"]) == ("rejected", pytest.approx(480.7, abs=0.1))
+    assert kept["guard_sets"]["old"]["md5"] == guard_set["md5"]
     page = Path(model.client.download_artifacts(version.run_id, files[1])).read_text()
     assert page.startswith("# diptych version 2: rejected")
     assert "| its RSUM is not more than 10 below the champion's | NO |" in page
+    assert "| on guard set old its RSUM is not more than 10 below the champion's | yes | +0.0 (+0.0 to +0.0) |" in page
 
 
 def test_evidence_of_a_copy_stands_beside_that_of_its_origin(model, project, measured):

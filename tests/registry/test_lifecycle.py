@@ -60,11 +60,11 @@ def measured(project, monkeypatch) -> dict[str, int]:
     misses: dict[str, int] = {}
     own = gallery(project, PARAMS).image_of_caption
 
-    def measure(folder, workspace, params, name):
+    def measure(folder, workspace, params, name, guard_sets=()):
         few = misses.get(name.removeprefix("version "), 0)
         ranks = (np.where(of < few, 30, 1) for of in (np.arange(IMAGES), own))
         both = Ranks(*(Outcomes.one_relevant(one, np.zeros(len(one), bool)) for one in ranks))
-        return Measured(both, {"reranked": metrics_from_ranks(*both)})
+        return Measured(both, {"reranked": metrics_from_ranks(*both)}, {})
 
     monkeypatch.setattr(gate, "measure", measure)
     monkeypatch.setattr(measuring, "measure", measure)

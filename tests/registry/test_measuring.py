@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import PREPROCESSING, RERANKING, make_querybank, model_settings
 
-from diptych.config import Params, Preprocess, Splits
+from diptych.config import Gate, Params, Preprocess, Splits
+from diptych.data import preparing
 from diptych.data.captions import Dataset, write_dataset
 from diptych.data.prepared import Prepared
 from diptych.data.preparing import prepare_captions, prepare_images
@@ -20,11 +21,14 @@ from diptych.data.tokenization import learn_tokenizer, save_tokenizer, vocabular
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import build_model
 from diptych.model.package import Preprocessing, load_model, save_model
+from diptych.project.dataset import folder_md5
 from diptych.project.workspace import Workspace
 from diptych.registry import measuring
+from diptych.registry.guard_sets import GuardGallery, open_guard_sets
 from diptych.registry.measuring import gallery, measure
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
+from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.reranking import Directed, Weights
 from diptych.validation.scan import scan_images
 
@@ -123,6 +127,39 @@ def test_a_model_of_other_preprocessing_is_measured_as_on_a_split_prepared_for_i
         assert found.metrics != directly(model, workspace.prepared).metrics
     assert len(found.ranks.i2t.rank) == IMAGES["test"]
     assert not list(workspace.local.glob("measuring-*"))
+
+
+@pytest.fixture(scope="module")
+def guard_sets(workspace) -> list[GuardGallery]:
+    """The images of the test split, as two sets."""
+    images = {"path": str(workspace.data), "md5": folder_md5(workspace.data), "split": "test"}
+    gate = Gate.model_validate({"guard_sets": {"all": images, "again": images}})
+    return open_guard_sets(workspace, PARAMS.model_copy(update={"gate": gate}))
+
+
+@pytest.mark.parametrize("changed", [{}, {"image_size": 48}, {"max_tokens": 6}], ids=["today's", "size", "tokens"])
+def test_a_guard_set_is_measured_as_a_test_split_of_the_same_images(workspace, guard_sets, tmp_path, changed):
+    model = make_model(tmp_path / "model", workspace.tokenizer, PREPROCESSING.model_copy(update=changed))
+
+    found = measure(model, workspace, PARAMS, "version 1", guard_sets)
+
+    assert list(found.guard_ranks) == ["all", "again"]
+    for ranks in found.guard_ranks.values():
+        for one, other in zip(ranks, found.ranks, strict=True):
+            np.testing.assert_array_equal(one.rank, other.rank)
+    assert not list(workspace.local.glob("measuring-*"))
+
+
+def test_the_pixels_of_a_guard_set_are_prepared_once_for_all_models_of_the_same_preprocessing(
+    workspace, guard_sets, tmp_path, monkeypatch
+):
+    model = make_model(tmp_path / "model", workspace.tokenizer, PREPROCESSING)
+    first = measure(model, workspace, PARAMS, "version 1", guard_sets)
+    monkeypatch.setattr(preparing, "_fill", lambda *_: pytest.fail("prepared anew"))
+
+    second = measure(model, workspace, PARAMS, "version 2", guard_sets)
+
+    assert metrics_from_ranks(*second.guard_ranks["all"]) == metrics_from_ranks(*first.guard_ranks["all"])
 
 
 def test_the_gallery_is_the_test_split_with_its_parts(workspace):

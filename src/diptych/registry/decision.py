@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from diptych.retrieval.comparison import Comparison
@@ -17,11 +18,20 @@ class Check(NamedTuple):
     found: str
 
 
+class GuardComparison(NamedTuple):
+    """Comparison with the champion on a guard set."""
+
+    md5: str
+    """Hash of the set's folder."""
+    comparison: Comparison
+
+
 @dataclass(frozen=True)
 class Decision:
-    """The checks of `version`, its metrics, and its comparison with the champion.
+    """The checks of `version`, its metrics, and its comparisons with the champion.
 
-    The comparison is None where there was no champion, or one of both could not be measured.
+    The comparison is None where there was no champion, or one of both could not be measured. Then there are none on
+    guard sets either.
     """
 
     name: str
@@ -33,6 +43,8 @@ class Decision:
     metrics: dict[str, Metrics]
     """Metrics of the version, by stage; empty where it could not be measured."""
     comparison: Comparison | None = None
+    guard_sets: Mapping[str, GuardComparison] = field(default_factory=dict)
+    """Comparisons on guard sets, by their names."""
 
     @property
     def accepted(self) -> bool:
@@ -47,7 +59,8 @@ class Decision:
             return "the gate refuses it: " + "; ".join(failed)
         if self.comparison is None:
             return f"RSUM {self.metrics['reranked']['rsum']:.1f}, and there is no champion to compare with"
-        return f"RSUM {self.comparison.rsum.describe()} against version {self.champion}"
+        guarded = [f"{on.comparison.rsum.describe()} on {name}" for name, on in self.guard_sets.items()]
+        return ", ".join([f"RSUM {self.comparison.rsum.describe()} against version {self.champion}", *guarded])
 
     def figures(self) -> dict[str, float]:
         """Return the numbers that history stores."""
@@ -70,6 +83,9 @@ class Decision:
             "checks": [check._asdict() for check in self.checks],
             "metrics": self.metrics,
             "comparison": self.comparison.to_json() if self.comparison else None,
+            "guard_sets": {
+                name: {"md5": on.md5, "comparison": on.comparison.to_json()} for name, on in self.guard_sets.items()
+            },
         }
 
     def render(self) -> str:

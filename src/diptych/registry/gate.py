@@ -1,14 +1,14 @@
 """The gate, which decides with evidence whether a version may become champion.
 
-Both versions are measured on the project's test split as it is now, by the same evaluation, so that a champion of an
-older dataset is not judged by its old figures.
+Both versions are measured on the project's test split as it is now, and on guard sets, by the same evaluation, so that
+a champion of an older dataset is not judged by its old figures.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diptych.config import Gate, Params
@@ -17,8 +17,9 @@ from diptych.project.dataset import dataset_version
 from diptych.project.provenance import UNKNOWN
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time
-from diptych.registry.decision import Check, Decision
+from diptych.registry.decision import Check, Decision, GuardComparison
 from diptych.registry.errors import reason
+from diptych.registry.guard_sets import GuardGallery, open_guard_sets
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
 from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
 from diptych.retrieval.comparison import Comparison, compare
@@ -39,29 +40,34 @@ def decide(
     With `missing_fails`, a package that cannot be fetched is a failed check, and no error.
 
     Raises:
-        DiptychError: MLflow does not answer, a package cannot be fetched, or the project has no test split to measure
-            on.
+        DiptychError: MLflow does not answer, a package cannot be fetched, the project has no test split to measure
+            on, or a guard set cannot be used.
     """
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         champion = None
-    test = gallery(workspace, params)
+    test, guard_sets = gallery(workspace, params), open_guard_sets(workspace, params)
     guarded = _guarded(test, params.gate)
+    # Without a champion there is nothing to lose.
+    to_measure = guard_sets if champion is not None else []
     checks: list[Check] = []
     challenger = rival = comparison = None
+    on_guard_sets: dict[str, GuardComparison] = {}
     with tempfile.TemporaryDirectory() as folder:
         package = _fetch(model, version, Path(folder) / "challenger", checks, missing_fails)
         if package is not None:
             checks += [_validation(model, version), _answers(package, params.gate)]
-            challenger = _measure(package, workspace, params, version, checks)
+            challenger = _measure(package, workspace, params, version, to_measure, checks)
         if champion is not None:
             package = _fetch(model, champion, Path(folder) / "champion", checks, missing_fails)
-            rival = _measure(package, workspace, params, champion, checks) if package is not None else None
+            if package is not None:
+                rival = _measure(package, workspace, params, champion, to_measure, checks)
     if challenger is not None:
         checks += _floors(challenger, test, params.gate)
         if rival is not None:
             comparison = compare(rival.ranks, challenger.ranks, test.image_of_caption, guarded)
-            checks += _losses(comparison, params.gate)
+            on_guard_sets = _compare_on_guard_sets(rival, challenger, guard_sets)
+            checks += _losses(comparison, params.gate) + _guard_losses(on_guard_sets, params.gate)
     return Decision(
         name=model.name,
         version=version.version,
@@ -71,6 +77,7 @@ def decide(
         checks=checks,
         metrics=challenger.metrics if challenger else {},
         comparison=comparison,
+        guard_sets=on_guard_sets,
     )
 
 
@@ -112,10 +119,15 @@ def _fetch(
 
 
 def _measure(
-    package: Path, workspace: Workspace, params: Params, version: Version, checks: list[Check]
+    package: Path,
+    workspace: Workspace,
+    params: Params,
+    version: Version,
+    guard_sets: Sequence[GuardGallery],
+    checks: list[Check],
 ) -> Measured | None:
     try:
-        return measure(model_folder(package), workspace, params, f"version {version.version}")
+        return measure(model_folder(package), workspace, params, f"version {version.version}", guard_sets)
     except DiptychError as error:
         checks.append(Check(f"version {version.version} can be measured", False, str(error)))
         return None
@@ -198,3 +210,23 @@ def _losses(comparison: Comparison, gate: Gate) -> list[Check]:
             some([part.describe() for part in lost], _EXAMPLES, "; ") or f"none of {len(comparison.parts)} parts",
         ),
     ]
+
+
+def _compare_on_guard_sets(
+    champion: Measured, challenger: Measured, guard_sets: Sequence[GuardGallery]
+) -> dict[str, GuardComparison]:
+    comparisons = {}
+    for guard_set in guard_sets:
+        before, after = champion.guard_ranks[guard_set.name], challenger.guard_ranks[guard_set.name]
+        comparison = compare(before, after, guard_set.image_of_caption, [])
+        comparisons[guard_set.name] = GuardComparison(guard_set.settings.md5, comparison)
+    return comparisons
+
+
+def _guard_losses(on_guard_sets: Mapping[str, GuardComparison], gate: Gate) -> list[Check]:
+    checks = []
+    for name, on in on_guard_sets.items():
+        gain, margin = on.comparison.rsum, gate.guard_sets[name].margin
+        requirement = f"on guard set {name} its RSUM is not more than {margin:g} below the champion's"
+        checks.append(Check(requirement, gain.low >= -margin, gain.describe()))
+    return checks

@@ -1,22 +1,23 @@
-"""Evaluation of packaged models on the project's test split, the same for every model.
+"""Evaluation of packaged models on the project's test split and on guard sets, the same for every model.
 
-A model brings its own preprocessing. Where this is not the project's of today, the test split is prepared for it.
+A model brings its own preprocessing. Guard sets are prepared for it, and so is the test split where this is not the
+project's of today.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from diptych.config import Params
-from diptych.data.accepted import read_table
+from diptych.data.accepted import Accepted, read_accepted
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.workers import worker_count
@@ -25,6 +26,7 @@ from diptych.files import file_sha256
 from diptych.model.device import prepare
 from diptych.model.package import Preprocessing
 from diptych.project.workspace import Workspace
+from diptych.registry.guard_sets import GuardGallery
 from diptych.retrieval.attributes import attributes
 from diptych.retrieval.metrics import Metrics
 from diptych.retrieval.ranking import Ranks
@@ -52,6 +54,8 @@ class Measured(NamedTuple):
     """Ranks of the last stage, re-ranked by the fusion."""
     metrics: dict[str, Metrics]
     """Metrics by stage."""
+    guard_ranks: dict[str, Ranks]
+    """Ranks of the last stage on each guard set, by its name."""
 
 
 def gallery(workspace: Workspace, params: Params) -> Gallery:
@@ -61,9 +65,10 @@ def gallery(workspace: Workspace, params: Params) -> Gallery:
         DiptychError: there is none, or validation has accepted other pairs since it was prepared.
     """
     split = _prepared(workspace, params).split("test")
-    images, captions = _accepted(workspace, params)
+    accepted = _accepted(workspace, params)
+    ids, captions = accepted.images["image_id"].tolist(), accepted.captions["caption"].tolist()
     # A split that is prepared for a model has to have the same queries.
-    if images["image_id"].tolist() != split.image_ids.tolist() or captions["caption"].tolist() != split.captions:
+    if ids != split.image_ids.tolist() or captions != split.captions:
         raise DiptychError(
             f"{workspace.prepared} is of another dataset than {workspace.manifest}. Run `dvc repro preprocess`."
         )
@@ -72,17 +77,28 @@ def gallery(workspace: Workspace, params: Params) -> Gallery:
     return Gallery(split.image_of_caption, len(split), made)
 
 
-def measure(model: Path, workspace: Workspace, params: Params, name: str) -> Measured:
-    """Return the ranks and metrics of the model in the folder `model` on the test split; progress bars show `name`.
+def measure(
+    model: Path, workspace: Workspace, params: Params, name: str, guard_sets: Sequence[GuardGallery] = ()
+) -> Measured:
+    """Return the ranks and metrics of the model in the folder `model` on the test split, and its ranks on guard sets.
+
+    Progress bars show `name`.
 
     Raises:
         DiptychError: the folder holds no whole model, or there is no dataset to measure it on.
     """
     device = prepare(params.device, params.threads)
     retriever = Retriever.load(model, str(device), params.evaluate.batch_size)
+    top_k = params.evaluate.top_k
     with _test_split(retriever.preprocessing, model, workspace, params) as split:
-        evaluation = retriever.evaluate(retriever.embed(split, f"embed for {name}"), params.evaluate.top_k)
-    return Measured(evaluation.ranks["reranked"], evaluation.metrics)
+        evaluation = retriever.evaluate(retriever.embed(split, f"embed for {name}"), top_k)
+    guard_ranks = {}
+    for guard_set in guard_sets:
+        cache = workspace.local / "cache" / "guard_sets" / guard_set.name
+        with _prepared_for(retriever.preprocessing, model, guard_set.accepted, cache, workspace, params) as split:
+            embedded = retriever.embed(split, f"embed {guard_set.name} for {name}")
+        guard_ranks[guard_set.name] = retriever.evaluate(embedded, top_k).ranks["reranked"]
+    return Measured(evaluation.ranks["reranked"], evaluation.metrics, guard_ranks)
 
 
 @contextmanager
@@ -96,20 +112,26 @@ def _test_split(
     if same and _is_same(workspace.tokenizer / TOKENIZER, model / TOKENIZER):
         yield prepared.split("test")
         return
+    cache = workspace.local / "cache" / "measuring"
+    with _prepared_for(preprocessing, model, _accepted(workspace, params), cache, workspace, params) as split:
+        yield split
+
+
+@contextmanager
+def _prepared_for(
+    preprocessing: Preprocessing, model: Path, accepted: Accepted, cache: Path, workspace: Workspace, params: Params
+) -> Iterator[PreparedSplit]:
+    """Prepare the accepted images and captions, all of the test split, as the model in the folder `model` reads them.
+
+    The pixels stay in `cache`.
+    """
+    settings = params.preprocess.model_copy(update=preprocessing.model_dump())
     workspace.local.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="measuring-", dir=workspace.local) as folder:
-        settings = params.preprocess.model_copy(update=wanted)
-        images, captions = _accepted(workspace, params)
-        prepare_images(
-            workspace.data,
-            images,
-            Path(folder),
-            cache=workspace.local / "cache" / "measuring",
-            settings=settings,
-            workers=worker_count(params.threads),
-        )
-        prepare_captions(captions, Path(folder), tokenizer=model, settings=settings)
-        yield Prepared(Path(folder), params.data.splits).split("test")
+    with tempfile.TemporaryDirectory(prefix="measuring-", dir=workspace.local) as temporary:
+        folder, workers = Path(temporary), worker_count(params.threads)
+        prepare_images(accepted.data, accepted.images, folder, cache=cache, settings=settings, workers=workers)
+        prepare_captions(accepted.captions, folder, tokenizer=model, settings=settings)
+        yield Prepared(folder, params.data.splits).split("test")
 
 
 def _prepared(workspace: Workspace, params: Params) -> Prepared:
@@ -119,11 +141,12 @@ def _prepared(workspace: Workspace, params: Params) -> Prepared:
         raise DiptychError(f"There is nothing to measure a model on: {error}") from None
 
 
-def _accepted(workspace: Workspace, params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return images and captions of the test split that validation has accepted."""
-    images, captions = read_table(workspace.manifest), read_table(workspace.captions)
-    images = images[images["split"] == params.data.splits.test]
-    return images, captions[captions["image_id"].isin(images["image_id"])]
+def _accepted(workspace: Workspace, params: Params) -> Accepted:
+    """Return the images and captions of the test split that validation has accepted."""
+    accepted = read_accepted(workspace.data, workspace.manifest, workspace.captions)
+    images = accepted.images[accepted.images["split"] == params.data.splits.test]
+    captions = accepted.captions[accepted.captions["image_id"].isin(images["image_id"])]
+    return replace(accepted, images=images, captions=captions)
 
 
 def _is_same(tokenizer: Path, other: Path) -> bool:
