@@ -214,7 +214,8 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
     repair(model)
     outcome, why = "not asked", ""
     version = model.find(number) if promotion != "never" else None
-    if version and needs_decision(model, version, dataset_version(workspace) or "", promotion):
+    data_md5 = dataset_version(workspace) or ""
+    if version and needs_decision(model, version, data_md5, params.gate, promotion):
         considered = gate_and_promote(model, version, workspace, params, promotion=promotion)
         get_run_logger().info(considered.describe())
         pages.show_decision(considered)

@@ -36,7 +36,7 @@ def _accept_everything() -> None:
         check = decision.Check("it is there", True, "yes")
         metrics = {"reranked": {"rsum": 130.0}}
         against = champion.version if champion else None
-        return decision.Decision(model.name, version.version, against, "d" * 32, "e" * 64, [check], metrics)
+        return decision.Decision(model.name, version.version, against, "d" * 32, "e" * 64, "f" * 64, [check], metrics)
 
     gate.decide = decide
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diptych.config import Params, load_params
+from diptych.config import Gate, Params, load_params
 from diptych.errors import DiptychError
 
 GUARD_SET = f"{{path: a, md5: {'0' * 32}.dir}}"
@@ -167,6 +167,17 @@ def test_what_is_wrong_is_told_by_its_key(tmp_path, text, expected):
 )
 def test_what_can_be_done_is_not_refused(tmp_path, text):
     assert load(tmp_path, text)
+
+
+def test_the_conditions_of_the_gate_are_known_by_a_hash():
+    gates = [Gate(), Gate.model_validate({"rsum_margin": 5.0}), *map(guarding, "01")]
+
+    assert Gate().sha256 == Gate.model_validate({"guard_sets": {}}).sha256
+    assert len({gate.sha256 for gate in gates}) == 4
+
+
+def guarding(digit: str) -> Gate:
+    return Gate.model_validate({"guard_sets": {"old": {"path": "a", "md5": f"{digit * 32}.dir"}}})
 
 
 @pytest.mark.parametrize("address", ["ssh://git@github.com/a/b", "git@github.com:a/b", "http://localhost:5000", "../a"])

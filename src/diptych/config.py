@@ -6,6 +6,7 @@ documents it, where its name does not.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -430,6 +431,11 @@ class Gate(Section):
     """Smallest figures of a champion."""
     latency_ms: Annotated[float, Field(gt=0)] = 2000.0
     """Longest time to score one pair, once the model is loaded."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of these settings, which identifies the conditions of a decision."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class Retrain(Section):

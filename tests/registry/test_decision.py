@@ -12,7 +12,7 @@ from diptych.retrieval.uncertainty import Gain
 
 GOOD, SLOW, LOST = Check("it loads", True, "20 ms"), Check("it is fast", False, "9 s"), Check("no loss", False, "−3.0")
 FIELDS = [
-    *("decision", "name", "version", "champion", "summary", "data_md5", "evaluator_sha256"),
+    *("decision", "name", "version", "champion", "summary", "data_md5", "evaluator_sha256", "gate_sha256"),
     *("checks", "metrics", "comparison", "guard_sets"),
 ]
 
@@ -27,7 +27,7 @@ def decision(
     metrics = {} if rsum is None else {"reranked": {"rsum": rsum}}
     comparison = None if gain is None else Comparison({}, {}, gain, [])
     guarded = {name: GuardComparison("9" * 32, Comparison({}, {}, on, [])) for name, on in guard_sets.items()}
-    hashes = "d" * 32, "e" * 64
+    hashes = "d" * 32, "e" * 64, "f" * 64
     return Decision("diptych", "2", champion, *hashes, list(checks), metrics, comparison, guarded)
 
 

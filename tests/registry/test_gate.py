@@ -417,8 +417,8 @@ def test_asking_changes_nothing_in_the_registry(model, project, measured):
 def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, measured, guard_set):
     crown(model, "1")
     measured["2"] = finds(project, misses=8)
-    version = model.find("2")
-    decision = decide(model, version, project, settings(guard_sets={"old": guard_set}))
+    version, params = model.find("2"), settings(guard_sets={"old": guard_set})
+    decision = decide(model, version, project, params)
 
     store_decision(model, version, decision)
 
@@ -427,6 +427,7 @@ def test_what_was_decided_is_kept_with_the_run_and_the_version(model, project, m
         "gate": "rejected",
         "gate_champion": "1",
         "gate_data_md5": "0123456789abcdef0123456789abcdef.dir",
+        "gate_sha256": params.gate.sha256,
         "gate_summary": decision.summary,
     }
     files = [f"gate/diptych-version-2-against-1.{kind}" for kind in ("json", "md")]

@@ -7,7 +7,7 @@ import pytest
 from tiny import write_prepared
 from versions import crown, make_version, write_accepted
 
-from diptych.config import Params
+from diptych.config import Gate, Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry import gate, measuring
@@ -22,6 +22,7 @@ from diptych.retrieval.ranking import Outcomes, Ranks
 
 IMAGES = 40
 PARAMS = Params.model_validate({"threads": 1, "device": "cpu"})
+OTHER_GATE = Gate.model_validate({"guard_sets": {"old": {"path": "guards/old", "md5": f"{'0' * 32}.dir"}}})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,8 @@ def refused(monkeypatch) -> set[str]:
         champion = model.champion()
         checks = [Check("it is good", version.version not in numbers, "so so")]
         metrics = {"reranked": {"rsum": 130.0}}
-        return Decision(model.name, version.version, champion and champion.version, "d" * 32, "e" * 64, checks, metrics)
+        sha256s = "e" * 64, params.gate.sha256
+        return Decision(model.name, version.version, champion and champion.version, "d" * 32, *sha256s, checks, metrics)
 
     monkeypatch.setattr(gate, "decide", decide)
     return numbers
@@ -227,9 +229,9 @@ def test_an_outcome_as_plain_values_is_the_version_with_what_became_of_it(model,
 def test_a_version_that_nothing_was_decided_about_is_asked_about(model):
     crown(model, "1")
 
-    assert needs_decision(model, model.find("2"), "d", "auto")
-    assert needs_decision(model, model.find("2"), "d", "manual")
-    assert not needs_decision(model, model.find("2"), "d", "never")
+    assert needs_decision(model, model.find("2"), "d", PARAMS.gate, "auto")
+    assert needs_decision(model, model.find("2"), "d", PARAMS.gate, "manual")
+    assert not needs_decision(model, model.find("2"), "d", PARAMS.gate, "never")
 
 
 @pytest.mark.parametrize(
@@ -245,28 +247,29 @@ def test_a_version_that_nothing_was_decided_about_is_asked_about(model):
 def test_a_run_does_not_undo_what_was_decided(model, event):
     record(model, event)
 
-    assert not needs_decision(model, model.find("2"), "d", "auto")
+    assert not needs_decision(model, model.find("2"), "d", PARAMS.gate, "auto")
 
 
 def test_a_promotion_that_was_broken_off_is_no_decision(model):
     crown(model, "1")
     record(model, Event("promoted", "1", "2", ""))
-    assert not needs_decision(model, model.find("2"), "d", "auto")
+    assert not needs_decision(model, model.find("2"), "d", PARAMS.gate, "auto")
 
     repair(model)
 
-    assert needs_decision(model, model.find("2"), "d", "auto")
+    assert needs_decision(model, model.find("2"), "d", PARAMS.gate, "auto")
 
 
 def test_a_run_does_not_ask_twice_about_what_waits_for_a_person(model, refused):
     crown(model, "1")
     ask(model, "2", promotion="manual")
 
-    assert not needs_decision(model, model.find("2"), "d" * 32, "manual")
-    assert needs_decision(model, model.find("2"), "other data", "manual")
-    assert needs_decision(model, model.find("2"), "d" * 32, "auto")
+    assert not needs_decision(model, model.find("2"), "d" * 32, PARAMS.gate, "manual")
+    assert needs_decision(model, model.find("2"), "other data", PARAMS.gate, "manual")
+    assert needs_decision(model, model.find("2"), "d" * 32, OTHER_GATE, "manual")
+    assert needs_decision(model, model.find("2"), "d" * 32, PARAMS.gate, "auto")
     crown(model, "3")
-    assert needs_decision(model, model.find("2"), "d" * 32, "manual")
+    assert needs_decision(model, model.find("2"), "d" * 32, PARAMS.gate, "manual")
 
 
 def test_a_version_is_copied_and_judged_against_the_champion_of_the_other_model(model, project, measured, tmp_path):

@@ -63,7 +63,9 @@ def versions(model):
 
 def decision(number: str, champion: str | None, accepted: bool = True) -> Decision:
     metrics = {"reranked": {"rsum": 130.0}}
-    return Decision("diptych", number, champion, "d" * 32, "e" * 64, [Check("good", accepted, "not")], metrics)
+    return Decision(
+        "diptych", number, champion, "d" * 32, "e" * 64, "f" * 64, [Check("good", accepted, "not")], metrics
+    )
 
 
 def promoted(model: RegisteredModel, number: str) -> None:

@@ -86,7 +86,7 @@ def note_idle(workspace: Workspace, params: Params, code: str) -> None:
     repair(model)
     version, champion = model.find(registered.version), model.champion()
     data = dataset_version(workspace) or ""
-    decided = [way for way in get_args(Promotion) if not needs_decision(model, version, data, way)]
+    decided = [way for way in get_args(Promotion) if not needs_decision(model, version, data, params.gate, way)]
     summary = {
         "data": "present",
         "inbox": [],

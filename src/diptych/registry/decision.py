@@ -39,6 +39,8 @@ class Decision:
     champion: str | None
     data_md5: str
     evaluator_sha256: str
+    gate_sha256: str
+    """`Gate.sha256` of the conditions."""
     checks: list[Check]
     metrics: dict[str, Metrics]
     """Metrics of the version, by stage; empty where it could not be measured."""
@@ -80,6 +82,7 @@ class Decision:
             "summary": self.summary,
             "data_md5": self.data_md5,
             "evaluator_sha256": self.evaluator_sha256,
+            "gate_sha256": self.gate_sha256,
             "checks": [check._asdict() for check in self.checks],
             "metrics": self.metrics,
             "comparison": self.comparison.to_json() if self.comparison else None,

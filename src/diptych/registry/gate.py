@@ -74,6 +74,7 @@ def decide(
         champion=champion.version if champion else None,
         data_md5=dataset_version(workspace) or UNKNOWN,
         evaluator_sha256=evaluator_sha256(),
+        gate_sha256=params.gate.sha256,
         checks=checks,
         metrics=challenger.metrics if challenger else {},
         comparison=comparison,
@@ -89,6 +90,7 @@ def store_decision(model: RegisteredModel, version: Version, decision: Decision)
         "gate": "accepted" if decision.accepted else "rejected",
         "gate_champion": decision.champion or "none",
         "gate_data_md5": decision.data_md5,
+        "gate_sha256": decision.gate_sha256,
         "gate_summary": decision.summary[:1000],
     }
     with model.errors_explained():

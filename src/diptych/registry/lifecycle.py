@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from diptych.config import Params
+from diptych.config import Gate, Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.history import effective_events, history
@@ -100,18 +100,18 @@ def gate_and_promote(
     return GateResult(outcome, model.find(version.version), before, decision)
 
 
-def needs_decision(model: RegisteredModel, version: Version, data_md5: str, promotion: Promotion) -> bool:
+def needs_decision(model: RegisteredModel, version: Version, data_md5: str, gate: Gate, promotion: Promotion) -> bool:
     """Return whether a run asks the gate about `version`.
 
     It does not where history has a decision on `version`, so that no run undoes a rollback. With "manual" it does not
-    ask twice for the same champion and data.
+    ask twice for the same champion, data and conditions, which include the hashes of guard sets.
     """
     if promotion == "never":
         return False
     decided = any(version.version in (event.target, event.origin) for event in effective_events(history(model)))
-    asked = version.tags.get("gate_champion"), version.tags.get("gate_data_md5")
+    asked = [version.tags.get(name) for name in ("gate_champion", "gate_data_md5", "gate_sha256")]
     champion = model.champion()
-    is_unchanged = asked == (champion.version if champion else "none", data_md5)
+    is_unchanged = asked == [champion.version if champion else "none", data_md5, gate.sha256]
     return not decided and not (promotion == "manual" and is_unchanged)
 
 
