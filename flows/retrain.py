@@ -70,7 +70,7 @@ def retrain(
         leftovers.repair(workspace)
         drops = ingest_drops(workspace, inbox)
         data, changed = fetch_data(workspace)
-        why, stages = run_stages(workspace, drops, changed, force)
+        why, stages = run_stages(workspace, drops, changed, force, promotion)
         inbox_lines = [drop.describe() for drop in drops]
         summary: dict[str, Any] = {"data": data, "inbox": inbox_lines, "why": why, "stages": stages}
         if "not needed" not in stages.values():
@@ -95,7 +95,11 @@ def warn_of_unknown_commit(workspace: Workspace) -> None:
 
 
 def run_stages(
-    workspace: Workspace, drops: Sequence[ledger.DropResult], changed: dict[str, Any], force: bool
+    workspace: Workspace,
+    drops: Sequence[ledger.DropResult],
+    changed: dict[str, Any],
+    force: bool,
+    promotion: Promotion,
 ) -> tuple[list[str], dict[str, str]]:
     """Run the stages that have to run, if there is a reason.
 
@@ -119,7 +123,17 @@ def run_stages(
     reasons, why_not = (["It was asked for."], "") if force else find_reasons(workspace, drops, changed)
     if not reasons:
         return [why_not], {**stages, **dict.fromkeys(others, "not needed")}
+    if promotion != "never" and params.gate.guard_sets:
+        check_guard_sets(workspace)
     return reasons, stages | {name: progress.run(name, partial(reproduce, workspace, name, force)) for name in others}
+
+
+@task(name="guard sets", task_run_name="guard sets", cache_policy=NO_CACHE, persist_result=False)
+def check_guard_sets(workspace: Workspace) -> None:
+    """Find out before the training whether the gate can use its guard sets."""
+    from diptych.registry.guard_sets import open_guard_sets
+
+    open_guard_sets(workspace, read_params(workspace))
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)

@@ -179,6 +179,17 @@ def test_a_stage_that_fails_ends_the_flow_with_its_own_message_and_the_next_run_
     assert retrain()["stages"] == {**dict.fromkeys(STAGES, "reused"), **again}
 
 
+def test_a_guard_set_that_the_gate_would_refuse_ends_a_run_that_asks_the_gate_before_the_training(retrain, chain):
+    guard_sets = f"guard_sets: {{old: {{path: guards/old, md5: {'0' * 32}.dir}}}}"
+    chain.params.write_text(chain.params.read_text().replace("guard_sets: {}", guard_sets))
+
+    with pytest.raises(DiptychError, match=r"gate\.guard_sets\.old: the folder .*guards/old is missing"):
+        retrain(promotion="manual")
+
+    assert ran(chain) == ["validate"]
+    assert retrain(promotion="never")["stages"] == {**dict.fromkeys(STAGES, "ran"), "validate": "reused"}
+
+
 def test_a_workspace_that_is_in_use_is_left_alone(retrain, chain, monkeypatch):
     with chain.held("diptych data import"), pytest.raises(DiptychError, match="in use by `diptych data import`"):
         retrain()
