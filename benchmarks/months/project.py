@@ -22,7 +22,8 @@ SCENES = ("--train", "300", "--val", "60", "--test", "100", "--seed", "1", "--si
 """Arguments for the dataset at the beginning of the year."""
 OPERATOR = "operator"
 """User name of a person of the team in the history."""
-_AUTHOR = ("-c", "user.name=team", "-c", "user.email=team@localhost")
+AUTHOR = ("-c", "user.name=team", "-c", "user.email=team@localhost")
+"""Options of git that name the author of a commit."""
 
 
 class CommandError(Exception):
@@ -84,7 +85,7 @@ def make_project(folder: Path, environment: Mapping[str, str]) -> Project:
     (project.root / "dvc.lock").unlink(missing_ok=True)
     project.run("dvc", "remote", "add", "--quiet", "--default", "storage", "s3://dvc/year")
     project.diptych("data", "scenes", *SCENES)
-    project.run("git", *_AUTHOR, "commit", "--quiet", "--all", "--message", "A project of our own")
+    project.run("git", *AUTHOR, "commit", "--quiet", "--all", "--message", "A project of our own")
     project.run("git", "push", "--quiet", "origin", "main")
     return project
 
