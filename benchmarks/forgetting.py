@@ -53,7 +53,8 @@ def colours(record: Record) -> set[str]:
 def draw(folder: Path) -> Dataset:
     """Draw scenes into `folder`, a file each, and return their records and captions."""
     shards = folder.with_name("drawn")
-    dataset = write_scenes(shards, seed=1, size=48, **DRAWN)
+    train, val, test = DRAWN.values()
+    dataset = write_scenes(shards, train=train, val=val, test=test, seed=1, size=48)
     folder.mkdir()
     for member in list_members(shards):
         (folder / member.name).write_bytes(read_member(shards, member))

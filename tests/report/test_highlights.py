@@ -76,8 +76,8 @@ def test_a_caption_of_one_token_loses_nothing(model: DualEncoder, embedded: Embe
 
 
 def retriever_of(model: Any, weights: Weights, tokenizer: Any = None) -> Any:
-    weights = Directed(t2i=weights)
-    return SimpleNamespace(model=model, weights=weights, tokenizer=tokenizer, preprocessing=PREPROCESSING, device=CPU)
+    both = Directed(t2i=weights)
+    return SimpleNamespace(model=model, weights=both, tokenizer=tokenizer, preprocessing=PREPROCESSING, device=CPU)
 
 
 def test_a_fusion_without_weight_highlights_nothing(model: DualEncoder, embedded: Embedded) -> None:
