@@ -1,14 +1,14 @@
 """Cross-validation of recipes: what each variant gains over the first one, on images that chose nothing.
 
-    python benchmarks/cross_validation.py WORKSPACE [--preset PRESET] [--folds 5] [--seeds 1] [--log trials.jsonl]
-        [--only 0 1] "NAME: KEY=VALUE KEY=VALUE" ...
+    python benchmarks/cross_validation.py WORKSPACE "NAME: KEY=VALUE KEY=VALUE" ... [--preset PRESET] [--folds 5]
+        [--only 0 1] [--seeds 1] [--log trials.jsonl]
 
 WORKSPACE is a project in which `preprocess` has run with this preset. All images of its splits are divided into folds
 by their content. Each variant is the preset with some keys of params.yaml changed, such as
 "longer: train.epochs=14 train.fusion_epochs=6"; the preset itself comes first. It is trained on each fold, chooses on
 the fold's val part, and ranks its test part. Differences are those of the same folds and seeds, with 95 % intervals
-over the folds. What is in the log is not trained again, so a run that was stopped goes on, and trials add up. Prints
-the table.
+over the folds where all folds are trained on. What is in the log is not trained again with the same data and code, so a
+run that was stopped goes on, and trials add up. Prints the table.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
+import diptych
 from diptych.config import Params, load_params
 from diptych.data.prepared import Prepared
+from diptych.files import sources_sha256
 from diptych.model.device import choose_device, keep_freed_memory, set_threads
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.uncertainty import gain_over_folds
@@ -63,10 +65,13 @@ def variants(preset: Params, given: list[str]) -> dict[str, Params]:
     return made
 
 
-def key_of(params: Params, fold: int, folds: int) -> str:
-    """Return the identity of a trial."""
-    content = params.model_dump(by_alias=True, include={"seed", "data", "preprocess", "model", "train", "evaluate"})
-    return hashlib.sha256(json.dumps([content, fold, folds]).encode()).hexdigest()
+def key_of(params: Params, fold: int, folds: int, data: Prepared) -> str:
+    """Return the identity of a trial, which depends on its settings, its images and the code."""
+    sections = {"seed", "data", "preprocess", "baselines", "model", "train", "evaluate"}
+    content = params.model_dump(by_alias=True, include=sections)
+    code = sources_sha256(Path(diptych.__file__).parent, ("data", "model", "retrieval", "training"))
+    identity = [content, fold, folds, data.settings, data.image_hashes.tolist(), code]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def read_log(path: Path) -> dict[str, Trial]:
@@ -81,17 +86,19 @@ def rsums(trials: list[list[Trial]], name: str) -> NDArray[np.float64]:
 
 
 def row(name: str, trials: list[list[Trial]], first: list[list[Trial]]) -> str:
-    """Return a variant's row of the table."""
+    """Return a variant's row of the table; a dash is for what cannot be told."""
     cells = [f"{rsums(trials, stage).mean():.1f}" for stage in STAGES]
     seconds = np.mean([trial["seconds"] for of_seed in trials for trial in of_seed])
-    if len(trials[0]) > 1:
-        differences = {
-            "fusion": rsums(trials, "reranked") - rsums(trials, "qb_norm"),
-            "controls": rsums(trials, "reranked") - np.maximum(*(rsums(trials, control) for control in CONTROLS)),
-            "towers": rsums(trials, "towers") - rsums(first, "towers"),
-            "all": rsums(trials, "reranked") - rsums(first, "reranked"),
-        }
-        cells += [gain_over_folds(values).describe() for values in differences.values()]
+    fused, controls = rsums(trials, "reranked"), [name for name in CONTROLS if name in trials[0][0]["rsum"]]
+    differences = [
+        fused - rsums(trials, "qb_norm"),
+        fused - np.max([rsums(trials, control) for control in controls], axis=0) if controls else None,
+        rsums(trials, "towers") - rsums(first, "towers"),
+        fused - rsums(first, "reranked"),
+    ]
+    # The interval is that of all folds.
+    is_whole = len(trials[0]) == trials[0][0]["folds"]
+    cells += ["–" if values is None or not is_whole else gain_over_folds(values).describe() for values in differences]
     return f"| {name} | {' | '.join(cells)} | {seconds:.0f} |"
 
 
@@ -112,8 +119,9 @@ def main() -> None:
     keep_freed_memory()
     set_threads(preset.threads)
     chosen = arguments.only or range(arguments.folds)
+    prepared = Prepared(Path("artifacts/prepared"), preset.data.splits)
     validation = CrossValidation(
-        Prepared(Path("artifacts/prepared"), preset.data.splits),
+        prepared,
         arguments.folds,
         roles=("train", "val", "test"),
         params=preset,
@@ -123,7 +131,7 @@ def main() -> None:
     made = {}
     for name, params in variants(preset, arguments.variants).items():
         made[name] = [
-            [trial(validation, params.model_copy(update={"seed": seed}), fold, name, log) for fold in chosen]
+            [trial(validation, prepared, params.model_copy(update={"seed": seed}), fold, name, log) for fold in chosen]
             for seed in range(arguments.seeds)
         ]
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
@@ -131,9 +139,9 @@ def main() -> None:
         print(row(name, trials, made["preset"]))
 
 
-def trial(validation: CrossValidation, params: Params, fold: int, name: str, log: Path) -> Trial:
+def trial(validation: CrossValidation, prepared: Prepared, params: Params, fold: int, name: str, log: Path) -> Trial:
     """Return the trial of a fold, from the log or trained now."""
-    key = key_of(params, fold, len(validation.folds))
+    key = key_of(params, fold, len(validation.folds), prepared)
     if (known := read_log(log).get(key)) is not None:
         return known
     started = time.perf_counter()
