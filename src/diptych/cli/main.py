@@ -18,6 +18,7 @@ from diptych.errors import DiptychError, is_disk_full
 
 _REGISTRY = "diptych.cli.registry"
 COMMANDS = {
+    "advise": ("diptych.cli.advise:advise", "Propose a params.yaml for the dataset, with reasons."),
     "champion": (f"{_REGISTRY}:champion", "Show the version in use; exit code 1 where there is none."),
     "compare": (f"{_REGISTRY}:compare", "Measure two versions (numbers or aliases) on the test split as it is now."),
     "data": ("diptych.cli.data:data", "Import images and captions into data/, the dataset version."),

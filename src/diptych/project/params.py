@@ -34,19 +34,29 @@ def use_preset(workspace: Workspace, name: str) -> None:
     known = {path.stem: path.read_bytes() for path in sorted(workspace.presets.glob("*.yaml"))}
     if name not in known:
         raise DiptychError(f"There is no preset {name!r}; presets/ has {', '.join(known) or 'none'}.")
+    # A preset that is refused replaces nothing.
+    load_params(workspace.presets / f"{name}.yaml")
+    replace_params(workspace, known[name])
+
+
+def replace_params(workspace: Workspace, content: bytes) -> None:
+    """Make `content` the params.yaml.
+
+    Raises:
+        DiptychError: the present one has edits that neither git nor a preset holds.
+    """
     present = workspace.params.read_bytes() if workspace.params.exists() else None
-    if present == known[name]:
+    if present == content:
         return
-    if present is not None and present not in known.values() and not _is_committed(workspace.params):
+    known = [path.read_bytes() for path in workspace.presets.glob("*.yaml")]
+    if present is not None and present not in known and not _is_committed(workspace.params):
         raise DiptychError(
             f"{workspace.params} has edits that would be lost. Commit them; or keep them as a preset of their own and "
             f"commit that (`cp params.yaml {workspace.presets.name}/mine.yaml`); or discard them "
             "(`git checkout params.yaml`)."
         )
-    # A preset that is refused replaces nothing.
-    load_params(workspace.presets / f"{name}.yaml")
     with atomic_path(workspace.params) as temporary:
-        temporary.write_bytes(known[name])
+        temporary.write_bytes(content)
 
 
 def _is_committed(path: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Advice: a params.yaml for a dataset, with the reason of each choice, and a measurement of a few alternatives."""

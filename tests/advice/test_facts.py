@@ -1,0 +1,102 @@
+"""Facts for advice: what the captions file and the folders of pretrained towers say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from diptych.advice.facts import caption_lengths, find_towers, read_facts
+from diptych.config import Params
+from diptych.errors import DiptychError
+
+
+def tower(folder: Path, preprocessor: Any = None) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(8))
+    if preprocessor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
+def test_images_without_a_caption_do_not_count(make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> None:
+    images = [("train", photo(0, (80, 60))), ("train", photo(1, (100, 90))), ("val", photo(2, (70, 70)))]
+    captions = {1: ["a dog on the left", "a dog", None], 2: [], 3: ["two cats", "cats"]}
+    facts = read_facts(make_dataset(images, captions))
+    assert facts.images == {"train": 1, "val": 1}
+    assert (facts.captions_per_image, len(facts.captions)) == (2, 4)
+    assert facts.names_sides == 1 / 4
+
+
+def test_a_dataset_without_captions_is_refused(make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> None:
+    with pytest.raises(DiptychError, match=r"no image has a caption.*diptych data import"):
+        read_facts(make_dataset([("train", photo(0))], {1: []}))
+
+
+def test_a_word_that_only_holds_a_side_names_none(
+    make_dataset: Callable[..., Path], photo: Callable[..., bytes]
+) -> None:
+    facts = read_facts(make_dataset([("train", photo(0))], {1: ["a bright copyright leftover", "RIGHT of it"]}))
+    assert facts.names_sides == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "size"),
+    [
+        ({"size": {"height": 384, "width": 384}}, 384),
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 224),
+        ({"size": {"shortest_edge": 256}}, 256),
+        ({"size": 300}, 300),
+        ({"image_mean": [0.5, 0.5, 0.5]}, 224),
+        ([], 224),
+    ],
+)
+def test_the_size_of_an_image_tower_is_what_its_preprocessor_names(
+    tmp_path: Path, preprocessor: Any, size: int
+) -> None:
+    tower(tmp_path / "weights" / "vision", preprocessor)
+    [found] = find_towers(tmp_path / "weights")
+    assert (found.path, found.image_size) == ("./weights/vision", size)
+
+
+def test_towers_come_by_the_size_of_their_images_and_text_towers_last(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    tower(weights / "a-text")
+    tower(weights / "efficientnet-lite2", {})
+    tower(weights / "efficientnet-lite0", {})
+    (weights / "empty").mkdir()
+    tower(weights / "pickled")
+    (weights / "pickled" / "model.safetensors").rename(weights / "pickled" / "pytorch_model.bin")
+    found = [(Path(one.path).name, one.image_size) for one in find_towers(weights)]
+    assert found == [("efficientnet-lite0", 224), ("efficientnet-lite2", 260), ("a-text", None)]
+
+
+def test_there_may_be_no_towers(tmp_path: Path) -> None:
+    assert find_towers(tmp_path / "weights") == []
+
+
+def test_captions_are_as_long_as_the_towers_own_tokenizer_makes_them(
+    make_dataset: Callable[..., Path], photo: Callable[..., bytes], tmp_path: Path
+) -> None:
+    facts = read_facts(make_dataset([("train", photo(0))], {1: ["a dog runs", "a dog"]}))
+    tower(tmp_path / "text")
+    tokenizer = Tokenizer(WordLevel({"a": 0, "dog": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "text" / "tokenizer.json"))
+    params = Params.model_validate({"model": {"text_tower": {"pretrained": str(tmp_path / "text")}}})
+    assert np.array_equal(caption_lengths(facts, params), [3, 2])
+
+
+def test_without_a_tokenizer_words_and_marks_are_counted(
+    make_dataset: Callable[..., Path], photo: Callable[..., bytes]
+) -> None:
+    facts = read_facts(make_dataset([("train", photo(0))], {1: ["a dog, and a cat."]}))
+    assert np.array_equal(caption_lengths(facts, Params()), [2 + 9])
