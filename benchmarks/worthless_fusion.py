@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diptych.progress import progress
-from diptych.retrieval import choices
-from diptych.retrieval.ranking import ranks_from_embeddings
-from diptych.retrieval.reranking import Candidates, Directed, Shortlist, shortlist
+from diptych.retrieval.choices import CLEARLY, choose_weights
+from diptych.retrieval.reranking import Candidates, Directed, Shortlist, shortlists
 
 SCALE = 20.0
 CAPTIONS, DIM, NOISE, TOP_K = 5, 32, 1.8, 16
@@ -50,15 +49,6 @@ def gallery(images: int, random: torch.Generator) -> tuple[Tensor, Tensor, np.nd
     return image, normalize(text, dim=1), owner
 
 
-def candidates(image: Tensor, text: Tensor, owner: np.ndarray) -> Candidates:
-    """Return the candidates of all queries, without scores of a fusion."""
-    ranks = ranks_from_embeddings(image, text, owner)
-    images = np.arange(len(image))
-    return Candidates(
-        shortlist(image, text, TOP_K, images, owner, ranks.i2t), shortlist(text, image, TOP_K, owner, images, ranks.t2i)
-    )
-
-
 def scored(found: Candidates, itm: Tensor, alignment: Tensor) -> Candidates:
     """Return the candidates with scores of a fusion, given for all images and captions (N, M)."""
 
@@ -75,20 +65,19 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--images", type=int, default=480)
     arguments = parser.parse_args()
-    rules = {"the best": 0.0, f"by {choices.CLEARLY:g} standard errors": choices.CLEARLY}
+    rules = {"the best": 0.0, f"by {CLEARLY:g} standard errors": CLEARLY}
     let_in = {name: dict.fromkeys(rules, 0) for name in FUSIONS}
     right = []
     with progress(None, "draw", unit="gallery", total=arguments.draws) as bar:
         for draw in range(arguments.draws):
             random = torch.Generator().manual_seed(draw)
             image, text, owner = gallery(arguments.images, random)
-            found = candidates(image, text, owner)
+            found = shortlists(image, text, owner, TOP_K)
             right.append([100 * float((own.before.rank == 1).mean()) for own in found])
             for name, score in FUSIONS.items():
                 both = scored(found, *(score(SCALE * image @ text.T, random) for _ in range(2)))
-                for rule, threshold in rules.items():
-                    choices.CLEARLY = threshold
-                    let_in[name][rule] += choices.choose_weights(both, SCALE) != Directed()
+                for rule, clearly in rules.items():
+                    let_in[name][rule] += choose_weights(both, SCALE, clearly) != Directed()
             bar.update()
     print("recall@1 of the towers: {:.1f} for images, {:.1f} for captions".format(*np.mean(right, axis=0)))
     print(f"| a fusion that is | {' | '.join(rules)} |\n|---|{'---|' * len(rules)}")

@@ -74,7 +74,7 @@ def gradient(tensor: Tensor) -> Tensor:
 
 
 def contrastive_of(image: Tensor, text: Tensor, owner: list[int], scale: Tensor) -> Tensor:
-    return contrastive_loss(normalize(image, dim=1), normalize(text, dim=1), torch.tensor(owner), scale)
+    return contrastive_loss(normalize(image, dim=1), normalize(text, dim=1), torch.tensor(owner), scale, smoothing=0.2)
 
 
 def contrastive(index: int, folder: Path) -> list[Tensor]:

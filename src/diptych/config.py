@@ -222,6 +222,8 @@ class Objectives(Section):
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
     """InfoNCE between images and captions."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a target of InfoNCE that is spread over all that an item is compared with; it restrains overfitting."""
     itm: Annotated[float, Field(ge=0)] = 1.0
     """Weight of image-text matching, which alone trains the fusion: its ITM logit and its token alignment."""
     itm_share: Annotated[float, Field(gt=0, le=1)] = 1.0

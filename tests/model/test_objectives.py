@@ -19,28 +19,44 @@ def vectors(count: int, seed: int) -> torch.Tensor:
     return normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def slow_contrastive(image: torch.Tensor, text: torch.Tensor, owner: torch.Tensor, scale: float) -> float:
+def slow_contrastive(
+    image: torch.Tensor, text: torch.Tensor, owner: torch.Tensor, scale: float, smoothing: float
+) -> float:
     """Caption by caption: against the other images' captions, and against the other images."""
     total = 0.0
     for caption, its_image in enumerate(owner.tolist()):
-        positive = math.exp(scale * float(image[its_image] @ text[caption]))
         others = [other for other in range(len(text)) if owner[other] != its_image]
-        captions = sum(math.exp(scale * float(image[its_image] @ text[other])) for other in others)
-        images = sum(math.exp(scale * float(picture @ text[caption])) for picture in image)
-        total += -math.log(positive / (positive + captions)) - math.log(positive / images)
+        captions = [float(image[its_image] @ text[one]) for one in (caption, *others)]
+        pictures = [float(image[its_image] @ text[caption])]
+        pictures += [float(image[one] @ text[caption]) for one in range(len(image)) if one != its_image]
+        for cosines in (captions, pictures):
+            exponentials = [math.exp(scale * cosine) for cosine in cosines]
+            for index, one in enumerate(exponentials):
+                target = smoothing / len(cosines) + (1 - smoothing) * (index == 0)
+                total -= target * math.log(one / sum(exponentials))
     return total / 2 / len(text)
 
 
-def test_contrastive_loss_equals_the_slow_formula() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_contrastive_loss_equals_the_slow_formula(smoothing: float) -> None:
     image, text = vectors(3, 0), vectors(6, 1)
-    loss = contrastive_loss(image, text, OWNER, torch.tensor(5.0))
-    assert math.isclose(loss.item(), slow_contrastive(image, text, OWNER, 5.0), rel_tol=1e-5)
+    loss = contrastive_loss(image, text, OWNER, torch.tensor(5.0), smoothing=smoothing)
+    assert math.isclose(loss.item(), slow_contrastive(image, text, OWNER, 5.0, smoothing), rel_tol=1e-5)
+
+
+def test_smoothed_targets_have_finite_gradients_where_siblings_are_left_out() -> None:
+    text = vectors(6, 1).requires_grad_()
+    contrastive_loss(vectors(3, 0), text, OWNER, torch.tensor(5.0), smoothing=0.4).backward()
+    assert text.grad is not None
+    assert text.grad.isfinite().all()
 
 
 def test_siblings_are_never_negatives() -> None:
     """A second caption equal to the first costs nothing: with one image there is nothing to tell apart."""
     image, text = vectors(1, 0), vectors(1, 1).expand(4, -1)
-    assert contrastive_loss(image, text, torch.zeros(4, dtype=torch.long), torch.tensor(5.0)).item() == 0
+    for smoothing in (0.0, 0.4):
+        loss = contrastive_loss(image, text, torch.zeros(4, dtype=torch.long), torch.tensor(5.0), smoothing=smoothing)
+        assert loss.item() == 0
 
 
 def test_contrastive_gradient_reaches_the_temperature() -> None:

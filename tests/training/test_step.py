@@ -63,3 +63,12 @@ def test_losses_and_gradients_are_the_same_whether_the_host_asks_or_not(
     assert gradients.keys() == twins.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(twins[name], gradient, rtol=1e-3, atol=1e-5, msg=f"{name} {{}}".format)
+
+
+def test_the_settings_smooth_the_targets(batch: Batch) -> None:
+    plain, smoothed = (
+        TrainingStep(make_model(200), Objectives(itm=0.0, label_smoothing=share), seed=0).eval()(batch)
+        for share in (0.0, 0.4)
+    )
+    assert smoothed.contrastive != plain.contrastive
+    assert smoothed.total == smoothed.contrastive

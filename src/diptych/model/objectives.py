@@ -19,12 +19,18 @@ from diptych.model.kernels import can_ask
 
 
 def contrastive_loss(
-    image: Tensor, text: Tensor, image_of_caption: Tensor, logit_scale: Tensor, shares: Shares | None = None
+    image: Tensor,
+    text: Tensor,
+    image_of_caption: Tensor,
+    logit_scale: Tensor,
+    shares: Shares | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Compute the symmetric image-text contrastive loss over the batches of all processes.
 
     The loss is InfoNCE as in CLIP (Radford et al. 2021, figure 3), with each of an image's captions a positive of its
-    own. A caption is compared with the captions of other images; its siblings are left out of the denominator.
+    own. A caption is compared with the captions of other images; its siblings are left out of the denominator. Targets
+    are smoothed as in Szegedy et al., CVPR 2016, section 7.
 
     Args:
         image: (B, d) float32, of length one; this process's images.
@@ -32,6 +38,7 @@ def contrastive_loss(
         image_of_caption: (C,) int64, indices into `image`.
         logit_scale: scalar.
         shares: the sizes of the processes' shares; None: they are exchanged here.
+        smoothing: share of each target that is spread evenly over all that the item is compared with.
 
     Returns:
         A scalar whose mean over the processes is the mean over the captions of all of them.
@@ -48,9 +55,24 @@ def contrastive_loss(
         image_to_text = logit_scale * (image @ all_texts.T)[image_of_caption]
     siblings = all_owners == owner.unsqueeze(1)
     siblings[torch.arange(len(index), device=index.device), index] = False
-    image_to_text = image_to_text.masked_fill(siblings, float("-inf"))
-    total = cross_entropy(text_to_image, owner, reduction="sum") + cross_entropy(image_to_text, index, reduction="sum")
+    total = _cross_entropy(text_to_image, owner, smoothing) + _cross_entropy(image_to_text, index, smoothing, siblings)
     return total / 2 * world_size() / len(all_texts)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float, left_out: Tensor | None = None) -> Tensor:
+    """Return the sum over the rows of `logits` (R, n) of the cross entropy with the smoothed index `target` (R,).
+
+    What is `left_out`, bool (R, n), is no class of its row.
+    """
+    if left_out is not None:
+        logits = logits.masked_fill(left_out, float("-inf"))
+    hard = cross_entropy(logits, target, reduction="sum")
+    if not smoothing:
+        return hard
+    finite = logits if left_out is None else logits.masked_fill(left_out, 0.0)
+    classes = logits.shape[1] if left_out is None else (~left_out).sum(dim=1)
+    spread = (logits.logsumexp(dim=1) - finite.sum(dim=1) / classes).sum()
+    return (1 - smoothing) * hard + smoothing * spread
 
 
 def nt_xent_loss(

@@ -42,13 +42,19 @@ def choose_strength(embedded: Embedded, querybank: QueryBank, logit_scale: float
     return STRENGTHS[int(np.argmin(scores))]
 
 
-def choose_weights(candidates: Candidates, logit_scale: float) -> Directed:
-    """Return the weights of each direction, judged by the mean logarithm of the ranks on val."""
+def choose_weights(candidates: Candidates, logit_scale: float, clearly: float = CLEARLY) -> Directed:
+    """Return the weights of each direction, judged by the mean logarithm of the ranks on val.
+
+    Args:
+        candidates: the candidates of all queries of val.
+        logit_scale: scale of the similarities.
+        clearly: number of standard errors by which weights must be better than none.
+    """
     # Of equally good weights the first count.
     every = sorted((Weights(*values) for values in product(CHOICES, repeat=2)), key=sum)
     i2t, t2i = (np.stack([_losses(own, logit_scale, weights) for weights in every]) for own in candidates)
-    common = _clearly_best(i2t + t2i)
-    return Directed(*(every[_clearly_best(own) or _if_better(common, own)] for own in (i2t, t2i)))
+    common = _clearly_best(i2t + t2i, clearly)
+    return Directed(*(every[_clearly_best(own, clearly) or _if_better(common, own)] for own in (i2t, t2i)))
 
 
 def _losses(shortlist: Shortlist, logit_scale: float, weights: Weights) -> NDArray[np.float64]:
@@ -57,12 +63,13 @@ def _losses(shortlist: Shortlist, logit_scale: float, weights: Weights) -> NDArr
     return np.bincount(shortlist.image, logarithms / len(logarithms)).astype(float)
 
 
-def _clearly_best(losses: NDArray[np.float64]) -> int:
+def _clearly_best(losses: NDArray[np.float64], clearly: float) -> int:
     """Return the index of that of `losses` (W, N) with the smallest sum; 0 if it is not clearly below the first's."""
     best = int(losses.sum(axis=1).argmin())
     gain = losses[0] - losses[best]
-    return best if gain.sum() > CLEARLY * np.sqrt(len(gain)) * gain.std() else 0
+    return best if gain.sum() > clearly * np.sqrt(len(gain)) * gain.std() else 0
 
 
 def _if_better(index: int, losses: NDArray[np.float64]) -> int:
+    """Return `index` if its sum of `losses` (W, N) is below the first's, else 0."""
     return index if losses[index].sum() < losses[0].sum() else 0

@@ -149,12 +149,7 @@ def candidate_logits(
     it works in evaluation mode and is left in the mode that it was in.
     """
     image, text = embedded.ranking
-    images, owner = np.arange(len(image)), embedded.image_of_caption
-    ranks = ranks_from_embeddings(image, text, owner)
-    found = (
-        shortlist(image, text, top_k, images, owner, ranks.i2t),
-        shortlist(text, image, top_k, owner, images, ranks.t2i),
-    )
+    found = shortlists(image, text, embedded.image_of_caption, top_k)
     queries = [torch.arange(len(unscored.index))[:, None] for unscored in found]
     # Image i and caption j are the pair i · captions + j.
     pairs = queries[0] * len(text) + found[0].index, found[1].index * len(text) + queries[1]
@@ -174,6 +169,23 @@ def candidate_logits(
         for unscored, both, is_used in zip(found, pairs, used, strict=True)
     )
     return Candidates(i2t, t2i)
+
+
+def shortlists(image: Tensor, text: Tensor, image_of_caption: NDArray[np.int64], top_k: int) -> Candidates:
+    """Return the candidates of all images (N, d) and captions (M, d) of a gallery, without scores of a fusion.
+
+    Args:
+        image: ranked by the inner product with `text`.
+        text: likewise.
+        image_of_caption: (M,), index of each caption's image.
+        top_k: the number of candidates.
+    """
+    images = np.arange(len(image))
+    ranks = ranks_from_embeddings(image, text, image_of_caption)
+    return Candidates(
+        shortlist(image, text, top_k, images, image_of_caption, ranks.i2t),
+        shortlist(text, image, top_k, image_of_caption, images, ranks.t2i),
+    )
 
 
 def shortlist(

@@ -92,7 +92,9 @@ class TrainingStep(nn.Module):
         """Compute the losses of the towers' outputs, and their weighted sum."""
         images, texts, image_view, text_view = encoded
         owner, shares, weights = batch.image_of_caption, batch.shares, self.objectives
-        contrastive = contrastive_loss(images.pooled, texts.pooled, owner, self.model.logit_scale, shares)
+        contrastive = contrastive_loss(
+            images.pooled, texts.pooled, owner, self.model.logit_scale, shares, weights.label_smoothing
+        )
         itm = alignment = simclr_image = simclr_text = contrastive.new_zeros(())
         total = weights.contrastive * contrastive
         if self.fusion_learns:
