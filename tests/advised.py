@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diptych.advice.facts import Facts, FoundTower
+from diptych.advice.facts import Facts, TowerFolder
+from diptych.advice.recipe import FROM_SCRATCH, PRETRAINED, Proposal, propose
+from diptych.config import Params, load_params
 
-PRESETS = {path.stem: path.read_text() for path in (Path(__file__).parents[1] / "presets").glob("*.yaml")}
+FOLDER = Path(__file__).parents[1] / "presets"
+PRESETS = {name: load_params(FOLDER / f"{name}.yaml") for name in (PRETRAINED, FROM_SCRATCH)}
 FACTS = Facts(
     images={"train": 4000, "val": 600, "test": 500},
     captions=["a dog runs over the grass"] * 1000,
     captions_per_image=5,
-    names_sides=0.0,
+    side_share=0.0,
 )
-TOWERS = [FoundTower("./weights/vision", 240, 8), FoundTower("./weights/text", None, 8)]
+TOWERS = [TowerFolder("./weights/vision", image_size=240), TowerFolder("./weights/text")]
+
+
+def proposed(facts: Facts = FACTS, towers: list[TowerFolder] = TOWERS, present: Params | None = None) -> Proposal:
+    """The proposal for a dataset."""
+    return propose(facts, towers, PRESETS, present or Params())

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from diptych.advice.facts import caption_lengths, find_towers, read_facts
+from diptych.advice.facts import TowerFolder, caption_lengths, find_towers, read_facts
 from diptych.config import Params
 from diptych.errors import DiptychError
 
 
-def tower(folder: Path, preprocessor: Any = None) -> None:
+def tower(folder: Path, preprocessor: Any = None, **config: Any) -> None:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(bytes(8))
     if preprocessor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
@@ -32,11 +32,11 @@ def test_images_without_a_caption_do_not_count(make_dataset: Callable[..., Path]
     facts = read_facts(make_dataset(images, captions))
     assert facts.images == {"train": 1, "val": 1}
     assert (facts.captions_per_image, len(facts.captions)) == (2, 4)
-    assert facts.names_sides == 1 / 4
+    assert facts.side_share == 1 / 4
 
 
 def test_a_dataset_without_captions_is_refused(make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> None:
-    with pytest.raises(DiptychError, match=r"no image has a caption.*diptych data import"):
+    with pytest.raises(DiptychError, match=r"no image of a split has a caption.*diptych data import"):
         read_facts(make_dataset([("train", photo(0))], {1: []}))
 
 
@@ -44,7 +44,7 @@ def test_a_word_that_only_holds_a_side_names_none(
     make_dataset: Callable[..., Path], photo: Callable[..., bytes]
 ) -> None:
     facts = read_facts(make_dataset([("train", photo(0))], {1: ["a bright copyright leftover", "RIGHT of it"]}))
-    assert facts.names_sides == 1 / 2
+    assert facts.side_share == 1 / 2
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,44 @@ def test_the_size_of_an_image_tower_is_what_its_preprocessor_names(
     assert (found.path, found.image_size) == ("./weights/vision", size)
 
 
+def test_images_without_a_split_do_not_count(make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> None:
+    assert read_facts(make_dataset([("train", photo(0)), (None, photo(1))])).images == {"train": 1}
+
+
 def test_towers_come_by_the_size_of_their_images_and_text_towers_last(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
-    tower(weights / "a-text")
+    tower(weights / "a-text", vocab_size=100, max_position_embeddings=64)
     tower(weights / "efficientnet-lite2", {})
     tower(weights / "efficientnet-lite0", {})
     (weights / "empty").mkdir()
-    tower(weights / "pickled")
+    tower(weights / "clip", {"size": 224}, text_config={"vocab_size": 100}, vision_config={})
+    tower(weights / "unknown")
+    tower(weights / "pickled", vocab_size=100)
     (weights / "pickled" / "model.safetensors").rename(weights / "pickled" / "pytorch_model.bin")
-    found = [(Path(one.path).name, one.image_size) for one in find_towers(weights)]
-    assert found == [("efficientnet-lite0", 224), ("efficientnet-lite2", 260), ("a-text", None)]
+    (weights / "dangling").mkdir()
+    (weights / "dangling" / "config.json").write_text("{}")
+    (weights / "dangling" / "model.safetensors").symlink_to("nowhere")
+    assert find_towers(weights) == [
+        TowerFolder("./weights/efficientnet-lite0", 224),
+        TowerFolder("./weights/efficientnet-lite2", 260),
+        TowerFolder("./weights/a-text", None, 64),
+    ]
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    tower(tmp_path / "weights" / "text")
+    (tmp_path / "weights" / "text" / "config.json").write_text("{")
+    with pytest.raises(DiptychError, match=r"text/config\.json"):
+        find_towers(tmp_path / "weights")
+
+
+def test_a_damaged_tokenizer_is_named(make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> None:
+    data = make_dataset([("train", photo(0))])
+    tower(data.parent / "text", vocab_size=100)
+    (data.parent / "text" / "tokenizer.json").write_text("{")
+    params = Params.model_validate({"model": {"text_tower": {"pretrained": str(data.parent / "text")}}})
+    with pytest.raises(DiptychError, match=r"tokenizer\.json holds no tokenizer"):
+        caption_lengths(read_facts(data), params)
 
 
 def test_there_may_be_no_towers(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,66 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from advised import FACTS, PRESETS, TOWERS
+from advised import proposed
 
 from diptych.advice import measuring
-from diptych.advice.measuring import PROPOSAL, Measured, alternatives, measure
-from diptych.advice.recipe import Choice, Proposal, propose
+from diptych.advice.measuring import ENOUGH_FOLDS, FOLDS, PROPOSAL, Measured, Trial, alternatives, best_of, measure
+from diptych.advice.recipe import Choice, Proposal
 from diptych.config import Params
+from diptych.data.folds import Fold
+from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.retrieval.ranking import Outcomes, Ranks
 
 CPU = torch.device("cpu")
 IMAGES = 200
+NOWHERE = Workspace(Path("nowhere"))
+FROZEN, SLOWER, LESS, HALF = (
+    "towers stay frozen",
+    "towers learn at half the rate",
+    "one layer less learns",
+    "half the channel dropout",
+)
+
+
+class Trainings:
+    """Trainings that take a minute, or `seconds`, and rank half of the queries first, or `shares`.
+
+    Attributes:
+        done: the trainings, by the keys that differ from the proposal's, and their folds.
+        seconds: seconds of a recipe's trainings, by its name.
+        shares: shares of the queries that a recipe ranks first, by its name.
+        failing: names of recipes that cannot be trained.
+    """
+
+    def __init__(self, proposal: Proposal, clock: SimpleNamespace) -> None:
+        self.done: list[tuple[str, int]] = []
+        self.seconds: dict[str, float] = {}
+        self.shares: dict[str, float] = {}
+        self.failing: set[str] = set()
+        self.folds = [SimpleNamespace(test=SimpleNamespace(image_of_caption=np.arange(IMAGES)))] * FOLDS
+        self._clock = clock
+        self._names = {
+            measuring._towers_alone(proposal.with_choices(*own).params).model_dump_json(): name  # noqa: SLF001
+            for name, own in {PROPOSAL: (), **alternatives(proposal.params)}.items()
+        }
+
+    def store_features(self, _: Params) -> None:
+        """Take no time."""
+
+    def ranks(self, params: Params, _: Fold) -> dict[str, Ranks]:
+        """Train, and return the same ranks for every fold but for a little luck."""
+        assert params.train.objectives.itm == 0
+        name = self._names[params.model_dump_json()]
+        if name in self.failing:
+            raise DiptychError("the loss is nan")
+        fold = sum(done == name for done, _ in self.done)
+        self.done.append((name, fold))
+        self._clock.now += self.seconds.get(name, 60.0)
+        hit = np.arange(IMAGES) < IMAGES * self.shares.get(name, 0.5) + fold % 2
+        rank = np.where(hit, 1, 20)
+        outcomes = Outcomes(rank, hit.astype(float), hit.astype(float), np.zeros(IMAGES, bool))
+        return {"qb_norm": Ranks(outcomes, outcomes)}
 
 
 @pytest.fixture
@@ -32,32 +82,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace) -> list[tuple[str, int]]:
-    """The trainings, by name and fold. Each takes a minute, and ranks a share of the queries first."""
-    done: list[tuple[str, int]] = []
-
-    def train(_: object, params: Params, fold: int, name: str) -> Any:
-        assert params.train.objectives.itm == 0
-        done.append((name, fold))
-        clock.now += 60
-        hit = np.random.default_rng(0).random(IMAGES) < SHARES.get(name, 0.5)
-        rank = np.where(hit, 1, 20)
-        outcomes = Outcomes(rank, hit.astype(float), hit.astype(float), np.zeros(IMAGES, bool))
-        return measuring.Trial(Ranks(outcomes, outcomes), np.arange(IMAGES), 60.0)
-
-    monkeypatch.setattr(measuring, "_train", train)
-    monkeypatch.setattr(measuring, "_prepare", lambda *_: None)
-    monkeypatch.setattr(measuring, "CrossValidation", lambda *_, **__: None)
-    return done
-
-
-SHARES = {"half the channel dropout": 0.7, "one layer less learns": 0.3}
-"""Shares of the queries that trainings rank first; others half of them."""
+def proposal() -> Proposal:
+    return proposed()
 
 
 @pytest.fixture
-def proposal() -> Proposal:
-    return propose(FACTS, TOWERS, PRESETS)
+def trainings(monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, proposal: Proposal) -> Trainings:
+    made = Trainings(proposal, clock)
+
+    @contextmanager
+    def prepared(*_: object) -> Iterator[Any]:
+        yield SimpleNamespace(rows_of=lambda roles: range(4000 if roles == ["train"] else 1000))
+
+    def validation(_: object, count: int, *, params: Params, **__: object) -> Trainings:
+        assert (count, params.data.splits.held_out) == (FOLDS, 0.2)
+        return made
+
+    monkeypatch.setattr(measuring, "_prepared", prepared)
+    monkeypatch.setattr(measuring, "CrossValidation", validation)
+    return made
+
+
+def by_name(measured: list[Measured]) -> dict[str, Measured]:
+    return {one.name: one for one in measured}
 
 
 def changes(params: Params) -> dict[str, dict[str, Any]]:
@@ -66,71 +113,96 @@ def changes(params: Params) -> dict[str, dict[str, Any]]:
 
 def test_every_alternative_is_a_valid_recipe(proposal: Proposal) -> None:
     for own in alternatives(proposal.params).values():
-        changed = proposal.with_choices(*own).params
-        assert changed != proposal.params
+        assert proposal.with_choices(*own).params != proposal.params
 
 
-def test_released_towers_are_tried_frozen_slower_shorter_and_less_deep(proposal: Proposal) -> None:
+def test_released_towers_are_tried_frozen_slower_less_deep_and_longer(proposal: Proposal) -> None:
     made = changes(proposal.params)
-    assert list(made) == [
-        "towers stay frozen",
-        "half as many epochs after the release",
-        "towers learn at a third of the rate",
-        "one layer less learns",
-        "half the channel dropout",
+    assert {FROZEN, SLOWER, LESS, HALF, "twice as many epochs in which towers learn"} <= set(made)
+    train = proposal.params.train
+    released = train.epochs - train.image_tower.frozen_epochs
+    assert made[FROZEN]["train.epochs"] == train.image_tower.frozen_epochs
+    assert made["twice as many epochs in which towers learn"] == {"train.epochs": train.epochs + released}
+
+
+def test_towers_from_scratch_are_tried_with_smoothing_with_dropout_and_longer() -> None:
+    assert list(changes(proposed(towers=[]).params)) == [
+        "smoothed targets",
+        "channel dropout",
+        "twice as many epochs in which towers learn",
     ]
-    assert made["half as many epochs after the release"] == {"train.epochs": 10}
-    assert made["half the channel dropout"] == {
-        "model.image_tower.channel_dropout": 0.25,
-        "model.text_tower.channel_dropout": 0.1,
-    }
 
 
-def test_towers_from_scratch_are_tried_shorter_and_with_dropout() -> None:
-    assert list(changes(propose(FACTS, [], PRESETS).params)) == ["half as many epochs", "channel dropout"]
-
-
-def test_a_clearly_better_alternative_is_the_best(proposal: Proposal, trained: list[tuple[str, int]]) -> None:
-    best, measured = measure(Workspace(Path("nowhere")), proposal, 6, CPU)
-    assert best.name == "half the channel dropout"
+def test_a_clearly_better_alternative_is_the_best(proposal: Proposal, trainings: Trainings) -> None:
+    trainings.shares |= {HALF: 0.7, SLOWER: 0.6}
+    measured = measure(NOWHERE, proposal, 100, CPU)
+    best = best_of(measured)
+    assert best.name == HALF
     assert best.gain is not None
-    assert best.gain.low > 0
-    assert {one.folds for one in measured} == {1}
-    assert len(trained) == 6
+    assert best.gain.rsum == pytest.approx(6 * 20)
+    assert [len(one.trials) for one in measured] == [FOLDS] * len(measured)
 
 
-def test_a_worse_alternative_is_dropped_after_a_fold(proposal: Proposal, trained: list[tuple[str, int]]) -> None:
-    _, measured = measure(Workspace(Path("nowhere")), proposal, 100, CPU)
-    folds = {one.name: one.folds for one in measured}
-    assert folds["one layer less learns"] == 1
-    assert folds[PROPOSAL] == folds["towers stay frozen"] == 5
-    assert trained[:6] == [(name, 0) for name in folds]
+@pytest.mark.parametrize("folds", [1, ENOUGH_FOLDS - 1])
+def test_few_folds_replace_no_proposal(proposal: Proposal, trainings: Trainings, folds: int) -> None:
+    trainings.shares[HALF] = 0.7
+    measured = measure(NOWHERE, proposal, folds * (1 + len(alternatives(proposal.params))), CPU)
+    assert len(by_name(measured)[HALF].trials) == folds
+    assert by_name(measured)[HALF].gain is not None
+    assert best_of(measured).name == PROPOSAL
 
 
-def test_no_training_begins_that_would_not_end_in_time(proposal: Proposal, trained: list[tuple[str, int]]) -> None:
-    best, measured = measure(Workspace(Path("nowhere")), proposal, 2.5, CPU)
-    assert trained == [(PROPOSAL, 0), ("towers stay frozen", 0)]
-    assert best.name == PROPOSAL
-    assert len(measured) == 2
+def test_a_worse_alternative_is_dropped_after_a_fold(proposal: Proposal, trainings: Trainings) -> None:
+    trainings.shares[LESS] = 0.3
+    folds = {one.name: len(one.trials) for one in measure(NOWHERE, proposal, 100, CPU)}
+    assert folds.pop(LESS) == 1
+    assert set(folds.values()) == {FOLDS}
+    assert trainings.done[:2] == [(PROPOSAL, 0), (FROZEN, 0)]
 
 
-def test_the_proposal_is_measured_however_little_time_there_is(
-    proposal: Proposal, trained: list[tuple[str, int]]
-) -> None:
-    best, [only] = measure(Workspace(Path("nowhere")), proposal, 0.1, CPU)
-    assert best == only
-    assert (only.gain, only.folds, only.seconds) == (None, 1, 60.0)
+def test_no_training_begins_that_would_not_end_in_time(proposal: Proposal, trainings: Trainings) -> None:
+    measured = measure(NOWHERE, proposal, 2, CPU)
+    assert trainings.done == [(PROPOSAL, 0), (FROZEN, 0)]
+    assert not any(one.trials for one in measured[2:])
+    assert best_of(measured).name == PROPOSAL
+
+
+def test_a_quick_alternative_gets_no_fold_that_the_proposal_has_not(proposal: Proposal, trainings: Trainings) -> None:
+    trainings.seconds = dict.fromkeys(alternatives(proposal.params), 1.0)
+    measured = measure(NOWHERE, proposal, (2 * 60 + len(trainings.seconds) - 0.5) / 60, CPU)
+    assert {len(one.trials) for one in measured} == {1}
+
+
+def test_the_proposal_is_measured_however_little_time_there_is(proposal: Proposal, trainings: Trainings) -> None:
+    first, *others = measure(NOWHERE, proposal, 0.1, CPU)
+    assert (first.name, len(first.trials), first.gain) == (PROPOSAL, 1, None)
+    assert first.trials[0].seconds == 60
+    assert not any(one.trials for one in others)
+
+
+def test_an_alternative_that_fails_costs_the_others_nothing(proposal: Proposal, trainings: Trainings) -> None:
+    trainings.failing = {FROZEN}
+    measured = by_name(measure(NOWHERE, proposal, 100, CPU))
+    assert measured[FROZEN].failure == "the loss is nan"
+    assert len(measured[HALF].trials) == FOLDS
+
+
+def test_a_proposal_that_fails_is_an_error(proposal: Proposal, trainings: Trainings) -> None:
+    trainings.failing = {PROPOSAL}
+    with pytest.raises(DiptychError, match="nan"):
+        measure(NOWHERE, proposal, 100, CPU)
 
 
 def test_what_was_measured_is_written_as_plain_values() -> None:
-    one = Measured("shorter", (Choice("train.epochs", 3, "why"),), 2, 300.0, None, 60.0)
-    assert one.to_json() == {
+    outcomes = Outcomes(np.array([1]), np.ones(1), np.ones(1), np.zeros(1, bool))
+    trial = Trial(Ranks(outcomes, outcomes), np.arange(1), 60.0)
+    assert Measured("shorter", (Choice("train.epochs", 3, "why"),), (trial,)).to_json() == {
         "name": "shorter",
         "changes": {"train.epochs": 3},
-        "folds": 2,
-        "rsum": 300.0,
+        "rsum": [600.0],
+        "seconds": [60.0],
         "gain": None,
-        "seconds": 60.0,
+        "failure": "",
     }
 
 
@@ -147,16 +219,16 @@ def test_a_real_dataset_is_measured_apart_from_the_projects_results(
     measure_no_speed(monkeypatch)
     monkeypatch.chdir(tmp_path)
     small = (
-        Choice("data.splits", {"train": "train", "val": "val", "test": "test"}, ""),
         Choice("preprocess.image_size", 32, ""),
         Choice("train.epochs", 1, ""),
         Choice("train.batch_size", 8, ""),
         Choice("data.splits", {"train": "train", "val": None, "test": "val", "held_out": 0.2}, ""),
     )
-    proposal = propose(FACTS, [], PRESETS).with_choices(*small)
-    best, measured = measure(Workspace(tmp_path), proposal, 0.01, CPU)
-    assert [one.name for one in measured] == [PROPOSAL]
-    assert 0 < best.rsum <= 600
+    proposal = proposed(towers=[]).with_choices(*small)
+    first, *others = measure(Workspace(tmp_path), proposal, 0.01, CPU)
+    assert 0 < first.trials[0].rsum <= 600
+    assert not any(one.trials for one in others)
+    assert not any((tmp_path / ".diptych" / "advice").iterdir())
     assert not (tmp_path / "artifacts").exists()
     assert not (tmp_path / "reports").exists()
     forget_accelerator()

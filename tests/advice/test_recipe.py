@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from advised import FACTS, PRESETS, TOWERS
+from advised import FACTS, TOWERS, proposed
 
-from diptych.advice.facts import FoundTower
-from diptych.advice.recipe import FROM_SCRATCH, PRETRAINED, Choice, Proposal, propose, train_images
-from diptych.config import load_params
+from diptych.advice.facts import TowerFolder
+from diptych.advice.recipe import FROM_SCRATCH, PRETRAINED, Choice, Proposal, train_images
+from diptych.config import Params, load_params
 from diptych.errors import DiptychError
 
 
@@ -19,7 +19,7 @@ def values(proposal: Proposal) -> dict[str, object]:
 
 
 def test_pretrained_towers_have_their_preset_and_their_size_of_images() -> None:
-    proposal = propose(FACTS, TOWERS, PRESETS)
+    proposal = proposed()
     assert proposal.preset == PRETRAINED
     assert proposal.params.model.image_tower.pretrained == "./weights/vision"
     assert proposal.params.model.text_tower.pretrained == "./weights/text"
@@ -27,82 +27,101 @@ def test_pretrained_towers_have_their_preset_and_their_size_of_images() -> None:
 
 
 @pytest.mark.parametrize("towers", [[], TOWERS[:1], TOWERS[1:]], ids=["none", "image alone", "text alone"])
-def test_without_both_towers_they_learn_from_nothing(towers: list[FoundTower]) -> None:
-    proposal = propose(FACTS, towers, PRESETS)
+def test_without_both_towers_they_begin_with_random_weights(towers: list[TowerFolder]) -> None:
+    proposal = proposed(towers=towers)
     assert proposal.preset == FROM_SCRATCH
     assert "diptych weights offline" in proposal.notes[0]
 
 
-def test_three_splits_are_used_as_they_are() -> None:
-    splits = propose(FACTS, TOWERS, PRESETS).params.data.splits
-    assert (splits.train, splits.val, splits.test) == ("train", "val", "test")
+@pytest.mark.parametrize(
+    ("images", "splits"),
+    [
+        ({"train": 900, "val": 100, "test": 200}, ("train", "val", "test")),
+        ({"train": 900, "test": 200, "valid": 100}, ("train", "valid", "test")),
+        ({"fit": 900, "dev": 100, "final": 200}, ("fit", "dev", "final")),
+        ({"train": 900, "val": 100}, ("train", None, "val")),
+        ({"train": 900, "test": 100}, ("train", None, "test")),
+    ],
+)
+def test_splits_are_known_by_their_names(images: dict[str, int], splits: tuple[str | None, ...]) -> None:
+    chosen = proposed(replace(FACTS, images=images)).params.data.splits
+    assert (chosen.train, chosen.val, chosen.test) == splits
+
+
+def test_splits_that_are_not_used_are_named() -> None:
+    facts = replace(FACTS, images={"train": 900, "val": 100, "test": 200, "restval": 300})
+    assert proposed(facts).notes == ("Images of the split(s) restval are not used.",)
 
 
 @pytest.mark.parametrize(("train", "share"), [(5000, 0.1), (50_000, 0.05), (1000, 0.2)])
 def test_without_a_third_split_about_five_hundred_images_are_held_out(train: int, share: float) -> None:
-    facts = replace(FACTS, images={"train": train, "val": 600})
-    splits = propose(facts, TOWERS, PRESETS).params.data.splits
+    splits = proposed(replace(FACTS, images={"train": train, "val": 600})).params.data.splits
     assert (splits.val, splits.test, splits.held_out) == (None, "val", share)
-
-
-def test_a_split_of_another_name_is_found() -> None:
-    facts = replace(FACTS, images={"fit": 900, "dev": 100, "final": 200})
-    splits = propose(facts, TOWERS, PRESETS).params.data.splits
-    assert (splits.train, splits.val, splits.test) == ("fit", None, "dev")
 
 
 def test_with_one_split_there_is_nothing_to_report_on() -> None:
     with pytest.raises(DiptychError, match=r"All images are in split 'train'.*--deal 80/10/10"):
-        propose(replace(FACTS, images={"train": 900}), TOWERS, PRESETS)
+        proposed(replace(FACTS, images={"train": 900}))
 
 
 def test_captions_that_name_sides_forbid_mirror_images() -> None:
-    proposal = propose(replace(FACTS, names_sides=0.03), TOWERS, PRESETS)
-    assert proposal.params.train.augmentation is not None
-    assert proposal.params.train.augmentation.flip == 0.0
+    proposal = proposed(replace(FACTS, side_share=0.03))
+    assert proposal.params.train.augmentation is None
     assert "3.0% of the captions say left or right" in proposal.to_yaml()
-    assert "train.augmentation.flip" not in values(propose(FACTS, TOWERS, PRESETS))
+    assert "train.augmentation" not in values(proposed())
 
 
 def test_a_small_dataset_has_smaller_batches() -> None:
     facts = replace(FACTS, images={"train": 80, "val": 10, "test": 10})
-    assert propose(facts, TOWERS, PRESETS).params.train.batch_size == 10
-    assert "train.batch_size" not in values(propose(FACTS, TOWERS, PRESETS))
+    assert proposed(facts).params.train.batch_size == 10
+    assert "train.batch_size" not in values(proposed())
+
+
+@pytest.mark.parametrize(("each", "taken"), [(1, 1), (5, 5), (50, 5)])
+def test_a_step_takes_five_captions_an_image_at_most(each: int, taken: int) -> None:
+    assert proposed(replace(FACTS, captions_per_image=each)).params.train.captions_per_image == taken
+
+
+def test_captions_are_cut_where_the_text_tower_has_no_more_positions() -> None:
+    facts = replace(FACTS, captions=["word " * 100] * 3 + FACTS.captions)
+    towers = [TOWERS[0], TowerFolder("./weights/text", positions=64)]
+    [choice] = [choice for choice in proposed(facts, towers).choices if choice.key == "preprocess.max_tokens"]
+    assert choice.value == 64
+    assert "0.3% of the captions are cut" in choice.reason
 
 
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(DiptychError, match="15 captioned images are in train"):
-        propose(replace(FACTS, images={"train": 15, "val": 5, "test": 5}), TOWERS, PRESETS)
-
-
-def test_a_missing_preset_is_named() -> None:
-    with pytest.raises(DiptychError, match=r"presets/flickr8k-cpu\.yaml is missing"):
-        propose(FACTS, TOWERS, {})
+        proposed(replace(FACTS, images={"train": 15, "val": 5, "test": 5}))
 
 
 def test_held_out_images_are_not_trained_on() -> None:
-    params = propose(replace(FACTS, images={"train": 5000, "val": 600}), TOWERS, PRESETS).params
+    params = proposed(replace(FACTS, images={"train": 5000, "val": 600})).params
     assert train_images(FACTS, params) == 3600
 
 
-def test_the_file_is_the_preset_with_the_choices_and_their_reasons(tmp_path: Path) -> None:
-    proposal = propose(FACTS, TOWERS, PRESETS).with_choices(Choice("train.epochs", 3, "a test has no time"))
-    proposal = proposal.with_choices(
-        *(Choice(f"train.{name}.frozen_epochs", 1, "few") for name in ("image_tower", "text_tower"))
-    )
+def test_what_is_no_recipe_stays_as_the_project_has_it() -> None:
+    content = {"seed": 7, "register": {"model_name": "mine"}, "gate": {"rsum_margin": 2.0}, "train": {"epochs": 99}}
+    params = proposed(present=Params.model_validate(content)).params
+    assert (params.seed, params.register_.model_name, params.gate.rsum_margin) == (7, "mine", 2.0)
+    assert params.train.epochs != 99
+
+
+def test_the_file_has_the_choices_with_their_reasons(tmp_path: Path) -> None:
+    proposal = proposed().with_choices(Choice("train.weight_decay", 0.2, "a test wants it"))
     path = tmp_path / "params.yaml"
     path.write_text(proposal.to_yaml())
     assert load_params(path) == proposal.params
-    assert "#   train.epochs: 3 - a test has no time" in path.read_text()
-    assert "without it the heads memorize" in path.read_text()
+    assert "#   train.weight_decay: 0.2 - a test wants it" in path.read_text()
 
 
 def test_a_later_choice_replaces_an_earlier_one() -> None:
-    proposal = Proposal("p", "seed: 0\n").with_choices(Choice("seed", 1, "one")).with_choices(Choice("seed", 2, "two"))
+    proposal = Proposal("p", {"seed": 0}).with_choices(Choice("seed", 1, "one")).with_choices(Choice("seed", 2, "two"))
     assert values(proposal) == {"seed": 2}
     assert proposal.params.seed == 2
 
 
 def test_a_section_that_the_preset_lacks_is_added() -> None:
-    proposal = Proposal("p", "seed: 0\n").with_choices(Choice("train.image_tower.frozen_epochs", 1, "why not"))
+    proposal = Proposal("p", {}).with_choices(Choice("train.image_tower.frozen_epochs", 1, "why not"))
     assert proposal.params.train.image_tower.frozen_epochs == 1
+    assert proposal.content == {}

@@ -1,4 +1,4 @@
-"""Facts about a dataset and a machine that a recipe depends on; no image is decoded for them."""
+"""Facts about a dataset and the project's pretrained towers; no image is decoded and no model is built for them."""
 
 from __future__ import annotations
 
@@ -26,68 +26,70 @@ _USUAL_SIZE = 224
 
 @dataclass(frozen=True)
 class Facts:
-    """What the captions file says.
+    """Facts of a captions file.
 
     Attributes:
-        images: number of captioned images by split.
+        images: number of captioned images by split; images without a split do not count.
         captions: texts of all captions.
-        captions_per_image: captions of most images.
-        names_sides: share of captions that say left or right.
+        captions_per_image: the most frequent number of captions of an image.
+        side_share: share of captions that say left or right.
     """
 
     images: dict[str, int]
     captions: list[str]
     captions_per_image: int
-    names_sides: float
+    side_share: float
 
 
 @dataclass(frozen=True)
-class FoundTower:
+class TowerFolder:
     """A pretrained tower in a folder of the project.
 
     Attributes:
         path: the folder as params.yaml names it.
         image_size: width and height of the images that it was made for; None: it is a text tower.
-        bytes: size of its weights.
+        positions: largest number of tokens that a text tower reads.
     """
 
     path: str
-    image_size: int | None
-    bytes: int
+    image_size: int | None = None
+    positions: int = 512
 
 
 def read_facts(folder: Path) -> Facts:
     """Return the facts of the dataset in `folder`.
 
     Raises:
-        DiptychError: there is no dataset, it is damaged, or no image has a caption.
+        DiptychError: there is no dataset, it is damaged, or no image of a split has a caption.
     """
     dataset = read_dataset(folder)
-    captions = [note["caption"] for note in dataset.annotations if isinstance(note.get("caption"), str)]
-    per_image = Counter(note.get("image_id") for note in dataset.annotations if isinstance(note.get("caption"), str))
-    captioned = [record for record in dataset.images if per_image[record["id"]]]
+    texts = [note for note in dataset.annotations if isinstance(note.get("caption"), str)]
+    per_image = Counter(note.get("image_id") for note in texts)
+    captioned = [
+        record for record in dataset.images if per_image[record["id"]] and isinstance(record.get("split"), str)
+    ]
     if not captioned:
-        raise DiptychError(f"{folder}: no image has a caption. Import some with `diptych data import`.")
+        raise DiptychError(f"{folder}: no image of a split has a caption. Import some with `diptych data import`.")
+    captions = [note["caption"] for note in texts]
     return Facts(
-        images=dict(Counter(str(record.get("split", "(none)")) for record in captioned)),
+        images=dict(Counter(record["split"] for record in captioned)),
         captions=captions,
         captions_per_image=statistics.mode(per_image[record["id"]] for record in captioned),
-        names_sides=sum(map(bool, map(_SIDES.search, captions))) / len(captions),
+        side_share=sum(map(bool, map(_SIDES.search, captions))) / len(captions),
     )
 
 
-def find_towers(weights: Path) -> list[FoundTower]:
-    """Return the towers in the folders within `weights`, image towers by the size of their images, then text towers.
+def find_towers(weights: Path) -> list[TowerFolder]:
+    """Return the towers in the folders within `weights`: image towers by the size of their images, then text towers.
+
+    Folders without safetensors are left out, and models that are neither a vision backbone nor a text encoder.
 
     Raises:
-        DiptychError: a tower's preprocessor_config.json is damaged.
+        DiptychError: a configuration is damaged.
     """
-    towers = [
-        FoundTower(f"./{weights.name}/{folder.name}", _image_size(folder), file.stat().st_size)
-        for folder in sorted(weights.glob("*"))
-        if (folder / "config.json").is_file() and (file := next(folder.glob("*.safetensors"), None))
-    ]
-    return sorted(towers, key=lambda tower: (tower.image_size is None, tower.image_size or 0, tower.bytes))
+    folders = (folder for folder in sorted(weights.glob("*")) if (folder / "config.json").is_file())
+    towers = (_tower(folder, f"./{weights.name}/{folder.name}") for folder in folders if _has_weights(folder))
+    return sorted(filter(None, towers), key=lambda tower: (tower.image_size is None, tower.image_size or 0))
 
 
 def caption_lengths(facts: Facts, params: Params) -> NDArray[np.int64]:
@@ -95,26 +97,45 @@ def caption_lengths(facts: Facts, params: Params) -> NDArray[np.int64]:
 
     A text tower from scratch learns its tokenizer later. For it words and marks are counted, and a quarter on top for
     words that will be cut.
+
+    Raises:
+        DiptychError: the tower's tokenizer is damaged.
     """
     tower = params.model.text_tower
-    if tower.pretrained and (file := Path(tower.pretrained) / "tokenizer.json").is_file():
+    if tower.pretrained and (path := Path(tower.pretrained) / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise DiptychError(f"{path} holds no tokenizer: {error}. Fetch the tower again.") from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(facts.captions)])
     return np.array([2 + round(1.25 * len(_PIECES.findall(caption))) for caption in facts.captions])
 
 
-def _image_size(folder: Path) -> int | None:
-    """Return the size of an image tower's images, as preprocessor_config.json has it; None: it is a text tower."""
+def _has_weights(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.glob("*.safetensors"))
+
+
+def _tower(folder: Path, path: str) -> TowerFolder | None:
+    config: Any = read_json(folder / "config.json")
+    config = config if isinstance(config, dict) else {}
+    # Models of both modalities keep the vocabulary in a section of its own.
+    if isinstance(config.get("vocab_size"), int):
+        positions = config.get("max_position_embeddings")
+        return TowerFolder(path, positions=positions if isinstance(positions, int) else 512)
+    if (folder / "preprocessor_config.json").is_file() and "text_config" not in config:
+        return TowerFolder(path, image_size=_image_size(folder))
+    return None
+
+
+def _image_size(folder: Path) -> int:
+    """Return the size that the preprocessor of an image tower names; those of `weights offline` name none."""
     if folder.name in IMAGE_TOWERS:
         return IMAGE_TOWERS[folder.name].image_size
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return None
-    content: Any = read_json(path)
+    content: Any = read_json(folder / "preprocessor_config.json")
     for key in ("crop_size", "size"):
         size = content.get(key) if isinstance(content, dict) else None
         if isinstance(size, dict):

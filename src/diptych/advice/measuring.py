@@ -1,7 +1,7 @@
 """Measurement of a proposal and of alternatives by cross-validation, within a stated time.
 
-Only images of train and val take part. The alternatives are compared by the towers alone, normalized: whether the
-fusion is used, each training decides on val.
+Only images of train and val take part. The alternatives are compared by the towers alone, after query-bank
+normalization: whether a fusion is used, each training decides on val.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import chdir
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,35 @@ from numpy.typing import NDArray
 from diptych.advice.recipe import Choice, Proposal
 from diptych.config import Params
 from diptych.data.prepared import Prepared
+from diptych.errors import DiptychError
+from diptych.files import remove
 from diptych.project.workspace import Workspace
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
-from diptych.retrieval.uncertainty import Gain, judge
+from diptych.retrieval.uncertainty import Gain, gain_over_folds, judge
 from diptych.stages import preprocess, validate
 from diptych.training.cross_validation import CrossValidation
 
 FOLDS = 5
+ENOUGH_FOLDS = 3
+"""Number of folds from which an alternative may replace the proposal: fewer say nothing of the luck of a training."""
 PROPOSAL = "proposal"
 _STAGE = "qb_norm"
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Ranks of the test part of a fold by a training, which took some seconds besides its features."""
+
+    ranks: Ranks
+    image_of_caption: NDArray[np.int64]
+    seconds: float
+
+    @property
+    def rsum(self) -> float:
+        """RSUM of the ranks."""
+        return metrics_from_ranks(*self.ranks)["rsum"]
 
 
 @dataclass(frozen=True)
@@ -41,28 +58,37 @@ class Measured:
     Attributes:
         name: what differs from the proposal.
         changes: the keys that differ.
-        folds: number of folds that it was trained on.
-        rsum: mean RSUM over these folds, of normalized towers.
-        gain: gain over the proposal on the same folds, with the interval over images; None: it is the proposal.
-        seconds: mean seconds of a fold, features apart.
+        trials: its trainings, one on each of the first folds.
+        gain: gain over the proposal on the same folds, with an interval; None: it is the proposal. The interval is over
+            folds, or with fewer than `ENOUGH_FOLDS` over images, which says nothing of the luck of a training.
+        failure: why it could not be trained; empty: it could.
     """
 
     name: str
     changes: tuple[Choice, ...]
-    folds: int
-    rsum: float
-    gain: Gain | None
-    seconds: float
+    trials: tuple[Trial, ...] = ()
+    gain: Gain | None = None
+    failure: str = ""
+
+    @property
+    def is_better(self) -> bool:
+        """True if it ranks clearly better than the proposal."""
+        return self.gain is not None and len(self.trials) >= ENOUGH_FOLDS and self.gain.low > 0
+
+    @property
+    def is_worse(self) -> bool:
+        """True if it ranks clearly worse than the proposal so far."""
+        return self.gain is not None and self.gain.high < 0
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {
             "name": self.name,
             "changes": {choice.key: choice.value for choice in self.changes},
-            "folds": self.folds,
-            "rsum": self.rsum,
+            "rsum": [trial.rsum for trial in self.trials],
+            "seconds": [trial.seconds for trial in self.trials],
             "gain": self.gain and self.gain._asdict(),
-            "seconds": self.seconds,
+            "failure": self.failure,
         }
 
 
@@ -71,19 +97,19 @@ def alternatives(params: Params) -> dict[str, tuple[Choice, ...]]:
     train = params.train
     made: dict[str, dict[str, Any]] = {}
     towers = {name: getattr(train, name) for name in ("image_tower", "text_tower")}
+    learning = {name: tower for name, tower in towers.items() if tower.lr_multiplier}
     released = train.epochs - max(tower.frozen_epochs for tower in towers.values())
     if all(tower.frozen_epochs and tower.lr_multiplier for tower in towers.values()):
         frozen = {"lr_multiplier": 0.0, "frozen_epochs": 0, "top_layers": None}
         changes = {f"train.{name}.{key}": value for name in towers for key, value in frozen.items()}
         made["towers stay frozen"] = {**changes, "train.epochs": train.epochs - released}
-        if released > 1:
-            made["half as many epochs after the release"] = {"train.epochs": train.epochs - released // 2}
-    elif train.epochs > 1:
-        made["half as many epochs"] = {"train.epochs": (train.epochs + 1) // 2}
-    learning = {name: tower for name, tower in towers.items() if tower.lr_multiplier}
     if params.model.image_tower.pretrained and learning:
-        slower = {f"train.{name}.lr_multiplier": round(tower.lr_multiplier / 3, 4) for name, tower in learning.items()}
-        made["towers learn at a third of the rate"] = slower
+        slower = {f"train.{name}.lr_multiplier": round(tower.lr_multiplier / 2, 4) for name, tower in learning.items()}
+        made["towers learn at half the rate"] = slower
+    if smoothing := train.objectives.label_smoothing:
+        made["targets smoothed half as much"] = {"train.objectives.label_smoothing": smoothing / 2}
+    else:
+        made["smoothed targets"] = {"train.objectives.label_smoothing": 0.2}
     if deep := {name: tower.top_layers for name, tower in learning.items() if (tower.top_layers or 0) > 1}:
         made["one layer less learns"] = {f"train.{name}.top_layers": layers - 1 for name, layers in deep.items()}
     dropouts = {f"model.{name}.channel_dropout": getattr(params.model, name).channel_dropout for name in towers}
@@ -91,86 +117,85 @@ def alternatives(params: Params) -> dict[str, tuple[Choice, ...]]:
         made["half the channel dropout"] = {key: value / 2 for key, value in dropouts.items()}
     else:
         made["channel dropout"] = dict.fromkeys(dropouts, 0.2)
+    made["twice as many epochs in which towers learn"] = {"train.epochs": train.epochs + released}
     return {
         name: tuple(Choice(key, value, f"measured: {name}") for key, value in changes.items())
         for name, changes in made.items()
     }
 
 
-def measure(
-    workspace: Workspace, proposal: Proposal, minutes: float, device: torch.device
-) -> tuple[Measured, list[Measured]]:
-    """Measure a proposal and its alternatives for about `minutes`, and return the best and all that were measured.
+def measure(workspace: Workspace, proposal: Proposal, minutes: float, device: torch.device) -> list[Measured]:
+    """Measure a proposal and its alternatives for about `minutes`, and return the proposal, then the alternatives.
 
-    The proposal and each alternative are trained on the first fold, then on the next. An alternative that is clearly
-    worse is dropped. A training begins only if one like it would end within the time; the proposal's first always does.
-    The best is an alternative only if it is clearly better: its 95 % interval lies above zero.
+    Each is trained on the first fold, then on the next. An alternative that is clearly worse is dropped, and so is one
+    that cannot be trained. A training begins only if one like it would end in time; the proposal's first always does.
 
     Raises:
-        DiptychError: the dataset is refused, or a training fails.
+        DiptychError: the dataset is refused, or the proposal cannot be trained.
     """
     ends = time.monotonic() + 60 * minutes
-    params = _towers_alone(proposal.params)
-    prepared = _prepare(workspace, params)
-    validation = CrossValidation(
-        prepared, FOLDS, roles=("train", "val"), params=params, cache=workspace.features, device=device
-    )
-    candidates: dict[str, tuple[Choice, ...]] = {PROPOSAL: (), **alternatives(params)}
-    trials: dict[str, list[Trial]] = {name: [] for name in candidates}
+    with _prepared(workspace, proposal.params) as prepared:
+        params, cache = _for_folds(proposal.params, prepared), workspace.features
+        folds: Any = {"roles": ("train", "val"), "params": params, "cache": cache, "device": device}
+        return _measure(CrossValidation(prepared, FOLDS, **folds), proposal, ends)
+
+
+def _measure(validation: CrossValidation, proposal: Proposal, ends: float) -> list[Measured]:
+    proposed = Measured(PROPOSAL, ())
+    others = [Measured(name, changes) for name, changes in alternatives(proposal.params).items()]
     for fold in range(FOLDS):
-        for name, changes in candidates.items():
-            if _is_worse(trials, name) or len(trials[name]) < fold or not _fits(trials, name, ends):
-                continue
-            settings = _towers_alone(proposal.with_choices(*changes).params)
-            trials[name].append(_train(validation, settings, fold, name))
-    measured = [_summary(name, candidates[name], own, trials[PROPOSAL]) for name, own in trials.items() if own]
-    best = max(measured, key=lambda one: (one.gain is not None and one.gain.low > 0, one.gain is None, one.rsum))
-    return best, measured
+        if fold and not _fits(proposed, proposed, ends):
+            break
+        proposed = _after(proposed, proposed, validation, proposal)
+        for index, other in enumerate(others):
+            is_out = other.is_worse or other.failure or len(other.trials) < fold
+            if not is_out and _fits(other, proposed, ends):
+                others[index] = _after(other, proposed, validation, proposal)
+    return [proposed, *others]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Ranks of the test part of a fold by a training."""
-
-    ranks: Ranks
-    image_of_caption: NDArray[np.int64]
-    seconds: float
+def best_of(measured: list[Measured]) -> Measured:
+    """Return the alternative that gains most of those that are clearly better, or else the proposal."""
+    better = [one for one in measured if one.is_better]
+    return max(better, key=lambda one: one.gain.rsum if one.gain else 0.0, default=measured[0])
 
 
-def _train(validation: CrossValidation, params: Params, fold: int, name: str) -> Trial:
-    started = time.monotonic()
-    part = validation.folds[fold]
-    ranks = validation.ranks(params, part)[_STAGE]
+def _after(before: Measured, proposed: Measured, validation: CrossValidation, proposal: Proposal) -> Measured:
+    """Return a recipe with one more trial, on the next fold."""
+    fold, params = len(before.trials), _towers_alone(proposal.with_choices(*before.changes).params)
+    try:
+        validation.store_features(params)
+        started = time.monotonic()
+        part = validation.folds[fold]
+        ranks = validation.ranks(params, part)[_STAGE]
+    except DiptychError as error:
+        if before.name == PROPOSAL:
+            raise
+        _log.warning("%s cannot be trained: %s", before.name, error)
+        return Measured(before.name, before.changes, before.trials, before.gain, str(error))
     trial = Trial(ranks, part.test.image_of_caption, time.monotonic() - started)
-    _log.info("%s, fold %d: RSUM %.1f, %.0f s", name, fold + 1, metrics_from_ranks(*ranks)["rsum"], trial.seconds)
-    return trial
+    _log.info("%s, fold %d of %d: RSUM %.1f, %.0f s", before.name, fold + 1, FOLDS, trial.rsum, trial.seconds)
+    trials = (*before.trials, trial)
+    gain = None if before.name == PROPOSAL else _gain(trials, proposed.trials[: len(trials)])
+    return Measured(before.name, before.changes, trials, gain)
 
 
-def _fits(trials: dict[str, list[Trial]], name: str, ends: float) -> bool:
-    """Return whether a training is likely to end in time, judged by its own last one or else the proposal's."""
-    known = trials[name] or trials[PROPOSAL]
-    return not known or time.monotonic() + min(trial.seconds for trial in known) <= ends
+def _fits(candidate: Measured, proposed: Measured, ends: float) -> bool:
+    """Return whether a training is likely to end in time, judged by its own trials or else the proposal's."""
+    trials = candidate.trials or proposed.trials
+    return time.monotonic() + min(trial.seconds for trial in trials) <= ends
 
 
-def _is_worse(trials: dict[str, list[Trial]], name: str) -> bool:
-    """Return whether an alternative was clearly worse so far."""
-    own = trials[name]
-    return name != PROPOSAL and bool(own) and _gain(own, trials[PROPOSAL][: len(own)]).high < 0
-
-
-def _summary(name: str, changes: tuple[Choice, ...], own: list[Trial], proposal: list[Trial]) -> Measured:
-    gain = None if name == PROPOSAL else _gain(own, proposal[: len(own)])
-    rsum = float(np.mean([metrics_from_ranks(*trial.ranks)["rsum"] for trial in own]))
-    return Measured(name, changes, len(own), rsum, gain, float(np.mean([trial.seconds for trial in own])))
-
-
-def _gain(own: list[Trial], proposal: list[Trial]) -> Gain:
-    """Return the gain over the proposal on the same folds, whose queries are taken together."""
+def _gain(own: tuple[Trial, ...], proposed: tuple[Trial, ...]) -> Gain:
+    """Return the gain over the proposal on the same folds."""
+    if len(own) >= ENOUGH_FOLDS:
+        pairs = zip(own, proposed, strict=True)
+        return gain_over_folds(np.array([[trial.rsum - other.rsum for trial, other in pairs]]))
     owners = np.concatenate(list(_numbered(own)))
-    return judge({PROPOSAL: _joined(proposal), "own": _joined(own)}, owners).gains["own"][PROPOSAL]
+    return judge({PROPOSAL: _joined(proposed), "own": _joined(own)}, owners).gains["own"][PROPOSAL]
 
 
-def _numbered(trials: list[Trial]) -> Iterator[NDArray[np.int64]]:
+def _numbered(trials: tuple[Trial, ...]) -> Iterator[NDArray[np.int64]]:
     """Yield the image of each caption, with the images of all folds numbered on."""
     before = 0
     for trial in trials:
@@ -178,7 +203,7 @@ def _numbered(trials: list[Trial]) -> Iterator[NDArray[np.int64]]:
         before += len(trial.ranks.i2t.rank)
 
 
-def _joined(trials: list[Trial]) -> Ranks:
+def _joined(trials: tuple[Trial, ...]) -> Ranks:
     """Return the ranks of all folds as those of one gallery."""
     sides = zip(*(trial.ranks for trial in trials), strict=True)
     return Ranks(*(Outcomes(*map(np.concatenate, zip(*side, strict=True))) for side in sides))
@@ -191,15 +216,28 @@ def _towers_alone(params: Params) -> Params:
     return params.model_copy(update={"train": train})
 
 
-def _prepare(workspace: Workspace, params: Params) -> Prepared:
-    """Validate and preprocess the dataset by `params`, apart from the project's own results."""
-    own = Workspace(workspace.local / "advice")
-    for link, target in ((own.data, workspace.data), (own.local / "cache", workspace.local / "cache")):
+def _for_folds(params: Params, prepared: Prepared) -> Params:
+    """Return the settings with the share of val that a run has."""
+    train, val = (len(prepared.rows_of([role])) for role in ("train", "val"))
+    splits = params.data.splits.model_copy(update={"held_out": val / (train + val)})
+    return params.model_copy(update={"data": params.data.model_copy(update={"splits": splits})})
+
+
+@contextmanager
+def _prepared(workspace: Workspace, params: Params) -> Iterator[Prepared]:
+    """Validate and preprocess the dataset by `params`, apart from the project's own results; in the end remove it.
+
+    The caches are the project's, so that a run does not compute the same again.
+    """
+    apart = Workspace(workspace.local / "advice" / "measured")
+    remove(apart.root)
+    for link, target in ((apart.data, workspace.data), (apart.local / "cache", workspace.local / "cache")):
         link.parent.mkdir(parents=True, exist_ok=True)
         target.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(target).resolve(), target_is_directory=True)
-    with chdir(workspace.root):
-        validate.run(own, params)
-        preprocess.run(own, params)
-    return Prepared(own.prepared, params.data.splits)
+        link.symlink_to(target.resolve(), target_is_directory=True)
+    try:
+        validate.run(apart, params)
+        preprocess.run(apart, params)
+        yield Prepared(apart.prepared, params.data.splits)
+    finally:
+        remove(apart.root)

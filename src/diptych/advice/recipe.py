@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from diptych.advice.facts import Facts, FoundTower, caption_lengths
+from diptych.advice.facts import Facts, TowerFolder, caption_lengths
 from diptych.config import Params
 from diptych.errors import DiptychError
 
@@ -18,14 +18,19 @@ PRETRAINED = "flickr8k-cpu"
 """Preset for pretrained towers."""
 FROM_SCRATCH = "scenes"
 """Preset for towers from scratch."""
+KEPT = ("seed", "threads", "device", "validate", "register", "gate", "retrain")
+"""Sections that say nothing about the recipe: those of the project's own params.yaml are kept."""
 VAL_IMAGES = 500
 """Images of val below which a fusion that helps often goes unrecognized (docs/decisions/choosing-weights.md)."""
 MAX_HELD_OUT = 0.2
 """Largest share of train that is proposed to be held out."""
-NAMES_SIDES = 0.01
+SIDE_SHARE = 0.01
 """Share of captions that say left or right above which images are not mirrored."""
+MAX_CAPTIONS = 5
+"""Largest number of captions an image that a step takes; all presets were measured with at most as many."""
 STEPS = 8
 """Fewest steps of an epoch; smaller datasets get smaller batches."""
+_VAL_NAMES = ("val", "valid", "validation", "dev", "eval")
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,13 @@ class Proposal:
 
     Attributes:
         preset: name of the preset.
-        text: content of the preset's file.
+        content: content of the preset's file.
         choices: the keys that were decided, whether or not the preset has the same value; each once.
         notes: what the user should know besides.
     """
 
     preset: str
-    text: str
+    content: Mapping[str, Any]
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -68,18 +73,20 @@ class Proposal:
     @property
     def params(self) -> Params:
         """The settings of the proposal."""
-        return Params.model_validate(_plain(self._changed()))
+        return Params.model_validate(self._changed())
 
     def to_yaml(self) -> str:
-        """Return the preset's file with the choices, whose reasons stand at its head."""
+        """Return a params.yaml; the reasons of the choices stand at its head."""
         lines = [f"# Proposed by `diptych advise`: the preset {self.preset}, with these choices for this dataset.\n"]
         lines += [f"#   {choice.key}: {choice.shown} - {choice.reason}\n" for choice in self.choices]
         out = StringIO()
-        _yaml().dump(self._changed(), out)
+        yaml: Any = YAML(typ="safe", pure=True)
+        yaml.width, yaml.sort_base_mapping_type_on_output = 120, False
+        yaml.dump(self._changed(), out)
         return "".join(lines) + out.getvalue()
 
-    def _changed(self) -> Any:
-        content = _yaml().load(self.text)
+    def _changed(self) -> dict[str, Any]:
+        content = _copied(self.content)
         for choice in self.choices:
             *path, last = choice.key.split(".")
             section = content
@@ -89,32 +96,39 @@ class Proposal:
         return content
 
 
-def propose(facts: Facts, towers: Sequence[FoundTower], presets: Mapping[str, str]) -> Proposal:
+def propose(facts: Facts, towers: Sequence[TowerFolder], presets: Mapping[str, Params], present: Params) -> Proposal:
     """Return the proposal for a dataset, before anything is measured.
 
     Args:
         facts: facts of the dataset.
         towers: pretrained towers of the project.
-        presets: content of the files in presets/ by name.
+        presets: the presets `PRETRAINED` and `FROM_SCRATCH`.
+        present: the project's settings, of which the proposal keeps the sections `KEPT`.
 
     Raises:
-        DiptychError: the preset is missing, or train is too small for two batches.
+        DiptychError: train is too small, or there is no split to report on.
     """
     image_towers = [tower for tower in towers if tower.image_size]
     text_towers = [tower for tower in towers if not tower.image_size]
     name = PRETRAINED if image_towers and text_towers else FROM_SCRATCH
-    if name not in presets:
-        raise DiptychError(f"presets/{name}.yaml is missing, from which advice begins; `git checkout presets` has it.")
-    proposal = Proposal(name, presets[name]).with_choices(*_splits(facts))
-    if name == PRETRAINED:
-        proposal = proposal.with_choices(*_towers(image_towers, text_towers))
-    else:
+    content = presets[name].model_dump(by_alias=True, exclude_unset=True)
+    kept = present.model_dump(by_alias=True, exclude_unset=True)
+    content |= {section: kept[section] for section in KEPT if section in kept}
+    choices, notes = _splits(facts)
+    proposal = Proposal(name, content, tuple(choices), tuple(notes))
+    if name == FROM_SCRATCH:
         note = (
-            "No pretrained towers are in weights/, so both towers learn from nothing. For photos, run "
-            "`diptych weights offline` and ask again: pretrained towers find several times as much."
+            "weights/ does not hold an image tower and a text tower, so both towers begin with random weights. For "
+            "photos, run `diptych weights offline` and ask again."
         )
-        proposal = replace(proposal, notes=(note,))
-    return _fitted(proposal, facts)
+        return _sized(replace(proposal, notes=(*notes, note)), facts, places=_places(proposal.params))
+    image, text = image_towers[0], text_towers[0]
+    proposal = proposal.with_choices(
+        Choice("model.image_tower.pretrained", image.path, "the image tower in weights/"),
+        Choice("model.text_tower.pretrained", text.path, "the first text tower in weights/"),
+        Choice("preprocess.image_size", image.image_size, "the size that the image tower was made for"),
+    )
+    return _sized(proposal, facts, places=text.positions)
 
 
 def train_images(facts: Facts, params: Params) -> int:
@@ -124,8 +138,8 @@ def train_images(facts: Facts, params: Params) -> int:
     return images if splits.val else round(images * (1 - splits.held_out))
 
 
-def _fitted(proposal: Proposal, facts: Facts) -> Proposal:
-    """Add the choices that depend on sizes, lengths and words."""
+def _sized(proposal: Proposal, facts: Facts, places: int) -> Proposal:
+    """Add the choices that depend on sizes, lengths and words; the text tower has `places` positions."""
     params = proposal.params
     images = train_images(facts, params)
     if images < 2 * STEPS:
@@ -133,63 +147,61 @@ def _fitted(proposal: Proposal, facts: Facts) -> Proposal:
             f"{images} captioned images are in train; a model needs hundreds at least, and advice {2 * STEPS}. "
             "Import more with `diptych data import`."
         )
-    longest = int(np.quantile(caption_lengths(facts, params), 0.999, method="higher"))
-    places = params.model.text_tower.config.get("max_position_embeddings", 512)
+    lengths = caption_lengths(facts, params)
+    longest = max(8, int(np.quantile(lengths, 0.999, method="higher")))
+    reason = "999 of 1,000 captions are not longer"
+    if longest > places:
+        reason = f"the positions of the text tower; {np.mean(lengths > places):.1%} of the captions are cut"
+    captions = min(MAX_CAPTIONS, facts.captions_per_image)
     choices = [
-        Choice("preprocess.max_tokens", max(8, min(longest, places)), "999 of 1,000 captions fit whole"),
-        Choice("train.captions_per_image", facts.captions_per_image, "what most images have; captions cost little"),
+        Choice("preprocess.max_tokens", min(longest, places), reason),
+        Choice("train.captions_per_image", captions, f"images have {facts.captions_per_image} caption(s) most often"),
     ]
     if params.train.batch_size > images // STEPS:
-        size = max(2, images // STEPS)
-        choices.append(Choice("train.batch_size", size, f"{STEPS} steps an epoch with {images:,} images"))
-    if params.train.augmentation and facts.names_sides > NAMES_SIDES:
-        reason = f"{facts.names_sides:.1%} of the captions say left or right, and a mirror image makes them wrong"
-        choices.append(Choice("train.augmentation.flip", 0.0, reason))
+        reason = f"{STEPS} steps an epoch with {images:,} images"
+        choices.append(Choice("train.batch_size", max(2, images // STEPS), reason))
+    augmentation = params.train.augmentation
+    if augmentation and augmentation.flip and facts.side_share > SIDE_SHARE:
+        # Mirror images of which none is used would be computed all the same.
+        reason = f"{facts.side_share:.1%} of the captions say left or right, and are wrong of a mirror image"
+        mirrored_alone = augmentation.only_mirrors
+        key = "train.augmentation" if mirrored_alone else "train.augmentation.flip"
+        choices.append(Choice(key, None if mirrored_alone else 0.0, reason))
     return proposal.with_choices(*choices)
 
 
-def _splits(facts: Facts) -> list[Choice]:
-    """Choose splits by their usual names; what a dataset lacks is held out of train."""
+def _splits(facts: Facts) -> tuple[list[Choice], list[str]]:
+    """Choose splits by their usual names, and return notes on what is not used; val is held out of train if need be."""
     names = list(facts.images)
     train = "train" if "train" in facts.images else max(names, key=lambda name: facts.images[name])
     others = [name for name in names if name != train]
-    test = next((name for name in ("test", "val", *others) if name in others), None)
-    if test is None:
+    if not others:
         raise DiptychError(
             f"All images are in split {train!r}, and none is left to report on. Import them again with "
             "`--replace --deal 80/10/10`, which deals them to train, val and test."
         )
-    val = next((name for name in ("val", "dev", "validation") if name in others and name != test), None)
+    val = next((name for name in _VAL_NAMES if name in others), None) if len(others) > 1 else None
+    rest = [name for name in others if name != val]
+    test = "test" if "test" in rest else max(rest, key=lambda name: facts.images[name])
+    unused = [name for name in rest if name != test]
+    notes = [f"Images of the split(s) {', '.join(unused)} are not used."] if unused else []
     splits: dict[str, Any] = {"train": train, "val": val, "test": test}
+    reason = f"{facts.images[test]:,} images to report on"
     if val is not None:
-        return [Choice("data.splits", splits, f"{facts.images[val]:,} images to choose on, as imported")]
+        return [Choice("data.splits", splits, f"{reason}, {facts.images[val]:,} to choose on, as imported")], notes
     wanted = VAL_IMAGES / facts.images[train]
     splits["held_out"] = round(min(MAX_HELD_OUT, max(0.05, wanted)), 3)
-    reason = f"no third split: {splits['held_out']:.1%} of train is held out to choose on"
-    return [Choice("data.splits", splits, reason)]
+    reason += f"; no split for choices is named, so {splits['held_out']:.1%} of train is held out for them"
+    return [Choice("data.splits", splits, reason)], notes
 
 
-def _towers(image_towers: Sequence[FoundTower], text_towers: Sequence[FoundTower]) -> list[Choice]:
-    image, text = image_towers[0], text_towers[0]
-    return [
-        Choice("model.image_tower.pretrained", image.path, f"of {len(image_towers)} in weights/"),
-        Choice("model.text_tower.pretrained", text.path, f"of {len(text_towers)} in weights/"),
-        Choice("preprocess.image_size", image.image_size, "what the image tower was made for"),
-    ]
+def _places(params: Params) -> int:
+    """Return the positions of a text tower from scratch."""
+    return int(params.model.text_tower.config.get("max_position_embeddings", 512))
 
 
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 120
-    yaml.preserve_quotes = True
-    return yaml
-
-
-def _plain(content: Any) -> Any:
-    """Return the content of the YAML as plain values: pydantic is strict."""
-    out = StringIO()
-    _yaml().dump(content, out)
-    return YAML(typ="safe", pure=True).load(out.getvalue())
+def _copied(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in content.items()}
 
 
 def _scalar(value: Any) -> str:

@@ -9,20 +9,21 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diptych.config import Params, TowerTraining
 from diptych.model.device import choose_precision
 from diptych.model.dual_encoder import build_model
 from diptych.model.towers import Tower
-from diptych.retrieval.embedding import inference
+from diptych.retrieval.embedding import AUTOCAST, inference
 from diptych.training.batches import Batch, groups_of_like_length
 from diptych.training.optimisation import freeze, frozen_in, make_optimizer
 from diptych.training.step import TrainingStep
 
 _IMAGES = 32
-"""Largest number of images in a batch of noise."""
+"""Largest number of images whose features are computed; a larger batch repeats them."""
 _ROUNDS = 2
-"""Number of batches of which the fastest counts: the first one also warms the machine up."""
+"""Number of rounds of which the fastest counts: the first one also warms the machine up."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,21 @@ class Speed:
     Attributes:
         first: to train on it in the first epoch, in which towers may be frozen.
         last: to train on it in the towers' last epoch.
-        features: to compute the features of frozen layers once for both.
+        image_features: to compute the features of the image's frozen layers once.
+        text_features: to compute those of its captions.
     """
 
     first: float
     last: float
-    features: float
+    image_features: float
+    text_features: float
 
     def minutes(self, params: Params, images: int) -> float:
         """Return the minutes of a training on `images` images, without the fusion's own epochs."""
         train = params.train
         first = max(train.image_tower.frozen_epochs, train.text_tower.frozen_epochs)
-        sides = 2 if train.augmentation and train.augmentation.flip else 1
-        return images * (sides * self.features + first * self.first + (train.epochs - first) * self.last) / 60
+        features = (2 if train.augmentation else 1) * self.image_features + self.text_features
+        return images * (features + first * self.first + (train.epochs - first) * self.last) / 60
 
 
 def measure_speed(params: Params, tokens: int, device: torch.device) -> Speed:
@@ -56,42 +59,51 @@ def measure_speed(params: Params, tokens: int, device: torch.device) -> Speed:
     torch.manual_seed(0)
     settings, vocabulary = params.train, params.preprocess.vocabulary_size
     model = build_model(params.model, params.preprocess.image_size, vocabulary, settings.temperature)
-    step = TrainingStep(model, settings.objectives.model_copy(update={"itm": 0.0}), params.seed).to(device)
+    alone = {} if settings.fusion_epochs is None else {"itm": 0.0}
+    step = TrainingStep(model, settings.objectives.model_copy(update=alone), params.seed).to(device)
     optimizer = make_optimizer(step, settings)
     noise = _noise(params, tokens).to(device)
-    features, seconds = 0.0, []
+    probe = _Probe(step, params, noise)
+    seconds = []
     for epoch in (0, settings.epochs - 1):
-        batch, taken = _with_features(step, noise, params, epoch, device)
-        features += taken
+        batch = probe.batch(epoch)
         freeze(step, settings, epoch)
         step.train()
-        seconds.append(_seconds(partial(_train, step, optimizer, batch, params), device))
-    first, last = (taken / len(noise.images) for taken in seconds)
-    return Speed(first, last, features / len(noise.images))
+        seconds.append(_seconds(partial(_train, step, optimizer, batch, params), device) / settings.batch_size)
+    return Speed(*seconds, *(sum(parts) / len(noise.images) for parts in (probe.images, probe.texts)))
 
 
-def _with_features(
-    step: TrainingStep, batch: Batch, params: Params, epoch: int, device: torch.device
-) -> tuple[Batch, float]:
-    """Return the batch with the features of what is frozen in `epoch`, and the seconds that these took."""
-    settings, model = params.train, step.model
-    frozen = frozen_in(settings, epoch)
-    stores = settings.keep_features != "never"
-    images = stores and not settings.images_vary and _stops(model.image_tower, frozen.image, settings.image_tower)
-    texts = stores and _stops(model.text_tower, frozen.text, settings.text_tower)
+class _Probe:
+    """Batches with the features of what is frozen, and the seconds that these took, once for each frozen part."""
 
-    def compute() -> Batch:
-        with inference(model, device, choose_precision(settings.precision, device)):
-            return replace(
-                batch,
-                images=model.image_tower.features(batch.images) if images else batch.images,
-                texts=model.text_tower.features(batch.texts, batch.mask, batch.groups) if texts else batch.texts,
-            )
+    def __init__(self, step: TrainingStep, params: Params, noise: Batch) -> None:
+        self.images: list[float] = []
+        self.texts: list[float] = []
+        self._model, self._params, self._noise = step.model, params, noise
+        self._device = noise.mask.device
+        self._known: set[tuple[str, bool]] = set()
 
-    taken = _seconds(compute, device) if images or texts else 0.0
-    computed = compute()
-    # A tensor of inference mode cannot be saved for a gradient.
-    return replace(computed, images=computed.images.clone(), texts=computed.texts.clone()), taken
+    def batch(self, epoch: int) -> Batch:
+        """Return a whole batch as `epoch` reads it."""
+        settings, model, noise = self._params.train, self._model, self._noise
+        frozen = frozen_in(settings, epoch)
+        images, texts = noise.images, noise.texts
+        if settings.keep_features != "never":
+            if not settings.images_vary and _stops(model.image_tower, frozen.image, settings.image_tower):
+                images = self._features("images", frozen.image, partial(model.image_tower.features, images))
+            if _stops(model.text_tower, frozen.text, settings.text_tower):
+                given = noise.texts, noise.mask, noise.groups
+                texts = self._features("texts", frozen.text, partial(model.text_tower.features, *given))
+        return _repeated(replace(noise, images=images, texts=texts), settings.batch_size)
+
+    def _features(self, name: str, whole: bool, compute: Callable[[], Tensor]) -> Tensor:
+        with inference(self._model, self._device, choose_precision(self._params.train.precision, self._device)):
+            if (name, whole) not in self._known:
+                self._known.add((name, whole))
+                getattr(self, name).append(_seconds(compute, self._device))
+            features = compute()
+        # A tensor of inference mode cannot be saved for a gradient.
+        return features.clone()
 
 
 def _stops(tower: Tower, frozen: bool, settings: TowerTraining) -> bool:
@@ -105,7 +117,7 @@ def _stops(tower: Tower, frozen: bool, settings: TowerTraining) -> bool:
 def _train(step: TrainingStep, optimizer: torch.optim.Optimizer, batch: Batch, params: Params) -> None:
     device = batch.mask.device
     precision = choose_precision(params.train.precision, device)
-    with torch.autocast(device.type, {"fp16": torch.float16}.get(precision, torch.bfloat16), enabled=precision != "no"):
+    with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "no"):
         loss = step(batch).total
     loss.backward()
     optimizer.step()
@@ -113,7 +125,7 @@ def _train(step: TrainingStep, optimizer: torch.optim.Optimizer, batch: Batch, p
 
 
 def _noise(params: Params, tokens: int) -> Batch:
-    """Return a batch of random pixels and token ids, in the sizes that `params` names."""
+    """Return random pixels and token ids of a few images, in the sizes that `params` names."""
     random = np.random.default_rng(0)
     size, each = params.preprocess.image_size, params.train.captions_per_image
     images = min(_IMAGES, params.train.batch_size)
@@ -127,6 +139,23 @@ def _noise(params: Params, tokens: int) -> Batch:
         mask=torch.ones(shape, dtype=torch.bool),
         groups=groups_of_like_length(np.full(images * each, tokens)),
         image_of_caption=torch.arange(images).repeat_interleave(each),
+    )
+
+
+def _repeated(batch: Batch, images: int) -> Batch:
+    """Return a batch of `images` images, which repeats those of `batch`."""
+    each = len(batch.mask) // len(batch.images)
+    image = torch.arange(images, device=batch.mask.device)
+    caption = torch.arange(images * each, device=batch.mask.device)
+    texts, mask = batch.texts[caption % len(batch.mask)], batch.mask[caption % len(batch.mask)]
+    return replace(
+        batch,
+        image_ids=image.tolist(),
+        images=batch.images[image % len(batch.images)],
+        texts=texts,
+        mask=mask,
+        groups=groups_of_like_length(np.full(images * each, mask.shape[1])),
+        image_of_caption=caption // each,
     )
 
 

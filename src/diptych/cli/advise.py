@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import chdir, nullcontext
+from contextlib import chdir
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from diptych.cli.console import print_result
+from diptych.config import load_params
+from diptych.files import atomic_path
 from diptych.project.environment import enter
-from diptych.project.params import replace_params
+from diptych.project.params import read_params, refuse_lost_edits, take_advice
 from diptych.project.processes import holding
 
 if TYPE_CHECKING:
     from diptych.advice.measuring import Measured
     from diptych.advice.recipe import Proposal
-
-log = logging.getLogger(__name__)
+    from diptych.project.workspace import Workspace
 
 
 @click.command()
@@ -29,39 +29,27 @@ log = logging.getLogger(__name__)
     "measured_minutes",
     metavar="MINUTES",
     type=click.IntRange(min=1),
-    help="Train the proposal and alternatives for about as long, on images that test does not hold, and take the best.",
+    help="Train the proposal and alternatives for about as long, on images of train and val, and take the best.",
 )
-@click.option("--write", is_flag=True, help="Write the proposal to params.yaml.")
+@click.option("--write", is_flag=True, help="Make the proposal the params.yaml.")
 @click.option("--json", "as_json", is_flag=True, help="Print the proposal as JSON.")
 def advise(minutes: int, measured_minutes: int | None, write: bool, as_json: bool) -> None:
     """Propose a params.yaml for the dataset in data/, with the reason of each choice.
 
-    It looks at the dataset, at the pretrained towers in weights/, and at this machine's speed. Without --write nothing
-    is changed.
+    The choices depend on the dataset, on the pretrained towers in weights/, and on the speed of this machine. The
+    proposal is in .diptych/advice/params.yaml; with --write it replaces params.yaml. Seed, device, registry, gate and
+    limits of validation stay those of the present params.yaml.
     """
     workspace = enter()
-    holds = write or measured_minutes is not None
-    with holding(workspace, "diptych advise") if holds else nullcontext(), chdir(workspace.root):
-        from diptych.advice.facts import find_towers, read_facts
-        from diptych.advice.fitting import fit
-        from diptych.advice.measuring import measure
-        from diptych.advice.recipe import propose
-        from diptych.advice.timing import measure_speed
-        from diptych.model.device import prepare
-
-        facts, towers = read_facts(workspace.data), find_towers(workspace.root / "weights")
-        presets = {path.stem: path.read_text(encoding="utf-8") for path in workspace.presets.glob("*.yaml")}
-        proposal = propose(facts, towers, presets)
-        device = prepare("auto", None)
-        proposal, needed = fit(
-            proposal, facts, towers, minutes, lambda params, tokens: measure_speed(params, tokens, device)
-        )
-        measured: list[Measured] = []
-        if measured_minutes is not None:
-            best, measured = measure(workspace, proposal, measured_minutes, device)
-            proposal = proposal.with_choices(*best.changes)
+    # A run at the same time would make the machine look slow.
+    with holding(workspace, "diptych advise"), chdir(workspace.root):
         if write:
-            replace_params(workspace, proposal.to_yaml().encode())
+            refuse_lost_edits(workspace)
+        proposal, needed, measured = _advise(workspace, minutes, measured_minutes)
+        with atomic_path(workspace.advised) as temporary:
+            temporary.write_text(proposal.to_yaml(), encoding="utf-8")
+        if write:
+            take_advice(workspace)
     content: dict[str, Any] = {
         "preset": proposal.preset,
         "choices": {choice.key: {"value": choice.value, "reason": choice.reason} for choice in proposal.choices},
@@ -73,18 +61,63 @@ def advise(minutes: int, measured_minutes: int | None, write: bool, as_json: boo
     print_result(content, _describe(proposal, needed, measured, write), as_json)
 
 
+def _advise(workspace: Workspace, minutes: int, measured_minutes: int | None) -> tuple[Proposal, float, list[Measured]]:
+    """Return the proposal, the minutes that training its towers takes, and what was measured."""
+    from diptych.advice.facts import caption_lengths, find_towers, read_facts
+    from diptych.advice.fitting import fit
+    from diptych.advice.measuring import best_of, measure
+    from diptych.advice.recipe import FROM_SCRATCH, PRETRAINED, propose, train_images
+    from diptych.advice.timing import measure_speed
+    from diptych.model.device import prepare
+
+    facts, towers = read_facts(workspace.data), find_towers(workspace.root / "weights")
+    presets = {name: load_params(workspace.presets / f"{name}.yaml") for name in (PRETRAINED, FROM_SCRATCH)}
+    present = read_params(workspace) if workspace.params.exists() else presets[FROM_SCRATCH]
+    proposal = propose(facts, towers, presets, present)
+    params, images = proposal.params, train_images(facts, proposal.params)
+    device = prepare(params.device, params.threads)
+    lengths = sorted(caption_lengths(facts, params))
+    speed = measure_speed(params, min(int(lengths[len(lengths) // 2]), params.preprocess.max_tokens), device)
+    proposal = fit(proposal, speed, images, minutes)
+    measured: list[Measured] = []
+    if measured_minutes is not None:
+        measured = measure(workspace, proposal, measured_minutes, device)
+        proposal = proposal.with_choices(*best_of(measured).changes)
+    return proposal, speed.minutes(proposal.params, images), measured
+
+
 def _describe(proposal: Proposal, needed: float, measured: list[Measured], written: bool) -> str:
     lines = [f"The preset {proposal.preset}, with"]
     for choice in proposal.choices:
         lines += [f"  {choice.key}: {choice.shown}", f"      {choice.reason}"]
-    lines += ["", f"Training the towers takes about {max(1, round(needed))} minute(s) on this machine."]
-    lines += proposal.notes
+    lines += [
+        "",
+        f"Training the towers takes about {max(1, round(needed))} minute(s) on this machine.",
+        *proposal.notes,
+    ]
     if measured:
-        lines += ["", "Measured on images of train and val that the recipes had not seen (RSUM, qb_norm):"]
-        width = max(len(one.name) for one in measured)
-        for one in measured:
-            gain = f"  {one.gain.describe()}" if one.gain else ""
-            lines.append(f"  {one.name:<{width}}  {one.rsum:6.1f}  {one.folds} fold(s), {one.seconds:.0f} s{gain}")
-    lines.append("")
-    lines.append("params.yaml has it. Train with `diptych run`." if written else "`diptych advise --write` takes it.")
-    return "\n".join(lines)
+        lines += ["", *_describe_measured(measured)]
+    done = "It is params.yaml now. Train with `diptych run`."
+    todo = "To take it: `cp .diptych/advice/params.yaml params.yaml`; then `diptych run`."
+    return "\n".join([*lines, "", done if written else todo])
+
+
+def _describe_measured(measured: list[Measured]) -> list[str]:
+    from diptych.advice.measuring import ENOUGH_FOLDS, best_of
+
+    lines = ["Measured on images of train and val that no recipe had seen (RSUM of the towers, qb_norm):"]
+    width = max(len(one.name) for one in measured)
+    for one in measured:
+        if one.failure or not one.trials:
+            lines.append(f"  {one.name:<{width}}  {one.failure or 'not tried: there was no time'}")
+            continue
+        figures = " ".join(f"{trial.rsum:.1f}" for trial in one.trials)
+        gain = f"  gain {one.gain.describe()}" if one.gain else ""
+        seconds = sum(trial.seconds for trial in one.trials) / len(one.trials)
+        lines.append(f"  {one.name:<{width}}  {figures}{gain}  {seconds:.0f} s a training")
+    best = best_of(measured)
+    if best.gain:
+        return [*lines, f"Taken: {best.name}."]
+    few = max(len(one.trials) for one in measured) < ENOUGH_FOLDS
+    reason = f"; {ENOUGH_FOLDS} folds at least can show that, so allow more with --measure" if few else ""
+    return [*lines, f"The proposal stays: no alternative is clearly better{reason}."]

@@ -34,29 +34,36 @@ def use_preset(workspace: Workspace, name: str) -> None:
     known = {path.stem: path.read_bytes() for path in sorted(workspace.presets.glob("*.yaml"))}
     if name not in known:
         raise DiptychError(f"There is no preset {name!r}; presets/ has {', '.join(known) or 'none'}.")
+    if workspace.params.exists() and workspace.params.read_bytes() == known[name]:
+        return
+    refuse_lost_edits(workspace)
     # A preset that is refused replaces nothing.
     load_params(workspace.presets / f"{name}.yaml")
-    replace_params(workspace, known[name])
+    with atomic_path(workspace.params) as temporary:
+        temporary.write_bytes(known[name])
 
 
-def replace_params(workspace: Workspace, content: bytes) -> None:
-    """Make `content` the params.yaml.
+def take_advice(workspace: Workspace) -> None:
+    """Copy the advised settings to params.yaml; call `refuse_lost_edits` before they are made."""
+    with atomic_path(workspace.params) as temporary:
+        temporary.write_bytes(workspace.advised.read_bytes())
+
+
+def refuse_lost_edits(workspace: Workspace) -> None:
+    """Refuse to replace a params.yaml whose edits would be lost.
 
     Raises:
-        DiptychError: the present one has edits that neither git nor a preset holds.
+        DiptychError: params.yaml is neither a preset, nor what was advised, nor committed.
     """
+    sources = [*workspace.presets.glob("*.yaml"), *[path for path in [workspace.advised] if path.exists()]]
     present = workspace.params.read_bytes() if workspace.params.exists() else None
-    if present == content:
-        return
-    known = [path.read_bytes() for path in workspace.presets.glob("*.yaml")]
+    known = [path.read_bytes() for path in sources]
     if present is not None and present not in known and not _is_committed(workspace.params):
         raise DiptychError(
             f"{workspace.params} has edits that would be lost. Commit them; or keep them as a preset of their own and "
             f"commit that (`cp params.yaml {workspace.presets.name}/mine.yaml`); or discard them "
             "(`git checkout params.yaml`)."
         )
-    with atomic_path(workspace.params) as temporary:
-        temporary.write_bytes(content)
 
 
 def _is_committed(path: Path) -> bool:

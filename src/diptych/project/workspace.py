@@ -73,6 +73,8 @@ class Workspace:
     """
     durations = _Within(".diptych/cache/durations.json")
     """Seconds that each stage took when it last ran here."""
+    advised = _Within(".diptych/advice/params.yaml")
+    """The settings that `diptych advise` last proposed."""
     features = _Within(".diptych/cache/features")
     """Features of frozen towers, of all runs."""
     unsent = _Within(".diptych/unsent")

@@ -16,7 +16,7 @@ from diptych.config import Params, Role
 from diptych.data.folds import Fold, folds
 from diptych.data.prepared import Prepared
 from diptych.model.device import choose_precision
-from diptych.model.dual_encoder import build_model
+from diptych.model.dual_encoder import DualEncoder, build_model
 from diptych.retrieval.embedding import embed_split
 from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.ranking import Ranks
@@ -55,6 +55,13 @@ class CrossValidation:
         held_out, batch_size = params.data.splits.held_out, params.train.batch_size
         self.folds = list(folds(prepared, count, roles=roles, held_out=held_out, batch_size=batch_size))
 
+    def store_features(self, params: Params) -> None:
+        """Compute the features that a training by `params` reads, where they are not stored yet."""
+        model = self._model(params).to(self._device)
+        inputs = TrainingInputs(self._whole, self._whole, params.train, params.seed, self._features(params))
+        for epoch in (0, params.train.all_epochs - 1):
+            inputs.enter(model, epoch)
+
     def ranks(self, params: Params, fold: Fold) -> dict[str, Ranks]:
         """Train by `params` on a fold, and return the ranks of its test part by stage and control.
 
@@ -74,9 +81,7 @@ class CrossValidation:
         return ranks
 
     def _train(self, params: Params, fold: Fold) -> Trainer:
-        torch.manual_seed(params.seed)
-        size, vocabulary = (self._prepared.settings[name] for name in ("image_size", "vocabulary_size"))
-        model = build_model(params.model, size, vocabulary, params.train.temperature)
+        model = self._model(params)
         with tempfile.TemporaryDirectory() as folder:
             setup = Setup(
                 seed=params.seed,
@@ -89,6 +94,11 @@ class CrossValidation:
             trainer = Trainer(model, fold.train, fold.val, params.train, setup)
             trainer.run()
         return trainer
+
+    def _model(self, params: Params) -> DualEncoder:
+        torch.manual_seed(params.seed)
+        size, vocabulary = (self._prepared.settings[name] for name in ("image_size", "vocabulary_size"))
+        return build_model(params.model, size, vocabulary, params.train.temperature)
 
     def _features(self, params: Params) -> SharedFeatures:
         precision = choose_precision(params.train.precision, self._device)
