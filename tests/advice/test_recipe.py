@@ -49,8 +49,13 @@ def test_splits_are_known_by_their_names(images: dict[str, int], splits: tuple[s
 
 
 def test_splits_that_are_not_used_are_named() -> None:
-    facts = replace(FACTS, images={"train": 900, "val": 100, "test": 200, "restval": 300})
+    facts = replace(FACTS, images={"train": 900, "val": 500, "test": 200, "restval": 300})
     assert proposed(facts).notes == ("Images of the split(s) restval are not used.",)
+
+
+def test_a_small_val_is_said_to_be_small() -> None:
+    [note] = proposed(replace(FACTS, images={"train": 900, "val": 99, "test": 200})).notes
+    assert "99 images to choose on are few" in note
 
 
 @pytest.mark.parametrize(("train", "share"), [(5000, 0.1), (50_000, 0.05), (1000, 0.2)])

@@ -177,8 +177,8 @@ def _splits(facts: Facts) -> tuple[list[Choice], list[str]]:
     others = [name for name in names if name != train]
     if not others:
         raise DiptychError(
-            f"All images are in split {train!r}, and none is left to report on. Import them again with "
-            "`--replace --deal 80/10/10`, which deals them to train, val and test."
+            f"All images are in split {train!r}, and none is left to report on. Remove data/ and import them "
+            "again with `--replace --deal 80/10/10`, which deals them to train, val and test."
         )
     val = next((name for name in _VAL_NAMES if name in others), None) if len(others) > 1 else None
     rest = [name for name in others if name != val]
@@ -188,6 +188,8 @@ def _splits(facts: Facts) -> tuple[list[Choice], list[str]]:
     splits: dict[str, Any] = {"train": train, "val": val, "test": test}
     reason = f"{facts.images[test]:,} images to report on"
     if val is not None:
+        if facts.images[val] < VAL_IMAGES:
+            notes.append(f"{facts.images[val]} images to choose on are few: what is best on them is often luck.")
         return [Choice("data.splits", splits, f"{reason}, {facts.images[val]:,} to choose on, as imported")], notes
     wanted = VAL_IMAGES / facts.images[train]
     splits["held_out"] = round(min(MAX_HELD_OUT, max(0.05, wanted)), 3)
