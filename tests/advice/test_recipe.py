@@ -83,7 +83,7 @@ def test_a_small_dataset_has_smaller_batches() -> None:
 
 
 @pytest.mark.parametrize(("each", "taken"), [(1, 1), (5, 5), (50, 5)])
-def test_a_step_takes_five_captions_an_image_at_most(each: int, taken: int) -> None:
+def test_a_step_takes_as_many_captions_as_images_have_and_the_presets_at_most(each: int, taken: int) -> None:
     assert proposed(replace(FACTS, captions_per_image=each)).params.train.captions_per_image == taken
 
 

@@ -26,8 +26,6 @@ MAX_HELD_OUT = 0.2
 """Largest share of train that is proposed to be held out."""
 SIDE_SHARE = 0.01
 """Share of captions that say left or right above which images are not mirrored."""
-MAX_CAPTIONS = 5
-"""Largest number of captions an image that a step takes; all presets were measured with at most as many."""
 STEPS = 8
 """Fewest steps of an epoch; smaller datasets get smaller batches."""
 _VAL_NAMES = ("val", "valid", "validation", "dev", "eval")
@@ -152,11 +150,10 @@ def _sized(proposal: Proposal, facts: Facts, places: int) -> Proposal:
     reason = "999 of 1,000 captions are not longer"
     if longest > places:
         reason = f"the positions of the text tower; {np.mean(lengths > places):.1%} of the captions are cut"
-    captions = min(MAX_CAPTIONS, facts.captions_per_image)
-    choices = [
-        Choice("preprocess.max_tokens", min(longest, places), reason),
-        Choice("train.captions_per_image", captions, f"images have {facts.captions_per_image} caption(s) most often"),
-    ]
+    choices = [Choice("preprocess.max_tokens", min(longest, places), reason)]
+    if params.train.captions_per_image > facts.captions_per_image:
+        captions = facts.captions_per_image
+        choices.append(Choice("train.captions_per_image", captions, "the number that images have most often"))
     if params.train.batch_size > images // STEPS:
         reason = f"{STEPS} steps an epoch with {images:,} images"
         choices.append(Choice("train.batch_size", max(2, images // STEPS), reason))
