@@ -40,6 +40,14 @@ def test_a_dataset_without_captions_is_refused(make_dataset: Callable[..., Path]
         read_facts(make_dataset([("train", photo(0))], {1: []}))
 
 
+def test_blank_captions_and_missing_values_do_not_count(
+    make_dataset: Callable[..., Path], photo: Callable[..., bytes]
+) -> None:
+    captions = {1: ["a dog", "", " ", "N/A", "nan"], 2: ["", "null"]}
+    facts = read_facts(make_dataset([("train", photo(0)), ("val", photo(1))], captions))
+    assert (facts.images, facts.captions, facts.captions_per_image) == ({"train": 1}, ["a dog"], 1)
+
+
 def test_a_word_that_only_holds_a_side_names_none(
     make_dataset: Callable[..., Path], photo: Callable[..., bytes]
 ) -> None:
@@ -90,11 +98,29 @@ def test_towers_come_by_the_size_of_their_images_and_text_towers_last(tmp_path: 
     ]
 
 
-def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", *(f'{{"vocab_size": 9, "max_position_embeddings": {n}}}' for n in ('"512"', 0, "true"))]
+)
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
     tower(tmp_path / "weights" / "text")
-    (tmp_path / "weights" / "text" / "config.json").write_text("{")
+    (tmp_path / "weights" / "text" / "config.json").write_text(content)
     with pytest.raises(DiptychError, match=r"text/config\.json"):
         find_towers(tmp_path / "weights")
+
+
+def test_more_positions_than_params_allow_are_not_proposed(tmp_path: Path) -> None:
+    tower(tmp_path / "weights" / "text", vocab_size=9, max_position_embeddings=4096)
+    assert find_towers(tmp_path / "weights")[0].positions == 512
+
+
+def test_a_text_tower_without_a_tokenizer_is_refused(
+    make_dataset: Callable[..., Path], photo: Callable[..., bytes]
+) -> None:
+    data = make_dataset([("train", photo(0))])
+    tower(data.parent / "text", vocab_size=100)
+    params = Params.model_validate({"model": {"text_tower": {"pretrained": str(data.parent / "text")}}})
+    with pytest.raises(DiptychError, match="holds no tokenizer"):
+        caption_lengths(read_facts(data), params)
 
 
 def test_a_damaged_tokenizer_is_named(make_dataset: Callable[..., Path], photo: Callable[..., bytes]) -> None:

@@ -180,6 +180,12 @@ def test_the_proposal_is_measured_however_little_time_there_is(proposal: Proposa
     assert not any(one.trials for one in others)
 
 
+def test_too_few_images_to_choose_on_are_named(proposal: Proposal) -> None:
+    prepared: Any = SimpleNamespace(rows_of=lambda roles: range(17 if roles == ["train"] else 2))
+    with pytest.raises(DiptychError, match=r"2 image\(s\) are there to choose on"):
+        measuring._for_folds(proposal.params, prepared)  # noqa: SLF001
+
+
 def test_an_alternative_that_fails_costs_the_others_nothing(proposal: Proposal, trainings: Trainings) -> None:
     trainings.failing = {FROZEN}
     measured = by_name(measure(NOWHERE, proposal, 100, CPU))

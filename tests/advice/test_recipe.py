@@ -30,6 +30,8 @@ def test_pretrained_towers_have_their_preset_and_their_size_of_images() -> None:
 def test_without_both_towers_they_begin_with_random_weights(towers: list[TowerFolder]) -> None:
     proposal = proposed(towers=towers)
     assert proposal.preset == FROM_SCRATCH
+    kinds = {"image tower": towers != TOWERS[:1], "text tower": towers != TOWERS[1:]}
+    assert f"no pretrained {' and '.join(kind for kind, lacks in kinds.items() if lacks)}," in proposal.notes[0]
     assert "diptych weights offline" in proposal.notes[0]
 
 
@@ -55,7 +57,7 @@ def test_splits_that_are_not_used_are_named() -> None:
 
 def test_a_small_val_is_said_to_be_small() -> None:
     [note] = proposed(replace(FACTS, images={"train": 900, "val": 99, "test": 200})).notes
-    assert "99 images to choose on are few" in note
+    assert "99 image(s) to choose on are few" in note
 
 
 @pytest.mark.parametrize(("train", "share"), [(5000, 0.1), (50_000, 0.05), (1000, 0.2)])
@@ -96,7 +98,7 @@ def test_captions_are_cut_where_the_text_tower_has_no_more_positions() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(DiptychError, match="15 captioned images are in train"):
+    with pytest.raises(DiptychError, match="15 captioned images are left to train on"):
         proposed(replace(FACTS, images={"train": 15, "val": 5, "test": 5}))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from advised import FACTS, FOLDER, TOWERS
+from advised import FACTS, FOLDER, TOWERS, word_lengths
 from command import diptych
 
 from diptych.advice import facts, measuring, timing
@@ -39,6 +39,8 @@ def known(monkeypatch: pytest.MonkeyPatch, inside: Workspace) -> Iterator[None]:
         (inside.presets / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(facts, "read_facts", lambda _: FACTS)
     monkeypatch.setattr(facts, "find_towers", lambda _: TOWERS)
+    for module in ("facts", "recipe"):
+        monkeypatch.setattr(f"diptych.advice.{module}.caption_lengths", word_lengths)
     monkeypatch.setattr(timing, "measure_speed", lambda *_: Speed(0.001, 0.02, 0.01, 0.01))
     monkeypatch.setattr(measuring, "measure", lambda *_: MEASURED)
     threads = torch.get_num_threads()
@@ -67,6 +69,40 @@ def test_it_is_written_where_that_is_asked_for_again_and_again(
         assert diptych("advise", "--write") == 0
         assert load_params(inside.params).preprocess.image_size == 240
         assert "Train with `diptych run`." in capsys.readouterr().out
+
+
+def test_advice_that_was_taken_gives_way_to_later_advice(inside: Workspace) -> None:
+    inside.params.write_text(TINY)
+    for arguments in (("--write",), ("--minutes", "8"), ("--minutes", "8", "--write")):
+        assert diptych("advise", *arguments) == 0
+    assert "no time for more" in inside.params.read_text()
+
+
+@pytest.mark.parametrize("path", [".diptych/advice", ".diptych/advice/params.yaml"])
+def test_what_is_in_the_way_is_named_before_anything_is_measured(
+    inside: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    monkeypatch.setattr(timing, "measure_speed", None)
+    if path.endswith(".yaml"):
+        (inside.root / path).mkdir(parents=True)
+    else:
+        (inside.root / path).parent.mkdir(exist_ok=True)
+        (inside.root / path).write_text("")
+    assert diptych("advise") == 1
+    assert f"{path} is where the proposal is written" in capsys.readouterr().err
+
+
+def test_a_missing_preset_is_brought_back_by_git(inside: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside.presets / "scenes.yaml").unlink()
+    assert diptych("advise") == 1
+    assert "git checkout" in capsys.readouterr().err
+
+
+def test_what_a_killed_measurement_left_is_removed(inside: Workspace) -> None:
+    left = inside.local / "advice" / "measured" / "artifacts"
+    left.mkdir(parents=True)
+    assert diptych("advise") == 0
+    assert not left.parent.exists()
 
 
 def test_edits_are_refused_before_anything_is_measured(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diptych.errors import DiptychError
-from diptych.project.params import use_preset
+from diptych.project.params import refuse_lost_edits, sealed, use_preset
 from diptych.project.workspace import Workspace
 
 TINY = (Path(__file__).parents[2] / "presets" / "tiny.yaml").read_text(encoding="utf-8")
@@ -112,3 +112,19 @@ def test_what_git_is_told_not_to_list_is_not_overwritten(workspace):
 
     with pytest.raises(DiptychError, match="has edits that would be lost"):
         use_preset(workspace, "small")
+
+
+def test_what_was_advised_is_no_edit_until_it_is_edited(workspace: Workspace) -> None:
+    advised = sealed("seed: 3\n")
+    workspace.params.write_text(advised)
+    refuse_lost_edits(workspace)
+    workspace.params.write_text(advised.replace("3", "4"))
+    with pytest.raises(DiptychError, match="has edits that would be lost"):
+        refuse_lost_edits(workspace)
+
+
+def test_a_folder_in_place_of_params_is_named(workspace: Workspace) -> None:
+    workspace.params.unlink(missing_ok=True)
+    workspace.params.mkdir()
+    with pytest.raises(DiptychError, match=r"params\.yaml cannot be read"):
+        refuse_lost_edits(workspace)

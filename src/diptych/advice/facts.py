@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config import Params
-from diptych.data.captions import read_dataset
+from diptych.data.captions import MISSING_WORDS, read_dataset
 from diptych.data.offline_weights import IMAGE_TOWERS
 from diptych.data.text_files import read_json
+from diptych.data.tokenization import copy_tokenizer
 from diptych.errors import DiptychError
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _PIECES = re.compile(r"\w+|[^\w\s]")
 _USUAL_SIZE = 224
 """Width and height in pixels that most image towers were made for."""
+_POSITIONS = 512
+"""Largest number of tokens of a caption that params.yaml allows."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Facts:
 
     Attributes:
         images: number of captioned images by split; images without a split do not count.
-        captions: texts of all captions.
+        captions: texts of all captions but the blank ones and those that stand for a missing value.
         captions_per_image: the most frequent number of captions of an image.
         side_share: share of captions that say left or right.
     """
@@ -53,7 +57,7 @@ class TowerFolder:
 
     path: str
     image_size: int | None = None
-    positions: int = 512
+    positions: int = _POSITIONS
 
 
 def read_facts(folder: Path) -> Facts:
@@ -63,7 +67,7 @@ def read_facts(folder: Path) -> Facts:
         DiptychError: there is no dataset, it is damaged, or no image of a split has a caption.
     """
     dataset = read_dataset(folder)
-    texts = [note for note in dataset.annotations if isinstance(note.get("caption"), str)]
+    texts = [note for note in dataset.annotations if _is_usable(note.get("caption"))]
     per_image = Counter(note.get("image_id") for note in texts)
     captioned = [
         record for record in dataset.images if per_image[record["id"]] and isinstance(record.get("split"), str)
@@ -102,17 +106,26 @@ def caption_lengths(facts: Facts, params: Params) -> NDArray[np.int64]:
         DiptychError: the tower's tokenizer is damaged.
     """
     tower = params.model.text_tower
-    if tower.pretrained and (path := Path(tower.pretrained) / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
+    if tower.pretrained is None:
+        return np.array([2 + round(1.25 * len(_PIECES.findall(caption))) for caption in facts.captions])
+    from tokenizers import Tokenizer
 
+    path = Path(tower.pretrained) / "tokenizer.json"
+    with tempfile.TemporaryDirectory() as folder:
+        if not path.is_file():
+            copy_tokenizer(tower, Path(folder), max_tokens=4)
+            path = Path(folder) / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise DiptychError(f"{path} holds no tokenizer: {error}. Fetch the tower again.") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(facts.captions)])
-    return np.array([2 + round(1.25 * len(_PIECES.findall(caption))) for caption in facts.captions])
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch_fast(facts.captions)])
+
+
+def _is_usable(caption: object) -> bool:
+    return isinstance(caption, str) and bool(caption.strip()) and caption.strip() not in MISSING_WORDS
 
 
 def _has_weights(folder: Path) -> bool:
@@ -120,12 +133,16 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _tower(folder: Path, path: str) -> TowerFolder | None:
-    config: Any = read_json(folder / "config.json")
-    config = config if isinstance(config, dict) else {}
+    file = folder / "config.json"
+    config: Any = read_json(file)
+    if not isinstance(config, dict):
+        raise DiptychError(f"{file} must hold keys and values, not {type(config).__name__}. Fetch the tower again.")
     # Models of both modalities keep the vocabulary in a section of its own.
-    if isinstance(config.get("vocab_size"), int):
-        positions = config.get("max_position_embeddings")
-        return TowerFolder(path, positions=positions if isinstance(positions, int) else 512)
+    if "vocab_size" in config:
+        positions = config.get("max_position_embeddings", _POSITIONS)
+        if type(positions) is not int or positions < 4:
+            raise DiptychError(f"{file}: max_position_embeddings is {positions!r}, and must be a number of tokens.")
+        return TowerFolder(path, positions=min(positions, _POSITIONS))
     if (folder / "preprocessor_config.json").is_file() and "text_config" not in config:
         return TowerFolder(path, image_size=_image_size(folder))
     return None

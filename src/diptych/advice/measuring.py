@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from diptych.stages import preprocess, validate
 from diptych.training.cross_validation import CrossValidation
 
 FOLDS = 5
+FEWEST = 3
+"""Images of val of which a fold still has two."""
 ENOUGH_FOLDS = 3
 """Number of folds from which an alternative may replace the proposal: fewer say nothing of the luck of a training."""
 PROPOSAL = "proposal"
@@ -219,8 +222,18 @@ def _towers_alone(params: Params) -> Params:
 def _for_folds(params: Params, prepared: Prepared) -> Params:
     """Return the settings with the share of val that a run has."""
     train, val = (len(prepared.rows_of([role])) for role in ("train", "val"))
+    if val < FEWEST:
+        raise DiptychError(
+            f"{val} image(s) are there to choose on (data.splits), and to measure takes {FEWEST} at least. Import more "
+            "with `diptych data import`."
+        )
     splits = params.data.splits.model_copy(update={"held_out": val / (train + val)})
     return params.model_copy(update={"data": params.data.model_copy(update={"splits": splits})})
+
+
+def measuring_folder(workspace: Workspace) -> Path:
+    """Return the folder of a measurement, which a kill may leave behind."""
+    return workspace.local / "advice" / "measured"
 
 
 @contextmanager
@@ -229,7 +242,7 @@ def _prepared(workspace: Workspace, params: Params) -> Iterator[Prepared]:
 
     The caches are the project's, so that a run does not compute the same again.
     """
-    apart = Workspace(workspace.local / "advice" / "measured")
+    apart = Workspace(measuring_folder(workspace))
     remove(apart.root)
     for link, target in ((apart.data, workspace.data), (apart.local / "cache", workspace.local / "cache")):
         link.parent.mkdir(parents=True, exist_ok=True)

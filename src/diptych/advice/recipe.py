@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from diptych.advice.facts import Facts, TowerFolder, caption_lengths
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.params import sealed
 
 PRETRAINED = "flickr8k-cpu"
 """Preset for pretrained towers."""
@@ -74,14 +75,14 @@ class Proposal:
         return Params.model_validate(self._changed())
 
     def to_yaml(self) -> str:
-        """Return a params.yaml; the reasons of the choices stand at its head."""
-        lines = [f"# Proposed by `diptych advise`: the preset {self.preset}, with these choices for this dataset.\n"]
+        """Return a sealed params.yaml; the reasons of the choices stand at its head."""
+        lines = [f"# The preset {self.preset}, with these choices for this dataset:\n"]
         lines += [f"#   {choice.key}: {choice.shown} - {choice.reason}\n" for choice in self.choices]
         out = StringIO()
         yaml: Any = YAML(typ="safe", pure=True)
         yaml.width, yaml.sort_base_mapping_type_on_output = 120, False
         yaml.dump(self._changed(), out)
-        return "".join(lines) + out.getvalue()
+        return sealed("".join(lines) + out.getvalue())
 
     def _changed(self) -> dict[str, Any]:
         content = _copied(self.content)
@@ -115,9 +116,12 @@ def propose(facts: Facts, towers: Sequence[TowerFolder], presets: Mapping[str, P
     choices, notes = _splits(facts)
     proposal = Proposal(name, content, tuple(choices), tuple(notes))
     if name == FROM_SCRATCH:
+        missing = " and ".join(
+            kind for kind, towers in (("image tower", image_towers), ("text tower", text_towers)) if not towers
+        )
         note = (
-            "weights/ does not hold an image tower and a text tower, so both towers begin with random weights. For "
-            "photos, run `diptych weights offline` and ask again."
+            f"weights/ holds no pretrained {missing}, so both towers begin with random weights. For photos, run "
+            "`diptych weights offline` and ask again."
         )
         return _sized(replace(proposal, notes=(*notes, note)), facts, places=_places(proposal.params))
     image, text = image_towers[0], text_towers[0]
@@ -142,7 +146,7 @@ def _sized(proposal: Proposal, facts: Facts, places: int) -> Proposal:
     images = train_images(facts, params)
     if images < 2 * STEPS:
         raise DiptychError(
-            f"{images} captioned images are in train; a model needs hundreds at least, and advice {2 * STEPS}. "
+            f"{images} captioned images are left to train on; a model needs hundreds at least, and advice {2 * STEPS}. "
             "Import more with `diptych data import`."
         )
     lengths = caption_lengths(facts, params)
@@ -183,10 +187,10 @@ def _splits(facts: Facts) -> tuple[list[Choice], list[str]]:
     unused = [name for name in rest if name != test]
     notes = [f"Images of the split(s) {', '.join(unused)} are not used."] if unused else []
     splits: dict[str, Any] = {"train": train, "val": val, "test": test}
-    reason = f"{facts.images[test]:,} images to report on"
+    reason = f"{facts.images[test]:,} image(s) to report on"
     if val is not None:
         if facts.images[val] < VAL_IMAGES:
-            notes.append(f"{facts.images[val]} images to choose on are few: what is best on them is often luck.")
+            notes.append(f"{facts.images[val]} image(s) to choose on are few: what is best on them is often luck.")
         return [Choice("data.splits", splits, f"{reason}, {facts.images[val]:,} to choose on, as imported")], notes
     wanted = VAL_IMAGES / facts.images[train]
     splits["held_out"] = round(min(MAX_HELD_OUT, max(0.05, wanted)), 3)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diptych.cli.console import print_result
-from diptych.config import load_params
-from diptych.files import atomic_path
+from diptych.config import Params, load_params
+from diptych.errors import DiptychError
+from diptych.files import atomic_path, remove
 from diptych.project.environment import enter
 from diptych.project.params import read_params, refuse_lost_edits, take_advice
 from diptych.project.processes import holding
@@ -43,6 +44,7 @@ def advise(minutes: int, measured_minutes: int | None, write: bool, as_json: boo
     workspace = enter()
     # A run at the same time would make the machine look slow.
     with holding(workspace, "diptych advise"), chdir(workspace.root):
+        _make_room(workspace)
         if write:
             refuse_lost_edits(workspace)
         proposal, needed, measured = _advise(workspace, minutes, measured_minutes)
@@ -61,6 +63,25 @@ def advise(minutes: int, measured_minutes: int | None, write: bool, as_json: boo
     print_result(content, _describe(proposal, needed, measured, write), as_json)
 
 
+def _make_room(workspace: Workspace) -> None:
+    """Check that the proposal can be written, and remove what a killed measurement has left."""
+    from diptych.advice.measuring import measuring_folder
+
+    folder = workspace.advised.parent
+    if (folder.exists() and not folder.is_dir()) or workspace.advised.is_dir():
+        path = workspace.advised if folder.is_dir() else folder
+        raise DiptychError(f"{path} is where the proposal is written, and is something else: remove it.")
+    remove(measuring_folder(workspace))
+
+
+def _read_preset(workspace: Workspace, name: str) -> Params:
+    path = workspace.presets / f"{name}.yaml"
+    try:
+        return load_params(path)
+    except DiptychError as error:
+        raise DiptychError(f"{error} Advice begins from this preset: `git checkout {path}` brings it back.") from None
+
+
 def _advise(workspace: Workspace, minutes: int, measured_minutes: int | None) -> tuple[Proposal, float, list[Measured]]:
     """Return the proposal, the minutes that training its towers takes, and what was measured."""
     from diptych.advice.facts import caption_lengths, find_towers, read_facts
@@ -71,7 +92,7 @@ def _advise(workspace: Workspace, minutes: int, measured_minutes: int | None) ->
     from diptych.model.device import prepare
 
     facts, towers = read_facts(workspace.data), find_towers(workspace.root / "weights")
-    presets = {name: load_params(workspace.presets / f"{name}.yaml") for name in (PRETRAINED, FROM_SCRATCH)}
+    presets = {name: _read_preset(workspace, name) for name in (PRETRAINED, FROM_SCRATCH)}
     present = read_params(workspace) if workspace.params.exists() else presets[FROM_SCRATCH]
     proposal = propose(facts, towers, presets, present)
     params, images = proposal.params, train_images(facts, proposal.params)

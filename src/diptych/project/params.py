@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from diptych.config import Params, load_params
@@ -9,6 +10,8 @@ from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.project.git import GitError, git, refuse_conflict
 from diptych.project.workspace import Workspace
+
+_SEAL = "# From `diptych advise`, unedited while this is the SHA-256 of the rest: "
 
 
 def read_params(workspace: Workspace) -> Params:
@@ -49,21 +52,35 @@ def take_advice(workspace: Workspace) -> None:
         temporary.write_bytes(workspace.advised.read_bytes())
 
 
+def sealed(text: str) -> str:
+    """Return the settings `text` after a line with its SHA-256, by which a file without edits is known."""
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
 def refuse_lost_edits(workspace: Workspace) -> None:
     """Refuse to replace a params.yaml whose edits would be lost.
 
     Raises:
-        DiptychError: params.yaml is neither a preset, nor what was advised, nor committed.
+        DiptychError: params.yaml is neither a preset, nor what was advised, nor committed; or it cannot be read.
     """
-    sources = [*workspace.presets.glob("*.yaml"), *[path for path in [workspace.advised] if path.exists()]]
-    present = workspace.params.read_bytes() if workspace.params.exists() else None
-    known = [path.read_bytes() for path in sources]
-    if present is not None and present not in known and not _is_committed(workspace.params):
-        raise DiptychError(
-            f"{workspace.params} has edits that would be lost. Commit them; or keep them as a preset of their own and "
-            f"commit that (`cp params.yaml {workspace.presets.name}/mine.yaml`); or discard them "
-            "(`git checkout params.yaml`)."
-        )
+    try:
+        present = workspace.params.read_bytes() if workspace.params.exists() else None
+    except OSError as error:
+        raise DiptychError(f"{workspace.params} cannot be read: {error.strerror}.") from None
+    known = [path.read_bytes() for path in workspace.presets.glob("*.yaml") if path.is_file()]
+    if present is None or present in known or _is_sealed(present) or _is_committed(workspace.params):
+        return
+    raise DiptychError(
+        f"{workspace.params} has edits that would be lost. Commit them; or keep them as a preset of their own and "
+        f"commit that (`cp params.yaml {workspace.presets.name}/mine.yaml`); or discard them "
+        "(`git checkout params.yaml`)."
+    )
+
+
+def _is_sealed(content: bytes) -> bool:
+    """Return whether `content` is what `sealed` returned."""
+    seal, _, text = content.partition(b"\n")
+    return seal.decode(errors="replace") == _SEAL + hashlib.sha256(text).hexdigest()
 
 
 def _is_committed(path: Path) -> bool:
