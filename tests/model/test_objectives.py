@@ -44,6 +44,23 @@ def test_contrastive_loss_equals_the_slow_formula(smoothing: float) -> None:
     assert math.isclose(loss.item(), slow_contrastive(image, text, OWNER, 5.0, smoothing), rel_tol=1e-5)
 
 
+def test_gradients_have_the_same_bits_however_threads_take_turns() -> None:
+    """With hundreds of captions in any order, torch would add the gradients of an index up in parallel."""
+    image, text = vectors(128, 0).requires_grad_(), vectors(640, 1).requires_grad_()
+    order = torch.randperm(640, generator=torch.Generator().manual_seed(0))
+    owner = torch.arange(128).repeat_interleave(5)[order]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [
+            torch.autograd.grad(contrastive_loss(image, text, owner, torch.tensor(16.0)), (image, text))
+            for _ in range(8)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*both) for again in gradients[1:] for both in zip(gradients[0], again, strict=True))
+
+
 def test_smoothed_targets_have_finite_gradients_where_siblings_are_left_out() -> None:
     text = vectors(6, 1).requires_grad_()
     contrastive_loss(vectors(3, 0), text, OWNER, torch.tensor(5.0), smoothing=0.4).backward()

@@ -52,7 +52,8 @@ def contrastive_loss(
     # In half precision cosines near one, times a large scale, could no longer be told apart.
     with torch.autocast(image.device.type, enabled=False):
         text_to_image = logit_scale * text @ all_images.T
-        image_to_text = logit_scale * (image @ all_texts.T)[image_of_caption]
+        # The gradient of an index adds up in any order where several threads do it; that of index_select does not.
+        image_to_text = logit_scale * (image @ all_texts.T).index_select(0, image_of_caption)
     siblings = all_owners == owner.unsqueeze(1)
     siblings[torch.arange(len(index), device=index.device), index] = False
     total = _cross_entropy(text_to_image, owner, smoothing) + _cross_entropy(image_to_text, index, smoothing, siblings)
