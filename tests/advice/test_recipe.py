@@ -97,6 +97,12 @@ def test_captions_are_cut_where_the_text_tower_has_no_more_positions() -> None:
     assert "0.3% of the captions are cut" in choice.reason
 
 
+@pytest.mark.parametrize(("count", "tokens"), [(6, 8), (100, 64)])
+def test_the_median_caption_counts_as_it_is_cut(count: int, tokens: int) -> None:
+    facts = replace(FACTS, captions=["word " * count] * 9 + ["word"] * 2)
+    assert proposed(facts, [TOWERS[0], TowerFolder("./weights/text", positions=64)]).caption_tokens == tokens
+
+
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(DiptychError, match="15 captioned images are left to train on"):
         proposed(replace(FACTS, images={"train": 15, "val": 5, "test": 5}))

@@ -39,8 +39,7 @@ def known(monkeypatch: pytest.MonkeyPatch, inside: Workspace) -> Iterator[None]:
         (inside.presets / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(facts, "read_facts", lambda _: FACTS)
     monkeypatch.setattr(facts, "find_towers", lambda _: TOWERS)
-    for module in ("facts", "recipe"):
-        monkeypatch.setattr(f"diptych.advice.{module}.caption_lengths", word_lengths)
+    monkeypatch.setattr("diptych.advice.recipe.caption_lengths", word_lengths)
     monkeypatch.setattr(timing, "measure_speed", lambda *_: Speed(0.001, 0.02, 0.01, 0.01))
     monkeypatch.setattr(measuring, "measure", lambda *_: MEASURED)
     threads = torch.get_num_threads()

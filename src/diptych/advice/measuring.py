@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +175,12 @@ def _after(before: Measured, proposed: Measured, validation: CrossValidation, pr
         if before.name == PROPOSAL:
             raise
         _log.warning("%s cannot be trained: %s", before.name, error)
-        return Measured(before.name, before.changes, before.trials, before.gain, str(error))
+        return replace(before, failure=str(error))
     trial = Trial(ranks, part.test.image_of_caption, time.monotonic() - started)
     _log.info("%s, fold %d of %d: RSUM %.1f, %.0f s", before.name, fold + 1, FOLDS, trial.rsum, trial.seconds)
     trials = (*before.trials, trial)
     gain = None if before.name == PROPOSAL else _gain(trials, proposed.trials[: len(trials)])
-    return Measured(before.name, before.changes, trials, gain)
+    return replace(before, trials=trials, gain=gain)
 
 
 def _fits(candidate: Measured, proposed: Measured, ends: float) -> bool:

@@ -57,12 +57,14 @@ class Proposal:
         content: content of the preset's file.
         choices: the keys that were decided, whether or not the preset has the same value; each once.
         notes: what the user should know besides.
+        caption_tokens: the number of tokens of the median caption, as it is cut.
     """
 
     preset: str
     content: Mapping[str, Any]
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
+    caption_tokens: int = 0
 
     def with_choices(self, *choices: Choice) -> Proposal:
         """Return the proposal with further choices, which replace earlier ones of the same keys."""
@@ -154,7 +156,8 @@ def _sized(proposal: Proposal, facts: Facts, places: int) -> Proposal:
     reason = "999 of 1,000 captions are not longer"
     if longest > places:
         reason = f"the positions of the text tower; {np.mean(lengths > places):.1%} of the captions are cut"
-    choices = [Choice("preprocess.max_tokens", min(longest, places), reason)]
+    max_tokens = min(longest, places)
+    choices = [Choice("preprocess.max_tokens", max_tokens, reason)]
     if params.train.captions_per_image > facts.captions_per_image:
         captions = facts.captions_per_image
         choices.append(Choice("train.captions_per_image", captions, "the number that images have most often"))
@@ -168,7 +171,8 @@ def _sized(proposal: Proposal, facts: Facts, places: int) -> Proposal:
         mirrored_alone = augmentation.only_mirrors
         key = "train.augmentation" if mirrored_alone else "train.augmentation.flip"
         choices.append(Choice(key, None if mirrored_alone else 0.0, reason))
-    return proposal.with_choices(*choices)
+    typical = min(max_tokens, int(np.quantile(lengths, 0.5, method="higher")))
+    return replace(proposal, caption_tokens=typical).with_choices(*choices)
 
 
 def _splits(facts: Facts) -> tuple[list[Choice], list[str]]:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.config import Params, TowerTraining
+from diptych.config import Params
 from diptych.model.device import choose_precision
 from diptych.model.dual_encoder import build_model
-from diptych.model.towers import Tower
 from diptych.retrieval.embedding import AUTOCAST, inference
 from diptych.training.batches import Batch, groups_of_like_length
+from diptych.training.inputs import ends_at
 from diptych.training.optimisation import freeze, frozen_in, make_optimizer
 from diptych.training.step import TrainingStep
 
@@ -64,24 +64,28 @@ def measure_speed(params: Params, tokens: int, device: torch.device) -> Speed:
     optimizer = make_optimizer(step, settings)
     noise = _noise(params, tokens).to(device)
     probe = _Probe(step, params, noise)
-    seconds = []
-    for epoch in (0, settings.epochs - 1):
+
+    def seconds_in(epoch: int) -> float:
         batch = probe.batch(epoch)
         freeze(step, settings, epoch)
         step.train()
-        seconds.append(_seconds(partial(_train, step, optimizer, batch, params), device) / settings.batch_size)
-    return Speed(*seconds, *(sum(parts) / len(noise.images) for parts in (probe.images, probe.texts)))
+        return _seconds(partial(_train, step, optimizer, batch, params), device) / settings.batch_size
+
+    first, last = seconds_in(0), seconds_in(settings.epochs - 1)
+    return Speed(first, last, probe.seconds_of("images"), probe.seconds_of("texts"))
 
 
 class _Probe:
-    """Batches with the features of what is frozen, and the seconds that these took, once for each frozen part."""
+    """Batches with the features of what is frozen.
+
+    Attributes:
+        seconds: seconds that the features took, by side ("images", "texts") and whether the whole tower is frozen.
+    """
 
     def __init__(self, step: TrainingStep, params: Params, noise: Batch) -> None:
-        self.images: list[float] = []
-        self.texts: list[float] = []
+        self.seconds: dict[tuple[str, bool], float] = {}
         self._model, self._params, self._noise = step.model, params, noise
         self._device = noise.mask.device
-        self._known: set[tuple[str, bool]] = set()
 
     def batch(self, epoch: int) -> Batch:
         """Return a whole batch as `epoch` reads it."""
@@ -89,29 +93,25 @@ class _Probe:
         frozen = frozen_in(settings, epoch)
         images, texts = noise.images, noise.texts
         if settings.keep_features != "never":
-            if not settings.images_vary and _stops(model.image_tower, frozen.image, settings.image_tower):
+            top = settings.image_tower.top_layers, settings.text_tower.top_layers
+            if not settings.images_vary and ends_at(model.image_tower, frozen.image, top[0]):
                 images = self._features("images", frozen.image, partial(model.image_tower.features, images))
-            if _stops(model.text_tower, frozen.text, settings.text_tower):
+            if ends_at(model.text_tower, frozen.text, top[1]):
                 given = noise.texts, noise.mask, noise.groups
                 texts = self._features("texts", frozen.text, partial(model.text_tower.features, *given))
         return _repeated(replace(noise, images=images, texts=texts), settings.batch_size)
 
+    def seconds_of(self, side: str) -> float:
+        """Return the seconds that the features of a side took for an image."""
+        return sum(taken for (name, _), taken in self.seconds.items() if name == side) / len(self._noise.images)
+
     def _features(self, name: str, whole: bool, compute: Callable[[], Tensor]) -> Tensor:
         with inference(self._model, self._device, choose_precision(self._params.train.precision, self._device)):
-            if (name, whole) not in self._known:
-                self._known.add((name, whole))
-                getattr(self, name).append(_seconds(compute, self._device))
+            if (name, whole) not in self.seconds:
+                self.seconds[name, whole] = _seconds(compute, self._device)
             features = compute()
         # A tensor of inference mode cannot be saved for a gradient.
         return features.clone()
-
-
-def _stops(tower: Tower, frozen: bool, settings: TowerTraining) -> bool:
-    """Let the tower's features end where its frozen layers end; return False where there are none."""
-    if frozen:
-        tower.join()
-        return True
-    return settings.top_layers is not None and tower.split(settings.top_layers)
 
 
 def _train(step: TrainingStep, optimizer: torch.optim.Optimizer, batch: Batch, params: Params) -> None:

@@ -12,7 +12,7 @@ from diptych.config import Params, load_params
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, remove
 from diptych.project.environment import enter
-from diptych.project.params import read_params, refuse_lost_edits, take_advice
+from diptych.project.params import read_params, refuse_lost_edits
 from diptych.project.processes import holding
 
 if TYPE_CHECKING:
@@ -48,10 +48,9 @@ def advise(minutes: int, measured_minutes: int | None, write: bool, as_json: boo
         if write:
             refuse_lost_edits(workspace)
         proposal, needed, measured = _advise(workspace, minutes, measured_minutes)
-        with atomic_path(workspace.advised) as temporary:
-            temporary.write_text(proposal.to_yaml(), encoding="utf-8")
-        if write:
-            take_advice(workspace)
+        for path in (workspace.advised, *([workspace.params] if write else [])):
+            with atomic_path(path) as temporary:
+                temporary.write_text(proposal.to_yaml(), encoding="utf-8")
     content: dict[str, Any] = {
         "preset": proposal.preset,
         "choices": {choice.key: {"value": choice.value, "reason": choice.reason} for choice in proposal.choices},
@@ -84,7 +83,7 @@ def _read_preset(workspace: Workspace, name: str) -> Params:
 
 def _advise(workspace: Workspace, minutes: int, measured_minutes: int | None) -> tuple[Proposal, float, list[Measured]]:
     """Return the proposal, the minutes that training its towers takes, and what was measured."""
-    from diptych.advice.facts import caption_lengths, find_towers, read_facts
+    from diptych.advice.facts import find_towers, read_facts
     from diptych.advice.fitting import fit
     from diptych.advice.measuring import best_of, measure
     from diptych.advice.recipe import FROM_SCRATCH, PRETRAINED, propose, train_images
@@ -97,8 +96,7 @@ def _advise(workspace: Workspace, minutes: int, measured_minutes: int | None) ->
     proposal = propose(facts, towers, presets, present)
     params, images = proposal.params, train_images(facts, proposal.params)
     device = prepare(params.device, params.threads)
-    lengths = sorted(caption_lengths(facts, params))
-    speed = measure_speed(params, min(int(lengths[len(lengths) // 2]), params.preprocess.max_tokens), device)
+    speed = measure_speed(params, proposal.caption_tokens, device)
     proposal = fit(proposal, speed, images, minutes)
     measured: list[Measured] = []
     if measured_minutes is not None:

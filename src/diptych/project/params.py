@@ -46,12 +46,6 @@ def use_preset(workspace: Workspace, name: str) -> None:
         temporary.write_bytes(known[name])
 
 
-def take_advice(workspace: Workspace) -> None:
-    """Copy the advised settings to params.yaml; call `refuse_lost_edits` before they are made."""
-    with atomic_path(workspace.params) as temporary:
-        temporary.write_bytes(workspace.advised.read_bytes())
-
-
 def sealed(text: str) -> str:
     """Return the settings `text` after a line with its SHA-256, by which a file without edits is known."""
     return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"

@@ -81,7 +81,7 @@ class TrainingInputs:
         self._images = self._mirrored = None
         top_layers = self._settings.image_tower.top_layers
         varied = self._settings.images_vary and not frozen.encoders
-        if varied or not _ends_at(tower, frozen.image, top_layers):
+        if varied or not ends_at(tower, frozen.image, top_layers):
             return
         if frozen.encoders and _splits(tower, top_layers):
             self._images = cache.images(tower, self._splits, whole=True)
@@ -94,7 +94,7 @@ class TrainingInputs:
     def _keep_texts(self, cache: FeatureCache, tower: TextTower, frozen: Frozen) -> None:
         self._texts = None
         top_layers = self._settings.text_tower.top_layers
-        if not _ends_at(tower, frozen.text, top_layers):
+        if not ends_at(tower, frozen.text, top_layers):
             return
         if frozen.encoders and _splits(tower, top_layers):
             self._texts = cache.texts(tower, self._splits, whole=True)
@@ -102,7 +102,7 @@ class TrainingInputs:
         self._texts = self._texts or cache.texts(tower, self._splits)
 
 
-def _ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
+def ends_at(tower: Tower, frozen: bool, top_layers: int | None) -> bool:
     """Let the tower's features end where its frozen layers end; return False if it cannot be split there."""
     if frozen:
         tower.join()
