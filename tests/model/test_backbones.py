@@ -70,12 +70,13 @@ def test_a_pickle_is_never_read(bert: Path) -> None:
     [
         ("num_hidden_layers", 3, r"lacks encoder\.layer\.2"),
         ("num_hidden_layers", 1, r"has no place for .*: encoder\.layer\.1.* and 11 more"),
+        ("num_hidden_layers", "many", r"does not hold a transformers model .*'num_hidden_layers'"),
         ("vocab_size", 60, r"word_embeddings\.weight of shape \(50, 16\), but .* \(60, 16\)"),
     ],
-    ids=["missing", "foreign", "of another shape"],
+    ids=["missing", "foreign", "of another type", "of another shape"],
 )
 def test_weights_that_the_configuration_does_not_fit_are_an_error_that_names_them(
-    bert: Path, field: str, value: int, message: str
+    bert: Path, field: str, value: object, message: str
 ) -> None:
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(config | {field: value}))

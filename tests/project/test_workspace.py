@@ -92,6 +92,16 @@ def test_a_project_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monk
         pass
 
 
+def test_a_file_where_the_project_keeps_its_files_is_told(tmp_path):
+    (tmp_path / ".diptych").touch()
+
+    with (
+        pytest.raises(DiptychError, match=r"\.diptych cannot be written: File exists.*move this file away"),
+        Workspace(tmp_path).held("diptych run"),
+    ):
+        pass
+
+
 def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -18,7 +18,8 @@ from diptych.retrieval.reranking import Directed, Weights
 from diptych.retrieval.uncertainty import Gain, judge
 
 CPU = torch.device("cpu")
-SETTING = Setting("test", {"Weights": "abc123"}, 4, Directed(Weights(1.0, 0.5), Weights(0.0, 2.0)))
+WEIGHTS = Directed(Weights(1.0, 0.5), Weights(0.0, 2.0))
+SETTING = Setting("test", {"Weights": "abc123"}, 4, WEIGHTS)
 COLUMNS = [f"val_{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
 HISTORY = (
     "epoch,loss,contrastive,itm,learning_rate,temperature,val_rsum,"
@@ -33,7 +34,7 @@ def render(tmp_path, model, split, querybank):
     def render(history=(), setting=SETTING, change=lambda *both: None):
         embedded = embed_split(model, split, batch_size=4, device=CPU)
         evaluation = evaluate_gallery(
-            model, embedded.biased(querybank, model.logit_scale.item()), top_k=4, weights=SETTING.weights, device=CPU
+            model, embedded.biased(querybank, model.logit_scale.item()), top_k=4, weights=WEIGHTS, device=CPU
         )
         uncertainty = judge(evaluation.ranks, split.image_of_caption)
         change(evaluation, uncertainty)
@@ -141,6 +142,12 @@ def test_what_each_stage_brings_is_said_as_it_is(render, undrawn, gain, words):
     page = " ".join(render(change=change).split())
     assert f"queries in general, which {words}" in page
     assert f"no weight. That {words}" in page
+
+
+def test_of_a_fusion_that_was_not_trained_the_page_says_only_that(render, undrawn):
+    page = render(setting=SETTING._replace(weights=None))
+    assert "No fusion was trained" in page
+    assert "best items of each query" not in page
 
 
 def test_folds_have_a_table_of_their_own(render, page, split, monkeypatch, undrawn):

@@ -275,6 +275,13 @@ def test_without_baselines_there_is_no_ladder(workspace: Workspace, undrawn: Non
     assert "Joint modelling" not in page
 
 
+def test_a_fusion_that_was_not_trained_is_no_part_of_the_claims(workspace: Workspace, undrawn: None) -> None:
+    run(workspace, params(train={"objectives": {"itm": 0.0}}))
+    claims = [verdict["claim"] for verdict in json.loads((workspace.reports / "ladder.json").read_text())["verdicts"]]
+    assert claims == ["Joint modelling beats single-modality methods", "Towers that learn beat frozen ones"]
+    assert "No fusion was trained" in (workspace.reports / "report.html").read_text()
+
+
 def test_failures_are_told_in_numbers_and_pictures(evaluated: Evaluated) -> None:
     failures = evaluated.json("failures")
     attributes = {one["attribute"] for one in failures["slices"]}

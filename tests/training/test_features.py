@@ -287,7 +287,7 @@ def test_parts_share_features_that_are_those_of_their_own(
     whole, parts = prepared.part(np.arange(12)), [prepared.part(np.arange(first, 12, 2)) for first in (0, 1)]
     stored = []
     for part in parts:
-        shared = SharedFeatures(whole, cache(kept))
+        shared = SharedFeatures(whole, kept, limit_gib=1.0, device=CPU, precision="no")
         stored.append((images_of(shared, model, part)[0], texts_of(shared, model, part)[0]))
     assert [counts["items"] for counts in computed] == [len(whole), len(whole.captions)]
     for part, (images, texts) in zip(parts, stored, strict=True):

@@ -82,7 +82,7 @@ def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
         configuration = AutoConfig.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each architecture checks its fields differently
         raise DiptychError(f"{lacking} ({error}). {advice}") from None
     vocabulary_size = getattr(configuration, "vocab_size", len(tokenizer))
     if not vocabulary_size / 2 < len(tokenizer) <= vocabulary_size:

@@ -20,6 +20,7 @@ _UNWRITABLE = {
     errno.EROFS: "A run writes into the project: mount it writable, or clone it to another folder.",
     errno.EACCES: _OF_ANOTHER,
     errno.EPERM: _OF_ANOTHER,
+    errno.EEXIST: "A run keeps its files in a folder of that name: move this file away.",
     errno.ENOLCK: "Its file system has no locks: mount it with them, or clone the project to a local disk.",
     errno.ENOSYS: "Its file system has no locks: mount it with them, or clone the project to a local disk.",
 }

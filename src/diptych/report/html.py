@@ -75,8 +75,8 @@ class Setting(NamedTuple):
     """SHA-256 of everything that the figures depend on, by name."""
     top_k: int = 0
     """Number of candidates that were re-ranked; 0 without re-ranking."""
-    weights: Directed = Directed()
-    """Weights of the re-ranking."""
+    weights: Directed | None = None
+    """Weights of the re-ranking; None where no fusion was trained."""
 
 
 def write_report(

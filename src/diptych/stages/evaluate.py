@@ -43,15 +43,17 @@ def run(workspace: Workspace, params: Params) -> None:
     evaluation = retriever.evaluate(embedded, params.evaluate.top_k)
     add_extended(evaluation, split.image_ids, split.caption_ids)
     chance = chance_metrics(split.image_of_caption, len(split))
-    comparison = _compare(workspace, evaluation, split, chance)
+    fusion_learned = params.train.objectives.itm > 0
+    comparison = _compare(workspace, evaluation, split, chance, fusion_learned=fusion_learned)
     failures = find_failures(evaluation, split.image_of_caption, split.captions, *attributes(workspace.manifest, split))
     _write_files(workspace.reports, evaluation, comparison, failures)
     highlight = highlighter(retriever, embedded, split.captions)
     findings = Findings(evaluation, comparison.uncertainty, failures, comparison.rungs, comparison.verdicts, highlight)
-    setting = Setting(params.data.splits.test, _made_of(workspace), params.evaluate.top_k, retriever.weights)
+    weights = retriever.weights if fusion_learned else None
+    setting = Setting(params.data.splits.test, _made_of(workspace), params.evaluate.top_k, weights)
     history = read_history(workspace.reports / "training.csv")
     write_report(workspace.reports / "report.html", split, findings, setting, history, params.evaluate.report_queries)
-    _log_summary(evaluation, comparison, chance, setting.split, queries=len(split) + len(split.captions))
+    _log_summary(evaluation, comparison, chance, setting, queries=len(split) + len(split.captions))
 
 
 class _Comparison(NamedTuple):
@@ -63,7 +65,9 @@ class _Comparison(NamedTuple):
     verdicts: list[Verdict]
 
 
-def _compare(workspace: Workspace, evaluation: Evaluation, split: PreparedSplit, chance: Metrics) -> _Comparison:
+def _compare(
+    workspace: Workspace, evaluation: Evaluation, split: PreparedSplit, chance: Metrics, *, fusion_learned: bool
+) -> _Comparison:
     sizes = len(split), len(split.captions)
     compared = {**load_ranks(workspace.baselines, *sizes), **load_ranks(workspace.controls, *sizes)}
     uncertainty = judge({**compared, **evaluation.ranks}, split.image_of_caption)
@@ -71,7 +75,8 @@ def _compare(workspace: Workspace, evaluation: Evaluation, split: PreparedSplit,
     every = {**baselines, **evaluation.metrics}
     if not baselines:
         return _Comparison(baselines, uncertainty, [], [])
-    return _Comparison(baselines, uncertainty, rungs(every, uncertainty, chance), verdicts(every, uncertainty))
+    claims = verdicts(every, uncertainty, fusion_learned=fusion_learned)
+    return _Comparison(baselines, uncertainty, rungs(every, uncertainty, chance), claims)
 
 
 def _write_files(reports: Path, evaluation: Evaluation, comparison: _Comparison, failures: Failures) -> None:
@@ -85,11 +90,16 @@ def _write_files(reports: Path, evaluation: Evaluation, comparison: _Comparison,
     _write_similarities(reports / "plots" / "similarities.csv", evaluation.similarities)
 
 
-def _log_summary(evaluation: Evaluation, comparison: _Comparison, chance: Metrics, split: str, *, queries: int) -> None:
+def _log_summary(
+    evaluation: Evaluation, comparison: _Comparison, chance: Metrics, setting: Setting, *, queries: int
+) -> None:
     uncertainty = comparison.uncertainty
-    log.info("%s", table(evaluation, uncertainty, chance, split))
-    gain = uncertainty.gains["reranked"]["qb_norm"].rsum
-    log.info("Re-ranking: %.1f ms a query for %+.1f RSUM", 1000 * evaluation.reranking_seconds / queries, gain)
+    log.info("%s", table(evaluation, uncertainty, chance, setting.split))
+    if setting.weights is None:
+        log.info("No fusion was trained (train.objectives.itm is 0), so nothing is re-ranked.")
+    else:
+        gain = uncertainty.gains["reranked"]["qb_norm"].rsum
+        log.info("Re-ranking: %.1f ms a query for %+.1f RSUM", 1000 * evaluation.reranking_seconds / queries, gain)
     if not is_better_than_chance(evaluation.metrics, uncertainty, chance):
         log.warning("The model may be no better than chance: train it longer, or on more images.")
     for line in in_words(comparison.verdicts):

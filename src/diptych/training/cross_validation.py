@@ -22,7 +22,7 @@ from diptych.retrieval.evaluation import evaluate_gallery
 from diptych.retrieval.ranking import Ranks
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.controls import Controls
-from diptych.training.features import FeatureCache, SharedFeatures
+from diptych.training.features import SharedFeatures
 from diptych.training.finishing import finish
 from diptych.training.inputs import TrainingInputs
 from diptych.training.loop import Setup, Trainer
@@ -103,5 +103,4 @@ class CrossValidation:
     def _features(self, params: Params) -> SharedFeatures:
         precision = choose_precision(params.train.precision, self._device)
         limit = params.train.features_gib
-        cache = FeatureCache(self._cache, limit_gib=limit, device=self._device, precision=precision)
-        return SharedFeatures(self._whole, cache)
+        return SharedFeatures(self._whole, self._cache, limit_gib=limit, device=self._device, precision=precision)

@@ -175,11 +175,13 @@ class SharedFeatures(FeatureCache):
 
     Args:
         whole: holds the images and captions of all splits that features are asked for.
-        cache: stores the features of `whole`.
+        folder, limit_gib, device, precision: as those of a `FeatureCache`.
     """
 
-    def __init__(self, whole: PreparedSplit, cache: FeatureCache) -> None:
-        self.files, self.computing = cache.files, cache.computing
+    def __init__(
+        self, whole: PreparedSplit, folder: Path, *, limit_gib: float, device: torch.device, precision: Precision
+    ) -> None:
+        super().__init__(folder, limit_gib=limit_gib, device=device, precision=precision)
         self._whole = whole
 
     def images(
