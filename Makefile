@@ -20,7 +20,7 @@ INSTALL = printf '%s\n' $(1) | $(UV) pip install --quiet --compile-bytecode --co
 LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run test test-fast lint audit benchmarks lock afresh
+.PHONY: help setup run search test test-fast lint audit benchmarks lock afresh
 
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -32,6 +32,10 @@ setup: $(VENV)/.installed $(if $(GPU),$(VENV)/.installed-gpu) ## Create .venv wi
 
 run: setup ## Run the whole chain on params.yaml
 	$(BIN)/diptych run
+
+search: setup ## Index the dataset with the model at hand, and open the search page
+	$(BIN)/diptych index
+	$(BIN)/diptych serve --open
 
 test: lint ## Check types and style, and run all tests with coverage
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered

@@ -1,4 +1,4 @@
-"""The retrain flow: inbox, data, validate, preprocess, baselines, train, controls, evaluate, register, share, gate.
+"""The retrain flow: inbox, data, the stages of dvc.yaml, register, share, gate, index.
 
 `diptych run` starts it; so does a Prefect worker, by the deployment in prefect.yaml. The flow decides when things run
 and shows what they did. DVC knows what depends on what, and what is already computed. A stage's work is in the package.
@@ -79,6 +79,7 @@ def retrain(
             summary |= register_model(workspace)
             share(workspace)
             summary["decision"] = decide(workspace, summary["version"]["version"], promotion)
+            index(workspace)
         record_drops(workspace)
         publish_summary(summary)
         if "version" in summary:
@@ -236,6 +237,26 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
         outcome, why = considered.outcome, considered.reason
     champion = model.champion()
     return {"outcome": outcome, "why": why, "champion": champion.version if champion else None}
+
+
+@task(name="index", task_run_name="index", cache_policy=NO_CACHE, persist_result=False)
+def index(workspace: Workspace) -> None:
+    """Bring the champion's indexes up to date with the collections, where there are any.
+
+    A version that the gate has promoted was indexed before. One that is no champion leaves the champion's indexes older
+    than a dataset that has grown.
+    """
+    from diptych.registry.registered_model import RegisteredModel
+    from diptych.registry.serving import open_store, refresh_indexes
+
+    params = read_params(workspace)
+    if not open_store(workspace).collections():
+        return
+    model = RegisteredModel.of(workspace, params)
+    if (champion := model.champion()) is not None:
+        with model.fetched(champion) as folder:
+            for name, outcome in refresh_indexes(workspace, params, folder).items():
+                get_run_logger().info("%s: %s", name, outcome.describe())
 
 
 @task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -28,9 +29,11 @@ def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
     workspace = enter()
     from diptych.registry.promotion import roll_back
     from diptych.registry.registered_model import RegisteredModel
+    from diptych.registry.serving import refresh_indexes
 
-    model = RegisteredModel.of(workspace, read_params(workspace))
-    change = roll_back(model, to, why=reason)
+    params = read_params(workspace)
+    model = RegisteredModel.of(workspace, params)
+    change = roll_back(model, to, why=reason, prepare=partial(refresh_indexes, workspace, params))
     message = f"{change.describe()}: {reason}"
     get_run_logger().info(message)
     show_summary([message], {})

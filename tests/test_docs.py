@@ -22,7 +22,7 @@ BLOCKS = [
     (language, block) for text in TEXT.values() for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.S)
 ]
 COMMANDS = sorted({line for language, block in BLOCKS if language == "sh" for line in block.splitlines()})
-SERVERS = ("mlflow ui", "prefect ", "diptych deploy", "diptych schedule")
+SERVERS = ("mlflow ui", "prefect ", "diptych deploy", "diptych schedule", "diptych serve")
 """These need a server, or are one; what is checked of them is that they have the options."""
 OFFLINE = "diptych weights offline"
 ALREADY_RUN = "diptych run --preset tiny"
@@ -32,7 +32,7 @@ DROPPED = "diptych run --inbox inbox --promotion auto"
 ANEW = "diptych reproduce challenger"
 """All stages once more: tests/pipeline/test_reproduction.py runs it."""
 EVALUATIONS = [command for command in COMMANDS if command.startswith("diptych evaluate")]
-STORIES = ("docs/registry.md", "docs/tutorial.md")
+STORIES = ("docs/registry.md", "docs/searching.md", "docs/tutorial.md")
 """Pages whose commands are told in order, each after those before it."""
 TOLD = {
     page: [line for block in re.findall(r"```sh\n(.*?)```", TEXT[page], re.S) for line in block.splitlines()]
@@ -182,6 +182,17 @@ def test_the_retriever_is_used_as_the_readme_says(chain: Clone, tmp_path: Path) 
         Image.new("RGB", (64, 64), (80 * number, 90, 120)).save(copy.root / "photos" / f"{number}.jpg")
     printed = copy.example(example.replace("diptych-first@champion", "diptych-tiny@challenger"))
     assert re.search(r"photos/[012]\.jpg", printed)
+
+
+@pytest.mark.slow
+def test_collections_are_indexed_as_written(chain: Clone, sources: Path, tmp_path: Path) -> None:
+    copy = chain.copy(tmp_path / "copy")
+    shutil.copytree(sources / "photos", copy.root / "photos")
+    (copy.root / "files.csv").write_text("file,caption,year\nphotos/1.png,a photo,2020\nphotos/2.png,,2021\n")
+    told = [line for line in TOLD["docs/searching.md"] if not line.startswith(SERVERS)]
+    assert len(told) == 4
+    for command in told:
+        assert "images indexed: " in copy.command(*shlex.split(command)), command
 
 
 @pytest.mark.slow

@@ -82,6 +82,16 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.embedding)
 
+    def part(self, item: int) -> Encoded:
+        """Return item `item` by itself."""
+        one = slice(item, item + 1)
+        embedding, bias = self.embedding[one], self.bias[one]
+        if self.offsets is None:
+            return Encoded(embedding, bias, None if self.tokens is None else self.tokens[one])
+        start, end = self.offsets[item], self.offsets[item + 1]
+        tokens = None if self.tokens is None else self.tokens[start:end]
+        return Encoded(embedding, bias, tokens, self.offsets[item : item + 2] - start)
+
 
 class PairScores(NamedTuple):
     """The scores of P pairs, each float32 (P,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -71,10 +72,11 @@ def rollback(name: str | None, target: str | None, reason: str, as_json: bool) -
     """Make the champion before the present one the champion again."""
     if not reason.strip():
         raise click.UsageError("--reason must not be empty: the history stores it.")
-    _, _, model = _enter(name)
+    workspace, params, model = _enter(name)
     from diptych.registry.promotion import roll_back
+    from diptych.registry.serving import refresh_indexes
 
-    change = roll_back(model, target, why=reason)
+    change = roll_back(model, target, why=reason, prepare=partial(refresh_indexes, workspace, params))
     print_result({**change.version.to_json(), "before": change.before}, f"{change.describe()}.", as_json)
 
 

@@ -20,7 +20,6 @@ from diptych.errors import DiptychError, printable
 
 CAPTIONS = (CAPTIONS_FILE, "captions.csv", "captions.tsv")
 """Names of a captions file; a drop holds one of them."""
-S3 = "s3://"
 _CONTROL = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories that no name in a drop may have. Unusual spaces and joiners are allowed: screenshots and emoji."""
 _LONGEST_NAME = 255

@@ -17,7 +17,7 @@ from diptych.data.growth import Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary, import_coco, import_table
 from diptych.errors import DiptychError, some
-from diptych.inbox.drops import CAPTIONS, S3, ChangedError, Drop, Inbox
+from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox
 from diptych.inbox.folder import FolderInbox
 from diptych.inbox.ledger import DropResult, new_drops, record_result
 from diptych.inbox.s3 import S3Inbox
@@ -25,6 +25,7 @@ from diptych.project import dvc
 from diptych.project.changing import changing, recover
 from diptych.project.dataset import fetch_dataset, record_dataset
 from diptych.project.workspace import Workspace
+from diptych.remote import S3
 
 RULES = Rules(keep_split=True, onto_scenes="add")
 """Rules that need no answer from a person: known images stay in their split, and drops are added to scenes."""

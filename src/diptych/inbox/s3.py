@@ -1,12 +1,7 @@
-"""An inbox in S3, or in another store with its protocol.
-
-AWS_ENDPOINT_URL and the other usual variables name the server and the user. Drops are fetched one at a time into a
-folder of the project.
-"""
+"""An inbox in S3. Drops are fetched one at a time into a folder of the project."""
 
 from __future__ import annotations
 
-import errno
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +10,9 @@ from typing import Any
 
 from diptych.errors import DiptychError
 from diptych.files import remove
-from diptych.inbox.drops import CAPTIONS, S3, ChangedError, Drop, Inbox, make_drop, may_be_drop, name_problem
+from diptych.inbox.drops import CAPTIONS, ChangedError, Drop, Inbox, make_drop, may_be_drop, name_problem
+from diptych.remote import S3, errors_explained, file_system
 
-_LOCAL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
 _VERSION = "?versionId="
 
 
@@ -34,7 +29,7 @@ class S3Inbox(Inbox):
         if not address.removeprefix(S3).strip("/"):
             raise DiptychError(f"The inbox {address} names no bucket: s3://bucket/prefix is needed.")
         self._root = self.address.removeprefix(S3) + "/"
-        self._files = _file_system()
+        self._files = file_system("An inbox")
 
     def drops(self) -> list[Drop]:
         """Return the complete drops, as `Inbox`."""
@@ -70,7 +65,7 @@ class S3Inbox(Inbox):
         self._require_unchanged(drop)
         keys = [f"{self._root}{drop.folder}/{name}" for name in drop.files]
         try:
-            with self._errors_explained():
+            with errors_explained(f"The inbox {self.address}"):
                 self._files.get(keys, [str(target / name) for name in drop.files])
         except DiptychError:
             # An object may have been deleted meanwhile, which is a change of the drop and no fault of the server.
@@ -84,7 +79,7 @@ class S3Inbox(Inbox):
 
     def _list(self, prefix: str) -> list[tuple[str, str]]:
         """Return the files below `prefix`, without placeholders of folders: name in the inbox, then size and etag."""
-        with self._errors_explained():
+        with errors_explained(f"The inbox {self.address}"):
             objects: dict[str, dict[str, Any]] = self._files.find(prefix, detail=True)
         return [
             (key.removeprefix(self._root), f"{info['size']} {info['ETag']}")
@@ -92,31 +87,8 @@ class S3Inbox(Inbox):
             if key.startswith(prefix) and info["type"] == "file" and not key.endswith("/")
         ]
 
-    @contextmanager
-    def _errors_explained(self) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
-
-        try:
-            yield
-        except (OSError, BotoCoreError, ClientError) as error:
-            if isinstance(error, OSError) and error.errno in _LOCAL_DISK and error.filename:
-                raise
-            raise DiptychError(
-                f"The inbox {self.address} cannot be read: {error}. "
-                "Check its name, AWS_ENDPOINT_URL and the credentials."
-            ) from None
-
 
 def _versioned(names: Iterable[str]) -> str:
     """Return the problem of the first of `names` that s3fs reads as a version of another object; empty if none is."""
     name = next((name for name in names if _VERSION in name), None)
     return f"The name {name!r} has {_VERSION} in it, which stands for a version of an object." if name else ""
-
-
-def _file_system() -> Any:
-    try:
-        from s3fs import S3FileSystem  # type: ignore[import-untyped]
-    except ImportError:
-        raise DiptychError("An inbox in S3 needs s3fs: install diptych with its extra `stack`.") from None
-    # Each run has to see what is there now.
-    return S3FileSystem(use_listings_cache=False, skip_instance_cache=True)

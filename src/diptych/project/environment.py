@@ -42,6 +42,8 @@ DEFAULTS = {
     # With a server MLflow prints the address of each run, also where stdout is for JSON.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    # Lance warns of each table that it makes.
+    "LANCE_LOG": "error",
 }
 
 _USUAL_THRESHOLDS = gc.get_threshold()

@@ -78,6 +78,8 @@ class Workspace:
     """The settings that `diptych advise` last proposed."""
     features = _Within(".diptych/cache/features")
     """Features of frozen towers, of all runs."""
+    search = _Within(".diptych/search")
+    """Indexes of collections, where DIPTYCH_SEARCH names no other place."""
     unsent = _Within(".diptych/unsent")
     """Figures of trainings that MLflow does not have yet."""
     journal = _Within(".diptych/taking.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Gate, Params
@@ -10,6 +11,7 @@ from diptych.project.workspace import Workspace
 from diptych.registry.history import effective_events, history
 from diptych.registry.promotion import promote, reject
 from diptych.registry.registered_model import RegisteredModel, Version
+from diptych.registry.serving import refresh_indexes
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
@@ -91,7 +93,8 @@ def gate_and_promote(
         outcome: Outcome = "accepted" if decision.accepted else "rejected"
     elif decision.accepted or force:
         # A forced promotion may replace another champion than the gate measured.
-        before = promote(model, version, decision, why=why, forced=force and not decision.accepted)
+        prepare = partial(refresh_indexes, workspace, params)
+        before = promote(model, version, decision, why=why, forced=force and not decision.accepted, prepare=prepare)
         outcome = "promoted"
     else:
         outcome = "rejected"

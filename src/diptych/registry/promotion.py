@@ -6,6 +6,8 @@ then moves the alias in one call, so that there is a champion at every moment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.errors import DiptychError
@@ -15,6 +17,9 @@ from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredMode
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
+
+Prepare = Callable[[Path], object]
+"""What has to succeed with a model's folder before it becomes champion, such as bringing its indexes up to date."""
 
 
 class ChampionChange(NamedTuple):
@@ -31,11 +36,17 @@ class ChampionChange(NamedTuple):
 
 
 def promote(
-    model: RegisteredModel, version: Version, decision: Decision, *, why: str = "", forced: bool = False
+    model: RegisteredModel,
+    version: Version,
+    decision: Decision,
+    *,
+    why: str = "",
+    forced: bool = False,
+    prepare: Prepare | None = None,
 ) -> str | None:
     """Make `version` the champion, and return the number of the champion that it replaces; None where there is none.
 
-    Where the `decision` of the gate is to reject it, only `forced` promotes.
+    Where the `decision` of the gate is to reject it, only `forced` promotes. Where `prepare` fails, nothing changes.
 
     Raises:
         DiptychError: the gate refuses, or another version has become champion since it compared with the one before.
@@ -48,6 +59,9 @@ def promote(
         if not forced:
             _require_acceptance(decision, version, champion, model)
         reason = why.strip() or decision.summary
+        if prepare is not None:
+            with model.fetched(version) as folder:
+                prepare(folder)
         _move(model, version.version, Event("promoted", champion, version.version, reason, decision.figures(), forced))
     return champion
 
@@ -60,8 +74,10 @@ def reject(model: RegisteredModel, version: Version, decision: Decision) -> None
         record(model, Event("rejected", champion, version.version, decision.summary, decision.figures()))
 
 
-def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> ChampionChange:
-    """Make an earlier champion the champion again: the last one, or the version `to`.
+def roll_back(
+    model: RegisteredModel, to: str | None = None, *, why: str, prepare: Prepare | None = None
+) -> ChampionChange:
+    """Make an earlier champion the champion again: the last one, or the version `to`; not where `prepare` fails.
 
     Raises:
         DiptychError: there is none, or its package is gone or damaged.
@@ -71,7 +87,9 @@ def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> Cha
         champion = model.aliases().get(CHAMPION)
         target = _target(model, rollback_targets(model, history(model), champion), to, champion)
         version = model.find(target)
-        with model.fetched(version):
+        with model.fetched(version) as folder:
+            if prepare is not None:
+                prepare(folder)
             _move(model, target, Event("rolled back", champion, target, why.strip()))
     # MLflow may fail from now on, and the rollback is done: its aliases are known without another request.
     aliases = {*version.aliases, CHAMPION} - {PREVIOUS}

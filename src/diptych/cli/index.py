@@ -1,0 +1,113 @@
+"""`diptych index`: bring the index of a collection up to date with a model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from diptych.cli.console import print_result
+from diptych.errors import DiptychError
+from diptych.project.environment import enter
+
+if TYPE_CHECKING:
+    from diptych.project.workspace import Workspace
+    from diptych.serving.collections import Source
+    from diptych.serving.store import Store
+
+log = logging.getLogger(__name__)
+_SHOWN = 3
+COLLECTION = click.option("--collection", metavar="NAME", default="dataset", show_default=True, help="The collection.")
+
+
+@click.command()
+@click.argument("version", required=False)
+@COLLECTION
+@click.option("--images", metavar="FOLDER|s3://…", help="Index the image files below it.")
+@click.option(
+    "--table",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Index the files of a CSV or Parquet table: column `file`, captions, and attributes to filter by.",
+)
+@click.option("--split", default="", help="Index this split of the dataset alone.")
+@click.option("--rerank/--no-rerank", default=None, help="Keep what re-ranking reads; default: if the model re-ranks.")
+@click.option("--remove", is_flag=True, help="Remove the collection with all its indexes; the images stay.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def index(
+    version: str | None,
+    collection: str,
+    images: str | None,
+    table: Path | None,
+    split: str,
+    rerank: bool | None,
+    remove: bool,
+    as_json: bool,
+) -> None:
+    """Index a collection with VERSION: a number, an alias or a folder; default: the champion, or else the challenger.
+
+    The dataset is the collection by default. Another one is made by --images or --table, and needs them only then.
+    Images that are indexed already are not embedded again.
+    """
+    workspace = enter()
+    from diptych.project.params import read_params
+    from diptych.registry.serving import located, open_store
+
+    store = open_store(workspace)
+    if remove:
+        if store.collection(collection) is None:
+            raise DiptychError(f"There is no collection {collection}. {_known(store)}")
+        with store.held(collection):
+            store.remove(collection)
+        print_result({"removed": collection}, f"The collection {collection} is removed.", as_json)
+        return
+    source = _source(store, workspace, collection, images, table, split)
+    from diptych.model.device import prepare
+    from diptych.model.package import weights_sha256
+    from diptych.retriever import Retriever
+    from diptych.serving.indexing import update_index
+
+    params = read_params(workspace)
+    device = str(prepare(params.device, params.threads))
+    started = time.perf_counter()
+    with located(workspace, params, version) as (folder, title):
+        retriever = Retriever.load(folder, device, params.evaluate.batch_size)
+        model = weights_sha256(folder)
+    summary = update_index(store, collection, source, retriever, model, rerank=rerank)
+    for path, reason in summary.unreadable[:_SHOWN]:
+        log.warning("%s is left out: %s", path, reason)
+    text = (
+        f"{collection}, {title}: {summary.describe()}, in {time.perf_counter() - started:.1f} s. "
+        f"`diptych serve --collection {collection}` searches them."
+    )
+    print_result({"collection": collection, "model": title, **summary.to_json()}, text, as_json)
+
+
+def _source(
+    store: Store, workspace: Workspace, collection: str, images: str | None, table: Path | None, split: str
+) -> Source:
+    """Return the source that the options name, or the one that the collection was made from."""
+    from diptych.serving.collections import DATASET, DatasetSource, FilesSource, TableSource, open_source
+
+    if (images or table) and (collection == DATASET or split):
+        raise click.UsageError("--images and --table make a collection of their own: name it with --collection.")
+    if table:
+        return TableSource(table, images)
+    if images:
+        return FilesSource(images)
+    if collection == DATASET or split:
+        return DatasetSource(workspace.data, split)
+    known = store.collection(collection)
+    if known is None:
+        raise DiptychError(
+            f"There is no collection {collection}. {_known(store)} Make it from a folder with --images, or from a "
+            "table with --table."
+        )
+    return open_source(known.source)
+
+
+def _known(store: Store) -> str:
+    names = store.collections()
+    return f"There are: {', '.join(names)}." if names else "There are none yet."

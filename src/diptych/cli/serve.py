@@ -1,0 +1,72 @@
+"""`diptych serve`: search a collection in the browser, and by programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import webbrowser
+
+import click
+
+from diptych.cli.index import COLLECTION
+from diptych.errors import DiptychError
+from diptych.project.environment import enter
+
+log = logging.getLogger(__name__)
+TOKEN = "DIPTYCH_SEARCH_TOKEN"
+
+
+@click.command()
+@click.argument("version", required=False)
+@COLLECTION
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port.")
+@click.option(
+    "--limit", default=128, show_default=True, type=click.IntRange(1), help="Searches that may wait; others get 503."
+)
+@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
+@click.option("--every", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Seconds between two looks.")
+def serve(version: str | None, collection: str, host: str, port: int, limit: int, opens: bool, every: float) -> None:
+    """Serve the search page and the API for a collection that `diptych index` has indexed.
+
+    VERSION is a number, an alias or a folder; default: the champion, or else the challenger. A new champion whose index
+    is up to date takes over between two requests. DIPTYCH_SEARCH_TOKEN, if set, is asked of each request.
+    """
+    workspace = enter()
+    import uvicorn
+
+    from diptych.model.device import prepare
+    from diptych.project.params import read_params
+    from diptych.registry.serving import FollowedModels, open_store
+    from diptych.serving.app import make_app
+    from diptych.serving.following import Following
+
+    params = read_params(workspace)
+    device = str(prepare(params.device, params.threads))
+    models = FollowedModels(workspace, params, version, device)
+    following = Following(models, open_store(workspace), collection)
+    token = os.environ.get(TOKEN)
+    if host not in ("127.0.0.1", "localhost", "::1") and not token:
+        log.warning("Anybody who reaches %s can search, for %s is not set.", host, TOKEN)
+    following.refresh()
+    if following.served is None:
+        raise DiptychError(following.problem)
+    listening = _listen(host, port)
+    app = make_app(following, token=token, limit=limit, refresh_every=every)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    address = f"http://{host}:{listening.getsockname()[1]}/"
+    click.echo(f"Search at {address}, API at {address}docs. Ctrl-C ends it.")
+    if opens:
+        webbrowser.open(address)
+    server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise DiptychError(
+            f"{host}:{port} cannot be listened on: {error.strerror}. Choose another with --port."
+        ) from None
+    return listening

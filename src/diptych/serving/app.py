@@ -1,0 +1,291 @@
+"""The search service: an API for programs, and a page for people."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+
+from diptych import __version__
+from diptych.data.images import ImageError, open_image
+from diptych.errors import DiptychError
+from diptych.serving import worker
+from diptych.serving.filters import Filter, FilterError, Operator, parse_filter
+from diptych.serving.following import Following, Served
+from diptych.serving.limits import LimitedBody, RequiredToken
+from diptych.serving.measures import Measures
+from diptych.serving.page import Page
+from diptych.serving.requests import (
+    LONGEST_TEXT,
+    UPLOAD_PIXELS,
+    RequestError,
+    ask,
+    readable,
+    require_served,
+    uploaded,
+)
+from diptych.serving.worker import Answer, Worker
+
+MOST_RESULTS = 1_000
+_SHOWN_SIDE = 1_600
+"""Longest side in pixels of an image that is shown by itself."""
+_CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
+_SAFE = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_STATUS = {
+    FilterError: 422,
+    worker.NotInIndexError: 404,
+    worker.BusyError: 503,
+    worker.UnavailableError: 503,
+}
+"""Status of the answer to each error of a request; others are 400."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Condition(_Strict):
+    """Comparison of an attribute with a value."""
+
+    attribute: str
+    operator: Operator = "="
+    value: bool | int | float | str
+
+
+class SearchRequest(_Strict):
+    """A search: by `text`, or by `like`, the hash of an image of the collection."""
+
+    text: Annotated[str | None, Field(max_length=LONGEST_TEXT)] = None
+    like: str | None = None
+    k: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = 10
+    offset: Annotated[int, Field(ge=0, le=10**6)] = 0
+    filters: Annotated[list[Condition], Field(max_length=20)] = []
+    rerank: bool = True
+
+
+class Result(BaseModel):
+    """An image that was found."""
+
+    rank: int
+    score: float
+    hash: str
+    path: str
+    captions: list[str]
+    attributes: dict[str, bool | int | float | str | None]
+    width: int
+    height: int
+
+
+class SearchResponse(BaseModel):
+    """The results of a search, and what found them."""
+
+    model: str
+    weights: str
+    index_version: int
+    collection: str
+    total: int
+    """Number of images that pass the filters."""
+    reranked: int
+    """Number of first images that the fusion has re-ranked."""
+    milliseconds: dict[str, float]
+    results: list[Result]
+
+
+def make_app(
+    following: Following, *, token: str | None = None, limit: int = 128, refresh_every: float | None = 5.0
+) -> FastAPI:
+    """Return the ASGI application.
+
+    Args:
+        following: what is served.
+        token: token that each request has to bear; none by default.
+        limit: number of searches that may wait; to more of them the answer is 503.
+        refresh_every: seconds between two looks at the registry and the store; None for none.
+    """
+    searching = Worker(following, limit)
+    measures = Measures(following, searching)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_refresh(following, refresh_every)) if refresh_every else None
+        yield
+        if task:
+            task.cancel()
+        await asyncio.to_thread(searching.close)
+
+    app = FastAPI(title="diptych search", version=__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.following, app.state.worker, app.state.measures = following, searching, measures
+    app.add_middleware(LimitedBody)
+    if token:
+        app.add_middleware(RequiredToken, token=token)
+    _add_errors(app)
+    _add_observation(app, measures)
+    _add_service(app, following, measures)
+    _add_search(app, searching, measures)
+    _add_images(app, following)
+    Page(following, searching, measures).add_to(app)
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    return app
+
+
+async def _refresh(following: Following, every: float) -> None:
+    while True:
+        await asyncio.to_thread(following.refresh)
+        await asyncio.sleep(every)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(DiptychError)
+    async def explain(_: Request, error: DiptychError) -> JSONResponse:
+        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 400)
+        headers = {"Retry-After": "1"} if status == 503 else None
+        return JSONResponse({"detail": str(error)}, status, headers)
+
+
+def _add_observation(app: FastAPI, measures: Measures) -> None:
+    @app.middleware("http")
+    async def observe(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await answer(request)
+        route = request.scope.get("route")
+        measures.count(getattr(route, "path", "other"), response.status_code)
+        for name, value in _SAFE.items():
+            response.headers.setdefault(name, value)
+        return response
+
+
+def _add_service(app: FastAPI, following: Following, measures: Measures) -> None:
+    @app.get("/healthz", tags=["service"])
+    async def healthz() -> dict[str, str]:
+        """Say that the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["service"])
+    async def readyz(response: Response) -> dict[str, Any]:
+        """Say whether searches are answered, and why a newer model or index is not served."""
+        response.status_code = 200 if following.served else 503
+        return {"ready": following.served is not None, "problem": following.problem or None}
+
+    @app.get("/version", tags=["service"])
+    async def version() -> dict[str, Any]:
+        """Return the model and the index that answer now."""
+        served = require_served(following)
+        return {**_identity(served), "images": len(served.index), "diptych": __version__}
+
+    @app.get("/metrics", tags=["service"])
+    async def metrics() -> Response:
+        """Return measures for Prometheus."""
+        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_search(app: FastAPI, searching: Worker, measures: Measures) -> None:
+    async def respond(query: worker.Query) -> SearchResponse:
+        answer = await ask(searching, measures, query)
+        return _response(answer, query.offset)
+
+    @app.get("/search", tags=["search"])
+    async def search(
+        text: Annotated[str | None, Query(max_length=LONGEST_TEXT)] = None,
+        like: Annotated[str | None, Query(description="Hash of an image of the collection.")] = None,
+        k: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = 10,
+        offset: Annotated[int, Query(ge=0, le=10**6)] = 0,
+        filter: Annotated[list[str], Query(max_length=20, description="Such as folder=cats or year>=2010.")] = [],  # noqa: B006
+        rerank: bool = True,
+    ) -> SearchResponse:
+        """Find images by a text, or by an image of the collection."""
+        return await respond(_query(text, like, k, offset, [parse_filter(one) for one in filter], rerank))
+
+    @app.post("/search", tags=["search"])
+    async def search_by_json(request: SearchRequest) -> SearchResponse:
+        """Find images by a text, or by an image of the collection."""
+        filters = [Filter(one.attribute, one.operator, one.value) for one in request.filters]
+        return await respond(_query(request.text, request.like, request.k, request.offset, filters, request.rerank))
+
+    @app.post("/search/image", tags=["search"])
+    async def search_by_image(
+        image: Annotated[UploadFile, File(description="JPEG, PNG, GIF, WebP, BMP or TIFF.")],
+        k: Annotated[int, Form(ge=1, le=MOST_RESULTS)] = 10,
+        offset: Annotated[int, Form(ge=0, le=10**6)] = 0,
+        filter: Annotated[list[str], Form(max_length=20)] = [],  # noqa: B006
+    ) -> SearchResponse:
+        """Find images that are like an uploaded one."""
+        filters = [parse_filter(one) for one in filter]
+        return await respond(worker.Query(k=k, offset=offset, filters=filters, image=await uploaded(image)))
+
+
+def _add_images(app: FastAPI, following: Following) -> None:
+    @app.get("/images/{digest}", tags=["search"], response_class=Response)
+    async def image(digest: str, size: Annotated[str, Query(pattern="^(thumbnail|full)$")] = "thumbnail") -> Response:
+        """Return an image of the collection as JPEG: a thumbnail, or `full` with at most 1,600 pixels a side."""
+        return Response(
+            await asyncio.to_thread(_jpeg, require_served(following), digest, size),
+            media_type="image/jpeg",
+            headers=_CACHED,
+        )
+
+
+def _query(
+    text: str | None, like: str | None, k: int, offset: int, filters: list[Filter], rerank: bool
+) -> worker.Query:
+    if (text is None) == (like is None):
+        raise RequestError("Give either `text` or `like`, the hash of an image of the collection.")
+    clean = None if text is None else readable(text)
+    return worker.Query(k=k, offset=offset, filters=filters, rerank=rerank, text=clean, like=like)
+
+
+def _response(answer: Answer, offset: int) -> SearchResponse:
+    served, hits = answer.served, answer.hits
+    started = time.perf_counter()
+    records = served.index.records(hits.rows)
+    results = [
+        Result(rank=rank, score=float(score), **record._asdict())
+        for rank, (score, record) in enumerate(zip(hits.scores, records, strict=True), start=offset + 1)
+    ]
+    seconds = {**answer.seconds, "reading": time.perf_counter() - started}
+    return SearchResponse(
+        **_identity(served),
+        total=hits.total,
+        reranked=hits.reranked,
+        milliseconds={step: round(1000 * value, 3) for step, value in seconds.items()},
+        results=results,
+    )
+
+
+def _identity(served: Served) -> dict[str, Any]:
+    return {
+        "model": served.model.title,
+        "weights": served.model.weights,
+        "index_version": served.index_version,
+        "collection": served.index.collection,
+    }
+
+
+def _jpeg(served: Served, digest: str, size: str) -> bytes:
+    row = served.index.row_of(digest)
+    if row is None:
+        raise worker.NotInIndexError(f"The collection has no image {digest[:64]!r}.")
+    if size == "thumbnail":
+        return served.index.thumbnail(row)
+    record = served.index.records(np.array([row]))[0]
+    try:
+        image = open_image(served.index.original(record), UPLOAD_PIXELS)
+    except ImageError as error:
+        raise RequestError(f"The file of the image has changed and cannot be read: {error}.") from None
+    image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=88)
+    return content.getvalue()

@@ -1,0 +1,118 @@
+"""What is served: a model with the index that was made by it. Both change together, between two requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from diptych.errors import DiptychError
+from diptych.retriever import Retriever
+from diptych.serving.index import Index
+from diptych.serving.searcher import Searcher
+from diptych.serving.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class ModelKey(NamedTuple):
+    """Identity of a model."""
+
+    title: str
+    """Name and version, for people."""
+    weights: str
+    """SHA-256 of its weights."""
+
+
+class Models(Protocol):
+    """Where the model comes from that is to be served."""
+
+    def current(self) -> ModelKey:
+        """Return the model that is to be served now.
+
+        Raises:
+            DiptychError: there is none, or it cannot be asked for.
+        """
+
+    def load(self, key: ModelKey) -> Retriever:
+        """Load the model.
+
+        Raises:
+            DiptychError: it cannot be fetched.
+        """
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model and the index that was made by it."""
+
+    model: ModelKey
+    searcher: Searcher
+
+    @property
+    def index(self) -> Index:
+        """The index."""
+        return self.searcher.index
+
+    @property
+    def index_version(self) -> int:
+        """Version of the index's table."""
+        return self.index.state.version
+
+
+class Following:
+    """What is served at present, kept up to date with the registry and the store.
+
+    Attributes:
+        served: the model and index that answer now; None before the first.
+        problem: why a newer one is not served; empty if all is up to date.
+        since: time since which `served` answers, in seconds since 1970.
+    """
+
+    def __init__(self, models: Models, store: Store, collection: str) -> None:
+        self._models, self._store, self._collection = models, store, collection
+        self.served: Served | None = None
+        self.problem = ""
+        self.since = 0.0
+
+    def refresh(self) -> bool:
+        """Serve the present model and index if both are whole; return whether that is a change.
+
+        Otherwise what was served goes on, and `problem` says why.
+        """
+        try:
+            newer = self._newer()
+        except DiptychError as error:
+            if str(error) != self.problem:
+                log.warning("%s", error)
+            self.problem = str(error)
+            return False
+        except Exception as error:  # a server must not end because one refresh fails
+            log.exception("What is served could not be refreshed")
+            self.problem = f"{type(error).__name__}: {error}"
+            return False
+        self.problem = ""
+        if newer is None:
+            return False
+        self.served, self.since = newer, time.time()
+        log.info(
+            "Serving %s on %s: %d images, index version %d.",
+            newer.model.title,
+            self._collection,
+            len(newer.index),
+            newer.index_version,
+        )
+        return True
+
+    def _newer(self) -> Served | None:
+        """Return what is to be served from now on, loaded and tried; None where that is served already."""
+        key, now = self._models.current(), self.served
+        index = Index.open(self._store, self._collection, key.weights)
+        is_same_model = now is not None and now.model.weights == key.weights
+        if now is not None and is_same_model and now.index_version == index.state.version and now.model == key:
+            return None
+        retriever = now.searcher.retriever if now is not None and is_same_model else self._models.load(key)
+        searcher = Searcher(retriever, index)
+        searcher.warm()
+        return Served(key, searcher)

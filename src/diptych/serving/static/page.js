@@ -1,0 +1,104 @@
+// The page works without this script; with it, results appear as one types, drops or pastes.
+"use strict";
+document.documentElement.classList.add("scripted");
+const results = document.getElementById("results");
+const search = document.getElementById("search");
+const upload = document.getElementById("upload");
+let pending = null;
+
+async function show(address, options = {}) {
+  if (pending) pending.abort();
+  const mine = (pending = new AbortController());
+  results.classList.add("waiting");
+  try {
+    const separator = address.includes("?") ? "&" : "?";
+    const answer = await fetch(`${address}${separator}fragment=true`, { ...options, signal: mine.signal });
+    const isPage = (answer.headers.get("content-type") || "").startsWith("text/html");
+    const text = await answer.text();
+    if (pending !== mine) return;
+    if (isPage) results.innerHTML = text;
+    else complain(JSON.parse(text).detail);
+  } catch (error) {
+    if (error.name !== "AbortError") complain("The server does not answer. Is it still running?");
+  } finally {
+    if (pending === mine) {
+      results.classList.remove("waiting");
+      pending = null;
+    }
+  }
+}
+
+function complain(words) {
+  const line = document.createElement("p");
+  line.className = "problem";
+  line.setAttribute("role", "alert");
+  line.textContent = words;
+  results.replaceChildren(line);
+}
+
+function address() {
+  const fields = [...new FormData(search)].filter(([, value]) => value.trim());
+  return "/" + (fields.length ? "?" + new URLSearchParams(fields) : "");
+}
+
+function searchByImage(file) {
+  const body = new FormData();
+  body.append("image", file);
+  search.reset();
+  document.getElementById("q").value = "";
+  history.pushState(null, "", "/");
+  show("/", { method: "POST", body });
+}
+
+if (search) {
+  let timer = 0;
+  const now = (push) => {
+    clearTimeout(timer);
+    history[push ? "pushState" : "replaceState"](null, "", address());
+    show(address());
+  };
+  search.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => now(false), 200);
+  });
+  search.addEventListener("submit", (event) => {
+    event.preventDefault();
+    now(true);
+  });
+  addEventListener("popstate", () => location.reload());
+  upload.querySelector("input").addEventListener("change", (event) => {
+    if (event.target.files.length) searchByImage(event.target.files[0]);
+  });
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    upload.classList.add("over");
+  });
+  addEventListener("dragleave", () => upload.classList.remove("over"));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    upload.classList.remove("over");
+    if (event.dataTransfer.files.length) searchByImage(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) {
+      event.preventDefault();
+      searchByImage(event.clipboardData.files[0]);
+    }
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key === "/" && !event.target.closest("input, select, textarea")) {
+      event.preventDefault();
+      document.getElementById("q").focus();
+    }
+  });
+}
+
+const plain = document.getElementById("plain");
+if (plain) plain.addEventListener("change", () => document.querySelector(".frame").classList.toggle("plain", plain.checked));
+const back = document.querySelector("[data-back]");
+if (back && document.referrer.startsWith(location.origin + "/") && history.length > 1) {
+  back.addEventListener("click", (event) => {
+    event.preventDefault();
+    history.back();
+  });
+}

@@ -1,0 +1,174 @@
+"""The store of indexes: a folder, or a prefix in S3, with a LanceDB database for each collection.
+
+A database has a table for each model that the collection was indexed with. A JSON file beside a table names the version
+of it that is complete: what a killed process has added is no part of a version that is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from diptych.errors import DiptychError
+from diptych.files import remove, write_json
+from diptych.remote import S3, errors_explained, file_system
+from diptych.serving.collections import NAME
+
+COLLECTION = "collection"
+"""File name, without suffix, of the description of a collection."""
+
+
+class _Stored(BaseModel):
+    """JSON in the store; it is written by programs alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_State = TypeVar("_State", bound=_Stored)
+
+
+class CollectionState(_Stored):
+    """The collection as it was when it was last indexed with any model."""
+
+    source: dict[str, str]
+    """Description of its source."""
+    fingerprint: str
+    """Hash of its images, captions and attributes."""
+    rerank: bool | None = None
+    """Whether its indexes keep what re-ranking reads; None: those of models that re-rank."""
+
+
+class IndexState(_Stored):
+    """The complete version of the index of one model."""
+
+    version: int
+    """Version of the Lance table."""
+    images: int
+    dim: int
+    """Size of an embedding, without the bias that follows it."""
+    grid: tuple[int, int] | None
+    """Number and size of the grid tokens of an image; None where none are kept."""
+    fingerprint: str
+    """That of the collection which was indexed."""
+    unreadable: int
+    """Number of images of the collection that cannot be decoded, and are left out."""
+    approximate: bool = False
+    """Whether the table has an index for approximate search."""
+
+
+class Store:
+    """The indexes at `address`, a folder or s3://bucket/prefix; `local` is a folder for locks and caches."""
+
+    def __init__(self, address: str, local: Path) -> None:
+        self.address = address.rstrip("/")
+        self.local = local
+        self.is_remote = address.startswith(S3)
+
+    def collections(self) -> list[str]:
+        """Return the names of all collections."""
+        if self.is_remote:
+            with errors_explained(f"The indexes in {self.address}"):
+                paths = self._files.glob(f"{self.address}/*/{COLLECTION}.json")
+        else:
+            paths = map(str, Path(self.address).glob(f"*/{COLLECTION}.json"))
+        return sorted(path.split("/")[-2] for path in paths)
+
+    def collection(self, name: str) -> CollectionState | None:
+        """Return the state of a collection; None where it was never indexed."""
+        return self._read(CollectionState, name, COLLECTION)
+
+    def state(self, collection: str, model: str) -> IndexState | None:
+        """Return the state of the index of a model, which its weights' SHA-256 names; None where there is none."""
+        return self._read(IndexState, collection, table_name(model))
+
+    def write_collection(self, name: str, state: CollectionState) -> None:
+        """Replace the state of a collection."""
+        self._write(name, COLLECTION, state)
+
+    def write_state(self, collection: str, model: str, state: IndexState) -> None:
+        """Make a version of the table the one that is read."""
+        self._write(collection, table_name(model), state)
+
+    def database(self, collection: str) -> Any:
+        """Return the `lancedb.DBConnection` of a collection."""
+        import lancedb
+
+        address = self._path(collection)
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+        options = {"allow_http": "true"} if self.is_remote and endpoint.startswith("http:") else None
+        return lancedb.connect(address, storage_options=options)
+
+    @contextmanager
+    def held(self, collection: str) -> Iterator[None]:
+        """Keep other processes of this machine from changing a collection while the block runs.
+
+        Raises:
+            DiptychError: another process changes it.
+        """
+        lock = FileLock(self.local / f"{collection}.lock", timeout=0)
+        self.local.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise DiptychError(
+                f"The collection {collection} is being indexed by another process. Wait for it, or stop it."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove(self, collection: str) -> None:
+        """Remove a collection with all its indexes."""
+        if self.is_remote:
+            with errors_explained(f"The indexes in {self.address}"), suppress(FileNotFoundError):
+                self._files.rm(self._path(collection), recursive=True)
+        else:
+            remove(Path(self._path(collection)))
+
+    @property
+    def _files(self) -> Any:
+        return file_system("A store of indexes")
+
+    def _path(self, *names: str) -> str:
+        if not NAME.fullmatch(names[0]):
+            raise DiptychError(
+                f"{names[0]!r} cannot name a collection: it may have letters, digits and, after the first character, "
+                ". _ -"
+            )
+        return "/".join((self.address, *names))
+
+    def _read(self, kind: type[_State], collection: str, name: str) -> _State | None:
+        path = self._path(collection, f"{name}.json")
+        try:
+            if self.is_remote:
+                with errors_explained(path):
+                    text = self._files.cat_file(path) if self._files.exists(path) else None
+            else:
+                text = Path(path).read_bytes() if Path(path).exists() else None
+            return kind.model_validate_json(text) if text is not None else None
+        except ValidationError as error:
+            raise DiptychError(
+                f"{path} is damaged ({error.errors()[0]['msg']}). Remove it and run "
+                f"`diptych index --collection {collection}`, which makes it again."
+            ) from None
+
+    def _write(self, collection: str, name: str, state: _Stored) -> None:
+        path = self._path(collection, f"{name}.json")
+        if self.is_remote:
+            with errors_explained(path):
+                self._files.pipe_file(path, json.dumps(state.model_dump()).encode())
+        else:
+            write_json(Path(path), state.model_dump())
+
+
+def table_name(model: str) -> str:
+    """Return the name of the table of the model whose weights have this SHA-256."""
+    return model[:16]

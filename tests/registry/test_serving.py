@@ -1,0 +1,132 @@
+"""The model that is searched with is a version or a folder, and becomes champion only with its indexes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from searching import Collection, write_photos
+from tiny_model import write_tiny_model
+from versions import crown, open_registry, register_package
+
+from diptych.config import Params, load_params
+from diptych.errors import DiptychError
+from diptych.model.package import weights_sha256
+from diptych.project.workspace import Workspace
+from diptych.registry.decision import Decision
+from diptych.registry.promotion import promote, roll_back
+from diptych.registry.registered_model import RegisteredModel
+from diptych.registry.serving import FollowedModels, located, open_store, refresh_indexes, version_in_use
+from diptych.retriever import Retriever
+from diptych.serving.index import Index
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models with other weights."""
+    folder = tmp_path_factory.mktemp("models")
+    return [write_tiny_model(folder / str(seed), seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture
+def project(mlflow_store: Path, tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A project with two versions, of which none is champion."""
+    monkeypatch.delenv("DIPTYCH_SEARCH", raising=False)
+    workspace = Workspace(tmp_path / "project")
+    registry = open_registry(workspace, mlflow_store)
+    for number, model in enumerate(models, start=1):
+        package = tmp_path / "packages" / str(number)
+        shutil.copytree(model, package / "artifacts" / "model")
+        register_package(registry, package)
+    return workspace
+
+
+@pytest.fixture
+def registry(project: Workspace) -> RegisteredModel:
+    return RegisteredModel.of(project, Params(), "diptych")
+
+
+@pytest.fixture
+def params() -> Params:
+    return load_params(Path(__file__).parents[2] / "params.yaml").model_copy(update={"device": "cpu"})
+
+
+@pytest.fixture
+def photos(project: Workspace, models: list[Path], tmp_path: Path) -> Collection:
+    """A collection that is indexed with the first model."""
+    folder = write_photos(tmp_path / "photos", ["a.png", "b.png"])
+    collection = Collection(folder, open_store(project), Retriever.load(models[0], "cpu"))
+    collection.update(model=weights_sha256(models[0]))
+    return collection
+
+
+def test_the_champion_is_in_use_and_else_the_challenger(registry: RegisteredModel) -> None:
+    with pytest.raises(DiptychError, match="diptych has neither a champion nor a challenger yet: `diptych run`"):
+        version_in_use(registry)
+    registry.set_alias("challenger", "2")
+    assert version_in_use(registry).version == "2"
+    crown(registry, "1")
+    assert version_in_use(registry).version == "1"
+
+
+def test_a_model_is_a_version_or_a_folder(
+    project: Workspace, params: Params, registry: RegisteredModel, models: list[Path]
+) -> None:
+    params = params.model_copy(update={"register_": params.register_.model_copy(update={"model_name": "diptych"})})
+    registry.set_alias("challenger", "2")
+    for which, model in ((None, models[1]), ("1", models[0]), (str(models[0]), models[0])):
+        with located(project, params, which) as (folder, _):
+            assert weights_sha256(folder) == weights_sha256(model)
+        followed = FollowedModels(project, params, which, "cpu")
+        key = followed.current()
+        assert key.weights == weights_sha256(model)
+        assert len(followed.load(key).encode_texts(["a red square"])) == 1
+
+
+def test_without_collections_no_model_is_loaded(project: Workspace, params: Params, tmp_path: Path) -> None:
+    assert refresh_indexes(project, params, tmp_path / "nowhere") == {}
+
+
+def accepting(version: str, champion: str) -> Decision:
+    """A decision of the gate to let `version` take the place of `champion`."""
+    return Decision("diptych", version, champion, "", "", "", [], {"reranked": {"rsum": 300.0}})
+
+
+def test_a_version_is_indexed_before_it_becomes_champion(
+    project: Workspace, params: Params, registry: RegisteredModel, photos: Collection, models: list[Path]
+) -> None:
+    crown(registry, "1")
+    write_photos(photos.photos, ["c.png"], first=7)
+    seen = []
+
+    def prepare(folder: Path) -> None:
+        seen.append(registry.aliases()["champion"])
+        refresh_indexes(project, params, folder)
+
+    promote(registry, registry.find("2"), accepting("2", "1"), prepare=prepare)
+    assert seen == ["1"]
+    assert len(Index.open(photos.store, "photos", weights_sha256(models[1]))) == 3
+    with pytest.raises(DiptychError, match="older than the collection"):
+        Index.open(photos.store, "photos", weights_sha256(models[0]))
+
+    roll_back(registry, why="worse", prepare=lambda folder: refresh_indexes(project, params, folder))
+    assert registry.aliases()["champion"] == "1"
+    assert len(Index.open(photos.store, "photos", weights_sha256(models[0]))) == 3
+
+
+def test_a_version_that_cannot_be_indexed_does_not_become_champion(
+    project: Workspace, params: Params, registry: RegisteredModel, photos: Collection
+) -> None:
+    crown(registry, "2", "1")
+    shutil.rmtree(photos.photos)
+
+    def prepare(folder: Path) -> None:
+        refresh_indexes(project, params, folder)
+
+    message = r"photos cannot be indexed: The folder .* does not exist\. `diptych index --collection photos --remove`"
+    with pytest.raises(DiptychError, match=message):
+        promote(registry, registry.find("2"), accepting("2", "1"), prepare=prepare)
+    with pytest.raises(DiptychError, match=message):
+        roll_back(registry, why="worse", prepare=prepare)
+    assert registry.aliases()["champion"] == "1"

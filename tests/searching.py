@@ -1,0 +1,94 @@
+"""A small collection and a tiny model to index and to search it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from diptych import Retriever
+from diptych.errors import DiptychError
+from diptych.serving.app import make_app
+from diptych.serving.collections import FilesSource, Source
+from diptych.serving.following import Following, ModelKey
+from diptych.serving.index import Index
+from diptych.serving.indexing import IndexSummary, update_index
+from diptych.serving.store import Store
+
+MODEL = "ab" * 32
+"""SHA-256 that stands for the tiny model's weights."""
+OTHER = "cd" * 32
+
+
+def photo(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    """Return a PNG of coloured noise."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(256, size=(3, 4, 3)).astype(np.uint8)
+    content = BytesIO()
+    Image.fromarray(pixels).resize(size).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_photos(folder: Path, names: list[str], first: int = 0) -> Path:
+    """Write a photo of its own for each name."""
+    for seed, name in enumerate(names, start=first):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photo(seed))
+    return folder
+
+
+@dataclass
+class Collection:
+    """A folder of photos, its store and a model."""
+
+    photos: Path
+    store: Store
+    retriever: Retriever
+    name: str = "photos"
+
+    @property
+    def source(self) -> Source:
+        return FilesSource(str(self.photos))
+
+    def update(self, source: Source | None = None, *, rerank: bool = True, model: str = MODEL) -> IndexSummary:
+        return update_index(self.store, self.name, source or self.source, self.retriever, model, rerank=rerank)
+
+    def open(self, model: str = MODEL) -> Index:
+        return Index.open(self.store, self.name, model)
+
+    def paths(self) -> list[str]:
+        index = self.open()
+        return [record.path for record in index.records(np.arange(len(index)))]
+
+
+class FakeModels:
+    """A registry with a model that tests put into use."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self.key = ModelKey("tiny version 1", MODEL)
+        self.problem: DiptychError | None = None
+        self._retriever = retriever
+
+    def current(self) -> ModelKey:
+        if self.problem:
+            raise self.problem
+        return self.key
+
+    def load(self, key: ModelKey) -> Retriever:
+        return self._retriever
+
+
+def serve(collection: Collection, **options: Any) -> Iterator[tuple[TestClient, Following, FakeModels]]:
+    """Give a client of the application, in this process."""
+    models = FakeModels(collection.retriever)
+    following = Following(models, collection.store, collection.name)
+    following.refresh()
+    with TestClient(make_app(following, refresh_every=None, **options)) as client:
+        yield client, following, models

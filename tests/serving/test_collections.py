@@ -1,0 +1,110 @@
+"""The images of a collection, wherever they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from searching import photo, write_photos
+
+from diptych.data.images_folder import ImagesFolder
+from diptych.data.importing import import_table
+from diptych.errors import DiptychError
+from diptych.serving.collections import DatasetSource, FilesSource, Source, TableSource, fingerprint, open_source
+
+PHOTOS = ["a.png", "sub/b.JPG"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos", PHOTOS)
+
+
+def table(folder: Path, text: str) -> TableSource:
+    (folder / "files.csv").write_text(text)
+    return TableSource(folder / "files.csv")
+
+
+def again(source: Source) -> Source:
+    return open_source(source.description)
+
+
+def test_a_folder_gives_its_images_by_path_and_no_other_files(photos: Path) -> None:
+    for other in ("notes.txt", ".hidden.png", ".thumbnails/c.png"):
+        write_photos(photos, [other])
+    (photos / "link.png").symlink_to("/etc/hostname")
+    source = FilesSource(str(photos))
+
+    assert [(item.path, item.attributes) for item in source.items()] == [
+        ("a.png", {"folder": ""}),
+        ("sub/b.JPG", {"folder": "sub"}),
+    ]
+    assert source.read("sub/b.JPG") == photo(1)
+    assert again(source).items() == source.items()
+
+
+def test_a_changed_file_has_another_stamp(photos: Path) -> None:
+    before = FilesSource(str(photos)).items()
+    (photos / "a.png").write_bytes(photo(7))
+    after = FilesSource(str(photos)).items()
+
+    assert [old.stamp == new.stamp for old, new in zip(before, after, strict=True)] == [False, True]
+    assert fingerprint(before) != fingerprint(after)
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match=r"nowhere, does not exist"):
+        FilesSource(str(tmp_path / "nowhere")).items()
+
+
+def test_a_table_gives_captions_and_attributes(photos: Path) -> None:
+    source = table(photos, "file,caption,caption 2,year,day\na.png,one,two,2020,2024-05-01\nsub/b.JPG,three,,,\n")
+
+    assert [(item.path, item.captions, item.attributes) for item in source.items()] == [
+        ("a.png", ("one", "two"), {"year": 2020, "day": "2024-05-01"}),
+        ("sub/b.JPG", ("three",), {"year": None, "day": None}),
+    ]
+    assert source.read("a.png") == photo(0)
+    assert again(source).items() == source.items()
+
+
+def test_a_parquet_table_is_read_like_a_csv(photos: Path) -> None:
+    text = "file,year\na.png,2020\nsub/b.JPG,2021\n"
+    pd.DataFrame({"file": PHOTOS, "year": [2020, 2021]}).to_parquet(photos / "files.parquet", index=False)
+
+    assert TableSource(photos / "files.parquet").items() == table(photos, text).items()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,year\na.png,2020\n", "no column `file`: it has path, year"),
+        ("file\nb.png\n", "row 1 names b.png, which is not in"),
+        ("file\na.png\n../a.png\n", r"row 2 has the file '\.\./a\.png', which is no path within"),
+        ("file\n/etc/hostname\n", "row 1 has the file '/etc/hostname'"),
+        ("file\na.png\na.png\n", "row 2 names a.png a second time"),
+        ("file,my year\na.png,2020\n", "the column 'my year' cannot be an attribute"),
+        ("file,year\na.png\n", "is not a CSV or Parquet table"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_an_error_that_names_the_row(photos: Path, text: str, message: str) -> None:
+    with pytest.raises(DiptychError, match=message):
+        table(photos, text).items()
+
+
+def test_the_dataset_gives_its_images_with_captions_and_splits(tmp_path: Path, photos: Path) -> None:
+    (photos / "captions.csv").write_text("file,caption,split\na.png,A caption.,train\nsub/b.JPG,Another.,test\n")
+    import_table(tmp_path / "data", photos / "captions.csv", ImagesFolder(photos))
+    source = DatasetSource(tmp_path / "data")
+    items = source.items()
+
+    assert [(item.captions, item.attributes) for item in items] == [
+        (("A caption.",), {"split": "train"}),
+        (("Another.",), {"split": "test"}),
+    ]
+    assert [source.read(item.path) for item in items] == [photo(0), photo(1)]
+    assert [item.captions for item in DatasetSource(tmp_path / "data", "test").items()] == [("Another.",)]
+    assert again(source).items() == items
+    with pytest.raises(DiptychError, match="no split 'val': it has test, train"):
+        DatasetSource(tmp_path / "data", "val").items()

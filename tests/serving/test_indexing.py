@@ -1,0 +1,201 @@
+"""An index has the images of its collection, whatever happened before."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from searching import OTHER, Collection, photo, write_photos
+
+from diptych import Retriever
+from diptych.errors import DiptychError
+from diptych.serving import indexing
+from diptych.serving.collections import TableSource
+from diptych.serving.indexing import IndexSummary
+
+
+def counts(summary: IndexSummary) -> tuple[int, int, int]:
+    return summary.embedded, summary.known, summary.removed
+
+
+def test_rows_are_what_the_model_makes_of_each_file(indexed: Collection) -> None:
+    index = indexed.open()
+    records = index.records(np.arange(len(index)))
+    files = [(indexed.photos / record.path).read_bytes() for record in records]
+    encoded = indexed.retriever.encode_images(files, tokens=True)
+
+    assert [record.hash for record in records] == [hashlib.sha256(file).hexdigest() for file in files]
+    assert [(record.width, record.height) for record in records] == [(40, 30)] * 7
+    assert index.vectors[:, :-1] == pytest.approx(encoded.embedding, abs=1e-5)
+    assert index.vectors[:, -1] == pytest.approx(-encoded.bias, abs=1e-5)
+    assert encoded.tokens is not None
+    assert index.grids(np.arange(7)) == pytest.approx(encoded.tokens.numpy(), abs=2e-2)
+    assert [record.attributes for record in records[3:6]] == [{"folder": "dogs"}, {"folder": "dogs"}, {"folder": ""}]
+
+
+def test_an_unchanged_collection_is_not_embedded_again(indexed: Collection) -> None:
+    before = indexed.open().state
+    assert counts(indexed.update()) == (0, 0, 0)
+    assert indexed.open().state == before
+
+
+def test_only_new_content_is_embedded(indexed: Collection) -> None:
+    (indexed.photos / "e.png").rename(indexed.photos / "renamed.png")
+    (indexed.photos / "f.png").unlink()
+    (indexed.photos / "cats/a.png").write_bytes(photo(50))
+    write_photos(indexed.photos, ["new.png", "twin.png"], first=60)
+    (indexed.photos / "twin.png").write_bytes(photo(60))
+
+    # New are cats/a.png, and new.png with its twin; renamed.png is known; four rows are outdated.
+    assert counts(indexed.update()) == (2, 1, 3)
+    files = sorted(str(path.relative_to(indexed.photos)) for path in indexed.photos.rglob("*.png"))
+    assert sorted(indexed.paths()) == files
+    index = indexed.open()
+    records = index.records(np.arange(len(index)))
+    encoded = indexed.retriever.encode_images([indexed.photos / record.path for record in records])
+    assert index.vectors[:, :-1] == pytest.approx(encoded.embedding, abs=1e-5)
+
+
+def test_captions_and_attributes_change_without_the_model(indexed: Collection) -> None:
+    sheet = indexed.photos / "files.csv"
+    sheet.write_text("file,caption,year\ncats/a.png,A cat.,2020\ne.png,A field.,2021\n")
+    source = TableSource(sheet)
+    indexed.update(source)
+    sheet.write_text("file,caption,year\ncats/a.png,A tabby cat.,2020\ne.png,A field.,2024\n")
+
+    assert counts(indexed.update(source)) == (0, 2, 2)
+    index = indexed.open()
+    assert [(record.captions, record.attributes) for record in index.records(np.arange(2))] == [
+        (["A tabby cat."], {"year": 2020}),
+        (["A field."], {"year": 2024}),
+    ]
+
+
+def test_files_that_are_no_images_are_left_out_and_named(collection: Collection) -> None:
+    (collection.photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    (collection.photos / "empty.png").touch()
+    summary = collection.update()
+
+    assert [path for path, _ in summary.unreadable] == ["broken.jpg", "empty.png"]
+    assert summary.state.unreadable == 2
+    assert len(collection.open()) == 7
+
+
+def test_a_collection_of_broken_images_alone_is_an_error(collection: Collection) -> None:
+    shutil.rmtree(collection.photos)
+    collection.photos.mkdir()
+    (collection.photos / "empty.png").touch()
+    with pytest.raises(DiptychError, match=r"No image of the collection photos can be read: empty\.png: empty file"):
+        collection.update()
+    (collection.photos / "empty.png").unlink()
+    with pytest.raises(DiptychError, match="The collection photos has no images"):
+        collection.update()
+
+
+def test_one_image_is_a_collection(collection: Collection) -> None:
+    shutil.rmtree(collection.photos)
+    write_photos(collection.photos, ["one.png"])
+    assert collection.update().state.images == 1
+    assert collection.paths() == ["one.png"]
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "_BATCH", 2)
+
+
+class KilledError(BaseException):
+    """What a kill leaves is what an exception leaves that nothing handles."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., Any]:
+    """Return a function that replaces the encoding and fails at the given call."""
+    calls = iter(range(100))
+    whole = Retriever.encode_images
+
+    def encode(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == step:
+            raise KilledError
+        return whole(*arguments, **options)
+
+    return encode
+
+
+@pytest.mark.parametrize(("step", "missing"), [(0, 6), (1, 4), (2, 2)])
+def test_after_a_kill_the_version_before_is_read_and_the_rest_is_done(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch, small_batches: None, step: int, missing: int
+) -> None:
+    source = TableSource(write_table(collection, ["cats/a.png"]))
+    collection.update(source)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Retriever, "encode_images", killed_at(patch, step))
+        collection.update()
+
+    assert collection.paths() == ["cats/a.png"]
+    assert collection.update().embedded == missing
+    assert len(collection.paths()) == len(set(collection.paths())) == 7
+
+
+def write_table(collection: Collection, files: list[str]) -> Any:
+    path = collection.photos / "files.csv"
+    path.write_text("\n".join(["file,folder", *(f"{name},{name.rpartition('/')[0]}" for name in files)]) + "\n")
+    return path
+
+
+def test_an_index_that_is_older_than_its_collection_is_not_opened(indexed: Collection) -> None:
+    indexed.update(model=OTHER)
+    write_photos(indexed.photos, ["new.png"], first=90)
+    indexed.update(model=OTHER)
+
+    assert len(indexed.open(OTHER)) == 8
+    with pytest.raises(DiptychError, match=r"older than the collection\. Run `diptych index --collection photos`"):
+        indexed.open()
+
+
+def test_an_index_of_another_model_is_none(indexed: Collection) -> None:
+    with pytest.raises(DiptychError, match="photos is not indexed with the model cdcdcd"):
+        indexed.open(OTHER)
+
+
+@pytest.mark.parametrize("part", ["data", "_versions"])
+def test_a_damaged_index_is_an_error_and_is_made_anew(indexed: Collection, part: str) -> None:
+    [table] = (indexed.photos.parent / "store/photos").glob("*.lance")
+    shutil.rmtree(table / part)
+    with pytest.raises(DiptychError, match="The index of photos is damaged"):
+        indexed.open()
+    indexed.update()
+    assert len(indexed.open().vectors) == 7
+
+
+def test_two_indexings_at_once_are_refused(indexed: Collection) -> None:
+    with indexed.store.held("photos"), pytest.raises(DiptychError, match="is being indexed by another process"):
+        indexed.update()
+
+
+def test_an_open_index_stays_as_it_is_while_a_newer_one_is_made(indexed: Collection) -> None:
+    old = indexed.open()
+    row = old.row_of(hashlib.sha256((indexed.photos / "f.png").read_bytes()).hexdigest())
+    assert row is not None
+    (indexed.photos / "f.png").unlink()
+    indexed.update()
+    indexed.open()
+
+    assert old.records(np.array([row]))[0].path == "f.png"
+    assert old.thumbnail(row)[:2] == b"\xff\xd8"
+    assert len(old.vectors) == 7
+    assert len(indexed.open()) == 6
+
+
+def test_large_images_become_small_thumbnails(collection: Collection) -> None:
+    (collection.photos / "large.png").write_bytes(photo(3, (900, 600)))
+    collection.update()
+    index = collection.open()
+    row = [record.path for record in index.records(np.arange(len(index)))].index("large.png")
+    assert Image.open(BytesIO(index.thumbnail(row))).size == (256, 171)
+    assert index.records(np.array([row]))[0].width == 900
