@@ -129,6 +129,7 @@ class Retriever:
         preprocessing: image size, resize mode and token limit.
         reranking: number of candidates, and weights of the fusion.
         query_bank: training embeddings from which biases are computed.
+        calibration: what the probability of a right first result is computed from; None where there is none.
         device: device that the model computes on.
         batch_size: images or texts encoded at once.
 
@@ -139,7 +140,7 @@ class Retriever:
 
     def __init__(self, loaded: LoadedModel, device: torch.device, batch_size: int = 64) -> None:
         """Wrap a model that `load_model` has read onto `device`."""
-        self.model, self.tokenizer, self.preprocessing, self.reranking, self.query_bank = loaded
+        self.model, self.tokenizer, self.preprocessing, self.reranking, self.query_bank, self.calibration = loaded
         self.device = device
         self.batch_size = batch_size
 
@@ -333,6 +334,18 @@ class Retriever:
         if rerank and any(weights):
             index, scores = self._rerank(query, item, index, scores, weights)
         return Ranking(index[:, :k].numpy(), scores[:, :k].float().numpy())
+
+    def probabilities(self, ranking: Ranking) -> NDArray[np.float64] | None:
+        """Return the probability that the first image found for each text is the right one, float64 (Q,).
+
+        It was calibrated on val, in a gallery of `calibration.images` images, and is lower among more. None where the
+        model has no calibration, and for a gallery without images.
+        """
+        if self.calibration is None or not ranking.score.size:
+            return None
+        from diptych.retrieval.calibration import probabilities
+
+        return probabilities(self.calibration, ranking.score)
 
     def embed(self, split: PreparedSplit, description: str, inputs: Inputs | None = None) -> Embedded:
         """Encode a prepared split, with its query-bank biases.

@@ -38,7 +38,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     answers: list[Any] = []
 
     def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        with TestClient(server.config.app) as client:
+        app: Any = server.config.app
+        with TestClient(app) as client:
             answers.extend([sockets[0].getsockname(), client.get("/version")])
         sockets[0].close()
 

@@ -21,7 +21,7 @@ from tiny import (
 
 from diptych.errors import DiptychError
 from diptych.model.dual_encoder import DualEncoder
-from diptych.model.package import FusionWeights, load_model, save_model, weights_sha256
+from diptych.model.package import Calibration, FusionWeights, ReliabilityGroup, load_model, save_model, weights_sha256
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_missing_or_damaged_file_is_an_error(name: str, saved: tuple[DualEncod
 
 def test_another_format_is_refused(saved: tuple[DualEncoder, Path]) -> None:
     change_config(saved[1], {"format": 99})
-    with pytest.raises(DiptychError, match=r"config\.json is not of model format 2 or 3"):
+    with pytest.raises(DiptychError, match=r"config\.json is not of model formats 2 to 4"):
         load_model(saved[1])
 
 
@@ -115,6 +115,24 @@ def test_format_2_is_read_with_its_weights_for_both_directions(saved: tuple[Dual
     path.write_text(json.dumps({**content, "format": 2}))
     both = FusionWeights(itm=0.5, alignment=2.0)
     assert load_model(saved[1]).reranking == RERANKING.model_copy(update={"i2t": both, "t2i": both})
+
+
+def test_format_3_is_read_as_a_model_without_calibration(saved: tuple[DualEncoder, Path]) -> None:
+    path = saved[1] / "config.json"
+    content = json.loads(path.read_text())
+    del content["calibration"]
+    path.write_text(json.dumps({**content, "format": 3}))
+    loaded = load_model(saved[1])
+    assert (loaded.reranking, loaded.calibration) == (RERANKING, None)
+
+
+def test_a_calibration_is_kept_with_its_reliability_curve(tmp_path: Path, saved: tuple[DualEncoder, Path]) -> None:
+    group = ReliabilityGroup(expected=0.25, right=0.5, queries=4)
+    calibration = Calibration(intercept=-0.1, score=0.2, margin=1.5, images=30, reliability=[group])
+    folder = tmp_path / "calibrated"
+    tokenizer = tmp_path / "prepared" / "tokenizer"
+    save_model(folder, saved[0], model_settings(), tokenizer, PREPROCESSING, RERANKING, make_querybank(), calibration)
+    assert load_model(folder).calibration == calibration
 
 
 def change_config(folder: Path, changes: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from searching import MODEL, Collection, photo, serve
 
+from diptych.model.package import Calibration
+
 TEXT = "a red square left of a blue circle"
 
 
@@ -168,3 +170,20 @@ def test_rows_of_results_are_those_of_the_index(served: TestClient, module_colle
         row = index.row_of(result["hash"])
         assert row is not None
         assert index.records(np.array([row]))[0].path == result["path"]
+
+
+@pytest.mark.parametrize(("precision", "good"), [(0.0, True), (1.0, False)])
+def test_a_match_is_good_from_the_asked_precision_on(
+    served: TestClient, module_collection: Collection, monkeypatch: pytest.MonkeyPatch, precision: float, good: bool
+) -> None:
+    calibration = Calibration(intercept=-1.0, score=0.25, margin=2.0, images=7, reliability=[])
+    monkeypatch.setattr(module_collection.retriever, "calibration", calibration)
+    answer = served.get("/search", params={"text": TEXT, "precision": precision}).json()
+    assert 0 < answer["probability"] < 1
+    assert answer["good_match"] is good
+    assert served.get("/search", params={"like": answer["results"][0]["hash"]}).json()["good_match"] is None
+
+
+def test_without_a_calibration_nothing_is_said_of_the_match(served: TestClient) -> None:
+    answer = served.get("/search", params={"text": TEXT}).json()
+    assert (answer["probability"], answer["good_match"]) == (None, None)

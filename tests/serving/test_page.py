@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from playwright.sync_api import expect, sync_playwright
 from searching import Collection, FakeModels, photo, serve
 
+from diptych.model.package import Calibration
 from diptych.serving.app import make_app
 from diptych.serving.collections import TableSource
 from diptych.serving.following import Following
@@ -126,6 +127,17 @@ def test_what_went_wrong_is_said_on_the_page(
     answer = served.get("/", params=params)
     assert answer.status_code == status
     assert words in answer.text
+
+
+def test_where_nothing_fits_the_page_says_so(
+    served: TestClient, module_collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for intercept, is_weak in ((-99.0, True), (99.0, False)):
+        calibration = Calibration(intercept=intercept, score=0.0, margin=0.0, images=7, reliability=[])
+        monkeypatch.setattr(module_collection.retriever, "calibration", calibration)
+        page = served.get("/", params={"q": TEXT}).text
+        assert ("No good match: the first image is right for 0 of 100 such searches" in page) is is_weak
+        assert len(Links(page).of("img")) == 7
 
 
 def test_words_of_the_user_stay_words(served: TestClient) -> None:

@@ -8,6 +8,7 @@ from searching import Collection
 
 from diptych import Encoded
 from diptych.errors import DiptychError
+from diptych.model.package import Calibration
 from diptych.serving.filters import parse_filter
 from diptych.serving.searcher import Searcher
 
@@ -82,3 +83,19 @@ def test_an_index_without_grid_tokens_is_searched_without_reranking(collection: 
     searcher = Searcher(collection.retriever, collection.open())
     assert not searcher.reranks
     assert searcher.search(searcher.retriever.encode_texts([TEXT]), k=3).reranked == 0
+
+
+def test_the_probability_is_that_of_the_first_image_whatever_is_shown(
+    searcher: Searcher, query: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert searcher.search(query, k=1).probability is None
+    calibration = Calibration(intercept=-1.0, score=0.25, margin=2.0, images=7, reliability=[])
+    monkeypatch.setattr(searcher.retriever, "calibration", calibration)
+    first, second = searcher.search(query, k=2).scores.tolist()
+    expected = 1 / (1 + np.exp(1 - 0.25 * first - 2 * (first - second)))
+
+    for k, offset in ((1, 0), (7, 0), (2, 3)):
+        assert searcher.search(query, k=k, offset=offset).probability == pytest.approx(expected, rel=1e-4)
+    stored = searcher.stored(searcher.index.records(np.array([0]))[0].hash)
+    assert stored is not None
+    assert searcher.search(stored, k=3).probability is None

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.slow
 OUTPUTS = (
     "metrics.json",
     "baselines.json",
+    "calibration.json",
     "failures.json",
     "ladder.json",
     "uncertainty.json",
@@ -280,6 +281,27 @@ def test_a_fusion_that_was_not_trained_is_no_part_of_the_claims(workspace: Works
     claims = [verdict["claim"] for verdict in json.loads((workspace.reports / "ladder.json").read_text())["verdicts"]]
     assert claims == ["Joint modelling beats single-modality methods", "Towers that learn beat frozen ones"]
     assert "No fusion was trained" in (workspace.reports / "report.html").read_text()
+
+
+def test_a_calibration_is_examined_on_test(workspace: Workspace, undrawn: None) -> None:
+    config = workspace.model / "config.json"
+    content = json.loads(config.read_text())
+    assert content["calibration"] is None
+    calibration = {"intercept": 0.0, "score": 0.2, "margin": 1.0, "images": 4, "reliability": []}
+    config.write_text(json.dumps({**content, "calibration": calibration}))
+    run(workspace, params())
+    found = json.loads((workspace.reports / "calibration.json").read_text())
+    assert found["good"] + found["weak"] == 24
+    assert found["threshold"] == 0.5
+    recall = json.loads((workspace.reports / "metrics.json").read_text())["reranked"]["t2i"]["recall@1"]
+    right = found["good"] * found["precision"]["share"] + found["weak"] * (1 - found["weak_wrong"]["share"])
+    assert right == pytest.approx(24 * recall / 100)
+    assert "When nothing fits" in (workspace.reports / "report.html").read_text()
+
+
+def test_without_a_calibration_nothing_is_said_of_it(evaluated: Evaluated) -> None:
+    assert evaluated.json("calibration") == {}
+    assert "When nothing fits" not in evaluated.page
 
 
 def test_failures_are_told_in_numbers_and_pictures(evaluated: Evaluated) -> None:

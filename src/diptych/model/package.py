@@ -20,9 +20,9 @@ from diptych.model.lean_transformers import PreTrainedTokenizerBase, PreTrainedT
 from diptych.model.querybank import QueryBank
 from diptych.model.towers import ImageTower, TextTower
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 _FIRST_READ = 2
-"""First format that is read; formats 2 and 3 differ in `reranking` alone."""
+"""First format that is read. Format 3 has weights for each direction of re-ranking, format 4 may have a calibration."""
 WEIGHTS = "model.safetensors"
 """File name of the weights: the model's and the query bank's."""
 _BANK = "querybank."
@@ -52,15 +52,40 @@ class Reranking(config.Section):
     bias_strength: config.Share
 
 
+class ReliabilityGroup(config.Section):
+    """Queries of similar probability."""
+
+    expected: config.Share
+    """Mean probability that the first result is right."""
+    right: config.Share
+    """Share of queries whose first result is right."""
+    queries: config.Positive
+
+
+class Calibration(config.Section):
+    """Logistic regression of "the first image found for a text is the right one", and how far it holds."""
+
+    intercept: float
+    score: float
+    """Coefficient of the first score."""
+    margin: float
+    """Coefficient of its margin to the second."""
+    images: config.Positive
+    """Number of images in the gallery that it was fitted on."""
+    reliability: list[ReliabilityGroup]
+    """Reliability curve there."""
+
+
 class _Description(config.Section):
     """config.json."""
 
-    format: Literal[3]
+    format: Literal[4]
     model: config.Model
     image_backbone: dict[str, Any]
     text_backbone: dict[str, Any]
     preprocessing: Preprocessing
     reranking: Reranking
+    calibration: Calibration | None = None
 
 
 class LoadedModel(NamedTuple):
@@ -73,6 +98,8 @@ class LoadedModel(NamedTuple):
     reranking: Reranking
     querybank: QueryBank
     """Query bank whose biases are subtracted from the cosines."""
+    calibration: Calibration | None = None
+    """None where val could not tell right first results from wrong ones."""
 
 
 def save_model(
@@ -83,6 +110,7 @@ def save_model(
     preprocessing: Preprocessing,
     reranking: Reranking,
     querybank: QueryBank,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write the folder atomically, replacing an older one; the query bank's strength is kept in `reranking`."""
     description = _Description(
@@ -92,6 +120,7 @@ def save_model(
         text_backbone=_configuration(model.text_tower.backbone.config),
         preprocessing=preprocessing,
         reranking=reranking,
+        calibration=calibration,
     )
     with atomic_path(folder) as temporary:
         shutil.copytree(tokenizer_folder, temporary)
@@ -111,7 +140,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content["format"] not in range(_FIRST_READ, FORMAT + 1):
-            raise ValueError(f"config.json is not of model format {_FIRST_READ} or {FORMAT}, which this diptych reads")
+            raise ValueError(f"config.json is not of model formats {_FIRST_READ} to {FORMAT}, which this diptych reads")
         description = _Description.model_validate(_of_this_format(content))
         weights = load_file(folder / WEIGHTS)
         for name, tensor in weights.items():
@@ -126,7 +155,14 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         raise DiptychError(f"{folder} does not hold a whole model ({error}); run `dvc repro train`.") from None
     image, text = (queries.to(device) for queries in bank)
     querybank = QueryBank(image, text, description.reranking.bias_strength)
-    return LoadedModel(model.to(device), tokenizer, description.preprocessing, description.reranking, querybank)
+    return LoadedModel(
+        model.to(device),
+        tokenizer,
+        description.preprocessing,
+        description.reranking,
+        querybank,
+        description.calibration,
+    )
 
 
 def weights_sha256(folder: Path) -> str:
@@ -136,8 +172,8 @@ def weights_sha256(folder: Path) -> str:
 
 def _of_this_format(content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of config.json in this format; in format 2 both directions had the same weights."""
-    if content["format"] == FORMAT:
-        return content
+    if content["format"] > _FIRST_READ:
+        return {**content, "format": FORMAT}
     rest = dict(content["reranking"])
     weights = {"itm": rest.pop("match_weight"), "alignment": rest.pop("alignment_weight")}
     return {**content, "format": FORMAT, "reranking": {**rest, "i2t": weights, "t2i": weights}}

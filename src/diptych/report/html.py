@@ -35,6 +35,7 @@ from diptych.retrieval.metrics import Metrics, average_metrics, chance_metrics, 
 from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Directed
 from diptych.retrieval.slices import FEWEST, Slice
+from diptych.retrieval.trust import Trust
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
 
@@ -65,6 +66,8 @@ class Findings(NamedTuple):
     verdicts: Sequence[Verdict] = ()
     highlight: Highlight | None = None
     """Contributions to the fusion's score of a pair; None without a fusion."""
+    trust: Trust | None = None
+    """How far the model's calibration holds; None without one."""
 
 
 class Setting(NamedTuple):
@@ -97,6 +100,7 @@ def write_report(
         direction_labels=DIRECTION_LABELS,
         figures=_plots(findings.evaluation, history),
         verdicts=findings.verdicts,
+        trust=findings.trust,
         ladder=findings.ladder,
         ladder_figure=ladder_figure(findings.ladder) if findings.ladder else None,
         **_metrics(split, findings),

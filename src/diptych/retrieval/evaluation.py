@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from diptych.errors import DiptychError
 from diptych.files import sources_sha256
 from diptych.model.dual_encoder import DualEncoder
+from diptych.retrieval.calibration import FirstResults, first_results
 from diptych.retrieval.embedding import Embedded
 from diptych.retrieval.metrics import Metrics, average_metrics, folds, metrics_from_ranks, recall_at_k, with_folds
 from diptych.retrieval.ranking import DIRECTIONS, Ranks, ranks_from_embeddings
@@ -51,6 +52,8 @@ class Evaluation(NamedTuple):
     """Results of the last stage for all queries."""
     similarities: Similarities
     """Cosines of the embeddings, without biases."""
+    best: FirstResults | None = None
+    """Scores of the results of all captions, and whether the first is right; None for embeddings alone."""
     reranking_seconds: float = 0.0
     """Time to find and score the candidates of all queries; in no file, whose bytes would differ."""
 
@@ -68,7 +71,7 @@ def evaluate_gallery(
 
     Five thousand images are measured in five folds as well. `embedded` has its biases.
     """
-    ranks, first, deep, seconds = _rank(model, embedded, top_k, weights, device)
+    ranks, first, deep, best, seconds = _rank(model, embedded, top_k, weights, device)
     metrics = {stage: metrics_from_ranks(*both) for stage, both in ranks.items()}
     parts = [
         _rank(model, embedded.part(*fold), top_k, weights, device)[0]
@@ -78,7 +81,7 @@ def evaluate_gallery(
         for stage, of_stage in metrics.items():
             of_stage["folds_1k"] = average_metrics([metrics_from_ranks(*part[stage]) for part in parts])
     cosines = similarities(embedded.image, embedded.text, embedded.image_of_caption)
-    return Evaluation(ranks, metrics, first, deep, cosines, seconds)
+    return Evaluation(ranks, metrics, first, deep, cosines, best, seconds)
 
 
 def evaluate_embeddings(image: Tensor, text: Tensor, image_of_caption: NDArray[np.int64]) -> Evaluation:
@@ -118,8 +121,8 @@ def recall_curves(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
 
 def _rank(
     model: DualEncoder, embedded: Embedded, top_k: int, weights: Directed, device: torch.device
-) -> tuple[dict[str, Ranks], tuple[First, First], Deep, float]:
-    """Return ranks by stage, first results of the last one, and the seconds for the candidates."""
+) -> tuple[dict[str, Ranks], tuple[First, First], Deep, FirstResults, float]:
+    """Return ranks by stage, results of the last one, the captions' scores, and the seconds for the candidates."""
     started = time.perf_counter()
     candidates, scale = (
         candidate_logits(model, embedded, top_k, device=device, weights=weights),
@@ -143,7 +146,8 @@ def _rank(
         )
         return captions, images
 
-    return ranks, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()), deep, seconds
+    best = first_results(candidates.t2i, scale, weights.t2i)
+    return ranks, (lambda image: i2t[image].tolist(), lambda caption: t2i[caption].tolist()), deep, best, seconds
 
 
 def _first(queries: Tensor, gallery: Tensor) -> First:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diptych import __version__
 from diptych.data.images import ImageError, open_image
 from diptych.errors import DiptychError
+from diptych.retrieval.calibration import GOOD
 from diptych.serving import worker
 from diptych.serving.filters import Filter, FilterError, Operator, parse_filter
 from diptych.serving.following import Following, Served
@@ -76,6 +77,8 @@ class SearchRequest(_Strict):
     offset: Annotated[int, Field(ge=0, le=10**6)] = 0
     filters: Annotated[list[Condition], Field(max_length=20)] = []
     rerank: bool = True
+    precision: Annotated[float, Field(ge=0, le=1)] = GOOD
+    """Probability of a right first result from which on it is a good match."""
 
 
 class Result(BaseModel):
@@ -102,6 +105,10 @@ class SearchResponse(BaseModel):
     """Number of images that pass the filters."""
     reranked: int
     """Number of first images that the fusion has re-ranked."""
+    probability: float | None
+    """Probability that the very first image is right for a text; null for images, and without a calibration."""
+    good_match: bool | None
+    """Whether that is at least the asked precision."""
     milliseconds: dict[str, float]
     results: list[Result]
 
@@ -193,9 +200,9 @@ def _add_service(app: FastAPI, following: Following, measures: Measures) -> None
 
 
 def _add_search(app: FastAPI, searching: Worker, measures: Measures) -> None:
-    async def respond(query: worker.Query) -> SearchResponse:
+    async def respond(query: worker.Query, precision: float = GOOD) -> SearchResponse:
         answer = await ask(searching, measures, query)
-        return _response(answer, query.offset)
+        return _response(answer, query.offset, precision)
 
     @app.get("/search", tags=["search"])
     async def search(
@@ -205,15 +212,17 @@ def _add_search(app: FastAPI, searching: Worker, measures: Measures) -> None:
         offset: Annotated[int, Query(ge=0, le=10**6)] = 0,
         filter: Annotated[list[str], Query(max_length=20, description="Such as folder=cats or year>=2010.")] = [],  # noqa: B006
         rerank: bool = True,
+        precision: Annotated[float, Query(ge=0, le=1, description="From which probability on a match is good.")] = GOOD,
     ) -> SearchResponse:
         """Find images by a text, or by an image of the collection."""
-        return await respond(_query(text, like, k, offset, [parse_filter(one) for one in filter], rerank))
+        return await respond(_query(text, like, k, offset, [parse_filter(one) for one in filter], rerank), precision)
 
     @app.post("/search", tags=["search"])
     async def search_by_json(request: SearchRequest) -> SearchResponse:
         """Find images by a text, or by an image of the collection."""
         filters = [Filter(one.attribute, one.operator, one.value) for one in request.filters]
-        return await respond(_query(request.text, request.like, request.k, request.offset, filters, request.rerank))
+        query = _query(request.text, request.like, request.k, request.offset, filters, request.rerank)
+        return await respond(query, request.precision)
 
     @app.post("/search/image", tags=["search"])
     async def search_by_image(
@@ -247,7 +256,7 @@ def _query(
     return worker.Query(k=k, offset=offset, filters=filters, rerank=rerank, text=clean, like=like)
 
 
-def _response(answer: Answer, offset: int) -> SearchResponse:
+def _response(answer: Answer, offset: int, precision: float) -> SearchResponse:
     served, hits = answer.served, answer.hits
     started = time.perf_counter()
     records = served.index.records(hits.rows)
@@ -260,6 +269,8 @@ def _response(answer: Answer, offset: int) -> SearchResponse:
         **_identity(served),
         total=hits.total,
         reranked=hits.reranked,
+        probability=hits.probability,
+        good_match=None if hits.probability is None else hits.probability >= precision,
         milliseconds={step: round(1000 * value, 3) for step, value in seconds.items()},
         results=results,
     )

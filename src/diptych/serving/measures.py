@@ -6,6 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from diptych.retrieval.calibration import GOOD
 from diptych.serving.following import Following
 from diptych.serving.worker import Answer, Worker
 
@@ -27,6 +28,9 @@ class Measures:
             ["step"],
             buckets=_SECONDS,
             registry=self._registry,
+        )
+        self._weak = Counter(
+            "diptych_weak_matches", "Searches by a text without a good match.", registry=self._registry
         )
         waiting = Gauge("diptych_waiting", "Searches that wait.", registry=self._registry)
         waiting.set_function(lambda: worker.waiting)
@@ -51,6 +55,8 @@ class Measures:
         """Count the steps of a search."""
         for step, seconds in answer.seconds.items():
             self._latency.labels(step).observe(seconds)
+        if answer.hits.probability is not None and answer.hits.probability < GOOD:
+            self._weak.inc()
 
     def text(self) -> bytes:
         """Return all measures as they are now."""

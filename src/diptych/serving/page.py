@@ -21,6 +21,7 @@ from PIL import Image
 
 from diptych.errors import DiptychError
 from diptych.report.highlights import Highlighted, highlighter
+from diptych.retrieval.calibration import GOOD
 from diptych.retrieval.embedding import TokenStates
 from diptych.serving.filters import Filter
 from diptych.serving.following import Following, Served
@@ -130,6 +131,7 @@ class Page:
             served=self._following.served,
             facets=_facets(self._following.served),
             shown=SHOWN,
+            good=GOOD,
         )
 
     async def _query(self, search: Search, image: UploadFile | None) -> Query | None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
-from diptych.retriever import Encoded
+from diptych.retriever import Encoded, Ranking
 from diptych.serving.filters import Filter, matching
 from diptych.serving.index import Index
 
@@ -28,6 +28,8 @@ class Hits(NamedTuple):
     """Number of images that pass the filters."""
     reranked: int
     """Number of first images that the fusion has re-ranked."""
+    probability: float | None
+    """Probability that the very first image is right for a text; None where the model is not calibrated."""
 
 
 class Searcher:
@@ -66,15 +68,18 @@ class Searcher:
         rows = self._allowed(filters)
         total = len(self.index) if rows is None else len(rows)
         rerank = rerank and is_text and self.reranks
-        depth = min(total, max(offset + k, self.retriever.reranking.top_k if rerank else 0))
+        # The probability is that of the first two, whatever is shown.
+        depth = min(total, max(2, offset + k, self.retriever.reranking.top_k if rerank else 0))
         if depth <= offset:
-            return Hits(np.zeros(0, np.int64), np.zeros(0, np.float32), total, 0)
+            return Hits(np.zeros(0, np.int64), np.zeros(0, np.float32), total, 0, None)
         found, scores = self._first(query, rows, depth, biased=is_text)
         head = min(depth, self.retriever.reranking.top_k) if rerank else 0
         if head:
             found, scores = self._reranked(query, found, scores, head)
         page = slice(offset, offset + k)
-        return Hits(found[page], scores[page], total, head)
+        calibrated = self.retriever.probabilities(Ranking(found[None], scores[None])) if is_text else None
+        probability = None if calibrated is None else float(calibrated[0])
+        return Hits(found[page], scores[page], total, head, probability)
 
     def stored(self, digest: str) -> Encoded | None:
         """Return the image whose file has this SHA-256, as a query; None where the index has none."""

@@ -23,6 +23,7 @@ from diptych.retrieval.ladder import Rung, Verdict, in_words, is_better_than_cha
 from diptych.retrieval.metrics import Metrics, chance_metrics, metrics_from_ranks
 from diptych.retrieval.similarities import Similarities
 from diptych.retrieval.stored_ranks import load_ranks
+from diptych.retrieval.trust import Trust, examine
 from diptych.retrieval.uncertainty import Uncertainty, judge
 from diptych.retriever import Retriever
 
@@ -45,10 +46,14 @@ def run(workspace: Workspace, params: Params) -> None:
     chance = chance_metrics(split.image_of_caption, len(split))
     fusion_learned = params.train.objectives.itm > 0
     comparison = _compare(workspace, evaluation, split, chance, fusion_learned=fusion_learned)
+    trust = _trust(retriever, evaluation, split)
     failures = find_failures(evaluation, split.image_of_caption, split.captions, *attributes(workspace.manifest, split))
     _write_files(workspace.reports, evaluation, comparison, failures)
+    write_json(workspace.reports / "calibration.json", trust.to_json() if trust else {})
     highlight = highlighter(retriever, embedded, split.captions)
-    findings = Findings(evaluation, comparison.uncertainty, failures, comparison.rungs, comparison.verdicts, highlight)
+    findings = Findings(
+        evaluation, comparison.uncertainty, failures, comparison.rungs, comparison.verdicts, highlight, trust
+    )
     weights = retriever.weights if fusion_learned else None
     setting = Setting(params.data.splits.test, _made_of(workspace), params.evaluate.top_k, weights)
     history = read_history(workspace.reports / "training.csv")
@@ -104,6 +109,13 @@ def _log_summary(
         log.warning("The model may be no better than chance: train it longer, or on more images.")
     for line in in_words(comparison.verdicts):
         log.info("%s", line)
+
+
+def _trust(retriever: Retriever, evaluation: Evaluation, split: PreparedSplit) -> Trust | None:
+    """Return how far the model's calibration holds on test; None where it has none."""
+    if retriever.calibration is None or evaluation.best is None:
+        return None
+    return examine(retriever.calibration, evaluation.best, split.image_of_caption)
 
 
 def _made_of(workspace: Workspace) -> dict[str, str]:

@@ -102,7 +102,7 @@ def _fix_arithmetic(device: torch.device) -> None:
 
 def _save(workspace: Workspace, params: Params, trainer: Trainer, prepared: dict[str, Any]) -> None:
     """Write the model with its query bank and what was chosen on val."""
-    querybank, weights, _ = finish(trainer, params)
+    querybank, weights, _, calibration = finish(trainer, params)
     i2t, t2i = (FusionWeights(**own._asdict()) for own in weights)
     save_model(
         workspace.model,
@@ -112,6 +112,7 @@ def _save(workspace: Workspace, params: Params, trainer: Trainer, prepared: dict
         Preprocessing(**{name: prepared[name] for name in ("image_size", "resize", "max_tokens")}),
         Reranking(top_k=params.evaluate.top_k, i2t=i2t, t2i=t2i, bias_strength=querybank.strength),
         querybank,
+        calibration,
     )
 
 

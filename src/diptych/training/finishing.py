@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from diptych.config import Params
+from diptych.model.package import Calibration
 from diptych.model.querybank import QueryBank
+from diptych.retrieval.calibration import calibrate, first_results
 from diptych.retrieval.choices import choose_strength, choose_weights
 from diptych.retrieval.embedding import Embedded, embed_querybank, embed_split
 from diptych.retrieval.reranking import Directed, candidate_logits
@@ -21,6 +23,8 @@ class Finished(NamedTuple):
     """Weights of the fusion, chosen on val. A fusion that was not trained, or does not help there, has none."""
     val: Embedded
     """The val split, with its biases."""
+    calibration: Calibration | None
+    """Calibration on val; None where it cannot be fitted."""
 
 
 def finish(trainer: Trainer, params: Params) -> Finished:
@@ -33,7 +37,12 @@ def finish(trainer: Trainer, params: Params) -> Finished:
     scale, weights = model.logit_scale.item(), Directed()
     querybank = querybank._replace(strength=choose_strength(val, querybank, scale))
     val = val.biased(querybank, scale)
+    # Without weights no candidate is scored by the fusion.
+    scored = None if params.train.objectives.itm else weights
+    candidates = candidate_logits(
+        model, val, params.evaluate.top_k, **computing, weights=scored, description="re-rank val"
+    )
     if params.train.objectives.itm:
-        candidates = candidate_logits(model, val, params.evaluate.top_k, **computing, description="re-rank val")
         weights = choose_weights(candidates, scale)
-    return Finished(querybank, weights, val)
+    calibration = calibrate(first_results(candidates.t2i, scale, weights.t2i), len(val.image))
+    return Finished(querybank, weights, val, calibration)
