@@ -22,7 +22,7 @@ from diptych.serving.indexing import IndexSummary, update_index
 from diptych.serving.store import Store
 
 MODEL = "ab" * 32
-"""SHA-256 that stands for the tiny model's weights."""
+"""SHA-256 that stands for the tiny model."""
 OTHER = "cd" * 32
 
 

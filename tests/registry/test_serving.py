@@ -12,7 +12,7 @@ from versions import crown, open_registry, register_package
 
 from diptych.config import Params, load_params
 from diptych.errors import DiptychError
-from diptych.model.package import weights_sha256
+from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
 from diptych.registry.decision import Decision
 from diptych.registry.promotion import promote, roll_back
@@ -57,7 +57,7 @@ def photos(project: Workspace, models: list[Path], tmp_path: Path) -> Collection
     """A collection that is indexed with the first model."""
     folder = write_photos(tmp_path / "photos", ["a.png", "b.png"])
     collection = Collection(folder, open_store(project), Retriever.load(models[0], "cpu"))
-    collection.update(model=weights_sha256(models[0]))
+    collection.update(model=folder_sha256(models[0]))
     return collection
 
 
@@ -77,10 +77,10 @@ def test_a_model_is_a_version_or_a_folder(
     registry.set_alias("challenger", "2")
     for which, model in ((None, models[1]), ("1", models[0]), (str(models[0]), models[0])):
         with located(project, params, which) as (folder, _):
-            assert weights_sha256(folder) == weights_sha256(model)
+            assert folder_sha256(folder) == folder_sha256(model)
         followed = FollowedModels(project, params, which, "cpu")
         key = followed.current()
-        assert key.weights == weights_sha256(model)
+        assert key.sha256 == folder_sha256(model)
         assert len(followed.load(key).encode_texts(["a red square"])) == 1
 
 
@@ -106,13 +106,13 @@ def test_a_version_is_indexed_before_it_becomes_champion(
 
     promote(registry, registry.find("2"), accepting("2", "1"), prepare=prepare)
     assert seen == ["1"]
-    assert len(Index.open(photos.store, "photos", weights_sha256(models[1]))) == 3
+    assert len(Index.open(photos.store, "photos", folder_sha256(models[1]))) == 3
     with pytest.raises(DiptychError, match="older than the collection"):
-        Index.open(photos.store, "photos", weights_sha256(models[0]))
+        Index.open(photos.store, "photos", folder_sha256(models[0]))
 
     roll_back(registry, why="worse", prepare=lambda folder: refresh_indexes(project, params, folder))
     assert registry.aliases()["champion"] == "1"
-    assert len(Index.open(photos.store, "photos", weights_sha256(models[0]))) == 3
+    assert len(Index.open(photos.store, "photos", folder_sha256(models[0]))) == 3
 
 
 def test_a_version_that_cannot_be_indexed_does_not_become_champion(

@@ -42,7 +42,7 @@ def test_a_text_finds_what_the_retriever_finds(served: TestClient, module_collec
     assert found(answer) == [paths[row] for row in expected.items[0]]
     body = answer.json()
     assert [result["score"] for result in body["results"]] == pytest.approx(expected.score[0].tolist(), abs=0.02)
-    assert (body["model"], body["weights"], body["collection"]) == ("tiny version 1", MODEL, "photos")
+    assert (body["model"], body["model_sha256"], body["collection"]) == ("tiny version 1", MODEL, "photos")
     assert body["index_version"] == module_collection.open().state.version
     assert (body["total"], body["reranked"]) == (7, 4)
     assert set(body["milliseconds"]) == {"waiting", "encoding", "searching", "reading"}

@@ -45,7 +45,7 @@ def test_a_new_champion_takes_over_with_its_index_and_never_without(
 
     indexed.update(model=OTHER)
     assert following.refresh()
-    assert client.get("/version").json()["weights"] == OTHER
+    assert client.get("/version").json()["model_sha256"] == OTHER
     assert client.get("/readyz").json() == {"ready": True, "problem": None}
 
 

@@ -53,6 +53,7 @@ def index(
     """
     workspace = enter()
     from diptych.project.params import read_params
+    from diptych.project.provenance import folder_sha256
     from diptych.registry.serving import located, open_store
 
     store = open_store(workspace)
@@ -65,7 +66,6 @@ def index(
         return
     source = _source(store, workspace, collection, images, table, split)
     from diptych.model.device import prepare
-    from diptych.model.package import weights_sha256
     from diptych.retriever import Retriever
     from diptych.serving.indexing import update_index
 
@@ -74,7 +74,7 @@ def index(
     started = time.perf_counter()
     with located(workspace, params, version) as (folder, title):
         retriever = Retriever.load(folder, device, params.evaluate.batch_size)
-        model = weights_sha256(folder)
+        model = folder_sha256(folder)
     summary = update_index(store, collection, source, retriever, model, rerank=rerank)
     for path, reason in summary.unreadable[:_SHOWN]:
         log.warning("%s is left out: %s", path, reason)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from diptych.config import Params
 from diptych.errors import DiptychError
+from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, Version
 from diptych.retriever import Retriever
@@ -37,11 +38,10 @@ def refresh_indexes(workspace: Workspace, params: Params, folder: Path) -> dict[
         return {}
     # They import torch, which a project without collections does not need here.
     from diptych.model.device import prepare
-    from diptych.model.package import weights_sha256
     from diptych.serving.indexing import update_index
 
     device = str(prepare(params.device, params.threads))
-    retriever, model = Retriever.load(folder, device, params.evaluate.batch_size), weights_sha256(folder)
+    retriever, model = Retriever.load(folder, device, params.evaluate.batch_size), folder_sha256(folder)
     outcomes = {}
     for name in collections:
         state = store.collection(name)
@@ -107,14 +107,13 @@ class FollowedModels:
 
     def current(self) -> ModelKey:
         """Return the model that is to be served now, as `Models` says."""
-        from diptych.model.package import weights_sha256
         from diptych.serving.following import ModelKey
 
         if self._folder is not None:
-            return ModelKey(str(self._folder), weights_sha256(self._folder))
+            return ModelKey(str(self._folder), folder_sha256(self._folder))
         model = RegisteredModel.of(self._workspace, self._params)
         version = model.find(self._which) if self._which is not None else version_in_use(model)
-        return ModelKey(version.title, version.tags["weights_sha256"])
+        return ModelKey(version.title, version.tags["model_sha256"])
 
     def load(self, key: ModelKey) -> Retriever:
         """Load the model, as `Models` says."""

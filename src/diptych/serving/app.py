@@ -98,7 +98,7 @@ class SearchResponse(BaseModel):
     """The results of a search, and what found them."""
 
     model: str
-    weights: str
+    model_sha256: str
     index_version: int
     collection: str
     total: int
@@ -279,7 +279,7 @@ def _response(answer: Answer, offset: int, precision: float) -> SearchResponse:
 def _identity(served: Served) -> dict[str, Any]:
     return {
         "model": served.model.title,
-        "weights": served.model.weights,
+        "model_sha256": served.model.sha256,
         "index_version": served.index_version,
         "collection": served.index.collection,
     }

@@ -21,8 +21,8 @@ class ModelKey(NamedTuple):
 
     title: str
     """Name and version, for people."""
-    weights: str
-    """SHA-256 of its weights."""
+    sha256: str
+    """SHA-256 of its files, which are its weights, its configuration and its tokenizer."""
 
 
 class Models(Protocol):
@@ -108,8 +108,8 @@ class Following:
     def _newer(self) -> Served | None:
         """Return what is to be served from now on, loaded and tried; None where that is served already."""
         key, now = self._models.current(), self.served
-        index = Index.open(self._store, self._collection, key.weights)
-        is_same_model = now is not None and now.model.weights == key.weights
+        index = Index.open(self._store, self._collection, key.sha256)
+        is_same_model = now is not None and now.model.sha256 == key.sha256
         if now is not None and is_same_model and now.index_version == index.state.version and now.model == key:
             return None
         retriever = now.searcher.retriever if now is not None and is_same_model else self._models.load(key)

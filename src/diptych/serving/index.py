@@ -36,7 +36,7 @@ class Index:
     Attributes:
         store: the store that it is in.
         collection: name of the collection.
-        model: SHA-256 of the model's weights.
+        model: SHA-256 of the model's files.
         state: what is known of this version.
         vectors: embeddings and, as one more dimension, negative biases: float32 (N, d + 1), mapped from a file. The
             inner product with a query's embedding and 1 is the cosine minus the image's bias.

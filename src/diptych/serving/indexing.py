@@ -101,7 +101,7 @@ def update_index(
         collection: name of the collection.
         source: its images.
         retriever: the model to embed with.
-        model: SHA-256 of its weights.
+        model: SHA-256 of its files.
         rerank: whether to keep the grid tokens that re-ranking reads; None: if the model re-ranks.
 
     Raises:

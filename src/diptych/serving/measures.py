@@ -37,7 +37,7 @@ class Measures:
         self._served = Gauge(
             "diptych_served",
             "1 for the model that answers.",
-            ["model", "weights", "collection"],
+            ["model", "sha256", "collection"],
             registry=self._registry,
         )
         self._index = Gauge(
@@ -64,7 +64,7 @@ class Measures:
         self._served.clear()
         self._up_to_date.set(not self._following.problem)
         if served is not None:
-            self._served.labels(served.model.title, served.model.weights[:16], served.index.collection).set(1)
+            self._served.labels(served.model.title, served.model.sha256[:16], served.index.collection).set(1)
             for name, value in (
                 ("images", len(served.index)),
                 ("version", served.index_version),

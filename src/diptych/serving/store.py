@@ -85,7 +85,7 @@ class Store:
         return self._read(CollectionState, name, COLLECTION)
 
     def state(self, collection: str, model: str) -> IndexState | None:
-        """Return the state of the index of a model, which its weights' SHA-256 names; None where there is none."""
+        """Return the state of the index of the model with this SHA-256; None where there is none."""
         return self._read(IndexState, collection, table_name(model))
 
     def write_collection(self, name: str, state: CollectionState) -> None:
@@ -170,5 +170,5 @@ class Store:
 
 
 def table_name(model: str) -> str:
-    """Return the name of the table of the model whose weights have this SHA-256."""
+    """Return the name of the table of the model with this SHA-256."""
     return model[:16]
