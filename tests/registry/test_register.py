@@ -95,6 +95,24 @@ def test_a_version_bears_its_origin_and_the_alias(registered):
     assert version.tags["not_reproducible"].startswith("git has no record of it (not a git repository")
 
 
+def test_the_versions_page_is_its_model_card(registered):
+    workspace, version = registered
+    client = connect(workspace, Params())[0]
+
+    card = client.get_model_version("diptych", "1").description or ""
+    assert "diptych promote 1" in card
+    assert "| re-ranked | 130.0 | 10.0 | 10.0 |" in card
+    assert "It is better: **yes**, by +118.0 (+110.0 to +126.0)" in card
+    assert version.tags["data_md5"] in card
+    run = client.get_run(version.run_id)
+    assert run.inputs is not None
+    assert run.outputs is not None
+    [output], [dataset] = run.outputs.model_outputs, run.inputs.dataset_inputs
+    figures = {metric.key: metric.value for metric in client.get_logged_model(output.model_id).metrics or []}
+    assert figures["reranked/rsum"] == 130.0
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("data", version.tags["data_md5"][:36])
+
+
 def test_its_run_has_parameters_figures_reports_and_tags(registered):
     workspace, version = registered
     client, _ = connect(workspace, Params())

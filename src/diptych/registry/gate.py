@@ -21,6 +21,7 @@ from diptych.registry.decision import Check, Decision, GuardComparison
 from diptych.registry.errors import reason
 from diptych.registry.guard_sets import GuardGallery, open_guard_sets
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
+from diptych.registry.model_card import with_decision
 from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
 from diptych.retrieval.comparison import Comparison, compare
 from diptych.retrieval.evaluation import evaluator_sha256
@@ -96,6 +97,8 @@ def store_decision(model: RegisteredModel, version: Version, decision: Decision)
     with model.errors_explained():
         model.client.log_dict(version.run_id, decision.to_json(), f"{path}.json")
         model.client.log_text(version.run_id, decision.render() + "\n", f"{path}.md")
+        card = model.client.get_model_version(version.name, version.version).description or ""
+        model.client.update_model_version(version.name, version.version, with_decision(card, decision))
     model.tag(version, tags)
 
 

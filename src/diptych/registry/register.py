@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -24,11 +26,15 @@ from diptych.registry.connection import connect, global_tracking_uri
 from diptych.registry.data_profile import log_profile
 from diptych.registry.errors import UnreachableError, mlflow_errors_explained
 from diptych.registry.figures import Measurement, flat_metrics, flat_params, metrics_now, send_metrics, send_params
+from diptych.registry.model_card import dataset_counts, model_card
 from diptych.registry.packaging import log_package
 from diptych.registry.registered_model import CHALLENGER
 from diptych.registry.unsent import send_unsent
 
 _ADVICE = ". The trained model is kept, and is no version yet: run again, or `diptych register`, once MLflow answers."
+
+_KEY_FIGURE = re.compile(r"(towers|qb_norm|reranked)/(rsum|(i2t|t2i)/recall_at_1)")
+"""Metrics of the run that are metrics of the version too."""
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +103,9 @@ def register(workspace: Workspace, params: Params, run_tags: Mapping[str, str] |
         with global_tracking_uri(uri):
             version = known or _create(client, experiment, workspace, params, metrics, run_tags or {})
         version = client.get_model_version(name, version.version)
+        if not version.description:
+            card = model_card(workspace, params, name, str(version.version), version.tags)
+            client.update_model_version(name, version.version, card)
         if CHALLENGER not in version.aliases:
             client.set_registered_model_alias(name, CHALLENGER, version.version)
             version = client.get_model_version(name, version.version)
@@ -132,7 +141,10 @@ def _create(
     run_id = _find_run(client, experiment, tags["weights_sha256"]) or _make_run(client, experiment, workspace, params)
     _complete_run(client, run_id, workspace, metrics, {**tags, **run_tags})
     log_profile(client, run_id, workspace, params)
+    _log_dataset(client, run_id, workspace, params, tags["data_md5"])
     source, model_id = log_package(run_id, workspace.model)
+    key_figures = metrics_now({name: value for name, value in metrics.items() if _KEY_FIGURE.fullmatch(name)}, 0)
+    client.log_batch(run_id, [Metric(*figure, model_id=model_id, run_id=run_id) for figure in key_figures])
     name = params.register_.model_name
     try:
         client.create_registered_model(
@@ -144,6 +156,18 @@ def _create(
     version = client.create_model_version(name, source, run_id, tags=tags, model_id=model_id)
     client.set_tag(run_id, "model_version", f"{name}/{version.version}")
     return version
+
+
+def _log_dataset(client: MlflowClient, run_id: str, workspace: Workspace, params: Params, data_md5: str) -> None:
+    """Make the dataset version an input of the run, once."""
+    inputs = client.get_run(run_id).inputs
+    if inputs is not None and inputs.dataset_inputs:
+        return
+    splits = params.data.splits.model_dump()
+    source = json.dumps({"path": "data.dvc", "md5": data_md5, "splits": splits})
+    # MLflow takes digests of at most 36 characters.
+    dataset = Dataset("data", data_md5[:36], "dvc", source, profile=json.dumps(dataset_counts(workspace)))
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def _find_run(client: MlflowClient, experiment: str, weights: str) -> str | None:
