@@ -190,9 +190,17 @@ def test_collections_are_indexed_as_written(chain: Clone, sources: Path, tmp_pat
     shutil.copytree(sources / "photos", copy.root / "photos")
     (copy.root / "files.csv").write_text("file,caption,year\nphotos/1.png,a photo,2020\nphotos/2.png,,2021\n")
     told = [line for line in TOLD["docs/searching.md"] if not line.startswith(SERVERS)]
-    assert len(told) == 4
-    for command in told:
+    indexing = [line for line in told if line.startswith("diptych index")]
+    assert len(indexing) == 4
+    for command in indexing:
         assert "images indexed: " in copy.command(*shlex.split(command)), command
+    image = json.loads((copy.root / "data" / "captions.json").read_text())["images"][0]
+    mark = {"when": "2026-11-30", "query": "a circle", "hash": image["sha256"], "right": True, "collection": "dataset"}
+    (copy.root / "feedback").mkdir()
+    (copy.root / "feedback" / "marks.jsonl").write_text(json.dumps({**mark, "model": "", "index_version": 1}) + "\n")
+    exporting, evaluating = (line for line in told if line not in indexing)
+    assert "1 confirmed pairs are in inbox/users" in copy.command(*shlex.split(exporting))
+    assert "on 1 queries: MRR" in copy.command(*shlex.split(evaluating))
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ COMMANDS = {
     "deploy": ("diptych.cli.deploy:deploy", "Put the deployments of prefect.yaml on the Prefect server."),
     "doctor": ("diptych.cli.doctor:doctor", "Check everything that a run depends on."),
     "evaluate": ("diptych.cli.evaluate:evaluate", "Measure retrieval by any model's embeddings."),
+    "feedback": ("diptych.cli.feedback:feedback", "Use what users have said of search results."),
     "history": (f"{_REGISTRY}:history", "Show promotions, rollbacks and refusals."),
     "index": ("diptych.cli.index:index", "Index a collection of images, to search it with a version."),
     "promote": (f"{_REGISTRY}:promote", "Make VERSION the champion, if it passes the gate."),

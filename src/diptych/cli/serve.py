@@ -25,9 +25,9 @@ TOKEN = "DIPTYCH_SEARCH_TOKEN"
 @click.option(
     "--limit", default=128, show_default=True, type=click.IntRange(1), help="Searches that may wait; others get 503."
 )
+@click.option("--feedback", is_flag=True, help="Let users mark results, and keep their marks and queries in feedback/.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
-@click.option("--every", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Seconds between two looks.")
-def serve(version: str | None, collection: str, host: str, port: int, limit: int, opens: bool, every: float) -> None:
+def serve(version: str | None, collection: str, host: str, port: int, limit: int, feedback: bool, opens: bool) -> None:
     """Serve the search page and the API for a collection that `diptych index` has indexed.
 
     VERSION is a number, an alias or a folder; default: the champion, or else the challenger. A new champion whose index
@@ -40,6 +40,7 @@ def serve(version: str | None, collection: str, host: str, port: int, limit: int
     from diptych.project.params import read_params
     from diptych.registry.serving import FollowedModels, open_store
     from diptych.serving.app import make_app
+    from diptych.serving.feedback import Marks
     from diptych.serving.following import Following
 
     params = read_params(workspace)
@@ -53,7 +54,8 @@ def serve(version: str | None, collection: str, host: str, port: int, limit: int
     if following.served is None:
         raise DiptychError(following.problem)
     listening = _listen(host, port)
-    app = make_app(following, token=token, limit=limit, refresh_every=every)
+    marks = Marks(workspace.feedback) if feedback else None
+    app = make_app(following, token=token, limit=limit, marks=marks)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
     address = f"http://{host}:{listening.getsockname()[1]}/"
     click.echo(f"Search at {address}, API at {address}docs. Ctrl-C ends it.")

@@ -67,6 +67,8 @@ class Workspace:
     """Results of the test queries re-ranked by the controls to the fusion (controls)."""
     reports = _Within("reports")
     """Metrics, tables and pages for people."""
+    feedback = _Within("feedback/marks.jsonl")
+    """Marks that users have set on results of searches."""
     local = _Within(".diptych")
     """Files that belong to no version: caches and checkpoints, which may be deleted.
 

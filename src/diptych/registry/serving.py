@@ -19,6 +19,7 @@ from diptych.serving.store import Store
 
 if TYPE_CHECKING:
     from diptych.serving.following import ModelKey
+    from diptych.serving.index import Index
     from diptych.serving.indexing import IndexSummary
 
 
@@ -55,6 +56,29 @@ def refresh_indexes(workspace: Workspace, params: Params, folder: Path) -> dict[
                 "it up."
             ) from None
     return outcomes
+
+
+def open_index(workspace: Workspace, collection: str, folder: Path) -> Index:
+    """Open the index of a collection that was made with the model in `folder`.
+
+    Raises:
+        DiptychError: as `Index.open`.
+    """
+    from diptych.serving.index import Index
+
+    return Index.open(open_store(workspace), collection, folder_sha256(folder))
+
+
+def latest_index(workspace: Workspace, params: Params, collection: str) -> Index:
+    """Open the index of a collection that was made with the version in use.
+
+    Raises:
+        DiptychError: there is no version in use, or as `Index.open`.
+    """
+    from diptych.serving.index import Index
+
+    version = version_in_use(RegisteredModel.of(workspace, params))
+    return Index.open(open_store(workspace), collection, version.tags["model_sha256"])
 
 
 def version_in_use(model: RegisteredModel) -> Version:

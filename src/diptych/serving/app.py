@@ -21,9 +21,11 @@ from diptych.data.images import ImageError, open_image
 from diptych.errors import DiptychError
 from diptych.retrieval.calibration import GOOD
 from diptych.serving import worker
+from diptych.serving.feedback import Marks
 from diptych.serving.filters import Filter, FilterError, Operator, parse_filter
 from diptych.serving.following import Following, Served
 from diptych.serving.limits import LimitedBody, RequiredToken
+from diptych.serving.marking import add_feedback
 from diptych.serving.measures import Measures
 from diptych.serving.page import Page
 from diptych.serving.requests import (
@@ -114,7 +116,12 @@ class SearchResponse(BaseModel):
 
 
 def make_app(
-    following: Following, *, token: str | None = None, limit: int = 128, refresh_every: float | None = 5.0
+    following: Following,
+    *,
+    token: str | None = None,
+    limit: int = 128,
+    refresh_every: float | None = 5.0,
+    marks: Marks | None = None,
 ) -> FastAPI:
     """Return the ASGI application.
 
@@ -123,6 +130,7 @@ def make_app(
         token: token that each request has to bear; none by default.
         limit: number of searches that may wait; to more of them the answer is 503.
         refresh_every: seconds between two looks at the registry and the store; None for none.
+        marks: where users' marks on results are kept, with their queries; None to keep none.
     """
     searching = Worker(following, limit)
     measures = Measures(following, searching)
@@ -145,7 +153,9 @@ def make_app(
     _add_service(app, following, measures)
     _add_search(app, searching, measures)
     _add_images(app, following)
-    Page(following, searching, measures).add_to(app)
+    if marks is not None:
+        add_feedback(app, following, marks)
+    Page(following, searching, measures, with_marks=marks is not None).add_to(app)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     return app
 

@@ -80,8 +80,9 @@ _OPERATORS: dict[str, Any] = {"is": "=", "min": ">=", "max": "<="}
 class Page:
     """The pages of a server."""
 
-    def __init__(self, following: Following, searching: Worker, measures: Measures) -> None:
+    def __init__(self, following: Following, searching: Worker, measures: Measures, *, with_marks: bool) -> None:
         self._following, self._searching, self._measures = following, searching, measures
+        self._with_marks = with_marks
         self._templates = Environment(
             loader=FileSystemLoader(Path(__file__).parent),
             autoescape=True,
@@ -132,6 +133,7 @@ class Page:
             facets=_facets(self._following.served),
             shown=SHOWN,
             good=GOOD,
+            with_marks=self._with_marks,
         )
 
     async def _query(self, search: Search, image: UploadFile | None) -> Query | None:

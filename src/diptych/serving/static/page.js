@@ -93,6 +93,17 @@ if (search) {
   });
 }
 
+if (results) {
+  results.addEventListener("submit", async (event) => {
+    if (!event.target.matches(".marks")) return;
+    event.preventDefault();
+    const answer = await fetch(event.target.action, { method: "POST", body: new FormData(event.target, event.submitter) });
+    for (const button of event.target.querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(answer.ok && button === event.submitter));
+    }
+  });
+}
+
 const plain = document.getElementById("plain");
 if (plain) plain.addEventListener("change", () => document.querySelector(".frame").classList.toggle("plain", plain.checked));
 const back = document.querySelector("[data-back]");
