@@ -198,7 +198,9 @@ def test_collections_are_indexed_as_written(chain: Clone, sources: Path, tmp_pat
     mark = {"when": "2026-11-30", "query": "a circle", "hash": image["sha256"], "right": True, "collection": "dataset"}
     (copy.root / "feedback").mkdir()
     (copy.root / "feedback" / "marks.jsonl").write_text(json.dumps({**mark, "model": "", "index_version": 1}) + "\n")
-    exporting, evaluating = (line for line in told if line not in indexing)
+    *embedding, exporting, evaluating = (line for line in told if line not in indexing)
+    for command in embedding:
+        assert "of the first ten results" in copy.command(*shlex.split(command)), command
     assert "1 confirmed pairs are in inbox/users" in copy.command(*shlex.split(exporting))
     assert "on 1 queries: MRR" in copy.command(*shlex.split(evaluating))
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "data": ("diptych.cli.data:data", "Import images and captions into data/, the dataset version."),
     "deploy": ("diptych.cli.deploy:deploy", "Put the deployments of prefect.yaml on the Prefect server."),
     "doctor": ("diptych.cli.doctor:doctor", "Check everything that a run depends on."),
+    "embed": ("diptych.cli.embed:embed", "Write a collection's embeddings for other search engines."),
     "evaluate": ("diptych.cli.evaluate:evaluate", "Measure retrieval by any model's embeddings."),
     "feedback": ("diptych.cli.feedback:feedback", "Use what users have said of search results."),
     "history": (f"{_REGISTRY}:history", "Show promotions, rollbacks and refusals."),
