@@ -84,6 +84,11 @@ def test_a_port_that_is_taken_is_an_error(model: Path, capfd: pytest.CaptureFixt
     assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in capfd.readouterr().err
 
 
+def test_a_server_that_waits_listens_before_anything_can_be_served(model: Path, asked: list[Any]) -> None:
+    assert diptych("serve", model, "--port", 0, "--wait") == 0
+    assert asked[1].status_code == 503
+
+
 def test_what_is_not_indexed_is_not_served(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert diptych("serve", model, "--port", 0) == 1
     assert "The collection dataset is not indexed with the model" in capfd.readouterr().err

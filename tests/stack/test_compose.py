@@ -76,7 +76,7 @@ def test_the_secrets_are_told_apart() -> None:
 def test_ports_are_bound_to_this_machine_unless_a_variable_says_otherwise(bind: str) -> None:
     services = resolved(**SECRETS, DIPTYCH_BIND=bind)["services"]
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert set(published) == {"s3", "mlflow", "prefect"}
+    assert set(published) == {"s3", "mlflow", "prefect", "search"}
     for ports in published.values():
         assert all(port.startswith(f"{bind or '127.0.0.1'}:") for port in ports)
 
@@ -108,13 +108,14 @@ def test_images_of_others_have_a_version() -> None:
 
 
 def test_authentication_has_one_switch() -> None:
-    """MLflow, Prefect and the workers all hear of it."""
+    """MLflow, Prefect, the workers and the search page all hear of it."""
     for value, heard in (("", "on"), ("off", "off")):
         services = resolved(**SECRETS, DIPTYCH_AUTHENTICATION=value)["services"]
         told = {
             name: service.get("environment", {}).get("DIPTYCH_AUTHENTICATION") for name, service in services.items()
         }
-        assert {name for name, word in told.items() if word} == {"mlflow", "prefect", "worker", "worker-gpu"}
+        heard_by = {name for name, word in told.items() if word}
+        assert heard_by == {"mlflow", "prefect", "worker", "worker-gpu", "search"}
         assert {word for word in told.values() if word} == {heard}
 
 

@@ -11,13 +11,13 @@ import pytest
 
 DOCKER = Path(__file__).parents[2] / "docker"
 ON = {"DIPTYCH_PASSWORD": "a long password", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x", "PREFECT_API_URL": "http://x/api"}
-SERVERS = ["mlflow-server.sh", "prefect-server.sh", "worker.sh"]
+SERVERS = ["mlflow-server.sh", "prefect-server.sh", "worker.sh", "search.sh"]
 
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder with an mlflow, a prefect and a uv that write down their arguments and environment."""
-    for name in ("mlflow", "prefect", "uv"):
+    """A folder with programs that write down their arguments and environment."""
+    for name in ("mlflow", "prefect", "uv", "diptych"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text('#!/bin/sh\necho "ARGUMENTS=$(basename "$0") $*"\nenv\n')
@@ -102,6 +102,20 @@ def test_a_worker_takes_one_run_more_than_can_work_from_the_pool_it_is_given(pro
         assert words[:3] == ["prefect", "worker", "start"]
         assert ("--pool", pool) in pairwise(words)
         assert ("--limit", "2") in pairwise(words)
+
+
+@pytest.mark.parametrize(("variables", "token"), [({}, "a long password"), ({"DIPTYCH_AUTHENTICATION": "off"}, None)])
+def test_the_search_page_asks_for_the_password_where_authentication_is_on(
+    programs: Path, variables: dict[str, str], token: str | None
+) -> None:
+    _, said, _ = started(programs, "search.sh", **ON, **variables)
+    assert said["ARGUMENTS"] == "diptych serve --wait --collection dataset --port 8080"
+    assert said.get("DIPTYCH_SEARCH_TOKEN") == token
+
+
+def test_the_search_page_listens_where_it_is_told(programs: Path) -> None:
+    _, said, _ = started(programs, "search.sh", **ON, DIPTYCH_SEARCH_HOST="0.0.0.0", DIPTYCH_COLLECTION="shop")
+    assert said["ARGUMENTS"] == "diptych serve --wait --collection shop --port 8080 --host 0.0.0.0"
 
 
 def test_a_command_is_run_as_a_client_of_the_servers(programs: Path) -> None:

@@ -26,8 +26,11 @@ TOKEN = "DIPTYCH_SEARCH_TOKEN"
     "--limit", default=128, show_default=True, type=click.IntRange(1), help="Searches that may wait; others get 503."
 )
 @click.option("--feedback", is_flag=True, help="Let users mark results, and keep their marks and queries in feedback/.")
+@click.option("--wait", is_flag=True, help="Listen although nothing can be served yet, and answer 503 until it can.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
-def serve(version: str | None, collection: str, host: str, port: int, limit: int, feedback: bool, opens: bool) -> None:
+def serve(
+    version: str | None, collection: str, host: str, port: int, limit: int, feedback: bool, wait: bool, opens: bool
+) -> None:
     """Serve the search page and the API for a collection that `diptych index` has indexed.
 
     VERSION is a number, an alias or a folder; default: the champion, or else the challenger. A new champion whose index
@@ -51,7 +54,7 @@ def serve(version: str | None, collection: str, host: str, port: int, limit: int
     if host not in ("127.0.0.1", "localhost", "::1") and not token:
         log.warning("Anybody who reaches %s can search, for %s is not set.", host, TOKEN)
     following.refresh()
-    if following.served is None:
+    if following.served is None and not wait:
         raise DiptychError(following.problem)
     listening = _listen(host, port)
     marks = Marks(workspace.feedback) if feedback else None
