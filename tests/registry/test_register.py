@@ -1,5 +1,6 @@
 """Weights become a version once, whole, and loadable by whoever has the packages it lists."""
 
+import base64
 import errno
 import json
 import os
@@ -12,9 +13,13 @@ from importlib import metadata
 from importlib.metadata import Distribution
 from importlib.util import cache_from_source
 from pathlib import Path
+from typing import Any
 
+import mlflow.pyfunc
 import pytest
+from fastapi.testclient import TestClient
 from mlflow import MlflowClient
+from mlflow.pyfunc import scoring_server
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -24,7 +29,8 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time
-from diptych.registry.connection import connect
+from diptych.registry.connection import connect, global_tracking_uri
+from diptych.registry.packaging import input_example
 from diptych.registry.register import register
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.tracking import TrackedRun
@@ -111,6 +117,23 @@ def test_the_versions_page_is_its_model_card(registered):
     figures = {metric.key: metric.value for metric in client.get_logged_model(output.model_id).metrics or []}
     assert figures["reranked/rsum"] == 130.0
     assert (dataset.dataset.name, dataset.dataset.digest) == ("data", version.tags["data_md5"][:36])
+
+
+def test_mlflows_server_answers_texts_and_images_in_base64(registered):
+    workspace, version = registered
+    with global_tracking_uri(f"sqlite:///{workspace.local}/mlflow.db"):
+        server = TestClient(scoring_server.init(mlflow.pyfunc.load_model(version.uri)))
+    image = base64.b64encode(input_example()["image"][0]).decode()
+
+    def answers(**row: str) -> dict[str, Any]:
+        answer = server.post("/invocations", json={"dataframe_records": [row]})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json()["predictions"][0])
+
+    assert len(answers(text="a red square")["embedding"]) == len(answers(image=image)["embedding"]) == 16
+    pair = answers(image=image, text="a red square")
+    assert pair["embedding"] is None
+    assert isinstance(pair["score"], float)
 
 
 def test_its_run_has_parameters_figures_reports_and_tags(registered):
