@@ -79,9 +79,9 @@ def retrain(
             summary |= register_model(workspace)
             share(workspace)
             summary["decision"] = decide(workspace, summary["version"]["version"], promotion)
-            index(workspace)
         record_drops(workspace)
         publish_summary(summary)
+        index(workspace)
         if "version" in summary:
             note_idle(workspace, code)
         return summary
@@ -241,22 +241,25 @@ def decide(workspace: Workspace, number: str, promotion: Promotion) -> dict[str,
 
 @task(name="index", task_run_name="index", cache_policy=NO_CACHE, persist_result=False)
 def index(workspace: Workspace) -> None:
-    """Bring the champion's indexes up to date with the collections, where there are any.
+    """Bring the champion's indexes up to date, because the dataset may have grown; warn where that fails.
 
-    A version that the gate has promoted was indexed before. One that is no champion leaves the champion's indexes older
-    than a dataset that has grown.
+    A version that this run has promoted is indexed already.
     """
     from diptych.registry.registered_model import RegisteredModel
-    from diptych.registry.serving import open_store, refresh_indexes
+    from diptych.registry.serving import IndexSwitch
 
-    params = read_params(workspace)
-    if not open_store(workspace).collections():
-        return
-    model = RegisteredModel.of(workspace, params)
-    if (champion := model.champion()) is not None:
+    switch = IndexSwitch(workspace, read_params(workspace))
+    model = RegisteredModel.of(workspace, read_params(workspace))
+    try:
+        if not switch.is_needed or (champion := model.champion()) is None:
+            return
         with model.fetched(champion) as folder:
-            for name, outcome in refresh_indexes(workspace, params, folder).items():
-                get_run_logger().info("%s: %s", name, outcome.describe())
+            switch.prepare(folder)
+        switch.announce()
+    except DiptychError as error:
+        get_run_logger().warning("the indexes of the champion are not up to date: %s", error)
+    for name, outcome in switch.outcomes.items():
+        get_run_logger().info("%s: %s", name, outcome.describe())
 
 
 @task(name="history", task_run_name="history", cache_policy=NO_CACHE, persist_result=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -27,13 +26,12 @@ def rollback(reason: str, to: str | None = None) -> dict[str, Any]:
         DiptychError: there is no earlier champion, or its package is gone or damaged.
     """
     workspace = enter()
-    from diptych.registry.promotion import roll_back
+    from diptych.registry.lifecycle import roll_back_with_indexes
     from diptych.registry.registered_model import RegisteredModel
-    from diptych.registry.serving import refresh_indexes
 
     params = read_params(workspace)
     model = RegisteredModel.of(workspace, params)
-    change = roll_back(model, to, why=reason, prepare=partial(refresh_indexes, workspace, params))
+    change = roll_back_with_indexes(model, workspace, params, to, why=reason)
     message = f"{change.describe()}: {reason}"
     get_run_logger().info(message)
     show_summary([message], {})

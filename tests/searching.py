@@ -18,7 +18,7 @@ from diptych.serving.app import make_app
 from diptych.serving.collections import FilesSource, Source
 from diptych.serving.following import Following, ModelKey
 from diptych.serving.index import Index
-from diptych.serving.indexing import IndexSummary, update_index
+from diptych.serving.indexing import IndexSummary, announce, update_index
 from diptych.serving.store import Store
 
 MODEL = "ab" * 32
@@ -57,8 +57,13 @@ class Collection:
     def source(self) -> Source:
         return FilesSource(str(self.photos))
 
-    def update(self, source: Source | None = None, *, rerank: bool = True, model: str = MODEL) -> IndexSummary:
-        return update_index(self.store, self.name, source or self.source, self.retriever, model, rerank=rerank)
+    def update(
+        self, source: Source | None = None, *, rerank: bool | None = None, model: str = MODEL, announced: bool = True
+    ) -> IndexSummary:
+        summary = update_index(self.store, self.name, source or self.source, self.retriever, model, rerank=rerank)
+        if announced:
+            announce(self.store, self.name, summary)
+        return summary
 
     def open(self, model: str = MODEL) -> Index:
         return Index.open(self.store, self.name, model)
@@ -72,7 +77,7 @@ class FakeModels:
     """A registry with a model that tests put into use."""
 
     def __init__(self, retriever: Retriever) -> None:
-        self.key = ModelKey("tiny version 1", MODEL)
+        self.key = ModelKey("tiny version 1", MODEL, "1")
         self.problem: DiptychError | None = None
         self._retriever = retriever
 

@@ -62,7 +62,7 @@ def test_a_table_and_broken_files(model: Path, photos: Path, capfd: pytest.Captu
     ("arguments", "code", "message"),
     [
         (["--collection", "birds"], 1, "There is no collection birds. There are none yet. Make it from a folder"),
-        (["--images", "photos"], 2, "--images and --table make a collection of their own: name it with --collection"),
+        (["--images", "photos"], 2, "make a collection of their own: name it by --collection"),
         (["--collection", "../up", "--images", "photos"], 1, "'../up' cannot name a collection"),
         (["--collection", "birds", "--remove"], 1, "There is no collection birds"),
         (["--collection", "birds", "--images", "nowhere"], 1, "nowhere, does not exist"),

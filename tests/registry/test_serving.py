@@ -14,10 +14,10 @@ from diptych.config import Params, load_params
 from diptych.errors import DiptychError
 from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
-from diptych.registry.decision import Decision
-from diptych.registry.promotion import promote, roll_back
+from diptych.registry.lifecycle import roll_back_with_indexes
+from diptych.registry.promotion import ChampionChange, roll_back
 from diptych.registry.registered_model import RegisteredModel
-from diptych.registry.serving import FollowedModels, located, open_store, refresh_indexes, version_in_use
+from diptych.registry.serving import FollowedModels, IndexSwitch, is_in_use, located, open_store, version_in_use
 from diptych.retriever import Retriever
 from diptych.serving.index import Index
 
@@ -78,55 +78,72 @@ def test_a_model_is_a_version_or_a_folder(
     for which, model in ((None, models[1]), ("1", models[0]), (str(models[0]), models[0])):
         with located(project, params, which) as (folder, _):
             assert folder_sha256(folder) == folder_sha256(model)
-        followed = FollowedModels(project, params, which, "cpu")
+        followed = FollowedModels(project, params, which)
         key = followed.current()
         assert key.sha256 == folder_sha256(model)
         assert len(followed.load(key).encode_texts(["a red square"])) == 1
 
 
-def test_without_collections_no_model_is_loaded(project: Workspace, params: Params, tmp_path: Path) -> None:
-    assert refresh_indexes(project, params, tmp_path / "nowhere") == {}
-
-
-def accepting(version: str, champion: str) -> Decision:
-    """A decision of the gate to let `version` take the place of `champion`."""
-    return Decision("diptych", version, champion, "", "", "", [], {"reranked": {"rsum": 300.0}})
-
-
-def test_a_version_is_indexed_before_it_becomes_champion(
+def test_an_index_is_made_before_and_announced_after(
     project: Workspace, params: Params, registry: RegisteredModel, photos: Collection, models: list[Path]
 ) -> None:
-    crown(registry, "1")
+    crown(registry, "1", "2")
     write_photos(photos.photos, ["c.png"], first=7)
     seen = []
 
-    def prepare(folder: Path) -> None:
-        seen.append(registry.aliases()["champion"])
-        refresh_indexes(project, params, folder)
+    def move(model: RegisteredModel, to: str, *, why: str) -> ChampionChange:
+        old, new = (Index.open(photos.store, "photos", folder_sha256(folder)) for folder in reversed(models))
+        seen.append((registry.aliases()["champion"], len(old), len(new)))
+        return roll_back(model, to, why=why)
 
-    promote(registry, registry.find("2"), accepting("2", "1"), prepare=prepare)
-    assert seen == ["1"]
-    assert len(Index.open(photos.store, "photos", folder_sha256(models[1]))) == 3
+    photos.update(model=folder_sha256(models[1]))
+    (photos.photos / "c.png").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diptych.registry.lifecycle.roll_back", move)
+        assert roll_back_with_indexes(registry, project, params, why="worse").version.version == "1"
+    # Until the alias moves, both can be opened.
+    assert seen == [("2", 3, 2)]
     with pytest.raises(DiptychError, match="older than the collection"):
-        Index.open(photos.store, "photos", folder_sha256(models[0]))
-
-    roll_back(registry, why="worse", prepare=lambda folder: refresh_indexes(project, params, folder))
-    assert registry.aliases()["champion"] == "1"
-    assert len(Index.open(photos.store, "photos", folder_sha256(models[0]))) == 3
+        Index.open(photos.store, "photos", folder_sha256(models[1]))
+    assert len(Index.open(photos.store, "photos", folder_sha256(models[0]))) == 2
 
 
-def test_a_version_that_cannot_be_indexed_does_not_become_champion(
-    project: Workspace, params: Params, registry: RegisteredModel, photos: Collection
+def test_where_one_collection_cannot_be_indexed_nothing_changes(
+    project: Workspace,
+    params: Params,
+    registry: RegisteredModel,
+    photos: Collection,
+    models: list[Path],
+    tmp_path: Path,
 ) -> None:
-    crown(registry, "2", "1")
-    shutil.rmtree(photos.photos)
+    crown(registry, "1", "2")
+    photos.update(model=folder_sha256(models[1]))
+    gone = Collection(write_photos(tmp_path / "gone", ["g.png"]), photos.store, photos.retriever, name="zebras")
+    gone.update(model=folder_sha256(models[1]))
+    shutil.rmtree(gone.photos)
+    write_photos(photos.photos, ["c.png"], first=7)
 
-    def prepare(folder: Path) -> None:
-        refresh_indexes(project, params, folder)
+    message = r"zebras cannot be indexed: The folder .* does not exist\. `diptych index --collection zebras --remove`"
+    with pytest.raises(DiptychError, match=message):
+        roll_back_with_indexes(registry, project, params, why="worse")
+    assert registry.aliases()["champion"] == "2"
+    for name in ("photos", "zebras"):
+        assert len(Index.open(photos.store, name, folder_sha256(models[1])))
+    assert roll_back(registry, why="worse").version.version == "1"
 
-    message = r"photos cannot be indexed: The folder .* does not exist\. `diptych index --collection photos --remove`"
-    with pytest.raises(DiptychError, match=message):
-        promote(registry, registry.find("2"), accepting("2", "1"), prepare=prepare)
-    with pytest.raises(DiptychError, match=message):
-        roll_back(registry, why="worse", prepare=prepare)
-    assert registry.aliases()["champion"] == "1"
+
+def test_without_collections_nothing_is_fetched(
+    project: Workspace, params: Params, registry: RegisteredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(registry, "1", "2")
+    monkeypatch.setattr(IndexSwitch, "prepare", None)
+    assert roll_back_with_indexes(registry, project, params, why="worse").version.version == "1"
+
+
+def test_a_version_that_is_only_tried_is_not_in_use(
+    project: Workspace, params: Params, registry: RegisteredModel, models: list[Path]
+) -> None:
+    params = params.model_copy(update={"register_": params.register_.model_copy(update={"model_name": "diptych"})})
+    crown(registry, "1")
+    uses = {which: is_in_use(project, params, which) for which in (None, "1", "2", "champion", str(models[1]))}
+    assert uses == {None: True, "1": True, "2": False, "champion": True, str(models[1]): True}

@@ -172,13 +172,13 @@ def test_rows_of_results_are_those_of_the_index(served: TestClient, module_colle
         assert index.records(np.array([row]))[0].path == result["path"]
 
 
-@pytest.mark.parametrize(("precision", "good"), [(0.0, True), (1.0, False)])
-def test_a_match_is_good_from_the_asked_precision_on(
-    served: TestClient, module_collection: Collection, monkeypatch: pytest.MonkeyPatch, precision: float, good: bool
+@pytest.mark.parametrize(("threshold", "good"), [(0.0, True), (1.0, False)])
+def test_a_match_is_good_from_the_asked_probability_on(
+    served: TestClient, module_collection: Collection, monkeypatch: pytest.MonkeyPatch, threshold: float, good: bool
 ) -> None:
     calibration = Calibration(intercept=-1.0, score=0.25, margin=2.0, images=7, reliability=[])
     monkeypatch.setattr(module_collection.retriever, "calibration", calibration)
-    answer = served.get("/search", params={"text": TEXT, "precision": precision}).json()
+    answer = served.get("/search", params={"text": TEXT, "min_probability": threshold}).json()
     assert 0 < answer["probability"] < 1
     assert answer["good_match"] is good
     assert served.get("/search", params={"like": answer["results"][0]["hash"]}).json()["good_match"] is None

@@ -37,7 +37,7 @@ def test_a_folder_gives_its_images_by_path_and_no_other_files(photos: Path) -> N
     source = FilesSource(str(photos))
 
     assert [(item.path, item.attributes) for item in source.items()] == [
-        ("a.png", {"folder": ""}),
+        ("a.png", {"folder": "."}),
         ("sub/b.JPG", {"folder": "sub"}),
     ]
     assert source.read("sub/b.JPG") == photo(1)

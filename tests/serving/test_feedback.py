@@ -13,7 +13,7 @@ from searching import Collection, photo
 from diptych.errors import DiptychError
 from diptych.inbox.folder import FolderInbox
 from diptych.serving.feedback import Mark, Marks, export_drop, export_qrels, judgements, measure
-from diptych.serving.searcher import Searcher
+from diptych.serving.searcher import Hits, Searcher
 
 HASHES = [hashlib.sha256(photo(seed)).hexdigest() for seed in range(7)]
 
@@ -68,6 +68,19 @@ def test_the_majority_judges_and_ties_are_left_out() -> None:
     }
 
 
+def test_the_last_mark_of_a_user_counts() -> None:
+    marks = [mark("a cat", 0, right).model_copy(update={"who": who}) for right, who in ((False, "ada"), (True, "ada"))]
+    assert judgements(marks) == {("a cat", HASHES[0]): True}
+    assert judgements([*marks, mark("a cat", 0, False).model_copy(update={"who": "bob"})]) == {}
+
+
+def test_a_query_with_separators_of_lines_is_one_line(marks: Marks) -> None:
+    odd = mark("a\u2028cat\u2029\x85", 0, True)
+    marks.add(odd)
+    marks.add(MARKS[0])
+    assert marks.read("photos") == [odd, MARKS[0]]
+
+
 def test_confirmed_pairs_become_a_drop_that_the_inbox_takes(indexed: Collection, tmp_path: Path) -> None:
     inbox = tmp_path / "inbox"
     gone = mark("a bird", 6, True).model_copy(update={"hash": "0" * 64})
@@ -97,22 +110,20 @@ def test_judgements_are_written_as_trec_has_them(tmp_path: Path) -> None:
     assert (tmp_path / "judged/queries.tsv").read_text() == "q1\ta cat\nq2\ta dog\n"
 
 
-def test_a_version_is_measured_by_them(indexed: Collection, tmp_path: Path) -> None:
-    judged = tmp_path / "judged"
-    export_qrels(MARKS, judged)
+def test_a_version_is_measured_by_them(indexed: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searcher = Searcher(indexed.retriever, indexed.open())
-    metrics = measure(searcher, judged / "queries.tsv", judged / "qrels.txt")
+    row = [searcher.index.row_of(digest) for digest in HASHES]
+    # Many other images come first for the second query, of which the right one is beyond the first ten.
+    others = [1000 + number for number in range(20)]
+    ranked = {"a cat": [row[3], row[0], *others], "a dog": [*others, row[3]]}
+    monkeypatch.setattr(searcher.retriever, "encode_texts", lambda texts, tokens: texts[0])
+    monkeypatch.setattr(
+        searcher, "search", lambda text, k: Hits(np.array(ranked[text]), np.zeros(0, np.float32), 22, 0, None)
+    )
+    export_qrels(MARKS, tmp_path / "judged")
 
-    ranks, wrong = [], 0
-    for text, right in (("a cat", 0), ("a dog", 3)):
-        found = searcher.search(searcher.retriever.encode_texts([text], tokens=True), k=7).rows
-        names = [searcher.index.records(np.array([row]))[0].hash for row in found]
-        ranks.append(names.index(HASHES[right]) + 1)
-        wrong += text == "a cat"
-    assert metrics.queries == 2
-    assert metrics.mrr == pytest.approx(np.mean(1 / np.array(ranks)))
-    assert metrics.recall_at_10 == 100.0
-    assert metrics.wrong_at_10 == wrong / 2
+    metrics = measure(searcher, tmp_path / "judged/queries.tsv", tmp_path / "judged/qrels.txt")
+    assert tuple(metrics) == (2, pytest.approx((1 / 2 + 1 / 21) / 2), 50.0, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,22 @@ def test_a_filter_is_a_typed_comparison(text: str, rows: list[int]) -> None:
     assert mask.nonzero()[0].tolist() == rows
 
 
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        ("=1152921504606846977", [1]),
+        (">=1152921504606846976.5", [0, 1]),
+        ("<1" + "0" * 400, [0, 1]),
+        (">-1e999", [0, 1]),
+    ],
+)
+def test_large_numbers_lose_no_digit_and_are_no_trouble(value: str, rows: list[int]) -> None:
+    numbers = pa.table({"id": [1152921504606846976, 1152921504606846977]})
+    mask = matching([parse_filter("id" + value)], numbers)
+    assert mask is not None
+    assert mask.nonzero()[0].tolist() == rows
+
+
 def test_all_filters_have_to_pass_and_none_is_no_filter() -> None:
     mask = matching([parse_filter("sharp=true"), parse_filter("folder=cats")], ATTRIBUTES)
     assert mask is not None

@@ -37,7 +37,7 @@ def test_a_new_champion_takes_over_with_its_index_and_never_without(
     own: tuple[TestClient, Following, FakeModels], indexed: Collection
 ) -> None:
     client, following, models = own
-    models.key = ModelKey("tiny version 2", OTHER)
+    models.key = ModelKey("tiny version 2", OTHER, "2")
     assert not following.refresh()
     assert "not indexed with the model cdcd" in client.get("/readyz").json()["problem"]
     assert client.get("/version").json()["model"] == "tiny version 1"

@@ -9,6 +9,7 @@ import pytest
 from searching import Collection, photo
 
 from diptych.errors import DiptychError
+from diptych.serving.collections import SourceError
 
 
 def test_rows_come_in_the_order_of_the_question(indexed: Collection) -> None:
@@ -35,8 +36,11 @@ def test_the_original_is_read_where_the_collection_is(indexed: Collection) -> No
     index = indexed.open()
     record = index.records(np.array([0]))[0]
     assert index.original(record) == (indexed.photos / record.path).read_bytes()
+    (indexed.photos / record.path).write_bytes(photo(99))
+    with pytest.raises(SourceError, match=f"{record.path} has changed since it was indexed"):
+        index.original(record)
     (indexed.photos / record.path).unlink()
-    with pytest.raises(DiptychError, match=rf"{record.path} cannot be read: No such file"):
+    with pytest.raises(SourceError, match=f"{record.path} cannot be read: No such file"):
         index.original(record)
 
 

@@ -36,13 +36,13 @@ def test_rows_are_what_the_model_makes_of_each_file(indexed: Collection) -> None
     assert index.vectors[:, -1] == pytest.approx(-encoded.bias, abs=1e-5)
     assert encoded.tokens is not None
     assert index.grids(np.arange(7)) == pytest.approx(encoded.tokens.numpy(), abs=2e-2)
-    assert [record.attributes for record in records[3:6]] == [{"folder": "dogs"}, {"folder": "dogs"}, {"folder": ""}]
+    assert [record.attributes for record in records[3:6]] == [{"folder": "dogs"}, {"folder": "dogs"}, {"folder": "."}]
 
 
 def test_an_unchanged_collection_is_not_embedded_again(indexed: Collection) -> None:
     before = indexed.open().state
     assert counts(indexed.update()) == (0, 0, 0)
-    assert indexed.open().state == before
+    assert indexed.open().state.build == before.build
 
 
 def test_only_new_content_is_embedded(indexed: Collection) -> None:
@@ -171,6 +171,64 @@ def test_a_damaged_index_is_an_error_and_is_made_anew(indexed: Collection, part:
         indexed.open()
     indexed.update()
     assert len(indexed.open().vectors) == 7
+
+
+def test_a_collection_that_is_made_again_under_its_name_shows_its_own_images(indexed: Collection) -> None:
+    before = indexed.open()
+    indexed.store.remove("photos")
+    shutil.rmtree(indexed.photos)
+    write_photos(indexed.photos, ["x.png", "y.png"], first=40)
+    indexed.update()
+    index = indexed.open()
+
+    assert index.state.build != before.state.build
+    assert indexed.paths() == ["x.png", "y.png"]
+    encoded = indexed.retriever.encode_images([photo(40), photo(41)])
+    assert index.vectors[:, :-1] == pytest.approx(encoded.embedding, abs=1e-5)
+
+
+def test_other_columns_need_no_new_embedding(indexed: Collection) -> None:
+    files = sorted(str(path.relative_to(indexed.photos)) for path in indexed.photos.rglob("*.png"))
+    sheet = indexed.photos / "files.csv"
+    sheet.write_text("file,year\n" + "".join(f"{name},{number}\n" for number, name in enumerate(files)))
+    vectors = indexed.open().vectors.copy()
+    assert counts(indexed.update(TableSource(sheet))) == (0, 7, 0)
+    index = indexed.open()
+    assert [record.attributes for record in index.records(np.arange(7))] == [{"year": number} for number in range(7)]
+    assert (index.vectors == vectors).all()
+    assert len(index.grids(np.arange(7))) == 7
+
+
+def test_whether_reranking_is_possible_is_remembered(collection: Collection) -> None:
+    collection.update(rerank=False)
+    assert counts(collection.update()) == (0, 0, 0)
+    assert collection.open().state.grid is None
+    assert counts(collection.update(rerank=True)) == (7, 0, 0)
+    assert collection.open().state.grid is not None
+
+
+def test_a_version_that_a_server_reads_outlives_the_next_ones(
+    indexed: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions are removed by the time since which nobody reads them, not by their age."""
+    monkeypatch.setattr(indexing, "_KEPT_SECONDS", 0.0)
+    for number in range(3):
+        index = indexed.open()
+        write_photos(indexed.photos, [f"new{number}.png"], first=60 + number)
+        indexed.update()
+        assert index.thumbnail(0)[:2] == b"\xff\xd8"
+        assert len(index.grids(np.array([0, 1]))) == 2
+    [table] = (indexed.photos.parent / "store/photos").glob("*.lance")
+    assert len(list((table / "_versions").glob("*.manifest"))) < 12
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(indexed: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DiptychError, match=r"photos cannot be read: Permission denied"):
+        indexed.update()
 
 
 def test_two_indexings_at_once_are_refused(indexed: Collection) -> None:

@@ -96,6 +96,8 @@ def test_the_probability_is_that_of_the_first_image_whatever_is_shown(
 
     for k, offset in ((1, 0), (7, 0), (2, 3)):
         assert searcher.search(query, k=k, offset=offset).probability == pytest.approx(expected, rel=1e-4)
+    # The calibration is of scores with the fusion's.
+    assert searcher.search(query, k=3, rerank=False).probability is None
     stored = searcher.stored(searcher.index.records(np.array([0]))[0].hash)
     assert stored is not None
     assert searcher.search(stored, k=3).probability is None

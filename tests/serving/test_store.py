@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"), tmp_path / "local")
 
 
-STATE = CollectionState(source={"kind": "files", "address": "/photos"}, fingerprint="12")
+STATE = CollectionState(source={"kind": "files", "address": "/photos"}, fingerprint="12", scanned=3.0)
 
 
 def test_collections_are_listed_read_and_removed(store: Store) -> None:
@@ -42,7 +42,9 @@ def test_a_name_is_never_a_path(store: Store, name: str) -> None:
         store.collection(name)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"source": {}}', '{"source": {}, "fingerprint": "1", "more": 2}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"source": {}}', '{"source": {}, "fingerprint": "1", "scanned": 3.0, "more": 2}']
+)
 def test_a_damaged_state_is_an_error_that_names_the_file(store: Store, tmp_path: Path, content: str) -> None:
     store.write_collection("birds", STATE)
     (tmp_path / "store/birds/collection.json").write_text(content)

@@ -87,7 +87,7 @@ def test_versions_change_between_two_requests(collection: Collection, retrievers
         assert half.wait(60)
         # Three promotions and a rollback.
         for title in ("tiny version 2", "tiny version 1", "tiny version 2", "tiny version 1"):
-            models.key = ModelKey(title, VERSIONS[title])
+            models.key = ModelKey(title, VERSIONS[title], title[-1])
             assert following.refresh()
             before = len(seen)
             while len(seen) < min(before + 20, REQUESTS - 10) and not any(one.done() for one in asking):

@@ -96,8 +96,20 @@ def test_an_error_is_that_of_its_query_alone(worker: Worker, gate: Gate) -> None
     assert len(right.result(30).hits.rows) == len(blocking.result(30).hits.rows) == 1
 
 
+def test_other_computations_wait_their_turn_and_have_errors_of_their_own(worker: Worker, gate: Gate) -> None:
+    blocking = worker.submit(Query(k=1, text="a"))
+    assert gate.entered.wait(30)
+    size = worker.compute(lambda served: len(served.index))
+    wrong = worker.compute(lambda served: served.index.records("no rows"))  # type: ignore[arg-type]
+    right = worker.submit(Query(k=1, text="c"))
+    gate.opened.set()
+    assert size.result(30) == 7
+    assert wrong.exception(30) is not None
+    assert len(right.result(30).hits.rows) == len(blocking.result(30).hits.rows) == 1
+
+
 def test_at_its_end_the_worker_answers_what_waits(following: Following) -> None:
     worker = Worker(following, limit=4)
     futures = [worker.submit(Query(k=1, text=text)) for text in TEXTS[:3]]
     worker.close()
-    assert all(future.done() for future in futures)
+    assert [len(future.result(0).hits.rows) for future in futures] == [1, 1, 1]

@@ -37,17 +37,14 @@ def embed(folder: Path, version: str | None, collection: str, dtype: Compression
     if folder.exists():
         raise DiptychError(f"{folder} is there already; name a folder that is not.")
     workspace = enter()
-    from diptych.model.device import prepare
     from diptych.project.params import read_params
-    from diptych.registry.serving import located, open_index
-    from diptych.retriever import Retriever
+    from diptych.registry.serving import load_retriever, located, open_index
     from diptych.serving.exporting import export_embeddings
     from diptych.serving.searcher import Searcher
 
     params = read_params(workspace)
-    device = str(prepare(params.device, params.threads))
     with located(workspace, params, version) as (package, title):
-        retriever = Retriever.load(package, device, params.evaluate.batch_size)
+        retriever = load_retriever(package, params)
         index = open_index(workspace, collection, package)
     stamp = export_embeddings(Searcher(retriever, index), title, dtype, folder)
     kept = stamp["agreement"]

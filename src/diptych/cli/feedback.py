@@ -61,17 +61,14 @@ def evaluate(folder: Path, version: str | None, collection: str, as_json: bool) 
     The collection is indexed with that version: `diptych index VERSION`.
     """
     workspace = enter()
-    from diptych.model.device import prepare
     from diptych.project.params import read_params
-    from diptych.registry.serving import located, open_index
-    from diptych.retriever import Retriever
+    from diptych.registry.serving import load_retriever, located, open_index
     from diptych.serving.feedback import measure
     from diptych.serving.searcher import Searcher
 
     params = read_params(workspace)
-    device = str(prepare(params.device, params.threads))
     with located(workspace, params, version) as (package, title):
-        retriever = Retriever.load(package, device, params.evaluate.batch_size)
+        retriever = load_retriever(package, params)
         index = open_index(workspace, collection, package)
     metrics = measure(Searcher(retriever, index), folder / "queries.tsv", folder / "qrels.txt")
     text = (

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from diptych.cli.console import print_result
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, printable
 from diptych.project.environment import enter
 
 if TYPE_CHECKING:
     from diptych.project.workspace import Workspace
     from diptych.serving.collections import Source
-    from diptych.serving.store import Store
+    from diptych.serving.indexing import IndexSummary
+    from diptych.serving.store import CollectionState, Store
 
 log = logging.getLogger(__name__)
 _SHOWN = 3
@@ -52,37 +53,45 @@ def index(
     Images that are indexed already are not embedded again.
     """
     workspace = enter()
-    from diptych.project.params import read_params
-    from diptych.project.provenance import folder_sha256
-    from diptych.registry.serving import located, open_store
+    from diptych.registry.serving import open_store
 
     store = open_store(workspace)
     if remove:
-        if store.collection(collection) is None:
-            raise DiptychError(f"There is no collection {collection}. {_known(store)}")
+        _require(store, collection)
         with store.held(collection):
             store.remove(collection)
         print_result({"removed": collection}, f"The collection {collection} is removed.", as_json)
         return
     source = _source(store, workspace, collection, images, table, split)
-    from diptych.model.device import prepare
-    from diptych.retriever import Retriever
-    from diptych.serving.indexing import update_index
-
-    params = read_params(workspace)
-    device = str(prepare(params.device, params.threads))
     started = time.perf_counter()
-    with located(workspace, params, version) as (folder, title):
-        retriever = Retriever.load(folder, device, params.evaluate.batch_size)
-        model = folder_sha256(folder)
-    summary = update_index(store, collection, source, retriever, model, rerank=rerank)
+    title, summary = _index(workspace, store, collection, source, version, rerank)
     for path, reason in summary.unreadable[:_SHOWN]:
-        log.warning("%s is left out: %s", path, reason)
+        log.warning("%s is left out: %s", printable(path), reason)
     text = (
         f"{collection}, {title}: {summary.describe()}, in {time.perf_counter() - started:.1f} s. "
         f"`diptych serve --collection {collection}` searches them."
     )
     print_result({"collection": collection, "model": title, **summary.to_json()}, text, as_json)
+
+
+def _index(
+    workspace: Workspace, store: Store, collection: str, source: Source, version: str | None, rerank: bool | None
+) -> tuple[str, IndexSummary]:
+    """Index a collection; return the title of the version and the outcome."""
+    from diptych.project.params import read_params
+    from diptych.project.provenance import folder_sha256
+    from diptych.registry.serving import is_in_use, load_retriever, located
+    from diptych.serving.indexing import announce, update_index
+
+    params = read_params(workspace)
+    with located(workspace, params, version) as (folder, title):
+        retriever, model = load_retriever(folder, params), folder_sha256(folder)
+    known = store.collection(collection)
+    summary = update_index(store, collection, source, retriever, model, rerank=rerank)
+    # A version that is only tried must not make the index of the one in use outdated.
+    if known is None or known.source != source.description or is_in_use(workspace, params, version):
+        announce(store, collection, summary)
+    return title, summary
 
 
 def _source(
@@ -91,23 +100,27 @@ def _source(
     """Return the source that the options name, or the one that the collection was made from."""
     from diptych.serving.collections import DATASET, DatasetSource, FilesSource, TableSource, open_source
 
-    if (images or table) and (collection == DATASET or split):
-        raise click.UsageError("--images and --table make a collection of their own: name it with --collection.")
+    if (images or table) and split:
+        raise click.UsageError("--split is of the dataset; --images and --table make a collection of other images.")
+    if (images or table or split) and collection == DATASET:
+        raise click.UsageError("--images, --table and --split make a collection of their own: name it by --collection.")
     if table:
         return TableSource(table, images)
     if images:
         return FilesSource(images)
     if collection == DATASET or split:
         return DatasetSource(workspace.data, split)
+    return open_source(_require(store, collection).source)
+
+
+def _require(store: Store, collection: str) -> CollectionState:
+    """Return the state of a collection; raise an error that names those that there are, where it was never indexed."""
     known = store.collection(collection)
     if known is None:
+        names = store.collections()
+        there_are = f"There are: {', '.join(names)}." if names else "There are none yet."
         raise DiptychError(
-            f"There is no collection {collection}. {_known(store)} Make it from a folder with --images, or from a "
-            "table with --table."
+            f"There is no collection {collection}. {there_are} Make it from a folder with --images, or from a table "
+            "with --table."
         )
-    return open_source(known.source)
-
-
-def _known(store: Store) -> str:
-    names = store.collections()
-    return f"There are: {', '.join(names)}." if names else "There are none yet."
+    return known

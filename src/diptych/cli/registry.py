@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -67,16 +66,22 @@ def promote(version: str, name: str | None, target: str | None, force: bool, rea
 @_NAME
 @click.option("--to", "target", metavar="VERSION", help="An earlier champion; default: the last one.")
 @click.option("--reason", required=True, help="Reason; stored in the history.")
+@click.option(
+    "--without-indexes", is_flag=True, help="Leave the indexes as they are, where a collection is out of reach."
+)
 @_JSON
-def rollback(name: str | None, target: str | None, reason: str, as_json: bool) -> None:
+def rollback(name: str | None, target: str | None, reason: str, without_indexes: bool, as_json: bool) -> None:
     """Make the champion before the present one the champion again."""
     if not reason.strip():
         raise click.UsageError("--reason must not be empty: the history stores it.")
     workspace, params, model = _enter(name)
+    from diptych.registry.lifecycle import roll_back_with_indexes
     from diptych.registry.promotion import roll_back
-    from diptych.registry.serving import refresh_indexes
 
-    change = roll_back(model, target, why=reason, prepare=partial(refresh_indexes, workspace, params))
+    if without_indexes:
+        change = roll_back(model, target, why=reason)
+    else:
+        change = roll_back_with_indexes(model, workspace, params, target, why=reason)
     print_result({**change.version.to_json(), "before": change.before}, f"{change.describe()}.", as_json)
 
 

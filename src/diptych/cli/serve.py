@@ -39,7 +39,6 @@ def serve(
     workspace = enter()
     import uvicorn
 
-    from diptych.model.device import prepare
     from diptych.project.params import read_params
     from diptych.registry.serving import FollowedModels, open_store
     from diptych.serving.app import make_app
@@ -47,9 +46,7 @@ def serve(
     from diptych.serving.following import Following
 
     params = read_params(workspace)
-    device = str(prepare(params.device, params.threads))
-    models = FollowedModels(workspace, params, version, device)
-    following = Following(models, open_store(workspace), collection)
+    following = Following(FollowedModels(workspace, params, version), open_store(workspace), collection)
     token = os.environ.get(TOKEN)
     if host not in ("127.0.0.1", "localhost", "::1") and not token:
         log.warning("Anybody who reaches %s can search, for %s is not set.", host, TOKEN)
@@ -60,8 +57,8 @@ def serve(
     marks = Marks(workspace.feedback) if feedback else None
     app = make_app(following, token=token, limit=limit, marks=marks)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
-    address = f"http://{host}:{listening.getsockname()[1]}/"
-    click.echo(f"Search at {address}, API at {address}docs. Ctrl-C ends it.")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+    click.echo(f"Search at {address}. Ctrl-C ends it.")
     if opens:
         webbrowser.open(address)
     server.run(sockets=[listening])

@@ -24,7 +24,8 @@ _DELIMITERS = (",", ";", "\t")
 """Delimiters of a .csv; spreadsheet programs write semicolons where the comma is the decimal sign."""
 _SEPARATOR_LINE = re.compile(r"sep=(.)[\r\n]*", re.IGNORECASE)
 """First line that gives Excel the delimiter."""
-_USUAL_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+USUAL_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+"""Suffixes of the names of image files, in lower case."""
 
 
 class TableRow(NamedTuple):
@@ -234,7 +235,7 @@ def _name_like(rows: list[_Line], columns: _Columns) -> Callable[[str], bool]:
     def is_name(cell: str) -> bool:
         name = cell.strip(' "')
         suffix, _ = shape = _shape(name)
-        return name in names or suffix in _USUAL_SUFFIXES or (bool(name) and shape in shapes)
+        return name in names or suffix in USUAL_SUFFIXES or (bool(name) and shape in shapes)
 
     return is_name
 

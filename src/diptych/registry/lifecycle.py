@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diptych.config import Gate, Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.history import effective_events, history
-from diptych.registry.promotion import promote, reject
+from diptych.registry.promotion import ChampionChange, promote, reject, roll_back, rollback_target
 from diptych.registry.registered_model import RegisteredModel, Version
-from diptych.registry.serving import refresh_indexes
+from diptych.registry.serving import IndexSwitch
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
@@ -93,14 +94,38 @@ def gate_and_promote(
         outcome: Outcome = "accepted" if decision.accepted else "rejected"
     elif decision.accepted or force:
         # A forced promotion may replace another champion than the gate measured.
-        prepare = partial(refresh_indexes, workspace, params)
-        before = promote(model, version, decision, why=why, forced=force and not decision.accepted, prepare=prepare)
+        with _switched(model, version, workspace, params):
+            before = promote(model, version, decision, why=why, forced=force and not decision.accepted)
         outcome = "promoted"
     else:
         outcome = "rejected"
     if outcome == "rejected":
         reject(model, version, decision)
     return GateResult(outcome, model.find(version.version), before, decision)
+
+
+def roll_back_with_indexes(
+    model: RegisteredModel, workspace: Workspace, params: Params, to: str | None = None, *, why: str
+) -> ChampionChange:
+    """Roll back as `roll_back` does, and bring the indexes of that version up to date before.
+
+    Raises:
+        DiptychError: as `roll_back`, or a collection cannot be indexed, in which case the champion stays.
+    """
+    target = rollback_target(model, to)
+    with _switched(model, target, workspace, params):
+        return roll_back(model, target.version, why=why)
+
+
+@contextmanager
+def _switched(model: RegisteredModel, version: Version, workspace: Workspace, params: Params) -> Iterator[None]:
+    """Index the collections with a version before the block makes it champion."""
+    switch = IndexSwitch(workspace, params)
+    if switch.is_needed:
+        with model.fetched(version) as folder:
+            switch.prepare(folder)
+    yield
+    switch.announce()
 
 
 def needs_decision(model: RegisteredModel, version: Version, data_md5: str, gate: Gate, promotion: Promotion) -> bool:

@@ -6,8 +6,6 @@ then moves the alias in one call, so that there is a champion at every moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diptych.errors import DiptychError
@@ -17,9 +15,6 @@ from diptych.registry.registered_model import CHAMPION, PREVIOUS, RegisteredMode
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
-
-Prepare = Callable[[Path], object]
-"""What has to succeed with a model's folder before it becomes champion, such as bringing its indexes up to date."""
 
 
 class ChampionChange(NamedTuple):
@@ -36,17 +31,11 @@ class ChampionChange(NamedTuple):
 
 
 def promote(
-    model: RegisteredModel,
-    version: Version,
-    decision: Decision,
-    *,
-    why: str = "",
-    forced: bool = False,
-    prepare: Prepare | None = None,
+    model: RegisteredModel, version: Version, decision: Decision, *, why: str = "", forced: bool = False
 ) -> str | None:
     """Make `version` the champion, and return the number of the champion that it replaces; None where there is none.
 
-    Where the `decision` of the gate is to reject it, only `forced` promotes. Where `prepare` fails, nothing changes.
+    Where the `decision` of the gate is to reject it, only `forced` promotes.
 
     Raises:
         DiptychError: the gate refuses, or another version has become champion since it compared with the one before.
@@ -59,9 +48,6 @@ def promote(
         if not forced:
             _require_acceptance(decision, version, champion, model)
         reason = why.strip() or decision.summary
-        if prepare is not None:
-            with model.fetched(version) as folder:
-                prepare(folder)
         _move(model, version.version, Event("promoted", champion, version.version, reason, decision.figures(), forced))
     return champion
 
@@ -74,10 +60,18 @@ def reject(model: RegisteredModel, version: Version, decision: Decision) -> None
         record(model, Event("rejected", champion, version.version, decision.summary, decision.figures()))
 
 
-def roll_back(
-    model: RegisteredModel, to: str | None = None, *, why: str, prepare: Prepare | None = None
-) -> ChampionChange:
-    """Make an earlier champion the champion again: the last one, or the version `to`; not where `prepare` fails.
+def rollback_target(model: RegisteredModel, to: str | None = None) -> Version:
+    """Return the version that a rollback makes the champion: the champion before, or the version `to`.
+
+    Raises:
+        DiptychError: there is none, or `to` was no champion before.
+    """
+    champion = model.aliases().get(CHAMPION)
+    return model.find(_target(model, rollback_targets(model, history(model), champion), to, champion))
+
+
+def roll_back(model: RegisteredModel, to: str | None = None, *, why: str) -> ChampionChange:
+    """Make an earlier champion the champion again: the last one, or the version `to`.
 
     Raises:
         DiptychError: there is none, or its package is gone or damaged.
@@ -85,12 +79,9 @@ def roll_back(
     with claimed(model, "rollback"):
         reconcile(model)
         champion = model.aliases().get(CHAMPION)
-        target = _target(model, rollback_targets(model, history(model), champion), to, champion)
-        version = model.find(target)
-        with model.fetched(version) as folder:
-            if prepare is not None:
-                prepare(folder)
-            _move(model, target, Event("rolled back", champion, target, why.strip()))
+        version = rollback_target(model, to)
+        with model.fetched(version):
+            _move(model, version.version, Event("rolled back", champion, version.version, why.strip()))
     # MLflow may fail from now on, and the rollback is done: its aliases are known without another request.
     aliases = {*version.aliases, CHAMPION} - {PREVIOUS}
     return ChampionChange(champion, version._replace(aliases=sorted(aliases)))

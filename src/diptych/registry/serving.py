@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,34 +29,65 @@ def open_store(workspace: Workspace) -> Store:
     return Store(os.environ.get("DIPTYCH_SEARCH") or str(workspace.search), workspace.local / "cache" / "search")
 
 
-def refresh_indexes(workspace: Workspace, params: Params, folder: Path) -> dict[str, IndexSummary]:
-    """Bring the indexes of all collections up to date with the model in `folder`, and return the outcome of each.
+class IndexSwitch:
+    """The indexes of all collections, as a version needs them before it becomes champion.
+
+    `prepare` makes them, and leaves those of other models as they are; `announce` says that the collections are now as
+    they were indexed. So where anything fails before, what is served goes on.
+    """
+
+    def __init__(self, workspace: Workspace, params: Params) -> None:
+        self._workspace, self._params = workspace, params
+        self._store = open_store(workspace)
+        self.outcomes: dict[str, IndexSummary] = {}
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there are collections."""
+        return bool(self._store.collections())
+
+    def prepare(self, folder: Path) -> None:
+        """Bring the indexes of all collections up to date with the model in `folder`.
+
+        Raises:
+            DiptychError: a collection cannot be indexed; the message names it.
+        """
+        # They import torch, which a project without collections does not need here.
+        from diptych.serving.indexing import update_index
+        from diptych.serving.store import BusyError
+
+        retriever, model = load_retriever(folder, self._params), folder_sha256(folder)
+        for name in self._store.collections():
+            state = self._store.collection(name)
+            if state is None:  # removed meanwhile
+                continue
+            try:
+                self.outcomes[name] = update_index(self._store, name, open_source(state.source), retriever, model)
+            except BusyError:
+                raise
+            except DiptychError as error:
+                raise DiptychError(
+                    f"The collection {name} cannot be indexed: {error} `diptych index --collection {name} --remove` "
+                    "gives it up."
+                ) from None
+
+    def announce(self) -> None:
+        """Make the indexed states the present ones."""
+        from diptych.serving.indexing import announce
+
+        for name, outcome in self.outcomes.items():
+            announce(self._store, name, outcome)
+
+
+def load_retriever(folder: Path, params: Params) -> Retriever:
+    """Load the model in `folder` with the device, threads and batch size of params.yaml.
 
     Raises:
-        DiptychError: a collection cannot be indexed; the message names it.
+        DiptychError: as `Retriever.load`.
     """
-    store = open_store(workspace)
-    if not (collections := store.collections()):
-        return {}
-    # They import torch, which a project without collections does not need here.
     from diptych.model.device import prepare
-    from diptych.serving.indexing import update_index
 
-    device = str(prepare(params.device, params.threads))
-    retriever, model = Retriever.load(folder, device, params.evaluate.batch_size), folder_sha256(folder)
-    outcomes = {}
-    for name in collections:
-        state = store.collection(name)
-        if state is None:  # removed meanwhile
-            continue
-        try:
-            outcomes[name] = update_index(store, name, open_source(state.source), retriever, model, rerank=state.rerank)
-        except DiptychError as error:
-            raise DiptychError(
-                f"The collection {name} cannot be indexed: {error} `diptych index --collection {name} --remove` gives "
-                "it up."
-            ) from None
-    return outcomes
+    return Retriever.load(folder, str(prepare(params.device, params.threads)), params.evaluate.batch_size)
 
 
 def open_index(workspace: Workspace, collection: str, folder: Path) -> Index:
@@ -78,7 +110,7 @@ def latest_index(workspace: Workspace, params: Params, collection: str) -> Index
     from diptych.serving.index import Index
 
     version = version_in_use(RegisteredModel.of(workspace, params))
-    return Index.open(open_store(workspace), collection, version.tags["model_sha256"])
+    return Index.open(open_store(workspace), collection, _model_sha256(version))
 
 
 def version_in_use(model: RegisteredModel) -> Version:
@@ -92,6 +124,14 @@ def version_in_use(model: RegisteredModel) -> Version:
         if entry is not None and alias in entry.aliases:
             return model.find(entry.aliases[alias])
     raise DiptychError(f"{model.name} has neither a champion nor a challenger yet: `diptych run` makes a version.")
+
+
+def is_in_use(workspace: Workspace, params: Params, which: str | None) -> bool:
+    """Return whether `which`, as `located` takes it, is the version in use; a folder counts as that."""
+    if which is None or Path(which).is_dir():
+        return True
+    model = RegisteredModel.of(workspace, params)
+    return model.find(which).version == version_in_use(model).version
 
 
 @contextmanager
@@ -121,12 +161,11 @@ class FollowedModels:
     Args:
         workspace: the project.
         params: its settings.
-        which: as of `located`.
-        device: device to load models on.
+        which: number or alias of a version, or a model's folder; the version in use if None.
     """
 
-    def __init__(self, workspace: Workspace, params: Params, which: str | None, device: str) -> None:
-        self._workspace, self._params, self._which, self._device = workspace, params, which, device
+    def __init__(self, workspace: Workspace, params: Params, which: str | None) -> None:
+        self._workspace, self._params, self._which = workspace, params, which
         self._folder = Path(which) if which is not None and Path(which).is_dir() else None
 
     def current(self) -> ModelKey:
@@ -134,17 +173,26 @@ class FollowedModels:
         from diptych.serving.following import ModelKey
 
         if self._folder is not None:
-            return ModelKey(str(self._folder), folder_sha256(self._folder))
+            return ModelKey(str(self._folder), self._folder_sha256, "")
         model = RegisteredModel.of(self._workspace, self._params)
         version = model.find(self._which) if self._which is not None else version_in_use(model)
-        return ModelKey(version.title, version.tags["model_sha256"])
+        return ModelKey(version.title, _model_sha256(version), version.version)
 
     def load(self, key: ModelKey) -> Retriever:
         """Load the model, as `Models` says."""
-        batch_size = self._params.evaluate.batch_size
         if self._folder is not None:
-            return Retriever.load(self._folder, self._device, batch_size)
-        name, _, number = key.title.rpartition(" version ")
-        model = RegisteredModel.of(self._workspace, self._params, name)
-        with model.fetched(model.find(number)) as folder:
-            return Retriever.load(folder, self._device, batch_size)
+            return load_retriever(self._folder, self._params)
+        model = RegisteredModel.of(self._workspace, self._params)
+        with model.fetched(model.find(key.number)) as folder:
+            return load_retriever(folder, self._params)
+
+    @cached_property
+    def _folder_sha256(self) -> str:
+        assert self._folder is not None
+        return folder_sha256(self._folder)
+
+
+def _model_sha256(version: Version) -> str:
+    if "model_sha256" not in version.tags:
+        raise DiptychError(f"{version.title} has no tag model_sha256: register it again by `diptych run`.")
+    return version.tags["model_sha256"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,27 +16,29 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
 from diptych import __version__
-from diptych.data.images import ImageError, open_image
+from diptych.data.images import open_image
 from diptych.errors import DiptychError
 from diptych.retrieval.calibration import GOOD
+from diptych.retriever import MAX_PIXELS
 from diptych.serving import worker
 from diptych.serving.feedback import Marks
-from diptych.serving.filters import Filter, FilterError, Operator, parse_filter
+from diptych.serving.filters import Filter, Operator, parse_filter
 from diptych.serving.following import Following, Served
 from diptych.serving.limits import LimitedBody, RequiredToken
 from diptych.serving.marking import add_feedback
 from diptych.serving.measures import Measures
 from diptych.serving.page import Page
+from diptych.serving.pictures import to_jpeg
 from diptych.serving.requests import (
     LONGEST_TEXT,
-    UPLOAD_PIXELS,
     RequestError,
     ask,
-    readable,
-    require_served,
-    uploaded,
+    clean_text,
+    decode_upload,
+    headers_of,
+    status_of,
 )
-from diptych.serving.worker import Answer, Worker
+from diptych.serving.worker import Answer, Worker, require_row, require_served
 
 MOST_RESULTS = 1_000
 _SHOWN_SIDE = 1_600
@@ -49,13 +50,6 @@ _SAFE = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_STATUS = {
-    FilterError: 422,
-    worker.NotInIndexError: 404,
-    worker.BusyError: 503,
-    worker.UnavailableError: 503,
-}
-"""Status of the answer to each error of a request; others are 400."""
 
 
 class _Strict(BaseModel):
@@ -79,7 +73,7 @@ class SearchRequest(_Strict):
     offset: Annotated[int, Field(ge=0, le=10**6)] = 0
     filters: Annotated[list[Condition], Field(max_length=20)] = []
     rerank: bool = True
-    precision: Annotated[float, Field(ge=0, le=1)] = GOOD
+    min_probability: Annotated[float, Field(ge=0, le=1)] = GOOD
     """Probability of a right first result from which on it is a good match."""
 
 
@@ -110,7 +104,7 @@ class SearchResponse(BaseModel):
     probability: float | None
     """Probability that the very first image is right for a text; null for images, and without a calibration."""
     good_match: bool | None
-    """Whether that is at least the asked precision."""
+    """Whether that is at least `min_probability`."""
     milliseconds: dict[str, float]
     results: list[Result]
 
@@ -143,15 +137,14 @@ def make_app(
             task.cancel()
         await asyncio.to_thread(searching.close)
 
-    app = FastAPI(title="diptych search", version=__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.state.following, app.state.worker, app.state.measures = following, searching, measures
+    app = FastAPI(title="diptych search", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBody)
     if token:
         app.add_middleware(RequiredToken, token=token)
     _add_errors(app)
     _add_observation(app, measures)
     _add_service(app, following, measures)
-    _add_search(app, searching, measures)
+    _add_search(app, following, searching, measures)
     _add_images(app, following)
     if marks is not None:
         add_feedback(app, following, marks)
@@ -169,9 +162,8 @@ async def _refresh(following: Following, every: float) -> None:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DiptychError)
     async def explain(_: Request, error: DiptychError) -> JSONResponse:
-        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 400)
-        headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"detail": str(error)}, status, headers)
+        status = status_of(error)
+        return JSONResponse({"detail": str(error)}, status, headers_of(status))
 
 
 def _add_observation(app: FastAPI, measures: Measures) -> None:
@@ -209,10 +201,10 @@ def _add_service(app: FastAPI, following: Following, measures: Measures) -> None
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_search(app: FastAPI, searching: Worker, measures: Measures) -> None:
-    async def respond(query: worker.Query, precision: float = GOOD) -> SearchResponse:
+def _add_search(app: FastAPI, following: Following, searching: Worker, measures: Measures) -> None:
+    async def respond(query: worker.Query, min_probability: float = GOOD) -> SearchResponse:
         answer = await ask(searching, measures, query)
-        return _response(answer, query.offset, precision)
+        return _response(answer, query.offset, min_probability)
 
     @app.get("/search", tags=["search"])
     async def search(
@@ -222,17 +214,19 @@ def _add_search(app: FastAPI, searching: Worker, measures: Measures) -> None:
         offset: Annotated[int, Query(ge=0, le=10**6)] = 0,
         filter: Annotated[list[str], Query(max_length=20, description="Such as folder=cats or year>=2010.")] = [],  # noqa: B006
         rerank: bool = True,
-        precision: Annotated[float, Query(ge=0, le=1, description="From which probability on a match is good.")] = GOOD,
+        min_probability: Annotated[float, Query(ge=0, le=1, description="From this on a match is good.")] = GOOD,
     ) -> SearchResponse:
         """Find images by a text, or by an image of the collection."""
-        return await respond(_query(text, like, k, offset, [parse_filter(one) for one in filter], rerank), precision)
+        return await respond(
+            _query(text, like, k, offset, [parse_filter(one) for one in filter], rerank), min_probability
+        )
 
     @app.post("/search", tags=["search"])
     async def search_by_json(request: SearchRequest) -> SearchResponse:
         """Find images by a text, or by an image of the collection."""
         filters = [Filter(one.attribute, one.operator, one.value) for one in request.filters]
         query = _query(request.text, request.like, request.k, request.offset, filters, request.rerank)
-        return await respond(query, request.precision)
+        return await respond(query, request.min_probability)
 
     @app.post("/search/image", tags=["search"])
     async def search_by_image(
@@ -243,7 +237,8 @@ def _add_search(app: FastAPI, searching: Worker, measures: Measures) -> None:
     ) -> SearchResponse:
         """Find images that are like an uploaded one."""
         filters = [parse_filter(one) for one in filter]
-        return await respond(worker.Query(k=k, offset=offset, filters=filters, image=await uploaded(image)))
+        pixels = await decode_upload(image, following)
+        return await respond(worker.Query(k=k, offset=offset, filters=filters, image=pixels))
 
 
 def _add_images(app: FastAPI, following: Following) -> None:
@@ -262,11 +257,11 @@ def _query(
 ) -> worker.Query:
     if (text is None) == (like is None):
         raise RequestError("Give either `text` or `like`, the hash of an image of the collection.")
-    clean = None if text is None else readable(text)
+    clean = None if text is None else clean_text(text)
     return worker.Query(k=k, offset=offset, filters=filters, rerank=rerank, text=clean, like=like)
 
 
-def _response(answer: Answer, offset: int, precision: float) -> SearchResponse:
+def _response(answer: Answer, offset: int, min_probability: float) -> SearchResponse:
     served, hits = answer.served, answer.hits
     started = time.perf_counter()
     records = served.index.records(hits.rows)
@@ -280,7 +275,7 @@ def _response(answer: Answer, offset: int, precision: float) -> SearchResponse:
         total=hits.total,
         reranked=hits.reranked,
         probability=hits.probability,
-        good_match=None if hits.probability is None else hits.probability >= precision,
+        good_match=None if hits.probability is None else hits.probability >= min_probability,
         milliseconds={step: round(1000 * value, 3) for step, value in seconds.items()},
         results=results,
     )
@@ -296,17 +291,8 @@ def _identity(served: Served) -> dict[str, Any]:
 
 
 def _jpeg(served: Served, digest: str, size: str) -> bytes:
-    row = served.index.row_of(digest)
-    if row is None:
-        raise worker.NotInIndexError(f"The collection has no image {digest[:64]!r}.")
+    row = require_row(served, digest)
     if size == "thumbnail":
         return served.index.thumbnail(row)
-    record = served.index.records(np.array([row]))[0]
-    try:
-        image = open_image(served.index.original(record), UPLOAD_PIXELS)
-    except ImageError as error:
-        raise RequestError(f"The file of the image has changed and cannot be read: {error}.") from None
-    image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=88)
-    return content.getvalue()
+    content = served.index.original(served.index.records(np.array([row]))[0])
+    return to_jpeg(open_image(content, MAX_PIXELS), _SHOWN_SIDE, 88)

@@ -10,6 +10,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.data.captions import read_dataset
 from diptych.data.shards import Member, list_members, read_member
+from diptych.data.tables import USUAL_SUFFIXES
 from diptych.errors import DiptychError, printable, some
 from diptych.remote import S3, errors_explained, file_system
 
@@ -28,7 +30,6 @@ DATASET = "dataset"
 """Name of the collection of the project's own images."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ATTRIBUTE = re.compile(r"[^\W\d]\w{0,63}")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 _CAPTION = re.compile(r"caption(?:[ _.-]?\d+)?")
 Value = bool | int | float | str
 
@@ -43,6 +44,10 @@ class Item:
     """Text that changes when the file, its captions or its attributes do."""
     captions: tuple[str, ...] = ()
     attributes: Mapping[str, Value | None] = field(default_factory=dict)
+
+
+class SourceError(DiptychError):
+    """An image that is not there any more, or cannot be read."""
 
 
 class Source(ABC):
@@ -67,7 +72,7 @@ class Source(ABC):
         """Return the bytes of the image file.
 
         Raises:
-            DiptychError: it cannot be read.
+            SourceError: it is gone or cannot be read; the message names it by its path in the collection.
         """
 
 
@@ -104,6 +109,8 @@ class DatasetSource(Source):
 
     def read(self, path: str) -> bytes:
         """Return the bytes of the image, as `Source`."""
+        if path not in self._members:
+            raise SourceError(f"{path} is not in the dataset any more.")
         return read_member(self._data, self._members[path])
 
 
@@ -129,7 +136,7 @@ class FilesSource(Source):
         listed = self._list_remote() if self._is_remote else self._list_folder()
         images = {path: stamp for path, stamp in listed if _is_image(path)}
         return [
-            _item(path, stamp, (), {"folder": str(PurePosixPath(path).parent).removeprefix(".")})
+            _item(path, stamp, (), {"folder": str(PurePosixPath(path).parent)})
             for path, stamp in sorted(images.items())
         ]
 
@@ -139,14 +146,16 @@ class FilesSource(Source):
 
     def read(self, path: str) -> bytes:
         """Return the bytes of the image, as `Source`."""
-        if self._is_remote:
-            with errors_explained(f"{self.address}/{path}"):
-                content: bytes = self._remote.cat_file(f"{self.address}/{path}")
-                return content
         try:
+            if self._is_remote:
+                with errors_explained(path):
+                    content: bytes = self._remote.cat_file(f"{self.address}/{path}")
+                    return content
             return Path(self.address, path).read_bytes()
         except OSError as error:
-            raise DiptychError(f"{Path(self.address, path)} cannot be read: {error.strerror}.") from None
+            raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from None
+        except DiptychError as error:
+            raise SourceError(str(error)) from None
 
     @cached_property
     def _stamps(self) -> dict[str, str]:
@@ -155,11 +164,12 @@ class FilesSource(Source):
     def _list_folder(self) -> Iterator[tuple[str, str]]:
         if not Path(self.address).is_dir():
             raise DiptychError(f"The folder of the images, {self.address}, does not exist.")
-        for folder, _, names in os.walk(self.address):
+        for folder, _, names in os.walk(self.address, onerror=_refuse):
             for path in (Path(folder, name) for name in names):
-                state = path.lstat()
-                if stat.S_ISREG(state.st_mode):
-                    yield str(path.relative_to(self.address)), f"{state.st_size} {state.st_mtime_ns}"
+                with suppress(FileNotFoundError):  # it has gone meanwhile
+                    state = path.lstat()
+                    if stat.S_ISREG(state.st_mode):
+                        yield str(path.relative_to(self.address)), f"{state.st_size} {state.st_mtime_ns}"
 
     def _list_remote(self) -> Iterator[tuple[str, str]]:
         root = self.address.removeprefix(S3) + "/"
@@ -236,6 +246,10 @@ def fingerprint(items: list[Item]) -> str:
     return digest.hexdigest()
 
 
+def _refuse(error: OSError) -> None:
+    raise DiptychError(f"{error.filename} cannot be read: {error.strerror}.")
+
+
 def _item(path: str, content: Any, captions: tuple[str, ...], attributes: Mapping[str, Value | None]) -> Item:
     stamp = hashlib.sha256(json.dumps([content, captions, attributes], sort_keys=True).encode()).hexdigest()
     return Item(path, stamp, captions, attributes)
@@ -243,7 +257,7 @@ def _item(path: str, content: Any, captions: tuple[str, ...], attributes: Mappin
 
 def _is_image(path: str) -> bool:
     pure = PurePosixPath(path)
-    return pure.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in pure.parts)
+    return pure.suffix.lower() in USUAL_SUFFIXES and not any(part.startswith(".") for part in pure.parts)
 
 
 def _read_table(path: Path) -> pa.Table:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from diptych.data.tables import USUAL_SUFFIXES
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
-from diptych.serving.collections import SUFFIXES
 from diptych.serving.index import Index
 from diptych.serving.searcher import Searcher
 
@@ -43,7 +43,7 @@ class Mark(BaseModel):
     """The version that found it."""
     index_version: int
     who: str = ""
-    """Name that the user gave; empty for an anonymous one."""
+    """Name or random number of the user, whose last mark on a result counts; empty where each mark counts."""
 
 
 class Marks:
@@ -71,13 +71,14 @@ class Marks:
         Raises:
             DiptychError: there are none, or another line is damaged; the message names it.
         """
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        # JSON escapes line feeds, and no other separator of lines.
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
         marks = []
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(filter(None, lines), start=1):
             try:
                 marks.append(Mark.model_validate_json(line))
             except ValidationError as error:
-                if not line.endswith("}"):
+                if not line.endswith(b"}"):
                     continue
                 reason = error.errors()[0]["msg"]
                 raise DiptychError(f"{self.path}: line {number} is no mark: {reason}. Correct or remove it.") from None
@@ -91,9 +92,10 @@ class Marks:
 
 def judgements(marks: Sequence[Mark]) -> dict[tuple[str, str], bool]:
     """Return whether each pair of a query and the hash of an image is right, by the majority; ties are left out."""
+    last = {(mark.query, mark.hash, mark.who or number): mark.right for number, mark in enumerate(marks)}
     votes: dict[tuple[str, str], int] = defaultdict(int)
-    for mark in marks:
-        votes[mark.query, mark.hash] += 1 if mark.right else -1
+    for (query, digest, _), right in last.items():
+        votes[query, digest] += 1 if right else -1
     return {pair: vote > 0 for pair, vote in votes.items() if vote}
 
 
@@ -116,7 +118,7 @@ def export_drop(marks: Sequence[Mark], index: Index, folder: Path) -> int:
             for query, digest, row in here:
                 record = index.records(np.array([row]))[0]
                 suffix = PurePosixPath(record.path).suffix.lower()
-                name = digest + (suffix if suffix in SUFFIXES else ".jpg")
+                name = digest + (suffix if suffix in USUAL_SUFFIXES else ".jpg")
                 (temporary / "images" / name).write_bytes(index.original(record))
                 table.writerow([name, query])
     return len(here)

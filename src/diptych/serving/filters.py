@@ -66,9 +66,22 @@ def matching(filters: Sequence[Filter], attributes: pa.Table) -> NDArray[np.bool
             names = some(attributes.column_names) if attributes.column_names else "none"
             raise FilterError(f"The collection has no attribute {one.attribute!r}; it has {names}.")
         column = attributes[one.attribute]
-        value = pa.scalar(_typed(one, column.type))
+        value = _typed(one, column.type)
+        if isinstance(value, float) and pa.types.is_integer(column.type):
+            column = column.cast(pa.float64(), safe=False)
+        elif isinstance(value, int) and pa.types.is_floating(column.type):
+            value = float(value)
         mask &= pc.fill_null(_FUNCTIONS[one.operator](column, value), False).to_numpy()
     return mask
+
+
+def _number(text: str) -> int | float:
+    """Return an integer of 64 bits where the text is one, so that no digit is lost, else a float."""
+    try:
+        number = int(text)
+    except ValueError:
+        return float(text)
+    return number if -(2**63) <= number < 2**63 else float(number) if abs(number) < 10**300 else float("inf")
 
 
 def _typed(one: Filter, kind: pa.DataType) -> Any:
@@ -80,7 +93,7 @@ def _typed(one: Filter, kind: pa.DataType) -> Any:
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             if isinstance(value, bool):
                 raise ValueError
-            return float(value)
+            return _number(text)
     except (KeyError, ValueError):
         kinds = "true or false" if pa.types.is_boolean(kind) else "a number"
         raise FilterError(

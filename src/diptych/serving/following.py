@@ -23,6 +23,8 @@ class ModelKey(NamedTuple):
     """Name and version, for people."""
     sha256: str
     """SHA-256 of its files, which are its weights, its configuration and its tokenizer."""
+    number: str
+    """Number of its version; empty where it is a folder."""
 
 
 class Models(Protocol):
@@ -108,10 +110,11 @@ class Following:
     def _newer(self) -> Served | None:
         """Return what is to be served from now on, loaded and tried; None where that is served already."""
         key, now = self._models.current(), self.served
-        index = Index.open(self._store, self._collection, key.sha256)
         is_same_model = now is not None and now.model.sha256 == key.sha256
-        if now is not None and is_same_model and now.index_version == index.state.version and now.model == key:
+        state = self._store.state(self._collection, key.sha256)
+        if now is not None and now.model == key and state is not None and now.index.state.build == state.build:
             return None
+        index = Index.open(self._store, self._collection, key.sha256)
         retriever = now.searcher.retriever if now is not None and is_same_model else self._models.load(key)
         searcher = Searcher(retriever, index)
         searcher.warm()

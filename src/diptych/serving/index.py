@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError, is_disk_full
 from diptych.files import atomic_path, remove
-from diptych.serving.collections import open_source
+from diptych.serving.collections import Source, SourceError, open_source
 from diptych.serving.store import IndexState, Store, table_name
 
 _ALL = 2**31
@@ -61,7 +63,7 @@ class Index:
             raise DiptychError(
                 f"The collection {collection} is not indexed with the model {table_name(model)}. {advice}"
             )
-        if state.fingerprint != latest.fingerprint:
+        if state.fingerprint != latest.fingerprint and state.scanned < latest.scanned:
             raise DiptychError(
                 f"The index of {collection} with the model {table_name(model)} is older than the collection. {advice}"
             )
@@ -87,6 +89,20 @@ class Index:
         column = self.details["attributes"].combine_chunks()
         return pa.Table.from_arrays(column.flatten(), names=[field.name for field in column.type])
 
+    @cached_property
+    def values(self) -> dict[str, list[str] | None]:
+        """The values of each attribute, sorted, as filters take them; None where it is a number."""
+        values: dict[str, list[str] | None] = {}
+        for name in self.attributes.column_names:
+            column = self.attributes[name]
+            if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+                values[name] = None
+            elif pa.types.is_boolean(column.type):
+                values[name] = ["false", "true"]
+            else:
+                values[name] = sorted(pc.unique(column.drop_null()).to_pylist())
+        return values
+
     def _mapped(self) -> tuple[pa.Table, NDArray[np.float32]]:
         """Return details and vectors, mapped from a local copy that processes share."""
         folder = self._copied()
@@ -98,14 +114,14 @@ class Index:
     def _copied(self) -> Path:
         """Return the folder of the local copy, made if it is missing."""
         name = f"{self.collection}-{table_name(self.model)}"
-        folder = self.store.local / "versions" / f"{name}-{self.state.version}"
+        folder = self.store.versions / f"{name}-{self.state.build}"
         if not folder.exists():
             with atomic_path(folder, shared=True) as temporary:
                 temporary.mkdir()
                 self._write_vectors(temporary / "vectors.npy")
                 self._write_details(temporary / "details.arrow")
             # A server that still maps the files of an older version keeps them until it closes them.
-            for other in folder.parent.glob(f"{name}-*"):
+            for other in [*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}-*.tmp")]:
                 if other != folder:
                     remove(other)
         return folder
@@ -122,7 +138,8 @@ class Index:
 
     def _write_details(self, path: Path) -> None:
         names = [name for name in _DETAILS if name in self._table.schema.names]
-        details = self._table.search().select(names).limit(_ALL).to_arrow()
+        # One batch can be mapped without a copy.
+        details = self._table.search().select(names).limit(_ALL).to_arrow().combine_chunks()
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, details.schema) as writer:
             writer.write_table(details)
 
@@ -161,12 +178,15 @@ class Index:
         """Return the image file of a record.
 
         Raises:
-            DiptychError: it is gone or cannot be read.
+            SourceError: it is gone, cannot be read, or has changed since it was indexed.
         """
-        return self._source.read(record.path)
+        content = self._source.read(record.path)
+        if hashlib.sha256(content).hexdigest() != record.hash:
+            raise SourceError(f"{record.path} has changed since it was indexed.")
+        return content
 
     @cached_property
-    def _source(self) -> Any:
+    def _source(self) -> Source:
         state = self.store.collection(self.collection)
         if state is None:
             raise DiptychError(f"The collection {self.collection} is gone.")

@@ -7,23 +7,22 @@ was; what is read is the version before until the new one is complete.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from diptych.data.images import ImageError, open_image, to_pixels
+from diptych.data.images import ImageError
 from diptych.errors import DiptychError
 from diptych.progress import progress
-from diptych.retriever import MAX_PIXELS
-from diptych.serving.collections import Item, Source, fingerprint
+from diptych.serving.collections import Item, Source, SourceError, fingerprint
+from diptych.serving.pictures import Picture, read_picture
 from diptych.serving.store import CollectionState, IndexState, Store, table_name
 
 if TYPE_CHECKING:
@@ -32,14 +31,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-THUMBNAIL = 256
-"""Longest side of a thumbnail in pixels."""
 _BATCH = 512
 """Images of a commit: after a kill at most these are embedded again."""
 _DELETED_AT_ONCE = 10_000
 _EXAMPLES = 3
-_KEPT_VERSIONS = timedelta(days=1)
-"""Time for which a server can go on with a version that was replaced."""
+_KEPT_SECONDS = 3600.0
+"""Time for which a version that was replaced is kept at least, for servers that still read it."""
+_FOREVER = timedelta(days=36_500)
 _ALL = 2**31
 """Limit of a query that has none."""
 
@@ -48,6 +46,8 @@ class IndexSummary(NamedTuple):
     """Outcome of an indexing."""
 
     state: IndexState
+    collection: CollectionState
+    """The collection as it was scanned, for `announce`."""
     embedded: int
     """Number of images that the model encoded."""
     known: int
@@ -71,30 +71,27 @@ class IndexSummary(NamedTuple):
         return {**self.state.model_dump(), **counts, "unreadable": [*map(list, self.unreadable)]}
 
 
-class _Picture(NamedTuple):
-    """What the index needs of an image's pixels."""
-
-    width: int
-    height: int
-    thumbnail: bytes
-    pixels: Image.Image
-    """In the size that the model reads."""
-
-
 class _Read(NamedTuple):
     """An image file that was read. Its content is known to the index, or it has a picture, or an error."""
 
     item: Item
     hash: str
-    picture: _Picture | None = None
+    picture: Picture | None = None
     error: str = ""
     """Reason why the file cannot be decoded."""
+
+
+def announce(store: Store, collection: str, summary: IndexSummary) -> None:
+    """Make an indexed state of a collection the present one: indexes of older states are outdated from now on."""
+    store.write_collection(collection, summary.collection)
 
 
 def update_index(
     store: Store, collection: str, source: Source, retriever: Retriever, model: str, *, rerank: bool | None = None
 ) -> IndexSummary:
-    """Bring the index of a collection up to date, and make it the version that is read.
+    """Bring the index of a collection up to date, and make it the version of this model that is read.
+
+    Indexes of other models stay as they are until `announce`.
 
     Args:
         store: the store of indexes.
@@ -102,7 +99,7 @@ def update_index(
         source: its images.
         retriever: the model to embed with.
         model: SHA-256 of its files.
-        rerank: whether to keep the grid tokens that re-ranking reads; None: if the model re-ranks.
+        rerank: whether to keep the grid tokens that re-ranking reads; None: as before, or else if the model re-ranks.
 
     Raises:
         DiptychError: another process indexes the collection, its source cannot be read, or none of its images can.
@@ -124,9 +121,13 @@ class _Update:
         self._retriever = retriever
         self._dim = int(retriever.query_bank.image.shape[1])
         tokens = retriever.model.image_tower.grid_size
-        self._rerank = rerank
+        known = store.collection(collection)
+        self._rerank = rerank = known.rerank if rerank is None and known else rerank
+        self._scanned = time.time()
         self._grid = (tokens, self._dim) if (any(retriever.weights.t2i) if rerank is None else rerank) else None
         self._unreadable: list[tuple[str, str]] = []
+        self._known_in: dict[str, Any] = {}
+        """Table from which the content columns of an image can be copied, by its hash."""
         self._embedded = self._known = 0
 
     def run(self, items: list[Item]) -> IndexSummary:
@@ -143,103 +144,127 @@ class _Update:
             else:
                 kept[path] = row
         new = [item for item in items if item.path not in kept]
-        self._add(table, new, set(rows["hash"]))
-        for some in _batches(gone, _DELETED_AT_ONCE):
-            table.delete(f"_rowid IN ({', '.join(map(str, some))})")
+        self._add(table, new)
+        for outdated in _batches(gone, _DELETED_AT_ONCE):
+            table.delete(f"_rowid IN ({', '.join(map(str, outdated))})")
         if not table.count_rows():
             path, reason = self._unreadable[0]
             raise DiptychError(f"No image of the collection {self._collection} can be read: {path}: {reason}.")
-        if new or gone:
-            table.optimize(cleanup_older_than=_KEPT_VERSIONS)
-        state = self._publish(table, mark)
-        return IndexSummary(state, self._embedded, self._known, len(gone), self._unreadable)
+        state = self._publish(table, mark, changed=bool(new or gone))
+        collection = CollectionState(
+            source=self._source.description, fingerprint=mark, scanned=self._scanned, rerank=self._rerank
+        )
+        return IndexSummary(state, collection, self._embedded, self._known, len(gone), self._unreadable)
 
-    def _publish(self, table: Any, mark: str) -> IndexState:
+    def _publish(self, table: Any, mark: str, *, changed: bool) -> IndexState:
         """Make the latest version of the table the one that is read."""
+        before = self._store.state(self._collection, self._model)
+        if changed:
+            # What was committed before the published version was scanned has not been read since that was published.
+            age = time.time() - before.scanned if before else 0.0
+            table.optimize(cleanup_older_than=timedelta(seconds=age) if age > _KEPT_SECONDS else _FOREVER)
+        is_same = before is not None and not changed and before.version == table.version
         state = IndexState(
             version=table.version,
+            build=before.build if before is not None and is_same else uuid4().hex,
             images=table.count_rows(),
             dim=self._dim,
             grid=self._grid,
             fingerprint=mark,
+            scanned=self._scanned,
             unreadable=len(self._unreadable),
         )
         self._store.write_state(self._collection, self._model, state)
-        collection = CollectionState(source=self._source.description, fingerprint=mark, rerank=self._rerank)
-        self._store.write_collection(self._collection, collection)
         return state
 
     def _open(self) -> tuple[Any, dict[str, list[Any]]]:
-        """Return the table and its rows; an empty one where there is none, it is damaged, or its columns are others."""
+        """Return the table and its rows; an empty one where there is none, it is damaged, or its columns are others.
+
+        Rows of a table with other columns are copied as far as their images are in the collection.
+        """
         database, name = self._store.database(self._collection), table_name(self._model)
         if name in database.list_tables().tables:
             try:
                 table = database.open_table(name)
+                rows = _identities(table)
                 if table.schema.equals(self._schema):
-                    return table, _identities(table)
-                log.info("%s has other columns now, so its index is made anew.", self._collection)
+                    self._remember(table, rows)
+                    return table, rows
+                if all(_same_field(name, table.schema, self._schema) for name in self._content_columns):
+                    table.checkout(table.version)
+                    self._remember(table, rows)
             except Exception as error:  # LanceDB has no class of its own for a damaged table
                 log.warning("The index of %s is damaged (%s), so it is made anew.", self._collection, error)
                 database.drop_table(name, ignore_missing=True)
         table = database.create_table(name, schema=self._schema, mode="overwrite")
         return table, _identities(table)
 
-    def _add(self, table: Any, items: Sequence[Item], known: set[str]) -> None:
-        """Add rows for `items`; images whose hash is among the `known` ones are not embedded again."""
+    @property
+    def _content_columns(self) -> list[str]:
+        """Names of the columns that belong to the content of an image."""
+        return [name for name in ("width", "height", "thumbnail", "embedding", "grid") if name in self._schema.names]
+
+    def _remember(self, table: Any, rows: dict[str, list[Any]]) -> None:
+        """Note the images whose content columns can be copied from the rows of a table."""
+        self._known_in |= dict.fromkeys(rows["hash"], table)
+
+    def _add(self, table: Any, items: Sequence[Item]) -> None:
+        """Add rows for `items`; images of known content are not embedded again."""
         with (
             progress(None, "index", unit="images", total=len(items), disable=not items) as bar,
             ThreadPoolExecutor() as pool,
         ):
             for batch in _batches(items, _BATCH):
-                read = list(pool.map(partial(self._read, known=known), batch))
-                self._unreadable += [(one.item.path, one.error) for one in read if one.error]
-                new = [one for one in read if one.picture]
-                if (rows := pa.concat_tables([self._copied(table, read, known), self._encoded(new)])).num_rows:
+                read = list(pool.map(self._read, batch))
+                self._unreadable += [(file.item.path, file.error) for file in read if file.error]
+                known = [file for file in read if not file.error and file.picture is None]
+                new = [file for file in read if file.picture]
+                parts = [self._encoded(new)]
+                for source in {id(self._known_in[file.hash]): self._known_in[file.hash] for file in known}.values():
+                    parts.append(self._copied(source, [file for file in known if self._known_in[file.hash] is source]))
+                if (rows := pa.concat_tables(parts)).num_rows:
                     table.add(rows)
-                known |= {one.hash for one in new}
+                self._known_in |= {file.hash: table for file in new}
                 bar.update(len(batch))
 
-    def _read(self, item: Item, known: set[str]) -> _Read:
-        content = self._source.read(item.path)
-        digest = hashlib.sha256(content).hexdigest()
-        if digest in known:
-            return _Read(item, digest)
-        settings = self._retriever.preprocessing
+    def _read(self, item: Item) -> _Read:
         try:
-            image = open_image(content, MAX_PIXELS)
+            content = self._source.read(item.path)
+        except SourceError as error:
+            return _Read(item, "", error=str(error))
+        digest = hashlib.sha256(content).hexdigest()
+        if digest in self._known_in:
+            return _Read(item, digest)
+        try:
+            return _Read(item, digest, read_picture(content, self._retriever.preprocessing))
         except ImageError as error:
             return _Read(item, digest, error=str(error))
-        pixels = Image.fromarray(to_pixels(image, settings.image_size, settings.resize))
-        return _Read(item, digest, _Picture(image.width, image.height, _thumbnail(image), pixels))
 
-    def _copied(self, table: Any, read: Iterable[_Read], known: set[str]) -> pa.Table:
+    def _copied(self, table: Any, known: Sequence[_Read]) -> pa.Table:
         """Return rows for images of known content, with what the table has of it."""
         from lancedb.expr import col
 
-        wanted = [one for one in read if one.hash in known]
-        if not wanted:
-            return self._schema.empty_table()
-        found = table.search().where(col("hash").isin([one.hash for one in wanted])).limit(_ALL).to_arrow()
+        self._known += len(known)
+        chosen = table.search().where(col("hash").isin(sorted({file.hash for file in known})))
+        found = chosen.select(["hash", *self._content_columns]).limit(_ALL).to_arrow()
         position = {digest: row for row, digest in enumerate(found["hash"].to_pylist())}
-        self._known += len(wanted)
-        copied = found.take([position[one.hash] for one in wanted])
-        for name, column in self._columns_of(wanted).items():
-            copied = copied.set_column(copied.schema.get_field_index(name), self._schema.field(name), column)
-        return copied.cast(self._schema)
+        copied = found.take([position[file.hash] for file in known])
+        columns = self._columns_of(known) | {name: copied[name] for name in self._content_columns}
+        return pa.table(columns, schema=self._schema)
 
     def _encoded(self, new: Sequence[_Read]) -> pa.Table:
         """Return rows for images of new content."""
-        pictures = {one.hash: one.picture for one in new if one.picture}
+        pictures = {file.hash: file.picture for file in new if file.picture}
         if not pictures:
             return self._schema.empty_table()
         images = [picture.pixels for picture in pictures.values()]
         encoded = self._retriever.encode_images(images, tokens=self._grid is not None)
         self._embedded += len(images)
         position = {digest: row for row, digest in enumerate(pictures)}
-        rows = np.array([position[one.hash] for one in new])
+        rows = np.array([position[file.hash] for file in new])
         columns: dict[str, Any] = self._columns_of(new)
         for name in ("width", "height", "thumbnail"):
-            columns[name] = [getattr(pictures[one.hash], name) for one in new]
+            columns[name] = [getattr(pictures[file.hash], name) for file in new]
         columns["embedding"] = _vectors(np.concatenate([encoded.embedding, -encoded.bias[:, None]], axis=1)[rows])
         if encoded.tokens is not None:
             columns["grid"] = _vectors(encoded.tokens.numpy().astype(np.float16)[rows].reshape(len(new), -1))
@@ -248,25 +273,25 @@ class _Update:
     def _columns_of(self, read: Sequence[_Read]) -> dict[str, pa.Array]:
         """Return the columns that belong to a file and not to its content."""
         columns = {
-            "path": [one.item.path for one in read],
-            "stamp": [one.item.stamp for one in read],
-            "hash": [one.hash for one in read],
-            "captions": [list(one.item.captions) for one in read],
-            "attributes": [dict(one.item.attributes) for one in read],
+            "path": [file.item.path for file in read],
+            "stamp": [file.item.stamp for file in read],
+            "hash": [file.hash for file in read],
+            "captions": [list(file.item.captions) for file in read],
+            "attributes": [dict(file.item.attributes) for file in read],
         }
-        names = self._schema.names
-        return {name: pa.array(v, self._schema.field(name).type) for name, v in columns.items() if name in names}
+        kinds = {field.name: field.type for field in self._schema}
+        return {name: pa.array(values, kinds[name]) for name, values in columns.items() if name in kinds}
 
     def _make_schema(self, items: Sequence[Item]) -> pa.Schema:
         attributes = pa.Table.from_pylist([dict(item.attributes) for item in items]).schema
         # A column without values could be anything; as text it stays comparable.
-        fields = [pa.field(one.name, pa.string() if pa.types.is_null(one.type) else one.type) for one in attributes]
+        kinds = {field.name: pa.string() if pa.types.is_null(field.type) else field.type for field in attributes}
         columns = {
             "path": pa.string(),
             "stamp": pa.string(),
             "hash": pa.string(),
             "captions": pa.list_(pa.string()),
-            **({"attributes": pa.struct(fields)} if fields else {}),
+            **({"attributes": pa.struct(kinds)} if kinds else {}),
             "width": pa.int32(),
             "height": pa.int32(),
             "thumbnail": pa.binary(),
@@ -289,12 +314,8 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _thumbnail(image: Image.Image) -> bytes:
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=80)
-    return content.getvalue()
+def _same_field(name: str, first: pa.Schema, second: pa.Schema) -> bool:
+    return name in first.names and first.field(name).type.equals(second.field(name).type)
 
 
 def _vectors(values: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:

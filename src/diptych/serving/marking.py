@@ -11,10 +11,11 @@ from fastapi import Depends, FastAPI, Form, Header
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from diptych.errors import printable
 from diptych.serving.feedback import Mark, Marks
 from diptych.serving.following import Following
-from diptych.serving.requests import LONGEST_TEXT, RequestError, readable, require_served
-from diptych.serving.worker import NotInIndexError
+from diptych.serving.requests import LONGEST_TEXT, RequestError, clean_text
+from diptych.serving.worker import require_row, require_served
 
 
 class MarkRequest(BaseModel):
@@ -33,17 +34,16 @@ def add_feedback(app: FastAPI, following: Following, marks: Marks) -> None:
 
     async def keep(request: MarkRequest) -> None:
         served = require_served(following)
-        if served.index.row_of(request.hash) is None:
-            raise NotInIndexError(f"The collection has no image {request.hash!r}.")
+        require_row(served, request.hash)
         mark = Mark(
             when=datetime.now(UTC).isoformat(timespec="seconds"),
-            query=readable(request.query),
+            query=clean_text(request.query),
             hash=request.hash,
             right=request.right,
             collection=served.index.collection,
             model=served.model.title,
             index_version=served.index_version,
-            who=request.who,
+            who=printable(request.who),
         )
         await asyncio.to_thread(marks.add, mark)
 
@@ -60,4 +60,5 @@ def add_feedback(app: FastAPI, following: Following, marks: Marks) -> None:
     @app.post("/marks", include_in_schema=False, dependencies=[Depends(refuse_others)])
     async def mark_on_page(request: Annotated[MarkRequest, Form()]) -> Response:
         await keep(request)
+        # Without a script the browser goes back to the page with the results.
         return RedirectResponse("/?" + urlencode({"q": request.query}), status_code=303)

@@ -11,8 +11,6 @@ from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from fastapi import FastAPI, File, Request, UploadFile
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -27,8 +25,8 @@ from diptych.serving.filters import Filter
 from diptych.serving.following import Following, Served
 from diptych.serving.index import Record
 from diptych.serving.measures import Measures
-from diptych.serving.requests import ask, readable, require_served, uploaded
-from diptych.serving.worker import NotInIndexError, Query, Worker
+from diptych.serving.requests import ask, clean_text, decode_upload, headers_of, status_of
+from diptych.serving.worker import Query, Worker, require_row, require_served
 
 SHOWN = 24
 """Results of a page."""
@@ -120,7 +118,7 @@ class Page:
             else:
                 records = served.index.records(np.arange(min(SHOWN // 2, len(served.index))))
         except DiptychError as error:
-            problem, status = str(error), 400
+            problem, status = str(error), status_of(error)
         return self._render(
             "results.html.j2" if fragment else "search.html.j2",
             status,
@@ -130,8 +128,9 @@ class Page:
             problem=problem,
             uploaded=image is not None,
             served=self._following.served,
-            facets=_facets(self._following.served),
+            facets=[] if fragment else _facets(self._following.served),
             shown=SHOWN,
+            deepest=_DEEPEST,
             good=GOOD,
             with_marks=self._with_marks,
         )
@@ -140,19 +139,21 @@ class Page:
         """Return the query of a search; None where it asks for nothing."""
         fields: dict[str, Any] = {"k": SHOWN, "offset": search.offset, "filters": search.filters}
         if image is not None:
-            return Query(**fields, image=await uploaded(image))
+            return Query(**fields, image=await decode_upload(image, self._following))
         if search.like:
             return Query(**fields, like=search.like)
-        return Query(**fields, text=readable(search.text)) if search.text else None
+        return Query(**fields, text=clean_text(search.text)) if search.text else None
 
     async def _result(self, search: Search, digest: str) -> Response:
         """Return the page of one image, with what moved its match with the text of the search."""
-        served = require_served(self._following)
-        row = served.index.row_of(digest)
-        if row is None:
-            raise NotInIndexError(f"The collection has no image {digest[:64]!r}.")
+        try:
+            served = require_served(self._following)
+            row = require_row(served, digest)
+            seen = await self._highlight(row, clean_text(search.text)) if search.text else None
+        except DiptychError as error:
+            status = status_of(error)
+            return self._render("error.html.j2", status, search=search, problem=str(error))
         record = served.index.records(np.array([row]))[0]
-        seen = await asyncio.to_thread(_highlights, served, row, readable(search.text)) if search.text else None
         return self._render(
             "result.html.j2",
             200,
@@ -164,8 +165,13 @@ class Page:
             area=_area(served, record),
         )
 
+    async def _highlight(self, row: int, text: str) -> Highlighted | None:
+        """Return what moved the match of an image; the worker computes it, like all that needs the model."""
+        return await asyncio.wrap_future(self._searching.compute(lambda served: _highlights(served, row, text)))
+
     def _render(self, template: str, status: int, **values: Any) -> HTMLResponse:
-        return HTMLResponse(self._templates.get_template(template).render(title_of=title_of, **values), status)
+        page = self._templates.get_template(template).render(title_of=title_of, **values)
+        return HTMLResponse(page, status, headers_of(status))
 
 
 def title_of(record: Record) -> str:
@@ -175,23 +181,17 @@ def title_of(record: Record) -> str:
 
 def _facets(served: Served | None) -> list[Facet]:
     """Return the attributes that can be filtered by; texts only where they have few values."""
-    attributes = served.index.attributes if served else pa.table({})
     facets = []
-    for name in attributes.column_names:
-        column = attributes[name]
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    for name, values in (served.index.values if served else {}).items():
+        if values is None:
             facets.append(Facet(name, []))
-            continue
-        values = pc.unique(column.drop_null()).to_pylist()
-        if 1 < len(values) <= _MOST_CHOICES:
-            facets.append(
-                Facet(name, sorted(str(value).lower() if value in (True, False) else value for value in values))
-            )
+        elif 1 < len(values) <= _MOST_CHOICES:
+            facets.append(Facet(name, values))
     return facets
 
 
 def _highlights(served: Served, row: int, text: str) -> Highlighted | None:
-    """Return what words and places moved the match of an image; None where the fusion has no say in it."""
+    """Return what words and places moved the match of an image; None where the fusion does not re-rank."""
     import torch
 
     if not served.searcher.reranks:

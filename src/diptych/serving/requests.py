@@ -10,10 +10,12 @@ from PIL import Image
 
 from diptych.data.images import ImageError, open_image
 from diptych.errors import DiptychError
-from diptych.serving.following import Following, Served
-from diptych.serving.limits import BODY_BYTES
+from diptych.serving.collections import SourceError
+from diptych.serving.filters import FilterError
+from diptych.serving.following import Following
 from diptych.serving.measures import Measures
-from diptych.serving.worker import Answer, Query, UnavailableError, Worker
+from diptych.serving.pictures import model_pixels
+from diptych.serving.worker import Answer, BusyError, NotInIndexError, Query, UnavailableError, Worker, require_served
 
 LONGEST_TEXT = 1_000
 """Characters of a query; the model reads far fewer."""
@@ -21,8 +23,21 @@ UPLOAD_PIXELS = 50_000_000
 """Largest width × height of an uploaded image."""
 
 
+_UNREADABLE = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of control characters, halves of characters, and line and paragraph separators."""
+
+
 class RequestError(DiptychError):
     """A request that cannot be answered as it is."""
+
+
+_STATUS = {
+    FilterError: 422,
+    NotInIndexError: 404,
+    SourceError: 404,
+    BusyError: 503,
+    UnavailableError: 503,
+}
 
 
 async def ask(searching: Worker, measures: Measures, query: Query) -> Answer:
@@ -32,33 +47,35 @@ async def ask(searching: Worker, measures: Measures, query: Query) -> Answer:
     return answer
 
 
-def require_served(following: Following) -> Served:
-    """Return the model and the index that answer now.
+async def decode_upload(image: UploadFile, following: Following) -> Image.Image:
+    """Return an uploaded image in the size that the model reads, so that waiting ones take little memory.
 
     Raises:
-        UnavailableError: there are none yet.
-    """
-    if following.served is None:
-        raise UnavailableError(following.problem or "The model is being loaded.")
-    return following.served
-
-
-async def uploaded(image: UploadFile) -> Image.Image:
-    """Return an uploaded image, decoded.
-
-    Raises:
-        RequestError: it is none, or too large.
+        RequestError: it is no image, or too large.
     """
     content = await image.read()
-    if len(content) > BODY_BYTES:
-        raise RequestError(f"The image is larger than {BODY_BYTES:,} bytes.")
+    preprocessing = require_served(following).searcher.retriever.preprocessing
+
+    def decode() -> Image.Image:
+        return model_pixels(open_image(content, UPLOAD_PIXELS), preprocessing)
+
     try:
-        return await asyncio.to_thread(open_image, content, UPLOAD_PIXELS)
+        return await asyncio.to_thread(decode)
     except ImageError as error:
         raise RequestError(f"The upload is no image that can be read: {error}.") from None
 
 
-def readable(text: str) -> str:
+def status_of(error: DiptychError) -> int:
+    """Return the HTTP status of the answer to an error."""
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
+
+
+def headers_of(status: int) -> dict[str, str]:
+    """Return headers of an answer with this status: when to ask again, where that helps."""
+    return {"Retry-After": "1"} if status == 503 else {}
+
+
+def clean_text(text: str) -> str:
     """Return a query's text with blanks in place of control characters.
 
     Raises:
@@ -66,7 +83,7 @@ def readable(text: str) -> str:
     """
     if len(text) > LONGEST_TEXT:
         raise RequestError(f"The text has {len(text):,} characters; at most {LONGEST_TEXT:,} are read.")
-    clean = "".join(" " if unicodedata.category(one) in ("Cc", "Cs") else one for one in text).strip()
+    clean = "".join(" " if unicodedata.category(character) in _UNREADABLE else character for character in text).strip()
     if not clean:
         raise RequestError("The text is empty: write what the image shows.")
     return clean

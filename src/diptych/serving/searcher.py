@@ -29,7 +29,8 @@ class Hits(NamedTuple):
     reranked: int
     """Number of first images that the fusion has re-ranked."""
     probability: float | None
-    """Probability that the very first image is right for a text; None where the model is not calibrated."""
+    """Probability that the first image is right for a text. None for an image, without a calibration, and without the
+    re-ranking that the calibration was fitted with."""
 
 
 class Searcher:
@@ -70,14 +71,16 @@ class Searcher:
         rerank = rerank and is_text and self.reranks
         # The probability is that of the first two, whatever is shown.
         depth = min(total, max(2, offset + k, self.retriever.reranking.top_k if rerank else 0))
-        if depth <= offset:
+        if total <= offset:
             return Hits(np.zeros(0, np.int64), np.zeros(0, np.float32), total, 0, None)
         found, scores = self._first(query, rows, depth, biased=is_text)
         head = min(depth, self.retriever.reranking.top_k) if rerank else 0
         if head:
             found, scores = self._reranked(query, found, scores, head)
         page = slice(offset, offset + k)
-        calibrated = self.retriever.probabilities(Ranking(found[None], scores[None])) if is_text else None
+        # The calibration was fitted on scores with the fusion's, where it has a weight.
+        is_calibrated = is_text and (head > 0 or not any(self.retriever.weights.t2i))
+        calibrated = self.retriever.probabilities(Ranking(found[None], scores[None])) if is_calibrated else None
         probability = None if calibrated is None else float(calibrated[0])
         return Hits(found[page], scores[page], total, head, probability)
 

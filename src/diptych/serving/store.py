@@ -25,6 +25,10 @@ COLLECTION = "collection"
 """File name, without suffix, of the description of a collection."""
 
 
+class BusyError(DiptychError):
+    """Another process changes the collection."""
+
+
 class _Stored(BaseModel):
     """JSON in the store; it is written by programs alone."""
 
@@ -41,6 +45,8 @@ class CollectionState(_Stored):
     """Description of its source."""
     fingerprint: str
     """Hash of its images, captions and attributes."""
+    scanned: float
+    """Time at which it was scanned, in seconds since 1970."""
     rerank: bool | None = None
     """Whether its indexes keep what re-ranking reads; None: those of models that re-rank."""
 
@@ -50,6 +56,8 @@ class IndexState(_Stored):
 
     version: int
     """Version of the Lance table."""
+    build: str
+    """Name of this version that no other one has, also after a table was made anew."""
     images: int
     dim: int
     """Size of an embedding, without the bias that follows it."""
@@ -57,10 +65,10 @@ class IndexState(_Stored):
     """Number and size of the grid tokens of an image; None where none are kept."""
     fingerprint: str
     """That of the collection which was indexed."""
+    scanned: float
+    """Time at which the collection was scanned, in seconds since 1970."""
     unreadable: int
     """Number of images of the collection that cannot be decoded, and are left out."""
-    approximate: bool = False
-    """Whether the table has an index for approximate search."""
 
 
 class Store:
@@ -70,6 +78,11 @@ class Store:
         self.address = address.rstrip("/")
         self.local = local
         self.is_remote = address.startswith(S3)
+
+    @property
+    def versions(self) -> Path:
+        """Folder with local copies of what searches read."""
+        return self.local / "versions"
 
     def collections(self) -> list[str]:
         """Return the names of all collections."""
@@ -107,17 +120,19 @@ class Store:
 
     @contextmanager
     def held(self, collection: str) -> Iterator[None]:
-        """Keep other processes of this machine from changing a collection while the block runs.
+        """Keep other processes from changing a collection while the block runs; those of this machine, if it is in S3.
 
         Raises:
-            DiptychError: another process changes it.
+            BusyError: another process changes it.
         """
-        lock = FileLock(self.local / f"{collection}.lock", timeout=0)
-        self.local.mkdir(parents=True, exist_ok=True)
+        self._path(collection)
+        folder = self.local if self.is_remote else Path(self.address)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{collection}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise DiptychError(
+            raise BusyError(
                 f"The collection {collection} is being indexed by another process. Wait for it, or stop it."
             ) from None
         try:
@@ -126,7 +141,9 @@ class Store:
             lock.release()
 
     def remove(self, collection: str) -> None:
-        """Remove a collection with all its indexes."""
+        """Remove a collection with all its indexes, and their local copies."""
+        for copied in self.versions.glob(f"{collection}-*"):
+            remove(copied)
         if self.is_remote:
             with errors_explained(f"The indexes in {self.address}"), suppress(FileNotFoundError):
                 self._files.rm(self._path(collection), recursive=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.errors import DiptychError
 from diptych.retriever import Encoded
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BATCH = 64
+T = TypeVar("T")
 
 
 class BusyError(DiptychError):
@@ -36,7 +37,7 @@ class UnavailableError(DiptychError):
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for: a text, an image, or an image of the collection by its row."""
+    """What is searched for: a text, an image, or an image of the collection by its SHA-256."""
 
     k: int
     offset: int = 0
@@ -64,17 +65,15 @@ class NotInIndexError(DiptychError):
 
 @dataclass
 class _Waiting:
-    query: Query
-    future: Future[Answer]
+    """A query that waits, or another computation."""
+
+    query: Query | Callable[[Served], Any]
+    future: Future[Any]
     since: float
 
 
 class Worker:
-    """Thread that answers queries; at most `limit` of them wait.
-
-    Attributes:
-        waiting: the queries that wait, for a gauge.
-    """
+    """Thread that answers queries; at most `limit` of them wait."""
 
     def __init__(self, following: Following, limit: int) -> None:
         self._following = following
@@ -94,7 +93,18 @@ class Worker:
         Raises:
             BusyError: too many queries wait.
         """
-        future: Future[Answer] = Future()
+        return self._put(query)
+
+    def compute(self, function: Callable[[Served], T]) -> Future[T]:
+        """Return the future result of a computation with what is served then.
+
+        Raises:
+            BusyError: too many queries wait.
+        """
+        return self._put(function)
+
+    def _put(self, query: Query | Callable[[Served], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
         try:
             self._queue.put_nowait(_Waiting(query, future, time.perf_counter()))
         except queue.Full:
@@ -124,55 +134,78 @@ class Worker:
 
     def _answer(self, batch: list[_Waiting]) -> None:
         """Answer a batch, all by the model and index that are served at its beginning."""
-        served = self._following.served
         started = time.perf_counter()
         try:
-            if served is None:
-                raise UnavailableError(self._following.problem or "The model is being loaded.")
-            encoded = _encode(served, [one.query for one in batch])
+            served = require_served(self._following)
+            queries = [waiting.query for waiting in batch if isinstance(waiting.query, Query)]
+            encoded = iter(_encode(served, queries))
         except Exception as error:  # whoever waits must hear of it
-            for one in batch:
-                one.future.set_exception(error)
+            for waiting in batch:
+                waiting.future.set_exception(error)
             return
         encoding = time.perf_counter() - started
-        for one, query in zip(batch, encoded, strict=True):
+        for waiting in batch:
             try:
-                if query is None:
-                    raise NotInIndexError(f"The collection has no image {one.query.like}.")
-                begun = time.perf_counter()
-                hits = served.searcher.search(
-                    query,
-                    k=one.query.k,
-                    offset=one.query.offset,
-                    filters=one.query.filters,
-                    rerank=one.query.rerank,
-                )
-                seconds = {
-                    "waiting": started - one.since,
-                    "encoding": encoding,
-                    "searching": time.perf_counter() - begun,
-                }
-                one.future.set_result(Answer(served, hits, seconds))
+                if isinstance(waiting.query, Query):
+                    seconds = {"waiting": started - waiting.since, "encoding": encoding}
+                    waiting.future.set_result(_search(served, waiting.query, next(encoded), seconds))
+                else:
+                    waiting.future.set_result(waiting.query(served))
             except Exception as error:  # whoever waits must hear of it
-                one.future.set_exception(error)
+                waiting.future.set_exception(error)
+
+
+def require_served(following: Following) -> Served:
+    """Return the model and the index that answer now.
+
+    Raises:
+        UnavailableError: there are none yet.
+    """
+    if following.served is None:
+        raise UnavailableError(following.problem or "The model is being loaded.")
+    return following.served
+
+
+def require_row(served: Served, digest: str) -> int:
+    """Return the row of an image of the collection.
+
+    Raises:
+        NotInIndexError: there is no such image.
+    """
+    row = served.index.row_of(digest)
+    if row is None:
+        raise NotInIndexError(f"The collection has no image {digest[:64]!r}.")
+    return row
+
+
+def _search(served: Served, query: Query, encoded: Encoded | None, seconds: dict[str, float]) -> Answer:
+    started = time.perf_counter()
+    if encoded is None:
+        raise NotInIndexError(f"The collection has no image {(query.like or '')[:64]!r}.")
+    hits = served.searcher.search(encoded, k=query.k, offset=query.offset, filters=query.filters, rerank=query.rerank)
+    return Answer(served, hits, {**seconds, "searching": time.perf_counter() - started})
 
 
 def _encode(served: Served, queries: Sequence[Query]) -> list[Encoded | None]:
-    """Return the encoded queries in their order; None for an image that is not in the collection."""
+    """Return the encoded queries in their order, texts and images each in one batch.
+
+    An image of the collection is encoded already; it is None where the collection has no such image.
+    """
     retriever = served.searcher.retriever
     texts = [query.text for query in queries if query.text is not None]
     images = [query.image for query in queries if query.image is not None]
     tokens = served.searcher.reranks and any(query.rerank for query in queries)
     text = iter(_each(retriever.encode_texts(texts, tokens=tokens)) if texts else ())
     image = iter(_each(retriever.encode_images(images)) if images else ())
-    return [
-        next(text)
-        if query.text is not None
-        else next(image)
-        if query.image is not None
-        else served.searcher.stored(query.like or "")
-        for query in queries
-    ]
+    encoded: list[Encoded | None] = []
+    for query in queries:
+        if query.text is not None:
+            encoded.append(next(text))
+        elif query.image is not None:
+            encoded.append(next(image))
+        else:
+            encoded.append(served.searcher.stored(query.like or ""))
+    return encoded
 
 
 def _each(encoded: Encoded) -> list[Encoded]:

@@ -93,11 +93,24 @@ if (search) {
   });
 }
 
+// The last mark of a visitor on a result counts; the number names nobody.
+function visitor() {
+  let number = sessionStorage.getItem("visitor");
+  if (!number) {
+    number = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    sessionStorage.setItem("visitor", number);
+  }
+  return number;
+}
+
 if (results) {
   results.addEventListener("submit", async (event) => {
     if (!event.target.matches(".marks")) return;
     event.preventDefault();
-    const answer = await fetch(event.target.action, { method: "POST", body: new FormData(event.target, event.submitter) });
+    const body = new FormData(event.target, event.submitter);
+    body.append("who", visitor());
+    const answer = await fetch(event.target.action, { method: "POST", body }).catch(() => ({ ok: false }));
+    event.target.classList.toggle("refused", !answer.ok);
     for (const button of event.target.querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(answer.ok && button === event.submitter));
     }
