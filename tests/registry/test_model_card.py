@@ -92,3 +92,10 @@ def test_it_ends_with_the_gates_last_decision(workspace: Workspace) -> None:
         text = with_decision(text, decision)
         assert text.startswith(card(workspace) + "\n\n## Gate\n\ndiptych version 7: " + word)
         assert text.count("## Gate") == 1
+
+
+def test_a_card_that_databases_would_refuse_is_shortened(workspace: Workspace) -> None:
+    dataset = {"images": [], "annotations": [], "licenses": [{"id": i, "name": f"licence {i:04}"} for i in range(999)]}
+    (workspace.data / "captions.json").write_text(json.dumps(dataset))
+    assert len(card(workspace)) == 5000
+    assert card(workspace).endswith(" …")

@@ -51,4 +51,5 @@ def test_one_that_does_not_hold_is_seen() -> None:
 def test_without_good_matches_nothing_is_known_of_them() -> None:
     trust = examine(fitted(), drawn(50, seed=3), np.arange(50), threshold=1.0)
     assert trust.good == 0
-    assert trust.precision == (0.0, 0.0, 1.0)
+    assert trust.precision.describe() == "unknown, since there are none"
+    assert list(trust.precision) == [None, 0.0, 1.0]

@@ -97,9 +97,10 @@ def store_decision(model: RegisteredModel, version: Version, decision: Decision)
     with model.errors_explained():
         model.client.log_dict(version.run_id, decision.to_json(), f"{path}.json")
         model.client.log_text(version.run_id, decision.render() + "\n", f"{path}.md")
+    model.tag(version, tags)
+    with model.errors_explained():
         card = model.client.get_model_version(version.name, version.version).description or ""
         model.client.update_model_version(version.name, version.version, with_decision(card, decision))
-    model.tag(version, tags)
 
 
 def _fetch(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _GATE = "\n\n## Gate\n\n"
 _STAGES = {"towers": "towers", "qb_norm": "query-bank normalization", "reranked": "re-ranked"}
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+_LONGEST = 5_000
+"""Characters of a description; PostgreSQL refuses a longer one."""
 _SLICES = 5
 """Number of the worst slices that the card names."""
 
@@ -41,13 +43,19 @@ def model_card(workspace: Workspace, params: Params, name: str, number: str, tag
         "Figures": _figures(workspace, params),
         "Weak points": _weak_points(workspace),
     }
-    body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items() if lines)
-    return f"Finds the image for a sentence and the sentence for an image.\n\n{body}"
+    texts = {title: "\n".join(lines) for title, lines in sections.items()}
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in texts.items() if text)
+    return _shortened(f"Finds the image for a sentence and the sentence for an image.\n\n{body}")
 
 
 def with_decision(card: str, decision: Decision) -> str:
     """Return the card with the gate's last decision."""
-    return card.partition(_GATE)[0] + _GATE + decision.render().removeprefix("# ")
+    return _shortened(card.partition(_GATE)[0] + _GATE + decision.render().removeprefix("# "))
+
+
+def _shortened(text: str) -> str:
+    """Return a text that MLflow's databases take as a description."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 2] + " …"
 
 
 def dataset_counts(workspace: Workspace) -> dict[str, int]:
@@ -111,14 +119,15 @@ def _figures(workspace: Workspace, params: Params) -> Iterator[str]:
             f'{gain["high"]:+.1f}) over "{verdict["over"]}".'
         )
     if trust := _read(workspace.reports, "calibration"):
-        yield (
-            f"* A first image that counts as a good match is right for {100 * trust['precision']['share']:.0f} % of "
-            f"captions, and one that does not is wrong for {100 * trust['weak_wrong']['share']:.0f} %."
-        )
+        good, weak = (trust[name]["share"] for name in ("precision", "weak_wrong"))
+        if good is not None:
+            yield f"* A first image that counts as a good match is right for {100 * good:.0f} % of captions."
+        if weak is not None:
+            yield f"* A first image that does not is wrong for {100 * weak:.0f} %."
 
 
 def _weak_points(workspace: Workspace) -> list[str]:
-    """Return the slices whose recall@10 is surely below that of all queries, the worst first."""
+    """Return the slices whose upper bound of recall@10 is below that of all queries, the worst first."""
     slices = [one for one in _read(workspace.reports, "failures").get("slices", []) if one["worse"]]
     slices.sort(key=lambda one: one["recalls"]["recall@10"][0])
     return [_slice_line(one) for one in slices[:_SLICES]]

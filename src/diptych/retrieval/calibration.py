@@ -37,7 +37,9 @@ def probabilities(calibration: Calibration, scores: NDArray[np.float32]) -> NDAr
         scores: (Q, K), scores of each query's results as `Retriever.rank` gives them, best first. In a gallery of one
             image there is no margin, which counts as zero.
     """
-    return 1 / (1 + np.exp(-(calibration.intercept + _features(scores) @ [calibration.score, calibration.margin])))
+    values: NDArray[np.float64] = calibration.intercept + _features(scores) @ [calibration.score, calibration.margin]
+    # Half of 1 + tanh(x / 2) is the logistic function, and never overflows.
+    return 0.5 * (1 + np.tanh(values / 2))
 
 
 def calibrate(results: FirstResults, images: int) -> Calibration | None:
@@ -65,12 +67,17 @@ def calibrate(results: FirstResults, images: int) -> Calibration | None:
 
 def reliability(probability: NDArray[np.float64], right: NDArray[np.bool_]) -> list[ReliabilityGroup]:
     """Return the reliability curve: groups of equally many queries, by ascending probability."""
-    order = np.argsort(probability, kind="stable")
-    groups = [part for part in np.array_split(order, GROUPS) if len(part)]
+    groups = equal_groups(probability)
     return [
         ReliabilityGroup(expected=float(probability[part].mean()), right=float(right[part].mean()), queries=len(part))
         for part in groups
     ]
+
+
+def equal_groups(probability: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Return the positions of the queries in `GROUPS` groups of equally many, by ascending probability."""
+    order = np.argsort(probability, kind="stable")
+    return [part for part in np.array_split(order, GROUPS) if len(part)]
 
 
 def first_results(shortlist: Shortlist, logit_scale: float, weights: Weights) -> FirstResults:

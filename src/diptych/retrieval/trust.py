@@ -8,16 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.model.package import Calibration
-from diptych.retrieval.calibration import GOOD, GROUPS, FirstResults, probabilities
+from diptych.retrieval.calibration import GOOD, FirstResults, equal_groups, probabilities
 from diptych.retrieval.uncertainty import interval_ends, resampled_sums
 
 
 class Estimate(NamedTuple):
-    """A share of queries with its 95 % interval, which is 0 to 1 where there are no such queries."""
+    """A share of queries with its 95 % interval; None and 0 to 1 where there are no such queries."""
 
-    share: float
+    share: float | None
     low: float
     high: float
+
+    def describe(self) -> str:
+        """Return the share in percent with its interval."""
+        if self.share is None:
+            return "unknown, since there are none"
+        return f"{100 * self.share:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
 
 
 class Trust(NamedTuple):
@@ -57,7 +63,7 @@ def examine(
     scores, right = results
     probability = probabilities(calibration, scores)
     good = probability >= threshold
-    groups = [part for part in np.array_split(np.argsort(probability, kind="stable"), GROUPS) if len(part)]
+    groups = equal_groups(probability)
     members = [np.isin(np.arange(len(right)), part) for part in groups]
     # Of each kind of queries, the hits and the members.
     columns = [good & right, good, ~good & ~right, ~good, *(one for part in members for one in (part & right, part))]
@@ -74,6 +80,6 @@ def examine(
 def _estimate(sums: NDArray[np.float64], resampled: NDArray[np.float64]) -> Estimate:
     """Return the share of hits (first) in members (second), from sums (2,) and resampled sums (R, 2)."""
     if not sums[1]:
-        return Estimate(0.0, 0.0, 1.0)
+        return Estimate(None, 0.0, 1.0)
     hits, members = resampled[resampled[:, 1] > 0].T
     return Estimate(float(sums[0] / sums[1]), *interval_ends(hits / members))
