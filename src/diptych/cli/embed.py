@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "float16", "int8", "binary"]),
     default="float16",
     show_default=True,
-    help="How vectors are stored.",
+    help="Type of the stored numbers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what embeddings.json says.")
 def embed(folder: Path, version: str | None, collection: str, dtype: Compression, as_json: bool) -> None:

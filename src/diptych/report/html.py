@@ -67,7 +67,7 @@ class Findings(NamedTuple):
     highlight: Highlight | None = None
     """Contributions to the fusion's score of a pair; None without a fusion."""
     trust: Trust | None = None
-    """How far the model's calibration holds; None without one."""
+    """Comparison of the model's calibration with test; None without a calibration."""
 
 
 class Setting(NamedTuple):

@@ -1,4 +1,4 @@
-"""How far a calibration holds on a gallery that it was not fitted on."""
+"""Comparison of a calibration with a gallery that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """How far a calibration holds on a gallery that it was not fitted on."""
+    """Comparison of a calibration with a gallery that it was not fitted on."""
 
     threshold: float
     """Probability from which on a first result counts as a good match."""
@@ -65,7 +65,7 @@ def examine(
     good = probability >= threshold
     groups = equal_groups(probability)
     members = [np.isin(np.arange(len(right)), part) for part in groups]
-    # Of each kind of queries, the hits and the members.
+    # Two columns for each kind of queries: hits and members.
     columns = [good & right, good, ~good & ~right, ~good, *(one for part in members for one in (part & right, part))]
     per_image = np.stack([np.bincount(image, column, int(image.max()) + 1) for column in columns], axis=1)
     resampled, sums = resampled_sums(per_image.astype(np.int64)), per_image.sum(axis=0)

@@ -104,7 +104,7 @@ class SearchResponse(BaseModel):
     probability: float | None
     """Probability that the very first image is right for a text; null for images, and without a calibration."""
     good_match: bool | None
-    """Whether that is at least `min_probability`."""
+    """True if that is at least `min_probability`."""
     milliseconds: dict[str, float]
     results: list[Result]
 

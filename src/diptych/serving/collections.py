@@ -10,7 +10,6 @@ import stat
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -166,10 +165,9 @@ class FilesSource(Source):
             raise DiptychError(f"The folder of the images, {self.address}, does not exist.")
         for folder, _, names in os.walk(self.address, onerror=_refuse):
             for path in (Path(folder, name) for name in names):
-                with suppress(FileNotFoundError):  # it has gone meanwhile
-                    state = path.lstat()
-                    if stat.S_ISREG(state.st_mode):
-                        yield str(path.relative_to(self.address)), f"{state.st_size} {state.st_mtime_ns}"
+                state = _state(path)
+                if state is not None and stat.S_ISREG(state.st_mode):
+                    yield str(path.relative_to(self.address)), f"{state.st_size} {state.st_mtime_ns}"
 
     def _list_remote(self) -> Iterator[tuple[str, str]]:
         root = self.address.removeprefix(S3) + "/"
@@ -244,6 +242,14 @@ def fingerprint(items: list[Item]) -> str:
     for item in items:
         digest.update(json.dumps([item.path, item.stamp]).encode())
     return digest.hexdigest()
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """Return the state of a file or link; None where it has gone meanwhile."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
 
 
 def _refuse(error: OSError) -> None:

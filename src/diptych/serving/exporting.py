@@ -38,7 +38,7 @@ class Compressed(NamedTuple):
     restored: NDArray[np.float32]
     """(N, d + 1), what they stand for in an inner product."""
     how: str
-    """How a row is read, for people."""
+    """Description of how a row is read, for people."""
 
 
 class Agreement(NamedTuple):

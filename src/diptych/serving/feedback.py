@@ -1,4 +1,4 @@
-"""What users say of results: marks of right and wrong ones, and what becomes of them.
+"""Users' judgements of results: storage, export and evaluation.
 
 Marks are lines of JSON in one file that only grows. Confirmed pairs become a drop of new captions for the inbox, and
 all judged pairs become relevance judgements in the form of TREC.
@@ -28,7 +28,7 @@ DEPTH = 1_000
 
 
 class Mark(BaseModel):
-    """A user's word on one result."""
+    """A user's judgement of one result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -138,7 +138,7 @@ def export_qrels(marks: Sequence[Mark], folder: Path) -> int:
 
 
 class QueryMetrics(NamedTuple):
-    """How a version ranks the images that users have judged."""
+    """Figures of a version's ranking of the images that users have judged."""
 
     queries: int
     """Queries with a right image that is in the collection."""

@@ -1,4 +1,4 @@
-"""What is served: a model with the index that was made by it. Both change together, between two requests."""
+"""The model that is served, with the index that was made by it. Both change together, between two requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelKey(NamedTuple):
 
 
 class Models(Protocol):
-    """Where the model comes from that is to be served."""
+    """Source of the model that is to be served."""
 
     def current(self) -> ModelKey:
         """Return the model that is to be served now.
@@ -64,7 +64,7 @@ class Served:
 
 
 class Following:
-    """What is served at present, kept up to date with the registry and the store.
+    """The model and index that are served at present, kept up to date with the registry and the store.
 
     Attributes:
         served: the model and index that answer now; None before the first.

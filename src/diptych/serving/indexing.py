@@ -160,7 +160,7 @@ class _Update:
         """Make the latest version of the table the one that is read."""
         before = self._store.state(self._collection, self._model)
         if changed:
-            # What was committed before the published version was scanned has not been read since that was published.
+            # Versions from before the scan of the published one are read by nobody since it was published.
             age = time.time() - before.scanned if before else 0.0
             table.optimize(cleanup_older_than=timedelta(seconds=age) if age > _KEPT_SECONDS else _FOREVER)
         is_same = before is not None and not changed and before.version == table.version

@@ -37,7 +37,7 @@ class LimitedBody:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            # Of a body that is too large the application reads no more: for it, the client has gone away.
+            # The application reads no more of a body that is too large: for it, the client has gone away.
             return message if received <= self._limit else {"type": "http.disconnect"}
 
         async def within_limit(message: Message) -> None:

@@ -19,7 +19,7 @@ from diptych.serving.worker import require_row, require_served
 
 
 class MarkRequest(BaseModel):
-    """A user's word on one result."""
+    """A user's judgement of one result."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,5 +60,4 @@ def add_feedback(app: FastAPI, following: Following, marks: Marks) -> None:
     @app.post("/marks", include_in_schema=False, dependencies=[Depends(refuse_others)])
     async def mark_on_page(request: Annotated[MarkRequest, Form()]) -> Response:
         await keep(request)
-        # Without a script the browser goes back to the page with the results.
         return RedirectResponse("/?" + urlencode({"q": request.query}), status_code=303)

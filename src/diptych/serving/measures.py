@@ -1,4 +1,4 @@
-"""What a server measures of itself, in Prometheus' text format."""
+"""Metrics of a server, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Measures:
             registry=self._registry,
         )
         self._index = Gauge(
-            "diptych_index", "Images, version and age in seconds of the index.", ["what"], registry=self._registry
+            "diptych_index",
+            "Images and version of the index, and seconds since it is served.",
+            ["what"],
+            registry=self._registry,
         )
         self._up_to_date = Gauge(
             "diptych_up_to_date", "0 if a newer model or index could not be served.", registry=self._registry
@@ -68,7 +71,7 @@ class Measures:
             for name, value in (
                 ("images", len(served.index)),
                 ("version", served.index_version),
-                ("age_seconds", time.time() - self._following.since),
+                ("served_seconds", time.time() - self._following.since),
             ):
                 self._index.labels(name).set(value)
         return generate_latest(self._registry)

@@ -43,7 +43,7 @@ class Facet(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What the address of a page asks for."""
+    """Search that the address of a page asks for."""
 
     text: str
     like: str

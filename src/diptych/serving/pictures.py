@@ -1,4 +1,4 @@
-"""Pictures: what the index keeps of an image's pixels, and images as JPEG."""
+"""Pictures: images as the index keeps them, as a model reads them, and as JPEG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THUMBNAIL = 256
 
 
 class Picture(NamedTuple):
-    """What the index needs of an image's pixels."""
+    """Facts of an image's pixels that the index needs."""
 
     width: int
     height: int

@@ -1,4 +1,4 @@
-"""What both the API and the page do with a request: check it, and ask the worker."""
+"""Steps that the API and the page share: checking a request, and asking the worker."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Searcher:
 
     @property
     def reranks(self) -> bool:
-        """Whether texts can be re-ranked: the fusion has a weight, and the index has what it reads."""
+        """True if texts can be re-ranked: the fusion has a weight, and the index has the grid tokens that it reads."""
         return any(self.retriever.weights.t2i) and self.index.state.grid is not None
 
     def search(

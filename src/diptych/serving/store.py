@@ -1,6 +1,6 @@
 """The store of indexes: a folder, or a prefix in S3, with a LanceDB database for each collection.
 
-A database has a table for each model that the collection was indexed with. A JSON file beside a table names the version
+A database has a table for each model that the collection was indexed with. A JSON file next to a table names the version
 of it that is complete: what a killed process has added is no part of a version that is read.
 """
 
@@ -48,7 +48,7 @@ class CollectionState(_Stored):
     scanned: float
     """Time at which it was scanned, in seconds since 1970."""
     rerank: bool | None = None
-    """Whether its indexes keep what re-ranking reads; None: those of models that re-rank."""
+    """True if its indexes keep what re-ranking reads; None if only those of models that re-rank do."""
 
 
 class IndexState(_Stored):
@@ -64,7 +64,7 @@ class IndexState(_Stored):
     grid: tuple[int, int] | None
     """Number and size of the grid tokens of an image; None where none are kept."""
     fingerprint: str
-    """That of the collection which was indexed."""
+    """Fingerprint of the collection that was indexed."""
     scanned: float
     """Time at which the collection was scanned, in seconds since 1970."""
     unreadable: int

@@ -37,7 +37,7 @@ class UnavailableError(DiptychError):
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for: a text, an image, or an image of the collection by its SHA-256."""
+    """A text, an image, or an image of the collection by its SHA-256, and the part of its results to return."""
 
     k: int
     offset: int = 0
