@@ -42,7 +42,7 @@ class Measures:
         )
         self._index = Gauge(
             "diptych_index",
-            "Images and version of the index, and seconds since it is served.",
+            "Images, version, seconds since it is served.",
             ["what"],
             registry=self._registry,
         )

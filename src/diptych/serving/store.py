@@ -1,7 +1,7 @@
 """The store of indexes: a folder, or a prefix in S3, with a LanceDB database for each collection.
 
-A database has a table for each model that the collection was indexed with. A JSON file next to a table names the version
-of it that is complete: what a killed process has added is no part of a version that is read.
+A database has a table for each model that the collection was indexed with. A JSON file next to a table names its
+complete version: what a killed process has added is no part of a version that is read.
 """
 
 from __future__ import annotations
