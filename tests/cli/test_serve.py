@@ -39,8 +39,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
         app: Any = server.config.app
-        with TestClient(app) as client:
-            answers.extend([sockets[0].getsockname(), client.get("/version")])
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            asked_by_name = client.get("/version", headers={"Host": "evil.example"})
+            delay = sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            answers.extend([sockets[0].getsockname(), client.get("/version"), asked_by_name.status_code, delay])
         sockets[0].close()
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
@@ -53,7 +55,8 @@ def test_a_collection_is_served_on_this_machine_alone(
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert diptych("serve", model, "--collection", "pics", "--port", 0, "--open") == 0
-    (host, port), answer = asked
+    (host, port), answer, other_name, no_delay = asked
+    assert (other_name, no_delay != 0) == (400, True)
     assert host == "127.0.0.1"
     assert answer.json()["images"] == 2
     shown = capfd.readouterr()
@@ -75,6 +78,7 @@ def test_other_machines_are_let_in_with_a_warning(
 ) -> None:
     assert diptych("serve", model, "--collection", "pics", "--port", 0, "--host", "0.0.0.0") == 0
     assert "Anybody who reaches 0.0.0.0 can search" in capfd.readouterr().err
+    assert asked[2] == 200
 
 
 def test_a_port_that_is_taken_is_an_error(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

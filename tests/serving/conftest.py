@@ -26,7 +26,7 @@ def tiny_retriever(tiny_folder: Path) -> Retriever:
 def collection(tmp_path: Path, tiny_retriever: Retriever) -> Collection:
     """A collection that is not indexed yet."""
     photos = write_photos(tmp_path / "photos", NAMES)
-    return Collection(photos, Store(str(tmp_path / "store"), tmp_path / "local"), tiny_retriever)
+    return Collection(photos, Store(str(tmp_path / "store"), tmp_path / "local", tmp_path / "data"), tiny_retriever)
 
 
 @pytest.fixture
@@ -41,6 +41,6 @@ def module_collection(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: 
     """An indexed collection that no test changes."""
     folder = tmp_path_factory.mktemp("collection")
     photos = write_photos(folder / "photos", NAMES)
-    collection = Collection(photos, Store(str(folder / "store"), folder / "local"), tiny_retriever)
+    collection = Collection(photos, Store(str(folder / "store"), folder / "local", folder / "data"), tiny_retriever)
     collection.update()
     return collection

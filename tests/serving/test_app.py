@@ -119,6 +119,35 @@ def test_a_bad_request_is_told_what_is_wrong(
     assert words in answer.text
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"text": "\\ud800"}', 422),
+        (b'{"like": "\\ud800"}', 404),
+        (b'{"text": "a", "min_probability": NaN}', 422),
+        (b'{"text": NaN}', 422),
+        (b'{"\\ud800": 1}', 422),
+        (b'{"text": "a", "filters": [{"attribute": "folder", "value": "\\ud800"}]}', 200),
+        (b'{"text": "a", "filters": [{"attribute": "folder", "value": 1' + b"0" * 400 + b"}]}", 200),
+    ],
+)
+def test_what_json_can_hold_and_answers_cannot_is_no_failure(served: TestClient, body: bytes, status: int) -> None:
+    assert served.post("/search", content=body, headers={"Content-Type": "application/json"}).status_code == status
+
+
+def test_a_refusal_does_not_repeat_what_was_sent(served: TestClient) -> None:
+    assert len(served.post("/search", json={"text": "a" * 5_000_000}).text) < 1000
+
+
+def test_an_index_that_was_removed_is_told(indexed: Collection) -> None:
+    for client, following, _ in serve(indexed):
+        indexed.store.remove("photos")
+        assert client.get("/search", params={"text": TEXT}).status_code == 503
+        assert client.get(f"/images/{hashlib.sha256(photo(1)).hexdigest()}").status_code == 503
+        assert not following.refresh()
+        assert "photos is not indexed" in client.get("/readyz").json()["problem"]
+
+
 def test_unknown_fields_of_json_are_refused(served: TestClient) -> None:
     answer = served.post("/search", json={"text": "a", "top": 3})
     assert (answer.status_code, "top" in answer.text) == (422, True)

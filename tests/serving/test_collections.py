@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +27,8 @@ def table(folder: Path, text: str) -> TableSource:
     return TableSource(folder / "files.csv")
 
 
-def again(source: Source) -> Source:
-    return open_source(source.description)
+def again(source: Source, data: Path = Path("data")) -> Source:
+    return open_source(source.description, data)
 
 
 def test_a_folder_gives_its_images_by_path_and_no_other_files(photos: Path) -> None:
@@ -69,6 +70,17 @@ def test_a_table_gives_captions_and_attributes(photos: Path) -> None:
     assert again(source).items() == source.items()
 
 
+def test_a_name_of_digits_stays_a_name(tmp_path: Path) -> None:
+    write_photos(tmp_path, ["007", "008"])
+    assert [item.path for item in table(tmp_path, "file,year\n007,1\n008,2\n").items()] == ["007", "008"]
+
+
+def test_a_name_that_is_not_utf8_is_left_out(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (photos / os.fsdecode(b"sur\xff.png")).write_bytes(photo(3))
+    assert [item.path for item in FilesSource(str(photos)).items()] == PHOTOS
+    assert "1 images are left out, since their names are not UTF-8" in caplog.text
+
+
 def test_a_parquet_table_is_read_like_a_csv(photos: Path) -> None:
     text = "file,year\na.png,2020\nsub/b.JPG,2021\n"
     pd.DataFrame({"file": PHOTOS, "year": [2020, 2021]}).to_parquet(photos / "files.parquet", index=False)
@@ -79,13 +91,15 @@ def test_a_parquet_table_is_read_like_a_csv(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,year\na.png,2020\n", "no column `file`: it has path, year"),
+        ("path,year\na.png,2020\n", "needs one column `file`: it has path, year"),
         ("file\nb.png\n", "row 1 names b.png, which is not in"),
         ("file\na.png\n../a.png\n", r"row 2 has the file '\.\./a\.png', which is no path within"),
         ("file\n/etc/hostname\n", "row 1 has the file '/etc/hostname'"),
         ("file\na.png\na.png\n", "row 2 names a.png a second time"),
         ("file,my year\na.png,2020\n", "the column 'my year' cannot be an attribute"),
         ("file,year\na.png\n", "is not a CSV or Parquet table"),
+        ("file,year,year\na.png,1,2\n", "more than one column year"),
+        ("file,file\na.png,b.png\n", "needs one column `file`: it has file, file"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_an_error_that_names_the_row(photos: Path, text: str, message: str) -> None:
@@ -105,6 +119,6 @@ def test_the_dataset_gives_its_images_with_captions_and_splits(tmp_path: Path, p
     ]
     assert [source.read(item.path) for item in items] == [photo(0), photo(1)]
     assert [item.captions for item in DatasetSource(tmp_path / "data", "test").items()] == [("Another.",)]
-    assert again(source).items() == items
+    assert again(source, tmp_path / "data").items() == items
     with pytest.raises(DiptychError, match="no split 'val': it has test, train"):
         DatasetSource(tmp_path / "data", "val").items()

@@ -52,6 +52,20 @@ def test_a_second_opening_maps_the_files_of_the_first(indexed: Collection) -> No
     assert (folder / "vectors.npy").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("name", ["vectors.npy", "details.arrow"])
+@pytest.mark.parametrize("size", [None, 0, 200])
+def test_a_damaged_local_copy_is_made_again(indexed: Collection, name: str, size: int | None) -> None:
+    expected = indexed.open().vectors.copy()
+    [folder] = (indexed.store.local / "versions").iterdir()
+    if size is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+    index = indexed.open()
+    assert (index.vectors == expected).all()
+    assert len(index.details) == 7
+
+
 def test_an_index_without_grid_tokens_says_how_to_get_them(collection: Collection) -> None:
     collection.update(rerank=False)
     with pytest.raises(DiptychError, match="index it with --rerank"):

@@ -40,6 +40,8 @@ def test_a_mark_names_what_found_the_result(indexed: Collection, marks: Marks) -
         ({"right": "perhaps"}, {}, 422),
         ({"more": 1}, {}, 422),
         ({}, {"Sec-Fetch-Site": "cross-site"}, 400),
+        ({}, {"Sec-Fetch-Site": "same-site"}, 400),
+        ({}, {"Origin": "http://evil.example"}, 400),
     ],
 )
 def test_what_is_no_mark_is_not_kept(

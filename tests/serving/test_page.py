@@ -118,6 +118,7 @@ def test_a_result_shows_what_moved_its_match(served: TestClient) -> None:
         ({"q": TEXT, "is.folder": "birds"}, 200, "No image passes the filters"),
         ({"q": TEXT, "offset": "24"}, 200, "There are no more results"),
         ({"q": TEXT, "offset": "-1"}, 200, "ranked by"),
+        ({"q": TEXT, "offset": "1" * 5000}, 200, "There are no more results"),
         ({"like": "0" * 64}, 404, "The collection has no image"),
     ],
 )

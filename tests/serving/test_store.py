@@ -19,7 +19,7 @@ from diptych.serving.store import CollectionState, Store
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"), tmp_path / "local")
+    return Store(str(tmp_path / "store"), tmp_path / "local", tmp_path / "data")
 
 
 STATE = CollectionState(source={"kind": "files", "address": "/photos"}, fingerprint="12", scanned=3.0)
@@ -52,6 +52,21 @@ def test_a_damaged_state_is_an_error_that_names_the_file(store: Store, tmp_path:
         store.collection("birds")
 
 
+def test_what_is_damaged_is_there_to_be_removed(store: Store, tmp_path: Path) -> None:
+    assert not store.has("birds")
+    (tmp_path / "store/birds").mkdir(parents=True)
+    (tmp_path / "store/birds/collection.json").write_text("{")
+    assert store.has("birds")
+    store.remove("birds")
+    assert not store.has("birds")
+
+
+def test_a_name_that_is_a_path_leaves_no_lock(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match="cannot name a collection"), store.held("../evil"):
+        pass
+    assert list(tmp_path.rglob("*.lock")) == []
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket, found by the environment."""
@@ -72,7 +87,9 @@ def test_in_s3_an_index_is_the_same_as_on_a_disk(collection: Collection, bucket:
     collection.update()
     expected = collection.open()
     s3fs.S3FileSystem().put(str(collection.photos), f"{bucket}/photos", recursive=True)
-    remote = Collection(collection.photos, Store(f"s3://{bucket}/store", tmp_path / "other"), collection.retriever)
+    remote = Collection(
+        collection.photos, Store(f"s3://{bucket}/store", tmp_path / "other", tmp_path / "data"), collection.retriever
+    )
     summary = remote.update(FilesSource(f"s3://{bucket}/photos"))
     index = remote.open()
 

@@ -137,6 +137,9 @@ def _describe_measured(measured: list[Measured]) -> list[str]:
     best = best_of(measured)
     if best.gain:
         return [*lines, f"Taken: {best.name}."]
-    few = max(len(one.trials) for one in measured) < ENOUGH_FOLDS
-    reason = f"; {ENOUGH_FOLDS} folds at least can show that, so allow more with --measure" if few else ""
+    few = [one.name for one in measured if one.gain and one.gain.low > 0 and len(one.trials) < ENOUGH_FOLDS]
+    reason = ""
+    if few or max(len(one.trials) for one in measured) < ENOUGH_FOLDS:
+        of_what = f" of {', '.join(few)}" if few else ""
+        reason = f"; {ENOUGH_FOLDS} folds at least can show that{of_what}, so allow more with --measure"
     return [*lines, f"The proposal stays: no alternative is clearly better{reason}."]

@@ -57,7 +57,8 @@ def index(
 
     store = open_store(workspace)
     if remove:
-        _require(store, collection)
+        if not store.has(collection):
+            _require(store, collection)
         with store.held(collection):
             store.remove(collection)
         print_result({"removed": collection}, f"The collection {collection} is removed.", as_json)
@@ -110,7 +111,7 @@ def _source(
         return FilesSource(images)
     if collection == DATASET or split:
         return DatasetSource(workspace.data, split)
-    return open_source(_require(store, collection).source)
+    return open_source(_require(store, collection).source, workspace.data)
 
 
 def _require(store: Store, collection: str) -> CollectionState:

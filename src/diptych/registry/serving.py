@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 def open_store(workspace: Workspace) -> Store:
     """Return the store of indexes: DIPTYCH_SEARCH, or else the project's own."""
-    return Store(os.environ.get("DIPTYCH_SEARCH") or str(workspace.search), workspace.local / "cache" / "search")
+    address = os.environ.get("DIPTYCH_SEARCH") or str(workspace.search)
+    return Store(address, workspace.local / "cache" / "search", workspace.data)
 
 
 class IndexSwitch:
@@ -62,7 +63,9 @@ class IndexSwitch:
             if state is None:  # removed meanwhile
                 continue
             try:
-                self.outcomes[name] = update_index(self._store, name, open_source(state.source), retriever, model)
+                self.outcomes[name] = update_index(
+                    self._store, name, open_source(state.source, self._store.data), retriever, model
+                )
             except BusyError:
                 raise
             except DiptychError as error:

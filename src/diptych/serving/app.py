@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
@@ -116,6 +119,7 @@ def make_app(
     limit: int = 128,
     refresh_every: float | None = 5.0,
     marks: Marks | None = None,
+    hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """Return the ASGI application.
 
@@ -125,6 +129,7 @@ def make_app(
         limit: number of searches that may wait; to more of them the answer is 503.
         refresh_every: seconds between two looks at the registry and the store; None for none.
         marks: where users' marks on results are kept, with their queries; None to keep none.
+        hosts: names by which the server may be asked; None for any.
     """
     searching = Worker(following, limit)
     measures = Measures(following, searching)
@@ -139,6 +144,8 @@ def make_app(
 
     app = FastAPI(title="diptych search", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBody)
+    if hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if token:
         app.add_middleware(RequiredToken, token=token)
     _add_errors(app)
@@ -163,18 +170,37 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(DiptychError)
     async def explain(_: Request, error: DiptychError) -> JSONResponse:
         status = status_of(error)
-        return JSONResponse({"detail": str(error)}, status, headers_of(status))
+        return JSONResponse({"detail": _encodable(str(error))}, status, headers_of(status))
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+        # The input itself may be long, and may hold what JSON cannot.
+        problems = [{"loc": problem["loc"], "msg": problem["msg"]} for problem in error.errors()]
+        return JSONResponse(json.loads(_encodable(json.dumps({"detail": problems}, ensure_ascii=False))), 422)
 
 
 def _add_observation(app: FastAPI, measures: Measures) -> None:
     @app.middleware("http")
     async def observe(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await answer(request)
-        route = request.scope.get("route")
-        measures.count(getattr(route, "path", "other"), response.status_code)
+        try:
+            response = await answer(request)
+        except Exception:
+            measures.count(_path_of(request), 500)
+            raise
+        measures.count(_path_of(request), response.status_code)
         for name, value in _SAFE.items():
             response.headers.setdefault(name, value)
         return response
+
+
+def _path_of(request: Request) -> str:
+    """Return the path of the route, so that hashes and typing errors make no metric each."""
+    return str(getattr(request.scope.get("route"), "path", "other"))
+
+
+def _encodable(text: str) -> str:
+    """Return a text with ? in place of halves of characters."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _add_service(app: FastAPI, following: Following, measures: Measures) -> None:

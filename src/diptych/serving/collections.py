@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from diptych.data.captions import read_dataset
+from diptych.data.captions import encodable, read_dataset
 from diptych.data.shards import Member, list_members, read_member
 from diptych.data.tables import USUAL_SUFFIXES
 from diptych.errors import DiptychError, printable, some
@@ -24,6 +25,8 @@ from diptych.remote import S3, errors_explained, file_system
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 DATASET = "dataset"
 """Name of the collection of the project's own images."""
@@ -79,7 +82,7 @@ class DatasetSource(Source):
     """The images of the dataset in the folder `data`, or of one of its splits, with their captions."""
 
     def __init__(self, data: Path, split: str = "") -> None:
-        self.description = {"kind": "dataset", "data": str(data.absolute()), "split": split}
+        self.description = {"kind": "dataset", "split": split}
         self._data, self._split = data, split
 
     @cached_property
@@ -132,8 +135,10 @@ class FilesSource(Source):
 
     def items(self) -> list[Item]:
         """Return the images, as `Source`."""
-        listed = self._list_remote() if self._is_remote else self._list_folder()
-        images = {path: stamp for path, stamp in listed if _is_image(path)}
+        images = {path: stamp for path, stamp in self._stamps.items() if _is_image(path)}
+        if odd := [path for path in images if encodable(path) != path]:
+            log.warning("%d images are left out, since their names are not UTF-8.", len(odd))
+            images = {path: stamp for path, stamp in images.items() if path not in odd}
         return [
             _item(path, stamp, (), {"folder": str(PurePosixPath(path).parent)})
             for path, stamp in sorted(images.items())
@@ -193,13 +198,13 @@ class TableSource(Source):
     def items(self) -> list[Item]:
         """Return the images, as `Source`."""
         table = _read_table(self._table)
-        if "file" not in table.column_names:
-            raise DiptychError(f"{self._table} has no column `file`: it has {some(table.column_names)}.")
+        if table.column_names.count("file") != 1:
+            raise DiptychError(f"{self._table} needs one column `file`: it has {some(table.column_names)}.")
         is_caption = {name: bool(_CAPTION.fullmatch(name.lower())) for name in table.column_names if name != "file"}
         attributes = [name for name, caption in is_caption.items() if not caption]
         _check_attributes(self._table, table, attributes)
         found: dict[str, Item] = {}
-        for row, values in enumerate(table.to_pylist(), start=1):
+        for row, values in enumerate(_rows(self._table, table), start=1):
             path = self._checked_path(values["file"], row)
             if path in found:
                 raise DiptychError(f"{self._table}: row {row} names {path} a second time; keep one row for a file.")
@@ -224,11 +229,11 @@ class TableSource(Source):
         return str(path)
 
 
-def open_source(description: Mapping[str, str]) -> Source:
-    """Return the source of a description that `Source.description` gave."""
+def open_source(description: Mapping[str, str], data: Path) -> Source:
+    """Return the source of a description that `Source.description` gave; `data` is the folder of the dataset."""
     match description:
-        case {"kind": "dataset", "data": data, "split": split}:
-            return DatasetSource(Path(data), split)
+        case {"kind": "dataset", "split": split}:
+            return DatasetSource(data, split)
         case {"kind": "files", "address": address}:
             return FilesSource(address)
         case {"kind": "table", "table": table, "files": files}:
@@ -271,18 +276,33 @@ def _read_table(path: Path) -> pa.Table:
     from pyarrow import csv, parquet
 
     try:
-        return parquet.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)
+        # A name such as 007.jpg stays a text, whatever the others look like.
+        texts = csv.ConvertOptions(column_types={"file": pa.string()})
+        return parquet.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path, convert_options=texts)
     except (OSError, pa.ArrowException) as error:
         raise DiptychError(f"{path} is not a CSV or Parquet table: {error}") from None
+
+
+def _rows(path: Path, table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except Exception as error:  # dates out of range and unknown time zones have errors of their own
+        raise DiptychError(f"{path} has a value that cannot be read: {error}.") from None
+    return rows
 
 
 def _check_attributes(path: Path, table: pa.Table, names: list[str]) -> None:
     from pyarrow import types
 
+    if repeated := sorted({name for name in names if table.column_names.count(name) > 1}):
+        raise DiptychError(f"{path} has more than one column {some(repeated)}.")
     for name in names:
         if not ATTRIBUTE.fullmatch(name):
             raise DiptychError(f"{path}: the column {name!r} cannot be an attribute: use letters, digits and _.")
         kind = table.schema.field(name).type
+        if types.is_uint64(kind):
+            raise DiptychError(f"{path}: the column {name} has the type uint64; int64 is needed.")
         is_plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string)
         if not any(test(kind) for test in (*is_plain, types.is_date, types.is_timestamp, types.is_null)):
             raise DiptychError(

@@ -99,4 +99,4 @@ def _typed(one: Filter, kind: pa.DataType) -> Any:
         raise FilterError(
             f"The attribute {one.attribute} is {kinds}, and not {printable(str(value)[:80])!r}."
         ) from None
-    return str(value)
+    return str(value).encode("utf-8", "replace").decode()

@@ -21,6 +21,10 @@ _ALL = 2**31
 _DETAILS = ("path", "hash", "captions", "attributes", "width", "height")
 
 
+class IndexGoneError(DiptychError):
+    """An index that was removed while it was read."""
+
+
 class Record(NamedTuple):
     """An image in the index."""
 
@@ -104,12 +108,22 @@ class Index:
         return values
 
     def _mapped(self) -> tuple[pa.Table, NDArray[np.float32]]:
-        """Return details and vectors, mapped from a local copy that processes share."""
+        """Return details and vectors, mapped from a local copy that processes share; a damaged copy is made again."""
         folder = self._copied()
+        try:
+            return self._open_copy(folder)
+        except (OSError, EOFError, ValueError, pa.ArrowException):
+            remove(folder)
+            return self._open_copy(self._copied())
+
+    def _open_copy(self, folder: Path) -> tuple[pa.Table, NDArray[np.float32]]:
         with pa.memory_map(str(folder / "details.arrow")) as file:
             details = pa.ipc.open_file(file).read_all().combine_chunks()
         # Mapped for copy on write, of which torch does not warn; nothing writes to it.
-        return details, np.load(folder / "vectors.npy", mmap_mode="c")
+        vectors: NDArray[np.float32] = np.load(folder / "vectors.npy", mmap_mode="c")
+        if len(details) != len(self) or vectors.shape != (len(self), self.state.dim + 1):
+            raise ValueError(f"{folder} is not of this index")
+        return details, vectors
 
     def _copied(self) -> Path:
         """Return the folder of the local copy, made if it is missing."""
@@ -190,11 +204,14 @@ class Index:
         state = self.store.collection(self.collection)
         if state is None:
             raise DiptychError(f"The collection {self.collection} is gone.")
-        return open_source(state.source)
+        return open_source(state.source, self.store.data)
 
     def _take(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return columns of the rows, in their order."""
         # LanceDB returns each row once, ascending.
         distinct, inverse = np.unique(rows, return_inverse=True)
-        table = self._table.take_offsets(distinct.tolist()).select(columns).to_arrow()
+        try:
+            table = self._table.take_offsets(distinct.tolist()).select(columns).to_arrow()
+        except Exception:  # LanceDB has no class of its own for a table that has gone
+            raise IndexGoneError(f"The index of {self.collection} is not there any more.") from None
         return table.take(pa.array(inverse))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import Depends, FastAPI, Form, Header
 from fastapi.responses import RedirectResponse, Response
@@ -47,9 +47,13 @@ def add_feedback(app: FastAPI, following: Following, marks: Marks) -> None:
         )
         await asyncio.to_thread(marks.add, mark)
 
-    def refuse_others(sec_fetch_site: Annotated[str, Header()] = "same-origin") -> None:
-        # Browsers say so where a page of another site sends a form.
-        if sec_fetch_site == "cross-site":
+    def refuse_others(
+        sec_fetch_site: Annotated[str, Header()] = "none",
+        origin: Annotated[str, Header()] = "",
+        host: Annotated[str, Header()] = "",
+    ) -> None:
+        # Browsers say where a form comes from; programs say nothing.
+        if sec_fetch_site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc != host):
             raise RequestError("Marks are taken from the search page alone.")
 
     @app.post("/feedback", tags=["feedback"], status_code=204, dependencies=[Depends(refuse_others)])

@@ -56,7 +56,7 @@ class Search(NamedTuple):
         """Return what the query string of an address asks for."""
         offset = values.get("offset", "0")
         chosen = {name: value for name, value in values.items() if name.partition(".")[0] in _OPERATORS and value}
-        depth = min(int(offset), _DEEPEST) if offset.isascii() and offset.isdigit() else 0
+        depth = min(int(offset[:9]), _DEEPEST) if offset.isascii() and offset.isdigit() else 0
         return cls(values.get("q", "").strip(), values.get("like", ""), depth, chosen)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
+from threading import Lock
 
 from fastapi import UploadFile
 from PIL import Image
@@ -13,16 +14,18 @@ from diptych.errors import DiptychError
 from diptych.serving.collections import SourceError
 from diptych.serving.filters import FilterError
 from diptych.serving.following import Following
+from diptych.serving.index import IndexGoneError
 from diptych.serving.measures import Measures
 from diptych.serving.pictures import model_pixels
 from diptych.serving.worker import Answer, BusyError, NotInIndexError, Query, UnavailableError, Worker, require_served
 
 LONGEST_TEXT = 1_000
 """Characters of a query; the model reads far fewer."""
-UPLOAD_PIXELS = 50_000_000
+UPLOAD_PIXELS = 30_000_000
 """Largest width × height of an uploaded image."""
 
 
+_DECODING = Lock()
 _UNREADABLE = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories of control characters, halves of characters, and line and paragraph separators."""
 
@@ -36,6 +39,7 @@ _STATUS = {
     NotInIndexError: 404,
     SourceError: 404,
     BusyError: 503,
+    IndexGoneError: 503,
     UnavailableError: 503,
 }
 
@@ -57,7 +61,9 @@ async def decode_upload(image: UploadFile, following: Following) -> Image.Image:
     preprocessing = require_served(following).searcher.retriever.preprocessing
 
     def decode() -> Image.Image:
-        return model_pixels(open_image(content, UPLOAD_PIXELS), preprocessing)
+        # One at a time: a decoded image takes a hundred times the memory of its file.
+        with _DECODING:
+            return model_pixels(open_image(content, UPLOAD_PIXELS), preprocessing)
 
     try:
         return await asyncio.to_thread(decode)

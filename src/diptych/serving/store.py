@@ -72,11 +72,16 @@ class IndexState(_Stored):
 
 
 class Store:
-    """The indexes at `address`, a folder or s3://bucket/prefix; `local` is a folder for locks and caches."""
+    """The indexes at `address`, a folder or s3://bucket/prefix.
 
-    def __init__(self, address: str, local: Path) -> None:
+    Attributes:
+        local: folder for local copies.
+        data: folder of the dataset, which is a collection too.
+    """
+
+    def __init__(self, address: str, local: Path, data: Path) -> None:
         self.address = address.rstrip("/")
-        self.local = local
+        self.local, self.data = local, data
         self.is_remote = address.startswith(S3)
 
     @property
@@ -139,6 +144,14 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def has(self, collection: str) -> bool:
+        """Return whether there is anything of a collection, whole or damaged."""
+        path = self._path(collection)
+        if self.is_remote:
+            with errors_explained(path):
+                return bool(self._files.exists(path))
+        return Path(path).exists()
 
     def remove(self, collection: str) -> None:
         """Remove a collection with all its indexes, and their local copies."""
