@@ -19,6 +19,7 @@ from diptych.registry.answering import require_answer
 from diptych.registry.connection import connect
 from diptych.registry.errors import UnreachableError, reason
 from diptych.registry.figures import Figures, flat_params, metrics_now
+from diptych.registry.system_metrics import SystemMetrics
 from diptych.registry.unsent import is_active, store_unsent
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class TrackedRun:
         self._client: MlflowClient | None = None
         self._run_id = self._other_run_id = ""
         self._figures = Figures()
+        self._system: SystemMetrics | None = None
         self._due = self._note_due = 0.0
         self._is_note_read = self._is_noted = self._is_away = False
         self._warned = False
@@ -76,8 +78,10 @@ class TrackedRun:
         self._flush_when_due()
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log `values` by name; NaN and infinity stay as they are."""
-        self._figures.metrics += metrics_now(values, step)
+        """Log `values` by name, and the use of the machine now and then; NaN and infinity stay as they are."""
+        if self._system is None:
+            self._system = SystemMetrics()
+        self._figures.metrics += metrics_now({**values, **self._system.sample()}, step)
         self._flush_when_due()
 
     def finish(self, tags: Mapping[str, str]) -> None:
