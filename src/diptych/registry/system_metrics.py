@@ -20,7 +20,9 @@ class SystemMetrics:
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self._monitors: tuple[Any, ...] = CPUMonitor(), DiskMonitor(), NetworkMonitor()
+        # MLflow has no types for them.
+        kinds: tuple[Any, ...] = CPUMonitor, DiskMonitor, NetworkMonitor
+        self._monitors = [kind() for kind in kinds]
         self._due = 0.0
 
     def sample(self) -> dict[str, float]:
