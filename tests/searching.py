@@ -15,10 +15,10 @@ from PIL import Image
 from diptych import Retriever
 from diptych.errors import DiptychError
 from diptych.serving.app import make_app
-from diptych.serving.collections import FilesSource, Source
 from diptych.serving.following import Following, ModelKey
 from diptych.serving.index import Index
 from diptych.serving.indexing import IndexSummary, announce, update_index
+from diptych.serving.sources import FilesSource, Source
 from diptych.serving.store import Store
 
 MODEL = "ab" * 32

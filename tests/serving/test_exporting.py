@@ -12,9 +12,9 @@ import pytest
 from searching import MODEL, Collection
 
 from diptych.serving import exporting
-from diptych.serving.collections import TableSource
 from diptych.serving.exporting import COMPRESSIONS, Compression, agree, export_embeddings
 from diptych.serving.searcher import Searcher
+from diptych.serving.table_source import TableSource
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ import csv
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 from searching import Collection, photo
 
 from diptych.errors import DiptychError
 from diptych.inbox.folder import FolderInbox
-from diptych.serving.feedback import Mark, Marks, export_drop, export_qrels, judgements, measure
-from diptych.serving.searcher import Hits, Searcher
+from diptych.serving.feedback import Mark, Marks, export_drop, export_qrels, judgements
 
 HASHES = [hashlib.sha256(photo(seed)).hexdigest() for seed in range(7)]
 
@@ -108,37 +106,3 @@ def test_judgements_are_written_as_trec_has_them(tmp_path: Path) -> None:
         f"q2 0 {HASHES[3]} 1",
     ]
     assert (tmp_path / "judged/queries.tsv").read_text() == "q1\ta cat\nq2\ta dog\n"
-
-
-def test_a_version_is_measured_by_them(indexed: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searcher = Searcher(indexed.retriever, indexed.open())
-    row = [searcher.index.row_of(digest) for digest in HASHES]
-    # Many other images come first for the second query, of which the right one is beyond the first ten.
-    others = [1000 + number for number in range(20)]
-    ranked = {"a cat": [row[3], row[0], *others], "a dog": [*others, row[3]]}
-    monkeypatch.setattr(searcher.retriever, "encode_texts", lambda texts, tokens: texts[0])
-    monkeypatch.setattr(
-        searcher, "search", lambda text, k: Hits(np.array(ranked[text]), np.zeros(0, np.float32), 22, 0, None)
-    )
-    export_qrels(MARKS, tmp_path / "judged")
-
-    metrics = measure(searcher, tmp_path / "judged/queries.tsv", tmp_path / "judged/qrels.txt")
-    assert list(metrics) == pytest.approx([2, (1 / 2 + 1 / 21) / 2, 50.0, 0.5])
-
-
-@pytest.mark.parametrize(
-    ("qrels", "queries", "message"),
-    [
-        ("q1 0 abc\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
-        ("q1 0 abc good\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
-        ("q1 0 abc 1\n", "q1 a\n", r"queries\.tsv: line 1 is no query"),
-        ("q1 0 abc 1\n", "q1\ta\n", "has no query with a right image that is in the collection"),
-    ],
-)
-def test_files_that_cannot_be_measured_by_are_named(
-    indexed: Collection, tmp_path: Path, qrels: str, queries: str, message: str
-) -> None:
-    (tmp_path / "qrels.txt").write_text(qrels)
-    (tmp_path / "queries.tsv").write_text(queries)
-    with pytest.raises(DiptychError, match=message):
-        measure(Searcher(indexed.retriever, indexed.open()), tmp_path / "queries.tsv", tmp_path / "qrels.txt")

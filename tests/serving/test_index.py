@@ -9,7 +9,7 @@ import pytest
 from searching import Collection, photo
 
 from diptych.errors import DiptychError
-from diptych.serving.collections import SourceError
+from diptych.serving.sources import SourceError
 
 
 def test_rows_come_in_the_order_of_the_question(indexed: Collection) -> None:

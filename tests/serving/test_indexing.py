@@ -16,8 +16,8 @@ from searching import OTHER, Collection, photo, write_photos
 from diptych import Retriever
 from diptych.errors import DiptychError
 from diptych.serving import indexing
-from diptych.serving.collections import TableSource
 from diptych.serving.indexing import IndexSummary
+from diptych.serving.table_source import TableSource
 
 
 def counts(summary: IndexSummary) -> tuple[int, int, int]:

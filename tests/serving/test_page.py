@@ -19,8 +19,8 @@ from searching import Collection, FakeModels, photo, serve
 
 from diptych.model.package import Calibration
 from diptych.serving.app import make_app
-from diptych.serving.collections import TableSource
 from diptych.serving.following import Following
+from diptych.serving.table_source import TableSource
 
 TEXT = "a red square left of a blue circle"
 

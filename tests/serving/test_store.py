@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from searching import MODEL, Collection
 
 from diptych.errors import DiptychError
-from diptych.serving.collections import FilesSource
+from diptych.serving.sources import FilesSource
 from diptych.serving.store import CollectionState, Store
 
 

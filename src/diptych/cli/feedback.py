@@ -63,7 +63,7 @@ def evaluate(folder: Path, version: str | None, collection: str, as_json: bool) 
     workspace = enter()
     from diptych.project.params import read_params
     from diptych.registry.serving import load_retriever, located, open_index
-    from diptych.serving.feedback import measure
+    from diptych.serving.judged_queries import measure
     from diptych.serving.searcher import Searcher
 
     params = read_params(workspace)

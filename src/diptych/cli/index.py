@@ -15,8 +15,8 @@ from diptych.project.environment import enter
 
 if TYPE_CHECKING:
     from diptych.project.workspace import Workspace
-    from diptych.serving.collections import Source
     from diptych.serving.indexing import IndexSummary
+    from diptych.serving.sources import Source
     from diptych.serving.store import CollectionState, Store
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ def _source(
     store: Store, workspace: Workspace, collection: str, images: str | None, table: Path | None, split: str
 ) -> Source:
     """Return the source that the options name, or the one that the collection was made from."""
-    from diptych.serving.collections import DATASET, DatasetSource, FilesSource, TableSource, open_source
+    from diptych.serving.collections import DATASET, open_source
+    from diptych.serving.sources import DatasetSource, FilesSource
+    from diptych.serving.table_source import TableSource
 
     if (images or table) and split:
         raise click.UsageError("--split is of the dataset; --images and --table make a collection of other images.")

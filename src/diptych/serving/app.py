@@ -16,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
 
 from diptych import __version__
 from diptych.data.images import open_image
@@ -25,7 +24,7 @@ from diptych.retrieval.calibration import GOOD
 from diptych.retriever import MAX_PIXELS
 from diptych.serving import worker
 from diptych.serving.feedback import Marks
-from diptych.serving.filters import Filter, Operator, parse_filter
+from diptych.serving.filters import Filter, parse_filter
 from diptych.serving.following import Following, Served
 from diptych.serving.limits import LimitedBody, RequiredToken
 from diptych.serving.marking import add_feedback
@@ -41,9 +40,9 @@ from diptych.serving.requests import (
     headers_of,
     status_of,
 )
+from diptych.serving.schemas import MOST_RESULTS, Result, SearchRequest, SearchResponse
 from diptych.serving.worker import Answer, Worker, require_row, require_served
 
-MOST_RESULTS = 1_000
 _SHOWN_SIDE = 1_600
 """Longest side in pixels of an image that is shown by itself."""
 _CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
@@ -53,63 +52,6 @@ _SAFE = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Condition(_Strict):
-    """Comparison of an attribute with a value."""
-
-    attribute: str
-    operator: Operator = "="
-    value: bool | int | float | str
-
-
-class SearchRequest(_Strict):
-    """A search: by `text`, or by `like`, the hash of an image of the collection."""
-
-    text: Annotated[str | None, Field(max_length=LONGEST_TEXT)] = None
-    like: str | None = None
-    k: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = 10
-    offset: Annotated[int, Field(ge=0, le=10**6)] = 0
-    filters: Annotated[list[Condition], Field(max_length=20)] = []
-    rerank: bool = True
-    min_probability: Annotated[float, Field(ge=0, le=1)] = GOOD
-    """Probability of a right first result from which on it is a good match."""
-
-
-class Result(BaseModel):
-    """An image that was found."""
-
-    rank: int
-    score: float
-    hash: str
-    path: str
-    captions: list[str]
-    attributes: dict[str, bool | int | float | str | None]
-    width: int
-    height: int
-
-
-class SearchResponse(BaseModel):
-    """The results of a search, and what found them."""
-
-    model: str
-    model_sha256: str
-    index_version: int
-    collection: str
-    total: int
-    """Number of images that pass the filters."""
-    reranked: int
-    """Number of first images that the fusion has re-ranked."""
-    probability: float | None
-    """Probability that the very first image is right for a text; null for images, and without a calibration."""
-    good_match: bool | None
-    """True if that is at least `min_probability`."""
-    milliseconds: dict[str, float]
-    results: list[Result]
 
 
 def make_app(

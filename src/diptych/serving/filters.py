@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError, printable, some
-from diptych.serving.collections import ATTRIBUTE, Value
+from diptych.serving.sources import Value
+from diptych.serving.table_source import ATTRIBUTE
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 _FILTER = re.compile(rf"\s*({ATTRIBUTE.pattern})\s*(!=|<=|>=|=|<|>)(.*)", re.DOTALL)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from diptych.errors import DiptychError, is_disk_full
 from diptych.files import atomic_path, remove
-from diptych.serving.collections import Source, SourceError, open_source
+from diptych.serving.collections import open_source
+from diptych.serving.sources import Source, SourceError
 from diptych.serving.store import IndexState, Store, table_name
 
 _ALL = 2**31

@@ -21,8 +21,9 @@ import pyarrow as pa
 from diptych.data.images import ImageError
 from diptych.errors import DiptychError
 from diptych.progress import progress
-from diptych.serving.collections import Item, Source, SourceError, fingerprint
+from diptych.serving.collections import fingerprint
 from diptych.serving.pictures import Picture, read_picture
+from diptych.serving.sources import Item, Source, SourceError
 from diptych.serving.store import CollectionState, IndexState, Store, table_name
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from PIL import Image
 
 from diptych.data.images import ImageError, open_image
 from diptych.errors import DiptychError
-from diptych.serving.collections import SourceError
 from diptych.serving.filters import FilterError
 from diptych.serving.following import Following
 from diptych.serving.index import IndexGoneError
 from diptych.serving.measures import Measures
 from diptych.serving.pictures import model_pixels
+from diptych.serving.sources import SourceError
 from diptych.serving.worker import Answer, BusyError, NotInIndexError, Query, UnavailableError, Worker, require_served
 
 LONGEST_TEXT = 1_000

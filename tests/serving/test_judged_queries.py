@@ -1,0 +1,51 @@
+"""A version is measured on queries whose results users have judged."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from searching import Collection, photo
+
+from diptych.errors import DiptychError
+from diptych.serving.judged_queries import measure
+from diptych.serving.searcher import Hits, Searcher
+
+HASHES = [hashlib.sha256(photo(seed)).hexdigest() for seed in range(7)]
+
+
+def test_a_version_is_measured_by_them(indexed: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = Searcher(indexed.retriever, indexed.open())
+    row = [searcher.index.row_of(digest) for digest in HASHES]
+    # Many other images come first for the second query, of which the right one is beyond the first ten.
+    others = [1000 + number for number in range(20)]
+    ranked = {"a cat": [row[3], row[0], *others], "a dog": [*others, row[3]]}
+    monkeypatch.setattr(searcher.retriever, "encode_texts", lambda texts, tokens: texts[0])
+    monkeypatch.setattr(
+        searcher, "search", lambda text, k: Hits(np.array(ranked[text]), np.zeros(0, np.float32), 22, 0, None)
+    )
+    (tmp_path / "qrels.txt").write_text(f"q1 0 {HASHES[0]} 1\nq1 0 {HASHES[3]} 0\nq2 0 {HASHES[3]} 1\n")
+    (tmp_path / "queries.tsv").write_text("q1\ta cat\nq2\ta dog\n")
+
+    metrics = measure(searcher, tmp_path / "queries.tsv", tmp_path / "qrels.txt")
+    assert list(metrics) == pytest.approx([2, (1 / 2 + 1 / 21) / 2, 50.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("qrels", "queries", "message"),
+    [
+        ("q1 0 abc\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
+        ("q1 0 abc good\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
+        ("q1 0 abc 1\n", "q1 a\n", r"queries\.tsv: line 1 is no query"),
+        ("q1 0 abc 1\n", "q1\ta\n", "has no query with a right image that is in the collection"),
+    ],
+)
+def test_files_that_cannot_be_measured_by_are_named(
+    indexed: Collection, tmp_path: Path, qrels: str, queries: str, message: str
+) -> None:
+    (tmp_path / "qrels.txt").write_text(qrels)
+    (tmp_path / "queries.tsv").write_text(queries)
+    with pytest.raises(DiptychError, match=message):
+        measure(Searcher(indexed.retriever, indexed.open()), tmp_path / "queries.tsv", tmp_path / "qrels.txt")
