@@ -1,4 +1,4 @@
-# The two commands: `make run` and `make test`. Each sets up everything first; a second call installs nothing.
+# The three commands: `make run`, `make search` and `make test`. Each sets up everything first; a second call installs nothing.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 

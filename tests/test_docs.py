@@ -188,7 +188,7 @@ def test_the_retriever_is_used_as_the_readme_says(chain: Clone, tmp_path: Path) 
 def test_collections_are_indexed_as_written(chain: Clone, sources: Path, tmp_path: Path) -> None:
     copy = chain.copy(tmp_path / "copy")
     shutil.copytree(sources / "photos", copy.root / "photos")
-    (copy.root / "files.csv").write_text("file,caption,year\nphotos/1.png,a photo,2020\nphotos/2.png,,2021\n")
+    (copy.root / "photos" / "files.csv").write_text("file,caption,year\n1.png,a photo,2020\n2.png,,2021\n")
     told = [line for line in TOLD["docs/searching.md"] if not line.startswith(SERVERS)]
     indexing = [line for line in told if line.startswith("diptych index")]
     assert len(indexing) == 4

@@ -5,6 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("flows/*.py"), *ROOT.glob("docker/*.py")])
+NO_FILES = ("os", "tarfile", "Image", "Index", "webbrowser")
+"""Owners of an `open` that hands out bytes, or opens no file."""
 
 
 def by_locale(call: ast.Call) -> bool:
@@ -18,9 +20,8 @@ def by_locale(call: ast.Call) -> bool:
     if name == "open":
         owner = call.func.value if isinstance(call.func, ast.Attribute) else None
         modes = [one.value for one in [*call.args, *named.values()] if isinstance(one, ast.Constant)]
-        # Of other modules than pathlib; `inbox.open`, `Image.open` and the like hand out bytes.
         binary = any("b" in mode for mode in modes if isinstance(mode, str) and len(mode) < 4)
-        return not binary and not (isinstance(owner, ast.Name) and owner.id in ("os", "tarfile", "Image"))
+        return not binary and not (isinstance(owner, ast.Name) and owner.id in NO_FILES)
     text = named.get("text")
     return isinstance(text, ast.Constant) and text.value is True
 

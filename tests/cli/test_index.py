@@ -39,7 +39,7 @@ def test_a_folder_becomes_a_collection_that_is_remembered(
     write_photos(photos, ["c.png"], first=9)
     assert diptych("index", model, "--collection", "pics") == 0
     said = capfd.readouterr().out
-    assert "3 images indexed: 1 embedded, 0 of known content, 0 rows removed" in said
+    assert "3 images indexed: 2 unchanged, 1 embedded, 0 of known content, 0 rows removed" in said
     assert "`diptych serve --collection pics` searches them" in said
     assert (inside.search / "pics" / "collection.json").exists()
 

@@ -21,6 +21,7 @@ ATTRIBUTES = pa.table(
     [
         ("year>=2020", [1, 3]),
         ("year=2020", [1]),
+        ("year==2020", [1]),
         ("year != 2020", [0, 3]),
         ("year<2019.5", [0]),
         ("folder=cats", [0]),

@@ -87,6 +87,14 @@ def test_files_that_are_no_images_are_left_out_and_named(collection: Collection)
     assert len(collection.open()) == 7
 
 
+def test_a_row_without_a_file_is_left_out_and_named(indexed: Collection) -> None:
+    sheet = indexed.photos / "files.csv"
+    sheet.write_text("file,year\ne.png,2020\ngone.png,2021\n")
+    summary = indexed.update(TableSource(sheet))
+    assert summary.unreadable == [("gone.png", "gone.png cannot be read: No such file or directory.")]
+    assert indexed.paths() == ["e.png"]
+
+
 def test_a_collection_of_broken_images_alone_is_an_error(collection: Collection) -> None:
     shutil.rmtree(collection.photos)
     collection.photos.mkdir()

@@ -52,7 +52,6 @@ def test_a_parquet_table_is_read_like_a_csv(photos: Path) -> None:
     ("text", "message"),
     [
         ("path,year\na.png,2020\n", "needs one column `file`: it has path, year"),
-        ("file\nb.png\n", "row 1 names b.png, which is not in"),
         ("file\na.png\n../a.png\n", r"row 2 has the file '\.\./a\.png', which is no path within"),
         ("file\n/etc/hostname\n", "row 1 has the file '/etc/hostname'"),
         ("file\na.png\na.png\n", "row 2 names a.png a second time"),

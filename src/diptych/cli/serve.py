@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import webbrowser
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -67,7 +68,9 @@ def serve(
     click.echo(f"Search at {address}. Ctrl-C ends it.")
     if opens:
         webbrowser.open(address)
-    server.run(sockets=[listening])
+    # Uvicorn ends in order, and then raises the interrupt again.
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -43,7 +43,7 @@ DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     # Lance warns of each table that it makes.
-    "LANCE_LOG": "error",
+    "LANCEDB_LOG": "error",
 }
 
 _USUAL_THRESHOLDS = gc.get_threshold()

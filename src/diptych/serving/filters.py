@@ -16,7 +16,7 @@ from diptych.serving.sources import Value
 from diptych.serving.table_source import ATTRIBUTE
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
-_FILTER = re.compile(rf"\s*({ATTRIBUTE.pattern})\s*(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_FILTER = re.compile(rf"\s*({ATTRIBUTE.pattern})\s*(!=|<=|>=|==|=|<|>)(.*)", re.DOTALL)
 _FUNCTIONS = {
     "=": pc.equal,
     "!=": pc.not_equal,
@@ -50,7 +50,7 @@ def parse_filter(text: str) -> Filter:
     if match is None:
         raise FilterError(f"The filter {printable(text[:80])!r} is no comparison such as folder=cats or year>=2010.")
     name, operator, value = match.groups()
-    return Filter(name, cast(Operator, operator), value.strip())
+    return Filter(name, cast(Operator, "=" if operator == "==" else operator), value.strip())
 
 
 def matching(filters: Sequence[Filter], attributes: pa.Table) -> NDArray[np.bool_] | None:

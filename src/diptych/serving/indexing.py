@@ -49,6 +49,8 @@ class IndexSummary(NamedTuple):
     state: IndexState
     collection: CollectionState
     """The collection as it was scanned, for `announce`."""
+    unchanged: int
+    """Number of images that were in the index as they are."""
     embedded: int
     """Number of images that the model encoded."""
     known: int
@@ -62,13 +64,13 @@ class IndexSummary(NamedTuple):
         """Return a clause for people."""
         left_out = f", {len(self.unreadable):,} left out as unreadable" if self.unreadable else ""
         return (
-            f"{self.state.images:,} images indexed: {self.embedded:,} embedded, {self.known:,} of known content, "
-            f"{self.removed:,} rows removed{left_out}"
+            f"{self.state.images:,} images indexed: {self.unchanged:,} unchanged, {self.embedded:,} embedded, "
+            f"{self.known:,} of known content, {self.removed:,} rows removed{left_out}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        counts = {"embedded": self.embedded, "known": self.known, "removed": self.removed}
+        counts = {"unchanged": self.unchanged, "embedded": self.embedded, "known": self.known, "removed": self.removed}
         return {**self.state.model_dump(), **counts, "unreadable": [*map(list, self.unreadable)]}
 
 
@@ -155,7 +157,7 @@ class _Update:
         collection = CollectionState(
             source=self._source.description, fingerprint=mark, scanned=self._scanned, rerank=self._rerank
         )
-        return IndexSummary(state, collection, self._embedded, self._known, len(gone), self._unreadable)
+        return IndexSummary(state, collection, len(kept), self._embedded, self._known, len(gone), self._unreadable)
 
     def _publish(self, table: Any, mark: str, *, changed: bool) -> IndexState:
         """Make the latest version of the table the one that is read."""

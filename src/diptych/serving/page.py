@@ -65,10 +65,14 @@ class Search(NamedTuple):
         split = ((*name.partition("."), value) for name, value in self.chosen.items())
         return [Filter(attribute, _OPERATORS[kind], value) for kind, _, attribute, value in split]
 
+    def query(self, **changes: Any) -> str:
+        """Return the query string of this search with some fields changed."""
+        fields = {"q": self.text, "like": self.like, "offset": self.offset or "", **self.chosen, **changes}
+        return urlencode({name: value for name, value in fields.items() if value})
+
     def address(self, **changes: Any) -> str:
         """Return the address of this search with some fields changed."""
-        fields = {"q": self.text, "like": self.like, "offset": self.offset or "", **self.chosen, **changes}
-        return "/?" + urlencode({name: value for name, value in fields.items() if value})
+        return "/?" + self.query(**changes)
 
 
 _OPERATORS: dict[str, Any] = {"is": "=", "min": ">=", "max": "<="}
@@ -108,7 +112,7 @@ class Page:
 
     async def _search(self, search: Search, fragment: bool, image: UploadFile | None = None) -> Response:
         """Return the page of a search, or with `fragment` its results alone."""
-        answer, records, problem, status = None, [], "", 200
+        answer, records, problem, status, browsed = None, [], "", 200, 0
         try:
             served = require_served(self._following)
             query = await self._query(search, image)
@@ -116,7 +120,8 @@ class Page:
                 answer = await ask(self._searching, self._measures, query)
                 records = answer.served.index.records(answer.hits.rows)
             else:
-                records = served.index.records(np.arange(min(SHOWN // 2, len(served.index))))
+                rows = served.searcher.allowed(search.filters)
+                records, browsed = served.index.records(rows[: SHOWN // 2]), len(rows)
         except DiptychError as error:
             problem, status = str(error), status_of(error)
         return self._render(
@@ -126,11 +131,13 @@ class Page:
             answer=answer,
             records=records,
             problem=problem,
+            browsed=browsed,
             uploaded=image is not None,
             served=self._following.served,
             facets=[] if fragment else _facets(self._following.served),
             shown=SHOWN,
             deepest=_DEEPEST,
+            example=_example(self._following.served),
             good=GOOD,
             with_marks=self._with_marks,
         )
@@ -177,6 +184,12 @@ class Page:
 def title_of(record: Record) -> str:
     """Return the words that stand for an image: its first caption, or else its name."""
     return record.captions[0] if record.captions else record.path
+
+
+def _example(served: Served | None) -> str:
+    """Return a text that can be searched for: the caption of the first image, where it has one."""
+    first = served.index.records(np.array([0]))[0] if served else None
+    return first.captions[0] if first and first.captions else "two dogs in the snow"
 
 
 def _facets(served: Served | None) -> list[Facet]:

@@ -66,7 +66,7 @@ class Searcher:
         if k < 1 or offset < 0:
             raise DiptychError(f"k is {k} and offset {offset}: k is at least 1, and offset at least 0.")
         is_text = query.offsets is not None
-        rows = self._allowed(filters)
+        rows = self.allowed(filters) if filters else None
         total = len(self.index) if rows is None else len(rows)
         rerank = rerank and is_text and self.reranks
         # The probability is that of the first two, whatever is shown.
@@ -97,9 +97,14 @@ class Searcher:
         self.search(self.retriever.encode_texts(["a photo"], tokens=self.reranks), k=1)
         self.index.row_of("")
 
-    def _allowed(self, filters: Sequence[Filter]) -> NDArray[np.int64] | None:
+    def allowed(self, filters: Sequence[Filter]) -> NDArray[np.int64]:
+        """Return the rows of the images that pass all filters, ascending.
+
+        Raises:
+            FilterError: a filter does not fit the collection.
+        """
         mask = matching(filters, self.index.attributes)
-        return None if mask is None else np.flatnonzero(mask)
+        return np.arange(len(self.index)) if mask is None else np.flatnonzero(mask)
 
     def _first(
         self, query: Encoded, rows: NDArray[np.int64] | None, depth: int, *, biased: bool

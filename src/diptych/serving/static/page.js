@@ -18,6 +18,7 @@ async function show(address, options = {}) {
     if (pending !== mine) return;
     if (isPage) results.innerHTML = text;
     else complain(JSON.parse(text).detail);
+    tell();
   } catch (error) {
     if (error.name !== "AbortError") complain("The server does not answer. Is it still running?");
   } finally {
@@ -26,6 +27,15 @@ async function show(address, options = {}) {
       pending = null;
     }
   }
+}
+
+// What the page says beside the results.
+function tell() {
+  const words = document.getElementById("q").value.trim();
+  document.title = (words ? `${words} · ` : "") + "diptych search";
+  const chosen = [...new FormData(search)].filter(([name, value]) => name !== "q" && value).length;
+  const summary = search.querySelector("summary");
+  if (summary) summary.textContent = chosen ? `Filters (${chosen})` : "Filters";
 }
 
 function complain(words) {
@@ -41,16 +51,18 @@ function address() {
   return "/" + (fields.length ? "?" + new URLSearchParams(fields) : "");
 }
 
-function searchByImage(file) {
+async function searchByImage(file) {
   const body = new FormData();
   body.append("image", file);
-  search.reset();
   document.getElementById("q").value = "";
-  history.pushState(null, "", "/");
-  show("/", { method: "POST", body });
+  history.pushState(null, "", address());
+  await show(address(), { method: "POST", body });
+  // An image has no address: its results are kept for the way back.
+  history.replaceState({ results: results.innerHTML }, "");
 }
 
 if (search) {
+  if (history.state && history.state.results) results.innerHTML = history.state.results;
   let timer = 0;
   const now = (push) => {
     clearTimeout(timer);
