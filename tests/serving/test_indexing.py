@@ -207,6 +207,35 @@ def test_other_columns_need_no_new_embedding(indexed: Collection) -> None:
     assert len(index.grids(np.arange(7))) == 7
 
 
+def test_a_rebuild_that_was_killed_still_knows_what_was_embedded(
+    indexed: Collection, monkeypatch: pytest.MonkeyPatch, small_batches: None
+) -> None:
+    files = sorted(str(path.relative_to(indexed.photos)) for path in indexed.photos.rglob("*.png"))
+    sheet = indexed.photos / "files.csv"
+    sheet.write_text("file,year\n" + "".join(f"{name},{number}\n" for number, name in enumerate(files)))
+    whole = TableSource.read
+
+    def read(source: TableSource, path: str) -> bytes:
+        if path == files[4]:
+            raise KilledError
+        return whole(source, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(TableSource, "read", read)
+        indexed.update(TableSource(sheet))
+    assert len(indexed.open()) == 7
+    assert counts(indexed.update(TableSource(sheet))) == (0, 3, 0)
+    assert sorted(indexed.paths()) == files
+
+
+def test_files_that_cannot_be_read_make_no_new_version(collection: Collection) -> None:
+    (collection.photos / "empty.png").touch()
+    collection.update()
+    before = collection.open().state
+    collection.update()
+    assert (collection.open().state.build, collection.open().state.version) == (before.build, before.version)
+
+
 def test_whether_reranking_is_possible_is_remembered(collection: Collection) -> None:
     collection.update(rerank=False)
     assert counts(collection.update()) == (0, 0, 0)

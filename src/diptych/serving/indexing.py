@@ -153,7 +153,8 @@ class _Update:
         if not table.count_rows():
             path, reason = self._unreadable[0]
             raise DiptychError(f"No image of the collection {self._collection} can be read: {path}: {reason}.")
-        state = self._publish(table, mark, changed=bool(new or gone))
+        # Files that cannot be read are tried each time, and change nothing.
+        state = self._publish(table, mark, changed=bool(gone or self._embedded or self._known))
         collection = CollectionState(
             source=self._source.description, fingerprint=mark, scanned=self._scanned, rerank=self._rerank
         )
@@ -188,14 +189,13 @@ class _Update:
         database, name = self._store.database(self._collection), table_name(self._model)
         if name in database.list_tables().tables:
             try:
+                # The version that is read may have rows that a killed rebuild has not copied yet.
+                if (before := self._store.state(self._collection, self._model)) is not None:
+                    self._remember(database.open_table(name), before.version)
                 table = database.open_table(name)
-                rows = _identities(table)
+                self._remember(database.open_table(name), table.version)
                 if table.schema.equals(self._schema):
-                    self._remember(table, rows)
-                    return table, rows
-                if all(_same_field(name, table.schema, self._schema) for name in self._content_columns):
-                    table.checkout(table.version)
-                    self._remember(table, rows)
+                    return table, _identities(table)
             except Exception as error:  # LanceDB has no class of its own for a damaged table
                 log.warning("The index of %s is damaged (%s), so it is made anew.", self._collection, error)
                 database.drop_table(name, ignore_missing=True)
@@ -207,9 +207,11 @@ class _Update:
         """Names of the columns that belong to the content of an image."""
         return [name for name in ("width", "height", "thumbnail", "embedding", "grid") if name in self._schema.names]
 
-    def _remember(self, table: Any, rows: dict[str, list[Any]]) -> None:
-        """Note the images whose content columns can be copied from the rows of a table."""
-        self._known_in |= dict.fromkeys(rows["hash"], table)
+    def _remember(self, table: Any, version: int) -> None:
+        """Note the images whose content columns can be copied from a version of the table."""
+        table.checkout(version)
+        if all(_same_field(name, table.schema, self._schema) for name in self._content_columns):
+            self._known_in |= dict.fromkeys(_identities(table)["hash"], table)
 
     def _add(self, table: Any, items: Sequence[Item]) -> None:
         """Add rows for `items`; images of known content are not embedded again."""
