@@ -91,6 +91,16 @@ def test_what_is_in_the_way_is_named_before_anything_is_measured(
     assert f"{path} is where the proposal is written" in capsys.readouterr().err
 
 
+def test_less_time_than_one_training_is_refused_before_it_is_spent(
+    inside: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "measure", None)
+    monkeypatch.setattr(Speed, "minutes", lambda *_: 16.2)
+    assert diptych("advise", "--measure", "12") == 1
+    refusal = "A training of the proposal takes about 16 minutes here, so --measure 12 could compare it with nothing"
+    assert f"{refusal}. Allow --measure 32 at least." in capsys.readouterr().err
+
+
 def test_a_missing_preset_is_brought_back_by_git(inside: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     (inside.presets / "scenes.yaml").unlink()
     assert diptych("advise") == 1
@@ -115,7 +125,7 @@ def test_edits_are_refused_before_anything_is_measured(
 
 
 def test_what_was_measured_is_shown_and_taken(inside: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert diptych("advise", "--measure", "5") == 0
+    assert diptych("advise", "--measure", "500") == 0
     out = capsys.readouterr().out.splitlines()
     assert "  proposal  300.0 300.0 300.0  60 s a training" in out
     assert "  fewer     300.0 300.0 300.0  gain +9.0 (+4.0 to +14.0)  60 s a training" in out
@@ -129,12 +139,12 @@ def test_a_proposal_that_stays_is_said(
     inside: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measuring, "measure", lambda *_: [Measured(PROPOSAL, (), TRIALS[:1])])
-    assert diptych("advise", "--measure", "5") == 0
+    assert diptych("advise", "--measure", "500") == 0
     assert "The proposal stays: no alternative is clearly better; 3 folds at least" in capsys.readouterr().out
 
 
 def test_programs_read_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert diptych("advise", "--measure", "5", "--json") == 0
+    assert diptych("advise", "--measure", "500", "--json") == 0
     content: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert content["preset"] == "flickr8k-cpu"
     assert content["choices"]["train.epochs"] == {"value": 9, "reason": "measured: fewer"}

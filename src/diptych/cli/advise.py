@@ -100,9 +100,19 @@ def _advise(workspace: Workspace, minutes: int, measured_minutes: int | None) ->
     proposal = fit(proposal, speed, images, minutes)
     measured: list[Measured] = []
     if measured_minutes is not None:
+        _require_time(measured_minutes, speed.minutes(proposal.params, images))
         measured = measure(workspace, proposal, measured_minutes, device)
         proposal = proposal.with_choices(*best_of(measured).changes)
     return proposal, speed.minutes(proposal.params, images), measured
+
+
+def _require_time(minutes: int, needed: float) -> None:
+    """Refuse to measure in less time than a single training of the proposal takes."""
+    if minutes < needed:
+        raise DiptychError(
+            f"A training of the proposal takes about {needed:.0f} minutes here, so --measure {minutes} could compare "
+            f"it with nothing. Allow --measure {2 * round(needed)} at least."
+        )
 
 
 def _describe(proposal: Proposal, needed: float, measured: list[Measured], written: bool) -> str:
