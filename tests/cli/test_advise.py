@@ -53,7 +53,7 @@ def test_the_proposal_is_shown_with_reasons_and_changes_no_params(
     inside.params.write_text(TINY)
     assert diptych("advise") == 0
     out = capsys.readouterr().out
-    assert "The preset flickr8k-cpu, with" in out
+    assert "The preset flickr8k-cpu, which trains pretrained towers further, with" in out
     assert "  preprocess.image_size: 240\n      the size that the image tower was made for" in out
     assert "`cp .diptych/advice/params.yaml params.yaml`" in out
     assert inside.params.read_text() == TINY

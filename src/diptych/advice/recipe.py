@@ -72,13 +72,19 @@ class Proposal:
         return replace(self, choices=tuple(merged.values()))
 
     @property
+    def reason(self) -> str:
+        """The reason for the preset."""
+        is_pretrained = self.preset == PRETRAINED
+        return "which trains pretrained towers further" if is_pretrained else "which trains both towers from scratch"
+
+    @property
     def params(self) -> Params:
         """The settings of the proposal."""
         return Params.model_validate(self._changed())
 
     def to_yaml(self) -> str:
         """Return a sealed params.yaml; the reasons of the choices stand at its head."""
-        lines = [f"# The preset {self.preset}, with these choices for this dataset:\n"]
+        lines = [f"# The preset {self.preset}, {self.reason}, with these choices for this dataset:\n"]
         lines += [f"#   {choice.key}: {choice.shown} - {choice.reason}\n" for choice in self.choices]
         out = StringIO()
         yaml: Any = YAML(typ="safe", pure=True)
@@ -153,7 +159,7 @@ def _sized(proposal: Proposal, facts: Facts, places: int) -> Proposal:
         )
     lengths = caption_lengths(facts, params)
     longest = max(8, int(np.quantile(lengths, 0.999, method="higher")))
-    reason = "999 of 1,000 captions are not longer"
+    reason = "999 of 1,000 captions have no more tokens"
     if longest > places:
         reason = f"the positions of the text tower; {np.mean(lengths > places):.1%} of the captions are cut"
     max_tokens = min(longest, places)

@@ -116,12 +116,12 @@ def _require_time(minutes: int, needed: float) -> None:
 
 
 def _describe(proposal: Proposal, needed: float, measured: list[Measured], written: bool) -> str:
-    lines = [f"The preset {proposal.preset}, with"]
+    lines = [f"The preset {proposal.preset}, {proposal.reason}, with"]
     for choice in proposal.choices:
         lines += [f"  {choice.key}: {choice.shown}", f"      {choice.reason}"]
     lines += [
         "",
-        f"Training the towers takes about {max(1, round(needed))} minute(s) on this machine.",
+        f"Training the towers takes {_minutes(needed)} on this machine; the other stages come on top.",
         *proposal.notes,
     ]
     if measured:
@@ -129,6 +129,11 @@ def _describe(proposal: Proposal, needed: float, measured: list[Measured], writt
     done = "It is params.yaml now. Train with `diptych run`."
     todo = "To take it: `cp .diptych/advice/params.yaml params.yaml`; then `diptych run`."
     return "\n".join([*lines, "", done if written else todo])
+
+
+def _minutes(needed: float) -> str:
+    minutes = round(needed)
+    return f"about {minutes} minutes" if minutes > 1 else "about a minute"
 
 
 def _describe_measured(measured: list[Measured]) -> list[str]:
