@@ -116,7 +116,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
-        # The input itself may be long, and may hold what JSON cannot.
+        # The input itself may be long, and may contain what JSON cannot.
         problems = [{"loc": problem["loc"], "msg": problem["msg"]} for problem in error.errors()]
         return JSONResponse(json.loads(_encodable(json.dumps({"detail": problems}, ensure_ascii=False))), 422)
 

@@ -109,7 +109,7 @@ class Index:
         return values
 
     def _mapped(self) -> tuple[pa.Table, NDArray[np.float32]]:
-        """Return details and vectors, mapped from a local copy that processes share; a damaged copy is made again."""
+        """Return details and vectors, mapped from a local copy that processes share; a damaged copy is rebuilt."""
         folder = self._copied()
         try:
             return self._open_copy(folder)
