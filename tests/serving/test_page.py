@@ -216,7 +216,8 @@ def test_in_a_browser(address: str, tmp_path: Path, width: int, scheme: Literal[
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium on this machine")
-    (tmp_path / "chosen.png").write_bytes(photo(3))
+    # It is not the first of the images that the page shows before.
+    (tmp_path / "chosen.png").write_bytes(photo(5))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
@@ -249,8 +250,10 @@ def test_in_a_browser(address: str, tmp_path: Path, width: int, scheme: Literal[
         dropped = page.evaluate_handle(DROPPED, page.get_attribute(IMAGE, "src"))
         page.dispatch_event("body", "drop", {"dataTransfer": dropped})
         page.wait_for_selector("h1:text('Like the image that you gave')")
+        page.select_option("select", "")
+        expect(page.locator(".results li")).to_have_count(7)
         page.set_input_files("input[type=file]", str(tmp_path / "chosen.png"))
-        expect(page.locator(IMAGE).first).to_have_attribute("src", f"/images/{hashlib.sha256(photo(3)).hexdigest()}")
+        expect(page.locator(IMAGE).first).to_have_attribute("src", f"/images/{hashlib.sha256(photo(5)).hexdigest()}")
         # Its results are there again on the way back, though they have no address.
         page.click(".results li a")
         page.wait_for_selector("figure.large img")
