@@ -55,7 +55,7 @@ class IndexSwitch:
         """
         # They import torch, which a project without collections does not need here.
         from diptych.serving.indexing import update_index
-        from diptych.serving.store import BusyError
+        from diptych.serving.store import CollectionBusyError
 
         retriever, model = load_retriever(folder, self._params), folder_sha256(folder)
         for name in self._store.collections():
@@ -66,7 +66,7 @@ class IndexSwitch:
                 self.outcomes[name] = update_index(
                     self._store, name, open_source(state.source, self._store.data), retriever, model
                 )
-            except BusyError:
+            except CollectionBusyError:
                 raise
             except DiptychError as error:
                 raise DiptychError(

@@ -115,10 +115,11 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": _encodable(str(error))}, status, headers_of(status))
 
     @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def refuse(_: Request, error: RequestValidationError) -> Response:
         # The input itself may be long, and may contain what JSON cannot.
         problems = [{"loc": problem["loc"], "msg": problem["msg"]} for problem in error.errors()]
-        return JSONResponse(json.loads(_encodable(json.dumps({"detail": problems}, ensure_ascii=False))), 422)
+        # In ASCII, JSON can carry halves of characters too.
+        return Response(json.dumps({"detail": problems}), 422, media_type="application/json")
 
 
 def _add_observation(app: FastAPI, measures: Measures) -> None:

@@ -16,9 +16,8 @@ from diptych.errors import DiptychError, is_disk_full
 from diptych.files import atomic_path, remove
 from diptych.serving.collections import open_source
 from diptych.serving.sources import Source, SourceError
-from diptych.serving.store import IndexState, Store, table_name
+from diptych.serving.store import ALL_ROWS, IndexState, Store, table_name
 
-_ALL = 2**31
 _DETAILS = ("path", "hash", "captions", "attributes", "width", "height")
 
 
@@ -145,7 +144,7 @@ class Index:
         shape = (len(self), self.state.dim + 1)
         vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         start = 0
-        for batch in self._table.search().select(["embedding"]).limit(_ALL).to_batches():
+        for batch in self._table.search().select(["embedding"]).limit(ALL_ROWS).to_batches():
             values = batch["embedding"].flatten().to_numpy().reshape(-1, shape[1])
             vectors[start : start + len(values)] = values
             start += len(values)
@@ -154,7 +153,7 @@ class Index:
     def _write_details(self, path: Path) -> None:
         names = [name for name in _DETAILS if name in self._table.schema.names]
         # One batch can be mapped without a copy.
-        details = self._table.search().select(names).limit(_ALL).to_arrow().combine_chunks()
+        details = self._table.search().select(names).limit(ALL_ROWS).to_arrow().combine_chunks()
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, details.schema) as writer:
             writer.write_table(details)
 

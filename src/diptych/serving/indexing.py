@@ -24,7 +24,7 @@ from diptych.progress import progress
 from diptych.serving.collections import fingerprint
 from diptych.serving.pictures import Picture, read_picture
 from diptych.serving.sources import Item, Source, SourceError
-from diptych.serving.store import CollectionState, IndexState, Store, table_name
+from diptych.serving.store import ALL_ROWS, CollectionState, IndexState, Store, table_name
 
 if TYPE_CHECKING:
     from diptych.retriever import Retriever
@@ -39,8 +39,6 @@ _EXAMPLES = 3
 _KEPT_SECONDS = 3600.0
 """Time for which a version that was replaced is kept at least, for servers that still read it."""
 _FOREVER = timedelta(days=36_500)
-_ALL = 2**31
-"""Limit of a query that has none."""
 
 
 class IndexSummary(NamedTuple):
@@ -251,7 +249,7 @@ class _Update:
 
         self._known += len(known)
         chosen = table.search().where(col("hash").isin(sorted({file.hash for file in known})))
-        found = chosen.select(["hash", *self._content_columns]).limit(_ALL).to_arrow()
+        found = chosen.select(["hash", *self._content_columns]).limit(ALL_ROWS).to_arrow()
         position = {digest: row for row, digest in enumerate(found["hash"].to_pylist())}
         copied = found.take([position[file.hash] for file in known])
         columns = self._columns_of(known) | {name: copied[name] for name in self._content_columns}
@@ -310,7 +308,7 @@ class _Update:
 def _identities(table: Any) -> dict[str, list[Any]]:
     """Return what tells the rows of a table apart."""
     columns: dict[str, list[Any]] = (
-        table.search().select(["path", "stamp", "hash"]).with_row_id(True).limit(_ALL).to_arrow().to_pydict()
+        table.search().select(["path", "stamp", "hash"]).with_row_id(True).limit(ALL_ROWS).to_arrow().to_pydict()
     )
     return columns
 

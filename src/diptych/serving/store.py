@@ -25,7 +25,11 @@ COLLECTION = "collection"
 """File name, without suffix, of the description of a collection."""
 
 
-class BusyError(DiptychError):
+ALL_ROWS = 2**31
+"""Limit of a query of a Lance table that has none."""
+
+
+class CollectionBusyError(DiptychError):
     """Another process changes the collection."""
 
 
@@ -128,7 +132,7 @@ class Store:
         """Keep other processes from changing a collection while the block runs; those of this machine, if it is in S3.
 
         Raises:
-            BusyError: another process changes it.
+            CollectionBusyError: another process changes it.
         """
         self._path(collection)
         folder = self.local if self.is_remote else Path(self.address)
@@ -137,7 +141,7 @@ class Store:
         try:
             lock.acquire()
         except Timeout:
-            raise BusyError(
+            raise CollectionBusyError(
                 f"The collection {collection} is being indexed by another process. Wait for it, or stop it."
             ) from None
         try:
