@@ -58,9 +58,10 @@ class Collection:
         return FilesSource(str(self.photos))
 
     def update(
-        self, source: Source | None = None, *, rerank: bool | None = None, model: str = MODEL, announced: bool = True
+        self, source: Source | None = None, *, model: str = MODEL, announced: bool = True, **options: Any
     ) -> IndexSummary:
-        summary = update_index(self.store, self.name, source or self.source, self.retriever, model, rerank=rerank)
+        """Index it; options are those of `update_index`."""
+        summary = update_index(self.store, self.name, source or self.source, self.retriever, model, **options)
         if announced:
             announce(self.store, self.name, summary)
         return summary

@@ -35,6 +35,12 @@ COLLECTION = click.option("--collection", metavar="NAME", default="dataset", sho
 )
 @click.option("--split", default="", help="Index this split of the dataset alone.")
 @click.option("--rerank/--no-rerank", default=None, help="Keep what re-ranking reads; default: if the model re-ranks.")
+@click.option(
+    "--min-recall",
+    type=click.FloatRange(0, 1),
+    help="Share of the first ten results of exact search that approximate search of a large collection has to find; "
+    "1 searches exactly. Default: as before, or else 0.98.",
+)
 @click.option("--remove", is_flag=True, help="Remove the collection with all its indexes; the images stay.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def index(
@@ -44,6 +50,7 @@ def index(
     table: Path | None,
     split: str,
     rerank: bool | None,
+    min_recall: float | None,
     remove: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +72,7 @@ def index(
         return
     source = _source(store, workspace, collection, images, table, split)
     started = time.perf_counter()
-    title, summary = _index(workspace, store, collection, source, version, rerank)
+    title, summary = _index(workspace, store, collection, source, version, rerank, min_recall)
     for path, reason in summary.unreadable[:_SHOWN]:
         log.warning("%s is left out: %s", printable(path), reason)
     text = (
@@ -76,7 +83,13 @@ def index(
 
 
 def _index(
-    workspace: Workspace, store: Store, collection: str, source: Source, version: str | None, rerank: bool | None
+    workspace: Workspace,
+    store: Store,
+    collection: str,
+    source: Source,
+    version: str | None,
+    rerank: bool | None,
+    min_recall: float | None,
 ) -> tuple[str, IndexSummary]:
     """Index a collection; return the title of the version and the outcome."""
     from diptych.project.params import read_params
@@ -88,7 +101,7 @@ def _index(
     with located(workspace, params, version) as (folder, title):
         retriever, model = load_retriever(folder, params), folder_sha256(folder)
     known = store.collection(collection)
-    summary = update_index(store, collection, source, retriever, model, rerank=rerank)
+    summary = update_index(store, collection, source, retriever, model, rerank=rerank, min_recall=min_recall)
     # A version that is only tried must not make the index of the one in use outdated.
     if known is None or known.source != source.description or is_in_use(workspace, params, version):
         announce(store, collection, summary)

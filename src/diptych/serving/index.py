@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,15 @@ from numpy.typing import NDArray
 
 from diptych.errors import DiptychError, is_disk_full
 from diptych.files import atomic_path, remove
+from diptych.serving.approximate import SMALLEST, nearest_ids
 from diptych.serving.collections import open_source
 from diptych.serving.sources import Source, SourceError
 from diptych.serving.store import ALL_ROWS, IndexState, Store, table_name
 
+_DEEPEST = 100
+"""Number of results up to which search may be approximate: recall is measured on the first ten."""
+_SPARE = 2
+"""Candidates that pass a filter, on average, for each result."""
 _DETAILS = ("path", "hash", "captions", "attributes", "width", "height")
 
 
@@ -52,7 +58,7 @@ class Index:
     def __init__(self, store: Store, collection: str, model: str, state: IndexState, table: Any) -> None:
         self.store, self.collection, self.model, self.state = store, collection, model, state
         self._table = table
-        self.details, self.vectors = self._mapped()
+        self.details, self.vectors, self._row_ids = self._mapped()
 
     @classmethod
     def open(cls, store: Store, collection: str, model: str) -> Index:
@@ -107,8 +113,50 @@ class Index:
                 values[name] = sorted(pc.unique(column.drop_null()).to_pylist())
         return values
 
-    def _mapped(self) -> tuple[pa.Table, NDArray[np.float32]]:
-        """Return details and vectors, mapped from a local copy that processes share; a damaged copy is rebuilt."""
+    def nearest(
+        self, query: NDArray[np.float32], k: int, *, among: NDArray[np.int64] | None = None, probes: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the images with the largest inner products with a query (d + 1,): rows and products, best first.
+
+        Args:
+            query: an embedding, followed by 1 where biases count and by 0 where they do not.
+            k: number of images.
+            among: rows to choose from, ascending; None: all.
+            probes: number of partitions that are read, where the index has partitions; None: search is exact, as it
+                is for many results.
+        """
+        # With torch, which the command line does not need to import.
+        import torch
+
+        from diptych.retrieval.reranking import top_candidates
+
+        rows = among if probes is None or k > _DEEPEST else self._candidates(query, k, among, probes)
+        vectors = self.vectors if rows is None else self.vectors[rows]
+        found = top_candidates(torch.from_numpy(query)[None], torch.from_numpy(vectors), k)
+        position, product = (part[0].numpy() for part in found)
+        return (position if rows is None else rows[position]), product
+
+    def _candidates(
+        self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None, probes: int
+    ) -> NDArray[np.int64] | None:
+        """Return rows, ascending, that are likely to have the nearest k; `among` where an exact search is as good."""
+        if among is not None and len(among) < SMALLEST:
+            return among
+        limit = k if among is None else math.ceil(_SPARE * k * len(self) / len(among))
+        ids = nearest_ids(self._table, query, probes, limit)
+        rows = np.sort(self._by_id[np.searchsorted(self._row_ids, ids, sorter=self._by_id)])
+        if among is not None:
+            rows = np.intersect1d(rows, among, assume_unique=True)
+        # Filters may pass images that are far from the query alone.
+        return rows if len(rows) >= k else among
+
+    @cached_property
+    def _by_id(self) -> NDArray[np.int64]:
+        """The order that sorts Lance's ids of the rows."""
+        return self._row_ids.argsort()
+
+    def _mapped(self) -> tuple[pa.Table, NDArray[np.float32], NDArray[np.uint64]]:
+        """Return details, vectors and Lance's row ids from a local copy that processes share, rebuilt if damaged."""
         folder = self._copied()
         try:
             return self._open_copy(folder)
@@ -116,14 +164,15 @@ class Index:
             remove(folder)
             return self._open_copy(self._copied())
 
-    def _open_copy(self, folder: Path) -> tuple[pa.Table, NDArray[np.float32]]:
+    def _open_copy(self, folder: Path) -> tuple[pa.Table, NDArray[np.float32], NDArray[np.uint64]]:
         with pa.memory_map(str(folder / "details.arrow")) as file:
             details = pa.ipc.open_file(file).read_all().combine_chunks()
         # Mapped for copy on write, of which torch does not warn; nothing writes to it.
         vectors: NDArray[np.float32] = np.load(folder / "vectors.npy", mmap_mode="c")
-        if len(details) != len(self) or vectors.shape != (len(self), self.state.dim + 1):
+        row_ids: NDArray[np.uint64] = np.load(folder / "row_ids.npy", mmap_mode="r")
+        if not len(details) == len(row_ids) == len(self) or vectors.shape != (len(self), self.state.dim + 1):
             raise ValueError(f"{folder} is not of this index")
-        return details, vectors
+        return details, vectors, row_ids
 
     def _copied(self) -> Path:
         """Return the folder of the local copy, made if it is missing."""
@@ -143,12 +192,15 @@ class Index:
     def _write_vectors(self, path: Path) -> None:
         shape = (len(self), self.state.dim + 1)
         vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        row_ids = np.zeros(len(self), np.uint64)
         start = 0
-        for batch in self._table.search().select(["embedding"]).limit(ALL_ROWS).to_batches():
-            values = batch["embedding"].flatten().to_numpy().reshape(-1, shape[1])
-            vectors[start : start + len(values)] = values
-            start += len(values)
+        for batch in self._table.search().select(["embedding"]).with_row_id(True).limit(ALL_ROWS).to_batches():
+            rows = slice(start, start + len(batch))
+            vectors[rows] = batch["embedding"].flatten().to_numpy().reshape(-1, shape[1])
+            row_ids[rows] = batch["_rowid"].to_numpy()
+            start += len(batch)
         vectors.flush()
+        np.save(path.with_name("row_ids.npy"), row_ids)
 
     def _write_details(self, path: Path) -> None:
         names = [name for name in _DETAILS if name in self._table.schema.names]

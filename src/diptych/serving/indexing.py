@@ -21,10 +21,20 @@ import pyarrow as pa
 from diptych.data.images import ImageError
 from diptych.errors import DiptychError
 from diptych.progress import progress
+from diptych.serving.approximate import SMALLEST, choose_probes, divide, undivide
 from diptych.serving.collections import fingerprint
+from diptych.serving.index import Index
 from diptych.serving.pictures import Picture, read_picture
 from diptych.serving.sources import Item, Source, SourceError
-from diptych.serving.store import ALL_ROWS, CollectionState, IndexState, Store, table_name
+from diptych.serving.store import (
+    ALL_ROWS,
+    MIN_RECALL,
+    ApproximateSearch,
+    CollectionState,
+    IndexState,
+    Store,
+    table_name,
+)
 
 if TYPE_CHECKING:
     from diptych.retriever import Retriever
@@ -61,9 +71,15 @@ class IndexSummary(NamedTuple):
     def describe(self) -> str:
         """Return a clause for people."""
         left_out = f", {len(self.unreadable):,} left out as unreadable" if self.unreadable else ""
+        search = ""
+        if (approximate := self.state.approximate) is not None:
+            search = (
+                f"; search reads {approximate.probes:,} of {approximate.partitions:,} partitions and finds "
+                f"{approximate.recall:.1%} of the first ten of an exact one"
+            )
         return (
             f"{self.state.images:,} images indexed: {self.unchanged:,} unchanged, {self.embedded:,} embedded, "
-            f"{self.known:,} of known content, {self.removed:,} rows removed{left_out}"
+            f"{self.known:,} of known content, {self.removed:,} rows removed{left_out}{search}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +104,14 @@ def announce(store: Store, collection: str, summary: IndexSummary) -> None:
 
 
 def update_index(
-    store: Store, collection: str, source: Source, retriever: Retriever, model: str, *, rerank: bool | None = None
+    store: Store,
+    collection: str,
+    source: Source,
+    retriever: Retriever,
+    model: str,
+    *,
+    rerank: bool | None = None,
+    min_recall: float | None = None,
 ) -> IndexSummary:
     """Bring the index of a collection up to date, and make it the version of this model that is read.
 
@@ -101,22 +124,31 @@ def update_index(
         retriever: the model to embed with.
         model: SHA-256 of its files.
         rerank: whether to keep the grid tokens that re-ranking reads; None: as before, or else if the model re-ranks.
+        min_recall: smallest recall@10 of approximate search, from 0 to 1; 1: search is exact; None: as before.
 
     Raises:
         DiptychError: another process indexes the collection, its source cannot be read, or none of its images can.
+        LowRecallError: approximate search finds less than `min_recall`.
     """
     with store.held(collection):
         items = source.items()
         if not items:
             raise DiptychError(f"The collection {collection} has no images: {source.description} lists none.")
-        return _Update(store, collection, source, retriever, model, rerank=rerank).run(items)
+        return _Update(store, collection, source, retriever, model, rerank, min_recall).run(items)
 
 
 class _Update:
     """One update of the index of one model."""
 
     def __init__(
-        self, store: Store, collection: str, source: Source, retriever: Retriever, model: str, *, rerank: bool | None
+        self,
+        store: Store,
+        collection: str,
+        source: Source,
+        retriever: Retriever,
+        model: str,
+        rerank: bool | None,
+        min_recall: float | None,
     ) -> None:
         self._store, self._collection, self._source, self._model = store, collection, source, model
         self._retriever = retriever
@@ -124,6 +156,7 @@ class _Update:
         tokens = retriever.model.image_tower.grid_size
         known = store.collection(collection)
         self._rerank = rerank = known.rerank if rerank is None and known else rerank
+        self._min_recall = min_recall if min_recall is not None else known.min_recall if known else MIN_RECALL
         self._scanned = time.time()
         self._grid = (tokens, self._dim) if (any(retriever.weights.t2i) if rerank is None else rerank) else None
         self._unreadable: list[tuple[str, str]] = []
@@ -154,7 +187,11 @@ class _Update:
         # Files that cannot be read are tried each time, and change nothing.
         state = self._publish(table, mark, changed=bool(gone or self._embedded or self._known))
         collection = CollectionState(
-            source=self._source.description, fingerprint=mark, scanned=self._scanned, rerank=self._rerank
+            source=self._source.description,
+            fingerprint=mark,
+            scanned=self._scanned,
+            rerank=self._rerank,
+            min_recall=self._min_recall,
         )
         return IndexSummary(state, collection, len(kept), self._embedded, self._known, len(gone), self._unreadable)
 
@@ -165,19 +202,39 @@ class _Update:
             # Versions from before the scan of the published one are read by nobody since it was published.
             age = time.time() - before.scanned if before else 0.0
             table.optimize(cleanup_older_than=timedelta(seconds=age) if age > _KEPT_SECONDS else _FOREVER)
-        is_same = before is not None and not changed and before.version == table.version
-        state = IndexState(
-            version=table.version,
-            build=before.build if before is not None and is_same else uuid4().hex,
-            images=table.count_rows(),
-            dim=self._dim,
-            grid=self._grid,
-            fingerprint=mark,
-            scanned=self._scanned,
-            unreadable=len(self._unreadable),
-        )
+        partitions = self._divide(table, before.approximate if before is not None else None)
+        if before is not None and not changed and before.version == table.version and self._finds_enough(before):
+            scan = {"fingerprint": mark, "scanned": self._scanned, "unreadable": len(self._unreadable)}
+            state = before.model_copy(update=scan)
+        else:
+            state = IndexState(
+                version=table.version,
+                build=uuid4().hex,
+                images=table.count_rows(),
+                dim=self._dim,
+                grid=self._grid,
+                fingerprint=mark,
+                scanned=self._scanned,
+                unreadable=len(self._unreadable),
+            )
+            if partitions is not None:
+                index = Index(self._store, self._collection, self._model, state, table)
+                texts = self._retriever.query_bank.text.numpy(force=True).astype(np.float32)
+                approximate = choose_probes(index, texts, partitions, self._min_recall)
+                state = state.model_copy(update={"approximate": approximate})
         self._store.write_state(self._collection, self._model, state)
         return state
+
+    def _finds_enough(self, state: IndexState) -> bool:
+        return state.approximate is None or state.approximate.recall >= self._min_recall
+
+    def _divide(self, table: Any, known: ApproximateSearch | None) -> int | None:
+        """Divide a large table into partitions for approximate search; return their number, None for exact search."""
+        if table.count_rows() < SMALLEST or self._min_recall == 1:
+            undivide(table)
+            return None
+        log.info("Preparing approximate search of %s images in %s.", f"{table.count_rows():,}", self._collection)
+        return divide(table, known)
 
     def _open(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the table and its rows; an empty one where there is none, it is damaged, or its columns are others.

@@ -34,7 +34,7 @@ class Hits(NamedTuple):
 
 
 class Searcher:
-    """Exact search of an index by the model that it was made with.
+    """Search of an index by the model that it was made with: exact, or approximate in a large collection.
 
     A text ranks images as `Retriever.rank` does. An image ranks others by the cosine, without biases: a bias says how
     well an image scores for texts in general.
@@ -110,17 +110,12 @@ class Searcher:
         self, query: Encoded, rows: NDArray[np.int64] | None, depth: int, *, biased: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the first rows by the embeddings, and their scores."""
-        import torch
-
-        from diptych.retrieval.reranking import top_candidates
-
-        vectors = self.index.vectors if rows is None else self.index.vectors[rows]
+        approximate = self.index.state.approximate
+        probes = None if approximate is None else approximate.probes
         asking = np.append(query.embedding[0], np.float32(biased))
-        found = top_candidates(torch.from_numpy(asking)[None], torch.from_numpy(vectors), depth)
-        position, similarity = (part[0].numpy() for part in found)
+        found, similarity = self.index.nearest(asking, depth, among=rows, probes=probes)
         bias = query.bias[0] if biased else np.float32(0)
-        scores = np.float32(self.retriever.logit_scale) * (similarity - bias)
-        return (position if rows is None else rows[position]), scores
+        return found, np.float32(self.retriever.logit_scale) * (similarity - bias)
 
     def _reranked(
         self, query: Encoded, found: NDArray[np.int64], scores: NDArray[np.float32], head: int

@@ -24,7 +24,8 @@ from diptych.serving.collections import NAME
 COLLECTION = "collection"
 """File name, without suffix, of the description of a collection."""
 
-
+MIN_RECALL = 0.98
+"""Smallest recall@10 of approximate search, unless a collection says otherwise."""
 ALL_ROWS = 2**31
 """Limit of a query of a Lance table that has none."""
 
@@ -53,6 +54,19 @@ class CollectionState(_Stored):
     """Time at which it was scanned, in seconds since 1970."""
     rerank: bool | None = None
     """True if its indexes keep what re-ranking reads; None if only those of models that re-rank do."""
+    min_recall: float = MIN_RECALL
+    """Smallest recall@10 of approximate search, from 0 to 1; 1: search is exact."""
+
+
+class ApproximateSearch(_Stored):
+    """How a large index is searched."""
+
+    partitions: int
+    """Number of parts that its images are divided into by their embeddings."""
+    probes: int
+    """Number of partitions that a search reads."""
+    recall: float
+    """Share of the first ten results of exact search that it finds."""
 
 
 class IndexState(_Stored):
@@ -73,6 +87,8 @@ class IndexState(_Stored):
     """Time at which the collection was scanned, in seconds since 1970."""
     unreadable: int
     """Number of images of the collection that cannot be decoded, and are left out."""
+    approximate: ApproximateSearch | None = None
+    """How it is searched; None: exactly."""
 
 
 class Store:

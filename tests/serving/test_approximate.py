@@ -1,0 +1,157 @@
+"""Approximate search names candidates; what it finds is measured, and scored exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from searching import MODEL, Collection
+
+from diptych.serving import approximate, index, indexing
+from diptych.serving.approximate import LowRecallError, choose_probes, divide, undivide
+from diptych.serving.index import Index
+from diptych.serving.store import ApproximateSearch, IndexState, Store, table_name
+
+IMAGES, DIM = 4_000, 16
+Vectors = NDArray[np.float32]
+
+
+def near(centres: Vectors, count: int, seed: int) -> Vectors:
+    """Return vectors of length one near to the centres."""
+    random = np.random.default_rng(seed)
+    drawn = centres[random.integers(len(centres), size=count)] + 0.5 * random.normal(size=(count, DIM))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def rows(vectors: Vectors) -> pa.Table:
+    """Return rows of an index with these embeddings, and negative biases of zero."""
+    hashes = [f"{row:064x}" for row in range(len(vectors))]
+    embedding = np.concatenate([vectors, np.zeros((len(vectors), 1), np.float32)], axis=1)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), DIM + 1)
+    return pa.table({"path": hashes, "hash": hashes, "embedding": column})
+
+
+class Large:
+    """An index that counts as large, and texts to try it with."""
+
+    def __init__(self, folder: Path) -> None:
+        centres = np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
+        self.store = Store(str(folder / "store"), folder / "local", folder / "data")
+        self.vectors, self.texts = near(centres, IMAGES, 1), near(centres, 400, 2)
+        self.queries = np.concatenate([near(centres, 50, 3), np.ones((50, 1), np.float32)], axis=1)
+        self.table = self.store.database("large").create_table(table_name(MODEL), rows(self.vectors[:3_000]))
+        # Rows that went and came, so that Lance's ids are not the positions.
+        self.table.delete("path < '" + f"{500:064x}" + "'")
+        self.table.add(rows(self.vectors[3_000:]))
+
+    def open(self, build: str) -> Index:
+        state = IndexState(
+            version=self.table.version,
+            build=build,
+            images=self.table.count_rows(),
+            dim=DIM,
+            grid=None,
+            fingerprint="",
+            scanned=0.0,
+            unreadable=0,
+        )
+        return Index(self.store, "large", MODEL, state, self.table)
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Large:
+    monkeypatch.setattr(index, "SMALLEST", 1_000)
+    monkeypatch.setattr(approximate, "_TEXTS", 100)
+    return Large(tmp_path)
+
+
+def recall(opened: Index, queries: Vectors, probes: int) -> float:
+    """Return the share of the first ten of a slow, exact search that is found."""
+    shares = []
+    for query in queries:
+        exact = np.argsort(-(opened.vectors @ query), kind="stable")[:10]
+        shares.append(len(np.intersect1d(opened.nearest(query, 10, probes=probes)[0], exact)) / 10)
+    return float(np.mean(shares))
+
+
+def test_the_measured_recall_is_that_of_other_texts(large: Large) -> None:
+    partitions = divide(large.table, None)
+    opened = large.open("first")
+    chosen = choose_probes(opened, large.texts, partitions, 0.9)
+
+    assert partitions == round(3_500**0.5)
+    assert 1 <= chosen.probes <= partitions / 2
+    assert chosen.recall >= 0.9
+    assert recall(opened, large.queries, chosen.probes) == pytest.approx(chosen.recall, abs=0.05)
+    # Fewer partitions would find less than the choice aims at.
+    assert recall(opened, large.queries, 1) < recall(opened, large.queries, chosen.probes)
+
+
+def test_what_is_found_has_exact_scores_in_exact_order(large: Large) -> None:
+    opened = large.open("first") if divide(large.table, None) else None
+    assert opened is not None
+    for query in large.queries[:5]:
+        found, products = opened.nearest(query, 10, probes=4)
+        assert products == pytest.approx(opened.vectors[found] @ query, abs=1e-6)
+        assert (np.diff(products) <= 0).all()
+
+
+def test_filters_choose_among_candidates_or_all_that_pass(large: Large) -> None:
+    divide(large.table, None)
+    opened, query = large.open("first"), large.queries[0]
+    half = np.arange(0, len(opened), 2)
+    found, _ = opened.nearest(query, 10, among=half, probes=8)
+    assert set(found) <= set(half.tolist())
+
+    # Few rows, and rows far from the query, are searched exactly.
+    few = np.arange(5, 500)
+    far = np.sort(np.argsort(opened.vectors @ query)[:2_000])
+    for among in (few, far):
+        exact = opened.nearest(query, 10, among=among)[0]
+        assert opened.nearest(query, 10, among=among, probes=1)[0].tolist() == exact.tolist()
+
+
+def test_many_results_are_searched_exactly(large: Large) -> None:
+    divide(large.table, None)
+    opened, query = large.open("first"), large.queries[0]
+    assert opened.nearest(query, 300, probes=1)[0].tolist() == opened.nearest(query, 300)[0].tolist()
+
+
+def test_too_low_a_recall_is_refused_with_the_way_out(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
+    partitions = divide(large.table, None)
+    monkeypatch.setattr(index, "nearest_ids", lambda table, query, probes, limit: np.arange(500, 540, dtype=np.uint64))
+    with pytest.raises(LowRecallError, match=r"large finds \d+\.\d% .* 98\.0% .*--collection large --min-recall 1"):
+        choose_probes(large.open("first"), large.texts, partitions, 0.98)
+
+
+def test_a_table_is_divided_again_only_when_it_has_grown_much(large: Large) -> None:
+    partitions = divide(large.table, None)
+    version = large.table.version
+    known = ApproximateSearch(partitions=partitions, probes=1, recall=1.0)
+    assert divide(large.table, known) == partitions
+    assert large.table.version == version
+    assert divide(large.table, known.model_copy(update={"partitions": partitions // 2})) == partitions
+    assert large.table.version > version
+    undivide(large.table)
+    assert not large.table.list_indices()
+
+
+def test_a_large_collection_is_searched_approximately_until_told_otherwise(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (index, indexing):
+        monkeypatch.setattr(module, "SMALLEST", 5)
+    monkeypatch.setattr(approximate, "FIRST", 2)
+    summary = collection.update(min_recall=0.1)
+    assert summary.state.approximate is not None
+    assert "partitions and finds" in summary.describe()
+    assert collection.update().state == summary.state.model_copy(update={"scanned": collection.open().state.scanned})
+
+    exact = collection.update(min_recall=1)
+    assert exact.state.approximate is None
+    assert exact.state.build != summary.state.build
+    # It is remembered.
+    assert collection.update().state.approximate is None
