@@ -13,11 +13,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from diptych import Retriever
+from diptych.drift.profile import Embedded, Profile, split_words, vocabulary
 from diptych.errors import DiptychError
 from diptych.serving.app import make_app
 from diptych.serving.following import Following, ModelKey
 from diptych.serving.index import Index
 from diptych.serving.indexing import IndexSummary, announce, update_index
+from diptych.serving.queries import ServedQueries
 from diptych.serving.sources import FilesSource, Source
 from diptych.serving.store import Store
 
@@ -74,12 +76,25 @@ class Collection:
         return [record.path for record in index.records(np.arange(len(index)))]
 
 
+def profile_of(captions: list[str], retriever: Retriever, embedded: list[str] | None = None) -> Profile:
+    """Return the profile of as many images as captions; by default these captions are embedded too."""
+    counts, total, unknown = vocabulary(list(range(len(captions))), [split_words(text) for text in captions])
+    text = retriever.encode_texts(captions if embedded is None else embedded).embedding
+    pairs = np.concatenate([np.zeros_like(text), text], axis=1).astype(np.float16)
+    contents = np.zeros(0, np.uint32)
+    return Profile(len(captions), len(captions), {}, counts, total, unknown, contents, Embedded(MODEL, pairs))
+
+
 class FakeModels:
     """A registry with a model that tests put into use."""
 
     def __init__(self, retriever: Retriever) -> None:
         self.key = ModelKey("tiny version 1", MODEL, "1")
         self.problem: DiptychError | None = None
+        self.reference: Profile | None = None
+        """Profile of the captions that the model learned from."""
+        self.kept: Path | None = None
+        """Folder in which profiles of queries are kept."""
         self._retriever = retriever
 
     def current(self) -> ModelKey:
@@ -90,10 +105,16 @@ class FakeModels:
     def load(self, key: ModelKey) -> Retriever:
         return self._retriever
 
+    def queries(self, key: ModelKey) -> ServedQueries | None:
+        return ServedQueries(key.sha256, self.reference, 0.2, self.kept) if self.reference else None
 
-def serve(collection: Collection, **options: Any) -> Iterator[tuple[TestClient, Following, FakeModels]]:
+
+def serve(
+    collection: Collection, reference: Profile | None = None, kept: Path | None = None, **options: Any
+) -> Iterator[tuple[TestClient, Following, FakeModels]]:
     """Give a client of the application, in this process."""
     models = FakeModels(collection.retriever)
+    models.reference, models.kept = reference, kept
     following = Following(models, collection.store, collection.name)
     following.refresh()
     with TestClient(make_app(following, refresh_every=None, **options)) as client:

@@ -16,7 +16,7 @@ from diptych.data.captions import read_dataset
 from diptych.data.shards import list_members
 from diptych.drift import profile as profiles
 from diptych.drift.pairs import embed_pairs
-from diptych.drift.profile import Profile, gone_images, make_profile, new_images
+from diptych.drift.profile import Profile, added_captions, gone_images, make_profile, new_images
 from diptych.errors import DiptychError
 from diptych.model.package import weights_sha256
 from diptych.project.workspace import Workspace
@@ -142,6 +142,19 @@ def test_gone_images_are_those_of_the_reference_that_are_not_in_train(workspace)
     manifest[manifest["image_id"] != 7].to_parquet(workspace.manifest)
 
     assert gone_images(accepted(workspace), PARAMS, reference) == 1
+
+
+def test_added_captions_are_those_of_train_beyond_the_number_of_the_reference(workspace):
+    manifest = pd.read_parquet(workspace.manifest)
+    reference = make_profile(accepted(workspace), PARAMS)
+    assert added_captions(accepted(workspace), PARAMS, reference) == 0
+
+    captions = pd.read_parquet(workspace.captions)
+    train, val = (manifest.loc[manifest["split"] == split, "image_id"].iloc[0] for split in ("train", "val"))
+    more = pd.DataFrame({"caption_id": [90, 91, 92], "image_id": [train, train, val], "caption": "a dog"})
+    pd.concat([captions, more]).to_parquet(workspace.captions)
+
+    assert added_captions(accepted(workspace), PARAMS, reference) == 2
 
 
 def test_the_pairs_of_val_are_embedded_as_the_model_does(workspace, tmp_path):

@@ -6,16 +6,19 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from versions import crown, make_version, open_registry, package_of
 
 from diptych.config import Params
 from diptych.drift.distance import Distance, Drift
+from diptych.drift.profile import Profile
 from diptych.inbox import need
 from diptych.inbox.ledger import DropResult
 from diptych.inbox.need import NewImages, changed_beyond_data, explain_no_training, need_to_train, reasons_to_train
 from diptych.project.workspace import Workspace
 from diptych.registry.registered_model import RegisteredModel
+from diptych.serving.queries import ServedQueries, queries_path
 
 DRIFTED = Drift(10, 20, (Distance("brightness", 0.5, 0.1, 0.2, 100.0, 30.0),))
 CALM = Drift(10, 20, (Distance("brightness", 0.1, 0.05, 0.2, 100.0, 101.0),))
@@ -134,3 +137,67 @@ def test_a_champion_whose_profile_is_of_no_images_is_a_reason(workspace, model, 
     monkeypatch.setattr(need, "load_profile", lambda client, run_id: SimpleNamespace(images=0))
 
     assert "none that tells what it learned from" in need_to_train(workspace, Params(), [], {}).reasons[0]
+
+
+CAPTIONS = Profile(100, 100, {}, {"a": 100, "dog": 100}, 200, 0.01, np.zeros(0, np.uint32))
+"""Profile of the champion's data."""
+LITTLE_NEW = Params.model_validate({"retrain": {"new_share": 0.5}})
+
+
+@pytest.fixture
+def known(model, monkeypatch):
+    """The champion's data is known, and little has come since."""
+    monkeypatch.setattr(need, "load_profile", lambda client, run_id: CAPTIONS)
+    monkeypatch.setattr(need, "make_profile", lambda *arguments: CAPTIONS)
+    return model
+
+
+def ask_for_need(workspace, monkeypatch, new=0, captions=0):
+    monkeypatch.setattr(need, "new_images", lambda accepted, params, reference: [1] * new)
+    monkeypatch.setattr(need, "added_captions", lambda accepted, params, reference: captions)
+    return need_to_train(workspace, LITTLE_NEW, [], {})
+
+
+def keep_queries(workspace, model, word):
+    """What a server keeps of queries with this word; return the file."""
+    sha256 = model.find("1").tags["model_sha256"]
+    queries = ServedQueries(sha256, CAPTIONS, 0.2, workspace.queries)
+    for number in range(100):
+        queries.add(f"{word} " * (number + 1), np.zeros(4, np.float32))
+    queries.save()
+    return queries_path(workspace.queries, sha256)
+
+
+@pytest.mark.parametrize("new", [{"new": 1}, {"captions": 1}])
+def test_queries_that_drift_are_a_reason_where_something_is_new(workspace, known, monkeypatch, new):
+    keep_queries(workspace, known, "scan")
+
+    (reason,) = ask_for_need(workspace, monkeypatch, **new).reasons
+
+    assert reason.startswith("The queries' unknown words drifted by 0.99, from 0.01 to 1: more than the 0.2")
+
+
+def test_queries_that_drift_are_none_where_nothing_is_new_and_it_is_said_what_to_do(workspace, known, monkeypatch):
+    keep_queries(workspace, known, "scan")
+
+    found = ask_for_need(workspace, monkeypatch)
+
+    assert found.reasons == []
+    assert found.explanation.startswith("Nothing is new since the champion, and nothing has changed. The queries'")
+    assert found.explanation.endswith(
+        "There is nothing new to learn from, though: add pairs like them by `diptych feedback export --drop`."
+    )
+
+
+def test_queries_like_the_captions_are_none(workspace, known, monkeypatch):
+    keep_queries(workspace, known, "dog")
+
+    assert ask_for_need(workspace, monkeypatch, new=1).reasons == []
+
+
+def test_queries_that_cannot_be_read_are_none_and_are_named(workspace, known, monkeypatch, caplog):
+    path = keep_queries(workspace, known, "scan")
+    path.write_text(path.read_text()[:200])
+
+    assert ask_for_need(workspace, monkeypatch, new=1).reasons == []
+    assert str(path) in caplog.text

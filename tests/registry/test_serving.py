@@ -5,21 +5,26 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from searching import Collection, write_photos
 from tiny_model import write_tiny_model
 from versions import crown, open_registry, register_package
 
 from diptych.config import Params, load_params
+from diptych.drift.profile import Profile
 from diptych.errors import DiptychError
 from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
+from diptych.registry.data_profile import ARTIFACT
 from diptych.registry.lifecycle import roll_back_with_indexes
 from diptych.registry.promotion import ChampionChange, roll_back
 from diptych.registry.registered_model import RegisteredModel
 from diptych.registry.serving import FollowedModels, IndexSwitch, is_in_use, located, open_store, version_in_use
 from diptych.retriever import Retriever
+from diptych.serving.following import ModelKey
 from diptych.serving.index import Index
+from diptych.serving.queries import read_queries
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,33 @@ def test_a_model_is_a_version_or_a_folder(
         key = followed.current()
         assert key.sha256 == folder_sha256(model)
         assert len(followed.load(key).encode_texts(["a red square"])) == 1
+
+
+def test_queries_are_compared_with_the_captions_of_the_version_and_kept_where_they_may_be(
+    project: Workspace, params: Params, registry: RegisteredModel, models: list[Path]
+) -> None:
+    params = params.model_copy(update={"register_": params.register_.model_copy(update={"model_name": "diptych"})})
+    reference = Profile(1, 1, {}, {"dog": 1}, 1, 1.0, np.zeros(1, np.uint32))
+    registry.client.log_dict(registry.find("1").run_id, reference.to_json(), ARTIFACT)
+    for which, is_known in (("1", True), ("2", False), (str(models[0]), False)):
+        for keeps in (False, True):
+            followed = FollowedModels(project, params, which, keeps_queries=keeps)
+            key = followed.current()
+            queries = followed.queries(key)
+            assert (queries is not None) is is_known
+            if queries is not None:
+                queries.add("a cat", np.zeros(4, np.float32))
+                queries.save()
+                assert read_queries(project.queries, key.sha256).texts == keeps
+
+
+def test_an_mlflow_that_does_not_answer_leaves_the_drift_of_queries_unknown(
+    project: Workspace, params: Params, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert FollowedModels(project, params, None).queries(ModelKey("diptych version 1", "ab" * 32, "1")) is None
+    assert "The drift of queries to diptych version 1 cannot be measured: MLflow at" in caplog.text
 
 
 def test_an_index_is_made_before_and_announced_after(

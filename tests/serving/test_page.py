@@ -227,9 +227,11 @@ def test_in_a_browser(address: str, tmp_path: Path, width: int, scheme: Literal[
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: asked.add(request.url.partition("//")[2].partition("/")[0]))
         page.goto(address)
-        # Typing alone searches, and the address can be shared.
-        page.type("#q", "a red square")
-        page.wait_for_selector("h1:text('a red square')")
+        # Typing alone searches, and the address can be shared. A text that stands counts as a query, and none before.
+        with page.expect_request(lambda request: request.url.endswith("fragment=true")) as counted:
+            page.type("#q", "a red square")
+            page.wait_for_selector("h1:text('a red square')")
+        assert counted.value.url == f"{address}/?q=a+red+square&fragment=true"
         assert page.url == f"{address}/?q=a+red+square"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         # A filter narrows the results.

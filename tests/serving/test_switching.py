@@ -31,6 +31,9 @@ class TwoModels(FakeModels):
         super().__init__(retrievers["tiny version 1"])
         self._retrievers = retrievers
 
+    def queries(self, key: ModelKey) -> None:
+        return None
+
     def load(self, key: ModelKey) -> Retriever:
         return self._retrievers[key.title]
 

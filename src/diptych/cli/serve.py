@@ -50,7 +50,8 @@ def serve(
     from diptych.serving.following import Following
 
     params = read_params(workspace)
-    following = Following(FollowedModels(workspace, params, version), open_store(workspace), collection)
+    models = FollowedModels(workspace, params, version, keeps_queries=feedback)
+    following = Following(models, open_store(workspace), collection)
     token = os.environ.get(TOKEN)
     if host not in ("127.0.0.1", "localhost", "::1") and not token:
         log.warning("Anybody who reaches %s can search, for %s is not set.", host, TOKEN)

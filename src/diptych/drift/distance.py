@@ -43,11 +43,11 @@ class Distance:
         """True if the distance exceeds the limit, and the distance that chance explains."""
         return self.distance > max(self.limit, self.explained)
 
-    def describe(self) -> str:
-        """Return the drift as a sentence."""
+    def describe(self, of: str = "incoming pairs") -> str:
+        """Return the drift as a sentence; `of` are those that are compared with the reference, in the plural."""
         figures = "" if self.reference is None else f", from {self.reference:.4g} to {self.incoming:.4g}"
         return (
-            f"The incoming pairs' {self.name} drifted by {self.distance:.2f}{figures}: more than the {self.limit:g} of "
+            f"The {of}' {self.name} drifted by {self.distance:.2f}{figures}: more than the {self.limit:g} of "
             f"retrain.drift, and than the {self.explained:.2f} that chance explains."
         )
 
@@ -106,13 +106,43 @@ def compare(reference: Profile, incoming: Profile, params: Params) -> Drift:
         explained = critical_distance(old.count, new.count, level)
         medians = (old.median, new.median) if old.count and new.count else (None, None)
         distances.append(Distance(name, ks_distance(old, new), explained, limit, *medians))
-    distances.append(_words(reference, incoming, level, limit))
+    known = sum(count for word, count in incoming.words.items() if word in reference.words)
+    share = 1 - known / incoming.word_count if incoming.word_count else reference.unknown_words
+    distances.append(words_distance(reference, share, incoming.images, level, limit))
     if comparable:
-        old_half, new_half = (len(side) // 2 for side in comparable)
-        # If a mean of two distances exceeds a bound, at least one of them does.
-        explained = critical_distance(old_half, new_half, level / 2)
-        distances.append(Distance(EMBEDDINGS, witness_distance(*comparable), explained, limit))
+        distances.append(embeddings_distance(*comparable, level, limit))
     return Drift(incoming.images, incoming.captions, tuple(distances))
+
+
+def words_distance(reference: Profile, share: float, count: int, level: float, limit: float) -> Distance:
+    """Return the distance of a share of unknown words from that of the reference.
+
+    A share is the mean over images of values from 0 to 1, for which the same bound holds (Hoeffding 1963).
+
+    Args:
+        reference: the profile whose words are known.
+        share: share of unknown words, from 0 to 1.
+        count: number of independent images or texts that the share was counted in.
+        level: probability that chance explains more than `explained`.
+        limit: the largest distance that is no drift.
+    """
+    distance = max(0.0, share - reference.unknown_words)
+    explained = critical_distance(reference.images, count, level)
+    return Distance(UNKNOWN, distance, explained, limit, reference.unknown_words, share)
+
+
+def embeddings_distance(reference: NDArray[Any], incoming: NDArray[Any], level: float, limit: float) -> Distance:
+    """Return the distance of embeddings (m, D) from those of the reference (n, D), all by one model.
+
+    Args:
+        reference: embeddings of the reference.
+        incoming: embeddings that are compared with them.
+        level: probability that chance explains more than `explained`.
+        limit: the largest distance that is no drift.
+    """
+    # If a mean of two distances exceeds a bound, at least one of them does.
+    explained = critical_distance(len(reference) // 2, len(incoming) // 2, level / 2)
+    return Distance(EMBEDDINGS, witness_distance(reference, incoming), explained, limit)
 
 
 def witness_distance(first: NDArray[Any], second: NDArray[Any]) -> float:
@@ -144,18 +174,6 @@ def _held_out_distance(halves: list[tuple[NDArray[np.float64], NDArray[np.float6
 
     values = [witness(side[1 - fitted]) for side in halves]
     return float(ks_2samp(*values, method="asymp").statistic)
-
-
-def _words(reference: Profile, incoming: Profile, level: float, limit: float) -> Distance:
-    """Return the distance of the shares of unknown words.
-
-    A share is the mean over images of values from 0 to 1, for which the same bound holds (Hoeffding 1963).
-    """
-    known = sum(count for word, count in incoming.words.items() if word in reference.words)
-    share = 1 - known / incoming.word_count if incoming.word_count else reference.unknown_words
-    distance = max(0.0, share - reference.unknown_words)
-    explained = critical_distance(reference.images, incoming.images, level)
-    return Distance(UNKNOWN, distance, explained, limit, reference.unknown_words, share)
 
 
 def _comparable(first: Embedded | None, second: Embedded | None) -> tuple[NDArray[Any], NDArray[Any]] | None:

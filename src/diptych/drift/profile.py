@@ -73,7 +73,7 @@ class Profile:
         embedded = self.embedded and {
             "weights_sha256": self.embedded.weights_sha256,
             "dimensions": self.embedded.pairs.shape[1],
-            "pairs": _to_text(self.embedded.pairs.astype("<f2")),
+            "pairs": to_text(self.embedded.pairs.astype("<f2")),
         }
         return {
             "format": FORMAT,
@@ -83,7 +83,7 @@ class Profile:
             "words": self.words,
             "word_count": self.word_count,
             "unknown_words": self.unknown_words,
-            "contents": _to_text(self.contents.astype("<u4")),
+            "contents": to_text(self.contents.astype("<u4")),
             "embedded": embedded,
         }
 
@@ -105,11 +105,11 @@ class Profile:
                 words={str(word): int(count) for word, count in content["words"].items()},
                 word_count=int(content["word_count"]),
                 unknown_words=float(content["unknown_words"]),
-                contents=_from_text(content["contents"], "<u4").astype(np.uint32),
+                contents=from_text(content["contents"], "<u4").astype(np.uint32),
                 embedded=embedded
                 and Embedded(
                     embedded["weights_sha256"],
-                    _from_text(embedded["pairs"], "<f2").reshape(-1, int(embedded["dimensions"])),
+                    from_text(embedded["pairs"], "<f2").reshape(-1, int(embedded["dimensions"])),
                 ),
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -133,7 +133,7 @@ def make_profile(
     else:
         chosen = to_embed = manifest[manifest["image_id"].isin(list(images))]
     texts = captions[captions["image_id"].isin(chosen["image_id"])]
-    words = [_WORD.findall(text.lower()) for text in texts["caption"]]
+    words = [split_words(text) for text in texts["caption"]]
     counts, total, unknown = vocabulary(texts["image_id"].tolist(), words)
     return Profile(
         images=len(chosen),
@@ -157,6 +157,12 @@ def gone_images(accepted: Accepted, params: Params, reference: Profile) -> int:
     """Return the number of images of `reference` that are no longer among the accepted train images."""
     train = images_of_role(accepted.images, params.data.splits, "train")
     return int((~np.isin(reference.contents, _contents(train))).sum())
+
+
+def added_captions(accepted: Accepted, params: Params, reference: Profile) -> int:
+    """Return by how many the accepted train captions are more than those of `reference`; 0 where they are fewer."""
+    train = images_of_role(accepted.images, params.data.splits, "train")
+    return max(0, int(accepted.captions["image_id"].isin(train["image_id"]).sum()) - reference.captions)
 
 
 def _statistics(data: Path, params: Params, images: pd.DataFrame, lengths: list[int]) -> dict[str, Sketch]:
@@ -186,6 +192,11 @@ def _sample(images: pd.DataFrame, size: int) -> pd.DataFrame:
     return images.sort_values("sha256", kind="stable").head(size)
 
 
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in their order, in lower case and without punctuation."""
+    return _WORD.findall(text.lower())
+
+
 def vocabulary(image_ids: list[int], captions: list[list[str]]) -> tuple[dict[str, int], int, float]:
     """Return counts of the most frequent words, the number of all words, and the share that only one image has."""
     counts: Counter[str] = Counter()
@@ -206,9 +217,15 @@ def _contents(images: pd.DataFrame) -> NDArray[np.uint32]:
     return np.array([int(sha256[:8], 16) for sha256 in images["sha256"]], np.uint32)
 
 
-def _to_text(values: NDArray[Any]) -> str:
+def to_text(values: NDArray[Any]) -> str:
+    """Return the bytes of an array as base64, for JSON."""
     return base64.b64encode(values.tobytes()).decode("ascii")
 
 
-def _from_text(text: str, dtype: str) -> NDArray[Any]:
+def from_text(text: str, dtype: str) -> NDArray[Any]:
+    """Return the values (n,) that `to_text` has written.
+
+    Raises:
+        ValueError: the text is no base64, or has part of a value.
+    """
     return np.frombuffer(base64.b64decode(text, validate=True), dtype)

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 from diptych.config import Params
 from diptych.data.accepted import read_accepted
 from diptych.drift.distance import Drift, compare
-from diptych.drift.profile import gone_images, make_profile, new_images
+from diptych.drift.profile import Profile, added_captions, gone_images, make_profile, new_images
+from diptych.drift.queries import compare_queries
 from diptych.errors import DiptychError
 from diptych.inbox.ledger import DropResult
 from diptych.project.workspace import Workspace
 from diptych.registry.data_profile import load_profile
 from diptych.registry.errors import mlflow_errors_explained
-from diptych.registry.registered_model import RegisteredModel
+from diptych.registry.registered_model import RegisteredModel, Version
+from diptych.serving.queries import read_queries
 
 _STAGE_OUTPUTS = ("data", "artifacts/", "reports/")
 """Dependencies that other stages write; they change with the data."""
@@ -65,9 +67,22 @@ def _compare_with_champion(
     # A person removed them, for example with `diptych data revert`, so that no model learns from them.
     if gone := gone_images(accepted, params, reference):
         reasons.append(f"{gone:,} images that the champion learned from are in train no more.")
+    queries = query_drift(workspace, champion, reference, params)
+    # On the data that the champion learned from, training would make the champion again.
+    if queries and (growth.new or added_captions(accepted, params, reference)):
+        reasons += queries
     if not reasons and not params.retrain.new_share:
         reasons = ["The dataset has changed."]
-    return Need(reasons, "" if reasons else explain_no_training(results, growth, params), drift)
+    return Need(reasons, "" if reasons else explain_no_training(results, growth, params, queries), drift)
+
+
+def query_drift(workspace: Workspace, champion: Version, reference: Profile, params: Params) -> list[str]:
+    """Return a sentence for each statistic by which the queries have drifted that `diptych serve --feedback` has kept.
+
+    `reference` is the profile of the champion's training data.
+    """
+    queries = read_queries(workspace.queries, champion.tags.get("model_sha256", ""))
+    return compare_queries(reference, queries, params.retrain.drift).reasons if queries.texts else []
 
 
 class NewImages(NamedTuple):
@@ -106,12 +121,20 @@ def reasons_to_train(
     return reasons + (drift.reasons if drift else [])
 
 
-def explain_no_training(results: Sequence[DropResult], growth: NewImages, params: Params) -> str:
-    """Return why a run that has no reason to train does not."""
+def explain_no_training(
+    results: Sequence[DropResult], growth: NewImages, params: Params, queries: Sequence[str] = ()
+) -> str:
+    """Return why a run that has no reason to train does not; `queries` are sentences on the drift of queries."""
     if not growth.new:
         refused = sum(result.outcome == "refused" for result in results)
         aside = f" ({refused} of {len(results)} drops were refused)" if refused else ""
-        return f"Nothing is new since the champion{aside}, and nothing has changed."
+        nothing = f"Nothing is new since the champion{aside}, and nothing has changed."
+        if not queries:
+            return nothing
+        return (
+            f"{nothing} {' '.join(queries)} There is nothing new to learn from, though: add pairs like them by "
+            "`diptych feedback export --drop`."
+        )
     return (
         f"{growth.describe()}, fewer than the {params.retrain.new_share:.1%} of retrain.new_share, and they have not "
         "drifted."

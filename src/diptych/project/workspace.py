@@ -69,6 +69,8 @@ class Workspace:
     """Metrics, tables and pages for people."""
     feedback = _Within("feedback/marks.jsonl")
     """Marks that users have set on results of searches."""
+    queries = _Within("feedback/queries")
+    """Profiles of what models were searched with, a file for each model."""
     local = _Within(".diptych")
     """Files that belong to no version: caches and checkpoints, which may be deleted.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
+from diptych.registry.errors import mlflow_errors_explained
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, Version
 from diptych.retriever import Retriever
 from diptych.serving.collections import open_source
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from diptych.serving.following import ModelKey
     from diptych.serving.index import Index
     from diptych.serving.indexing import IndexSummary
+    from diptych.serving.queries import ServedQueries
+
+log = logging.getLogger(__name__)
 
 
 def open_store(workspace: Workspace) -> Store:
@@ -165,10 +170,12 @@ class FollowedModels:
         workspace: the project.
         params: its settings.
         which: number or alias of a version, or a model's folder; the version in use if None.
+        keeps_queries: whether the profile of the queries is kept in the project.
     """
 
-    def __init__(self, workspace: Workspace, params: Params, which: str | None) -> None:
+    def __init__(self, workspace: Workspace, params: Params, which: str | None, *, keeps_queries: bool = False) -> None:
         self._workspace, self._params, self._which = workspace, params, which
+        self._queries = workspace.queries if keeps_queries else None
         self._folder = Path(which) if which is not None and Path(which).is_dir() else None
 
     def current(self) -> ModelKey:
@@ -188,6 +195,24 @@ class FollowedModels:
         model = RegisteredModel.of(self._workspace, self._params)
         with model.fetched(model.find(key.number)) as folder:
             return load_retriever(folder, self._params)
+
+    def queries(self, key: ModelKey) -> ServedQueries | None:
+        """Return the profile of the model's queries, as `Models` says; a folder has no training captions."""
+        from diptych.registry.data_profile import load_profile
+        from diptych.serving.queries import ServedQueries
+
+        if self._folder is not None:
+            return None
+        try:
+            model = RegisteredModel.of(self._workspace, self._params)
+            with mlflow_errors_explained(model.uri):
+                reference = load_profile(model.client, model.find(key.number).run_id)
+        except DiptychError as error:
+            log.warning("The drift of queries to %s cannot be measured: %s", key.title, error)
+            return None
+        if reference is None or not reference.images:
+            return None
+        return ServedQueries(key.sha256, reference, self._params.retrain.drift, self._queries)
 
     @cached_property
     def _folder_sha256(self) -> str:

@@ -45,6 +45,8 @@ from diptych.serving.worker import Answer, Worker, require_row, require_served
 
 _SHOWN_SIDE = 1_600
 """Longest side in pixels of an image that is shown by itself."""
+_SAVE_EVERY = 60.0
+"""Seconds between two writings of the profile of queries."""
 _CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
 _SAFE = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'",
@@ -83,6 +85,7 @@ def make_app(
         if task:
             task.cancel()
         await asyncio.to_thread(searching.close)
+        await asyncio.to_thread(following.save_queries)
 
     app = FastAPI(title="diptych search", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBody)
@@ -105,6 +108,7 @@ def make_app(
 async def _refresh(following: Following, every: float) -> None:
     while True:
         await asyncio.to_thread(following.refresh)
+        await asyncio.to_thread(following.save_queries, _SAVE_EVERY)
         await asyncio.sleep(every)
 
 
@@ -167,7 +171,9 @@ def _add_service(app: FastAPI, following: Following, measures: Measures) -> None
     @app.get("/metrics", tags=["service"])
     async def metrics() -> Response:
         """Return measures for Prometheus."""
-        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        # It may take half a second, in which searches are answered.
+        drift = await asyncio.to_thread(measures.query_drift)
+        return Response(measures.text(drift), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_search(app: FastAPI, following: Following, searching: Worker, measures: Measures) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from diptych.errors import DiptychError
 from diptych.retriever import Retriever
 from diptych.serving.index import Index
+from diptych.serving.queries import ServedQueries
 from diptych.serving.searcher import Searcher
 from diptych.serving.store import Store
 
@@ -44,6 +45,9 @@ class Models(Protocol):
             DiptychError: it cannot be fetched.
         """
 
+    def queries(self, key: ModelKey) -> ServedQueries | None:
+        """Return the profile of the model's queries; None where the captions that it learned from are not known."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -51,6 +55,8 @@ class Served:
 
     model: ModelKey
     searcher: Searcher
+    queries: ServedQueries | None = None
+    """Profile of its queries; None where there is nothing to compare them with."""
 
     @property
     def index(self) -> Index:
@@ -97,6 +103,8 @@ class Following:
         self.problem = ""
         if newer is None:
             return False
+        if self.served is not None and self.served.queries is not newer.queries:
+            self.save_queries()
         self.served, self.since = newer, time.time()
         log.info(
             "Serving %s on %s: %d images, index version %d.",
@@ -107,15 +115,20 @@ class Following:
         )
         return True
 
+    def save_queries(self, every: float = 0.0) -> None:
+        """Write the profile of the queries, as `ServedQueries.save` does, where there is one."""
+        if self.served is not None and self.served.queries is not None:
+            self.served.queries.save(every)
+
     def _newer(self) -> Served | None:
         """Return what is to be served from now on, loaded and tried; None where that is served already."""
         key, now = self._models.current(), self.served
-        is_same_model = now is not None and now.model.sha256 == key.sha256
+        same = now if now is not None and now.model.sha256 == key.sha256 else None
         state = self._store.state(self._collection, key.sha256)
         if now is not None and now.model == key and state is not None and now.index.state.build == state.build:
             return None
         index = Index.open(self._store, self._collection, key.sha256)
-        retriever = now.searcher.retriever if now is not None and is_same_model else self._models.load(key)
+        retriever = same.searcher.retriever if same else self._models.load(key)
         searcher = Searcher(retriever, index)
         searcher.warm()
-        return Served(key, searcher)
+        return Served(key, searcher, same.queries if same else self._models.queries(key))

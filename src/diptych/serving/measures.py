@@ -6,6 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from diptych.drift.queries import QueryDrift
 from diptych.retrieval.calibration import GOOD
 from diptych.serving.following import Following
 from diptych.serving.worker import Answer, Worker
@@ -49,6 +50,7 @@ class Measures:
         self._up_to_date = Gauge(
             "diptych_up_to_date", "0 if a newer model or index could not be served.", registry=self._registry
         )
+        self._queries = _QueryGauges(self._registry)
 
     def count(self, path: str, status: int) -> None:
         """Count a request."""
@@ -61,8 +63,14 @@ class Measures:
         if answer.hits.probability is not None and answer.hits.probability < GOOD:
             self._weak.inc()
 
-    def text(self) -> bytes:
-        """Return all measures as they are now."""
+    def query_drift(self) -> QueryDrift | None:
+        """Return the distances of the queries, as `ServedQueries.drift` does; None where they cannot be compared."""
+        served = self._following.served
+        return None if served is None or served.queries is None else served.queries.drift()
+
+    def text(self, drift: QueryDrift | None) -> bytes:
+        """Return all measures as they are now; `drift` is what `query_drift` has returned."""
+        self._queries.set(drift)
         served = self._following.served
         self._served.clear()
         self._up_to_date.set(not self._following.problem)
@@ -75,3 +83,35 @@ class Measures:
             ):
                 self._index.labels(name).set(value)
         return generate_latest(self._registry)
+
+
+class _QueryGauges:
+    """Drift of the queries. The gauges have no values where it cannot be measured."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, meaning: str, label: str) -> Gauge:
+            return Gauge(f"diptych_{name}", meaning, [label], registry=registry)
+
+        self._number = gauge("queries", "Searches by a text, and the different texts that are compared.", "what")
+        self._words = gauge("query_words", "Mean number of words: of queries, and of training captions.", "of")
+        self._unknown = gauge("query_unknown_words", "Share of words that training captions lack.", "of")
+        self._distance = gauge("query_distance", "Distance of queries from training captions, 0 to 1.", "statistic")
+        self._explained = gauge("query_distance_by_chance", "Distance that chance explains.", "statistic")
+        self._drifted = gauge("query_drifted", "1 if the distance is drift.", "statistic")
+
+    def set(self, drift: QueryDrift | None) -> None:
+        """Take the values of `drift`."""
+        for gauge in (self._number, self._words, self._unknown, self._distance, self._explained, self._drifted):
+            gauge.clear()
+        if drift is None:
+            return
+        self._number.labels("searches").set(drift.texts)
+        self._number.labels("compared").set(drift.compared)
+        for distance in drift.distances:
+            self._distance.labels(distance.name).set(distance.distance)
+            self._explained.labels(distance.name).set(distance.explained)
+            self._drifted.labels(distance.name).set(distance.drifted)
+        if drift.compared:
+            for of, wording in (("queries", drift.queries), ("captions", drift.captions)):
+                self._words.labels(of).set(wording.words)
+                self._unknown.labels(of).set(wording.unknown)

@@ -97,8 +97,8 @@ class Page:
         """Add the routes of the pages to an application."""
 
         @app.get("/", include_in_schema=False, response_class=HTMLResponse)
-        async def page(request: Request, fragment: bool = False) -> Response:
-            return await self._search(Search.of(request.query_params), fragment)
+        async def page(request: Request, fragment: bool = False, interim: bool = False) -> Response:
+            return await self._search(Search.of(request.query_params), fragment, interim=interim)
 
         @app.post("/", include_in_schema=False, response_class=HTMLResponse)
         async def page_of_upload(
@@ -110,12 +110,14 @@ class Page:
         async def result(request: Request, digest: str) -> Response:
             return await self._result(Search.of(request.query_params), digest)
 
-    async def _search(self, search: Search, fragment: bool, image: UploadFile | None = None) -> Response:
-        """Return the page of a search, or with `fragment` its results alone."""
+    async def _search(
+        self, search: Search, fragment: bool, image: UploadFile | None = None, *, interim: bool = False
+    ) -> Response:
+        """Return the page of a search, or with `fragment` its results alone; `interim` while its text is typed."""
         answer, records, problem, status, browsed = None, [], "", 200, 0
         try:
             served = require_served(self._following)
-            query = await self._query(search, image)
+            query = await self._query(search, image, interim)
             if query is not None:
                 answer = await ask(self._searching, self._measures, query)
                 records = answer.served.index.records(answer.hits.rows)
@@ -142,14 +144,14 @@ class Page:
             with_marks=self._with_marks,
         )
 
-    async def _query(self, search: Search, image: UploadFile | None) -> Query | None:
+    async def _query(self, search: Search, image: UploadFile | None, interim: bool) -> Query | None:
         """Return the query of a search; None where it asks for nothing."""
         fields: dict[str, Any] = {"k": SHOWN, "offset": search.offset, "filters": search.filters}
         if image is not None:
             return Query(**fields, image=await decode_upload(image, self._following))
         if search.like:
             return Query(**fields, like=search.like)
-        return Query(**fields, text=clean_text(search.text)) if search.text else None
+        return Query(**fields, text=clean_text(search.text), interim=interim) if search.text else None
 
     async def _result(self, search: Search, digest: str) -> Response:
         """Return the page of one image, with what moved its match with the text of the search."""

@@ -6,13 +6,17 @@ const search = document.getElementById("search");
 const upload = document.getElementById("upload");
 let pending = null;
 
+// The address of the results alone.
+function fragment(address, interim = false) {
+  return `${address}${address.includes("?") ? "&" : "?"}fragment=true${interim ? "&interim=true" : ""}`;
+}
+
 async function show(address, options = {}) {
   if (pending) pending.abort();
   const mine = (pending = new AbortController());
   results.classList.add("waiting");
   try {
-    const separator = address.includes("?") ? "&" : "?";
-    const answer = await fetch(`${address}${separator}fragment=true`, { ...options, signal: mine.signal });
+    const answer = await fetch(address, { ...options, signal: mine.signal });
     const isPage = (answer.headers.get("content-type") || "").startsWith("text/html");
     const text = await answer.text();
     if (pending !== mine) return;
@@ -56,7 +60,7 @@ async function searchByImage(file) {
   body.append("image", file);
   document.getElementById("q").value = "";
   history.pushState(null, "", address());
-  await show(address(), { method: "POST", body });
+  await show(fragment(address()), { method: "POST", body });
   // An image has no address: its results are kept for the way back.
   history.replaceState({ results: results.innerHTML }, "");
 }
@@ -64,10 +68,12 @@ async function searchByImage(file) {
 if (search) {
   if (history.state && history.state.results) results.innerHTML = history.state.results;
   let timer = 0;
-  const now = (push) => {
+  // The server's profile of queries counts a text that is sent or stands for two seconds, and none that is being typed.
+  const now = (sent) => {
     clearTimeout(timer);
-    history[push ? "pushState" : "replaceState"](null, "", address());
-    show(address());
+    history[sent ? "pushState" : "replaceState"](null, "", address());
+    show(fragment(address(), !sent));
+    if (!sent) timer = setTimeout(() => fetch(fragment(address())).catch(() => {}), 2000);
   };
   search.addEventListener("input", () => {
     clearTimeout(timer);

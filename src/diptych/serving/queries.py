@@ -1,0 +1,109 @@
+"""Queries of the model that is served: their profile in memory, their drift, and the file that keeps the profile.
+
+The file has hashes, numbers of words and embeddings, and no text. `diptych serve` writes it with --feedback alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from diptych.drift.profile import Profile
+from diptych.drift.queries import QueryDrift, QueryProfile, compare_queries
+from diptych.files import write_json
+
+_PATIENCE = 10.0
+"""Seconds to wait for another server that writes."""
+
+log = logging.getLogger(__name__)
+
+
+class ServedQueries:
+    """The queries that one model has answered, which threads may add to at once.
+
+    Args:
+        model_sha256: SHA-256 of the model's files.
+        reference: profile of the data that the model learned from.
+        limit: the largest distance that is no drift.
+        folder: folder of the file that keeps the profile from one server to the next; None to keep none.
+    """
+
+    def __init__(self, model_sha256: str, reference: Profile, limit: float, folder: Path | None = None) -> None:
+        self._reference, self._limit, self._folder = reference, limit, folder
+        self._profile = read_queries(folder, model_sha256) if folder else QueryProfile(model_sha256)
+        self._unsaved, self._last_save = 0, time.monotonic()
+        self._measured: tuple[object, QueryDrift] | None = None
+        self._lock = Lock()
+
+    def add(self, text: str, embedding: NDArray[np.float32]) -> None:
+        """Count a search by a text with this embedding (d,)."""
+        with self._lock:
+            self._profile = self._profile.with_text(text, embedding, self._reference.words)
+            self._unsaved += 1
+
+    def drift(self) -> QueryDrift:
+        """Return the distances of the queries from the captions that the model learned from.
+
+        It takes up to half a second where the sample has changed since the last call, and no time where it has not.
+        """
+        profile = self._profile
+        if self._measured is None or self._measured[0] is not profile.sample:
+            self._measured = profile.sample, compare_queries(self._reference, profile, self._limit)
+        return replace(self._measured[1], texts=profile.texts)
+
+    def save(self, every: float = 0.0) -> None:
+        """Write the profile, if it has changed and was not written in the last `every` seconds; warn where that fails.
+
+        What another server has written meanwhile is added to it.
+        """
+        if self._folder is None or not self._unsaved or time.monotonic() - self._last_save < every:
+            return
+        self._last_save = time.monotonic()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._folder / ".lock", timeout=_PATIENCE):
+                self._write(self._folder)
+        except OSError as error:
+            log.warning("The queries cannot be kept in %s: %s", self._folder, error)
+
+    def _write(self, folder: Path) -> None:
+        stored = read_queries(folder, self._profile.model_sha256)
+        with self._lock:
+            profile, written = self._profile, self._unsaved
+            # A file that was removed would make the number smaller.
+            profile = profile.united(stored, max(profile.texts, stored.texts + written))
+            self._profile = profile
+        write_json(queries_path(folder, profile.model_sha256), profile.to_json())
+        with self._lock:
+            self._unsaved -= written
+
+
+def queries_path(folder: Path, model_sha256: str) -> Path:
+    """Return the file in `folder` that keeps the profile of a model's queries; each model has one."""
+    return folder / f"{model_sha256[:16]}.json"
+
+
+def read_queries(folder: Path, model_sha256: str) -> QueryProfile:
+    """Return the kept profile of a model's queries.
+
+    It is empty where there is none, and where the file cannot be read: a warning then names it.
+    """
+    path = queries_path(folder, model_sha256)
+    try:
+        profile = QueryProfile.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if profile.model_sha256 != model_sha256:
+            raise ValueError(f"it is of the model {profile.model_sha256[:16]}")
+    except FileNotFoundError:
+        return QueryProfile(model_sha256)
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, so the queries that it keeps do not count: %s. Remove it.", path, error)
+        return QueryProfile(model_sha256)
+    return profile
