@@ -124,17 +124,20 @@ def run_stages(
     reasons, why_not = (["It was asked for."], "") if force else find_reasons(workspace, drops, changed)
     if not reasons:
         return [why_not], {**stages, **dict.fromkeys(others, "not needed")}
-    if promotion != "never" and params.gate.guard_sets:
-        check_guard_sets(workspace)
+    if promotion != "never" and (params.gate.guard_sets or params.gate.judged_queries):
+        check_guarded_queries(workspace)
     return reasons, stages | {name: progress.run(name, partial(reproduce, workspace, name, force)) for name in others}
 
 
-@task(name="guard sets", task_run_name="guard sets", cache_policy=NO_CACHE, persist_result=False)
-def check_guard_sets(workspace: Workspace) -> None:
-    """Find out before the training whether the gate can use its guard sets."""
+@task(name="guarded queries", task_run_name="guarded queries", cache_policy=NO_CACHE, persist_result=False)
+def check_guarded_queries(workspace: Workspace) -> None:
+    """Find out before the training whether the gate can use its guard sets and judged queries."""
     from diptych.registry.guard_sets import open_guard_sets
+    from diptych.registry.judged_queries import check_judged_queries
 
-    open_guard_sets(workspace, read_params(workspace))
+    params = read_params(workspace)
+    open_guard_sets(workspace, params)
+    check_judged_queries(workspace, params)
 
 
 @task(name="inbox", task_run_name="inbox", cache_policy=NO_CACHE, persist_result=False)

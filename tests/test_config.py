@@ -141,6 +141,13 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         (f"gate: {{guard_sets: {{old: {GUARD_SET}, old: {GUARD_SET}}}}}", 'found duplicate key "old"'),
         (f"gate: {{guard_sets: {{a/b: {GUARD_SET}}}}}", "gate.guard_sets.a/b."),
         (f"gate: {{guard_sets: [{GUARD_SET}]}}", "gate.guard_sets: input should be a valid dictionary"),
+        ("gate: {judged_queries: {folder: a}}", "gate.judged_queries.md5: field required"),
+        (f"gate: {{judged_queries: {{folder: a, md5: {'0' * 32}.dir, path: b}}}}", "judged_queries.path: unknown key"),
+        (
+            f"gate: {{judged_queries: {{folder: a, md5: {'0' * 32}.dir, collection: ../a}}}}",
+            "judged_queries.collection: ",
+        ),
+        (f"gate: {{judged_queries: {{folder: a, md5: {'0' * 32}.dir, margin: 101}}}}", "judged_queries.margin: "),
         ("register: {tracking_uri: 'postgresql://me:secret@db/mlflow'}", "register.tracking_uri: no user and password"),
         ("retrain: {git_remote: 'https://secret@github.com/a/b'}", "retrain.git_remote: no user and password"),
     ],
@@ -170,14 +177,18 @@ def test_what_can_be_done_is_not_refused(tmp_path, text):
 
 
 def test_the_conditions_of_the_gate_are_known_by_a_hash():
-    gates = [Gate(), Gate.model_validate({"rsum_margin": 5.0}), *map(guarding, "01")]
+    gates = [Gate(), Gate.model_validate({"rsum_margin": 5.0}), *map(guarding, "01"), *map(judged_by, "01")]
 
-    assert Gate().sha256 == Gate.model_validate({"guard_sets": {}}).sha256
-    assert len({gate.sha256 for gate in gates}) == 4
+    assert Gate().sha256 == Gate.model_validate({"guard_sets": {}, "judged_queries": None}).sha256
+    assert len({gate.sha256 for gate in gates}) == 6
 
 
 def guarding(digit: str) -> Gate:
     return Gate.model_validate({"guard_sets": {"old": {"path": "a", "md5": f"{digit * 32}.dir"}}})
+
+
+def judged_by(digit: str) -> Gate:
+    return Gate.model_validate({"judged_queries": {"folder": "a", "md5": f"{digit * 32}.dir"}})
 
 
 @pytest.mark.parametrize("address", ["ssh://git@github.com/a/b", "git@github.com:a/b", "http://localhost:5000", "../a"])

@@ -415,8 +415,22 @@ class GuardSet(Section):
     """Largest loss of RSUM: the lower end of the gain's confidence interval must not be below minus this."""
 
 
+class JudgedQueries(Section):
+    """Queries of users on which a challenger may not lose to the champion; see docs/registry.md."""
+
+    folder: Annotated[str, Field(min_length=1)]
+    """Folder with qrels.txt and queries.tsv of `diptych feedback export`; a relative path is in the project."""
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
+    """Hash of the folder, as `dvc add` writes it: the judgements, which never change."""
+    collection: Name = "dataset"
+    """Collection that is searched, whose images were judged."""
+    margin: Annotated[float, Field(ge=0, le=100)] = 10.0
+    """Largest loss of recall@10, in percent. A loss is too large where its 95 % confidence interval lies beyond
+    this."""
+
+
 class Gate(Section):
-    """Conditions for promotion; challenger and champion are measured on the same test split and guard sets."""
+    """Conditions for promotion; challenger and champion are measured on the same queries."""
 
     rsum_margin: Annotated[float, Field(ge=0)] = 10.0
     """Largest loss of RSUM: the lower end of the gain's confidence interval must not be below minus this."""
@@ -427,6 +441,8 @@ class Gate(Section):
     """Names of the attributes that define the slices; null: all that the report has."""
     guard_sets: dict[Name, GuardSet] = {}
     """Guard sets by name; {}: none."""
+    judged_queries: JudgedQueries | None = None
+    """Queries that users have judged; null: none."""
     better_than_chance: bool = True
     """The lower end of the RSUM's confidence interval must be above the RSUM of chance."""
     floors: dict[Floor, Annotated[float, Field(ge=0)]] = {}

@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from diptych.registry.decision import Check, Decision, GuardComparison
+from diptych.registry.decision import Check, Decision, GuardComparison, JudgedComparison
 from diptych.retrieval.comparison import Comparison
 from diptych.retrieval.uncertainty import Gain
 
 GOOD, SLOW, LOST = Check("it loads", True, "20 ms"), Check("it is fast", False, "9 s"), Check("no loss", False, "−3.0")
 FIELDS = [
     *("decision", "name", "version", "champion", "summary", "data_md5", "evaluator_sha256", "gate_sha256"),
-    *("checks", "metrics", "comparison", "guard_sets"),
+    *("checks", "metrics", "comparison", "guard_sets", "judged_queries"),
 ]
+JUDGED = JudgedComparison("8" * 32, 40, 80.0, 77.5, -7.5, 2.5)
 
 
 def decision(
@@ -22,13 +23,14 @@ def decision(
     champion: str | None = None,
     rsum: float | None = 130.06,
     gain: Gain | None = None,
+    judged: JudgedComparison | None = None,
     **guard_sets: Gain,
 ):
     metrics = {} if rsum is None else {"reranked": {"rsum": rsum}}
     comparison = None if gain is None else Comparison({}, {}, gain, [])
     guarded = {name: GuardComparison("9" * 32, Comparison({}, {}, on, [])) for name, on in guard_sets.items()}
     hashes = "d" * 32, "e" * 64, "f" * 64
-    return Decision("diptych", "2", champion, *hashes, list(checks), metrics, comparison, guarded)
+    return Decision("diptych", "2", champion, *hashes, list(checks), metrics, comparison, guarded, judged)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,14 @@ def test_the_summary_of_a_comparison_has_the_gain_on_each_guard_set():
     )
 
 
+def test_the_summary_of_a_comparison_has_the_gain_on_judged_queries():
+    made = decision(GOOD, champion="1", gain=Gain(4.25, -0.31, 8.8, 0.9), judged=JUDGED)
+
+    assert made.summary == (
+        "RSUM +4.2 (-0.3 to +8.8) against version 1, recall@10 -2.5 (-7.5 to +2.5) on 40 judged queries"
+    )
+
+
 def test_the_summary_of_a_rejection_is_all_failed_checks_and_nothing_else():
     made = decision(GOOD, SLOW, LOST, champion="1", gain=Gain(4.25, -0.31, 8.8, 0.9))
 
@@ -80,14 +90,23 @@ def test_history_stores_rounded_figures_of_the_version_and_of_the_gain():
 def test_a_decision_is_stored_as_json():
     first = json.loads(json.dumps(decision(GOOD, SLOW).to_json()))
     gain = Gain(1.0, 0.0, 2.0, 0.9)
-    second = json.loads(json.dumps(decision(GOOD, champion="1", gain=gain, old=gain).to_json()))
+    second = json.loads(json.dumps(decision(GOOD, champion="1", gain=gain, judged=JUDGED, old=gain).to_json()))
 
     assert list(first) == FIELDS
     assert first["checks"][1] == {"name": "it is fast", "passed": False, "found": "9 s"}
     assert (first["champion"], first["comparison"], first["guard_sets"]) == (None, None, {})
+    assert first["judged_queries"] is None
     assert second["comparison"]["rsum"]["high"] == 2.0
     assert second["guard_sets"]["old"]["md5"] == "9" * 32
     assert second["guard_sets"]["old"]["comparison"]["rsum"]["high"] == 2.0
+    assert second["judged_queries"] == {
+        "md5": "8" * 32,
+        "queries": 40,
+        "before": 80.0,
+        "after": 77.5,
+        "low": -7.5,
+        "high": 2.5,
+    }
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from diptych.registry.registered_model import RegisteredModel, model_folder
 from diptych.retrieval.comparison import compare
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.ranking import Outcomes, Ranks
+from diptych.serving.judged_queries import JudgedQuery
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,26 @@ def measured(project, monkeypatch) -> dict[str, Ranks]:
     monkeypatch.setattr(gate, "measure", measure)
     monkeypatch.setattr(gate, "answer_time", lambda package: {"pair_ms": 20.0, "load_s": 1.5})
     return found
+
+
+@pytest.fixture
+def judged(measured, monkeypatch) -> dict[str, int]:
+    """How many of 50 judged queries each version misses, by its number; without an entry none."""
+    misses: dict[str, int] = {}
+
+    def judged_ranks(queries, folder, workspace, params):
+        if not queries:
+            return None
+        number = (folder / "model.safetensors").read_text().removeprefix("weights ")
+        return np.where(np.arange(len(queries)) < misses.get(number, 0), 11.0, 10.0)
+
+    queries = [JudgedQuery("a dog", ["0" * 64], [])] * 50
+    monkeypatch.setattr(gate, "open_judged_queries", lambda workspace, params, champion: queries)
+    monkeypatch.setattr(gate, "judged_ranks", judged_ranks)
+    return misses
+
+
+JUDGED = {"folder": "guards/judged", "md5": f"{'0' * 32}.dir"}
 
 
 def finds(project: Workspace, misses: int = 0, rank: int = 11, part: str | None = None) -> Ranks:
@@ -314,6 +335,74 @@ def test_a_guard_set_that_is_not_the_pinned_one_is_an_error_before_anything_is_m
 
     with pytest.raises(DiptychError, match=r"params\.yaml: gate\.guard_sets\.old: .* is not the pinned set"):
         ask(model, "2", project, guard_sets={"old": {**guard_set, "md5": f"{'0' * 32}.dir"}})
+
+
+def test_a_challenger_that_loses_on_the_judged_queries_is_refused(model, project, judged):
+    crown(model, "1")
+    judged["2"] = 20
+
+    decision = ask(model, "2", project, judged_queries=JUDGED)
+
+    # On the test split it is as good as the champion.
+    assert decision.comparison.rsum.rsum == 0
+    assert failed(decision) == ["on 50 judged queries recall@10 loses no more than 10, by its 95 % interval"]
+    on_judged = decision.judged_queries
+    assert (on_judged.md5, on_judged.queries, on_judged.before, on_judged.after) == (JUDGED["md5"], 50, 100.0, 60.0)
+    assert decision.summary == f"the gate refuses it: {failed(decision)[0]}: {on_judged.describe()}"
+    assert f"| {failed(decision)[0]} | NO | -40.0 (" in decision.render()
+
+
+def test_a_challenger_as_good_on_the_judged_queries_is_accepted(model, project, judged):
+    crown(model, "1")
+    judged |= {"1": 20, "2": 20}
+
+    decision = ask(model, "2", project, judged_queries={**JUDGED, "margin": 0.0})
+
+    assert decision.accepted
+    assert decision.summary.endswith("version 1, recall@10 +0.0 (+0.0 to +0.0) on 50 judged queries")
+
+
+def test_the_margin_of_the_judged_queries_is_where_params_yaml_says(model, project, judged):
+    crown(model, "1")
+    judged["2"] = 20
+    high = ask(model, "2", project, judged_queries=JUDGED).judged_queries.high
+    assert -40 < high < -10
+
+    assert ask(model, "2", project, judged_queries={**JUDGED, "margin": -high}).accepted
+    assert not ask(model, "2", project, judged_queries={**JUDGED, "margin": math.nextafter(-high, 0)}).accepted
+
+
+def test_a_first_version_is_not_measured_on_judged_queries(model, project, judged):
+    judged["1"] = 50
+
+    decision = ask(model, "1", project, judged_queries=JUDGED)
+
+    assert (decision.accepted, decision.judged_queries) == (True, None)
+    assert not [check.name for check in decision.checks if "judged" in check.name]
+
+
+@pytest.mark.parametrize("champion", ["1", None])
+def test_judged_queries_that_are_missing_are_an_error_before_anything_is_measured(
+    model, project, measured, monkeypatch, champion
+):
+    if champion:
+        crown(model, champion)
+    monkeypatch.setattr(gate, "measure", lambda *_: pytest.fail("a model was measured"))
+
+    with pytest.raises(
+        DiptychError, match=r"params\.yaml: gate\.judged_queries: the folder .*guards/judged is missing"
+    ):
+        ask(model, "2", project, judged_queries=JUDGED)
+
+
+def test_a_collection_that_cannot_be_indexed_is_no_rejection(model, project, judged, monkeypatch):
+    def fail(*arguments):
+        raise DiptychError("the bucket does not answer")
+
+    crown(model, "1")
+    monkeypatch.setattr(gate, "judged_ranks", fail)
+    with pytest.raises(DiptychError, match="the bucket does not answer"):
+        ask(model, "2", project, judged_queries=JUDGED)
 
 
 def test_the_champion_is_measured_again_on_the_data_of_today(model, project, measured):

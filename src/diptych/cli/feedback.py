@@ -63,14 +63,14 @@ def evaluate(folder: Path, version: str | None, collection: str, as_json: bool) 
     workspace = enter()
     from diptych.project.params import read_params
     from diptych.registry.serving import load_retriever, located, open_index
-    from diptych.serving.judged_queries import measure
+    from diptych.serving.judged_queries import measure, read_judged_queries
     from diptych.serving.searcher import Searcher
 
-    params = read_params(workspace)
+    params, judged = read_params(workspace), read_judged_queries(folder)
     with located(workspace, params, version) as (package, title):
         retriever = load_retriever(package, params)
         index = open_index(workspace, collection, package)
-    metrics = measure(Searcher(retriever, index), folder / "queries.tsv", folder / "qrels.txt")
+    metrics = measure(Searcher(retriever, index), judged)
     text = (
         f"{title} on {metrics.queries:,} queries: MRR {metrics.mrr:.3f}, recall@10 {metrics.recall_at_10:.1f}, "
         f"{metrics.wrong_at_10:.2f} wrong images among the first ten."

@@ -26,12 +26,31 @@ class GuardComparison(NamedTuple):
     comparison: Comparison
 
 
+class JudgedComparison(NamedTuple):
+    """Recall@10 on the judged queries of users, in percent, by the champion (before) and by the version (after)."""
+
+    md5: str
+    """Hash of the folder with the judgements."""
+    queries: int
+    """Number of queries with a right image in the collection."""
+    before: float
+    after: float
+    low: float
+    """Lower end of the 95 % interval of after − before, by the bootstrap over the queries."""
+    high: float
+    """Upper end of it."""
+
+    def describe(self) -> str:
+        """Return the gain with its interval."""
+        return f"{self.after - self.before:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
+
 @dataclass(frozen=True)
 class Decision:
     """The checks of `version`, its metrics, and its comparisons with the champion.
 
     The comparison is None where there was no champion, or one of both could not be measured. Then there are none on
-    guard sets either.
+    guard sets and judged queries either.
     """
 
     name: str
@@ -47,6 +66,8 @@ class Decision:
     comparison: Comparison | None = None
     guard_sets: Mapping[str, GuardComparison] = field(default_factory=dict)
     """Comparisons on guard sets, by their names."""
+    judged_queries: JudgedComparison | None = None
+    """Comparison on judged queries; None where params.yaml names none."""
 
     @property
     def accepted(self) -> bool:
@@ -62,6 +83,10 @@ class Decision:
         if self.comparison is None:
             return f"RSUM {self.metrics['reranked']['rsum']:.1f}, and there is no champion to compare with"
         guarded = [f"{on.comparison.rsum.describe()} on {name}" for name, on in self.guard_sets.items()]
+        if self.judged_queries is not None:
+            guarded.append(
+                f"recall@10 {self.judged_queries.describe()} on {self.judged_queries.queries} judged queries"
+            )
         return ", ".join([f"RSUM {self.comparison.rsum.describe()} against version {self.champion}", *guarded])
 
     def figures(self) -> dict[str, float]:
@@ -89,6 +114,7 @@ class Decision:
             "guard_sets": {
                 name: {"md5": on.md5, "comparison": on.comparison.to_json()} for name, on in self.guard_sets.items()
             },
+            "judged_queries": self.judged_queries._asdict() if self.judged_queries else None,
         }
 
     def render(self) -> str:

@@ -1,14 +1,14 @@
 """The gate, which decides with evidence whether a version may become champion.
 
-Both versions are measured on the project's test split as it is now, and on guard sets, by the same evaluation, so that
-a champion of an older dataset is not judged by its old figures.
+Both versions are measured on the project's test split as it is now, on guard sets, and on judged queries of users, by
+the same evaluation, so that a champion of an older dataset is not judged by its old figures.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from diptych.config import Gate, Params
@@ -17,20 +17,21 @@ from diptych.project.dataset import dataset_version
 from diptych.project.provenance import UNKNOWN
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time
-from diptych.registry.decision import Check, Decision, GuardComparison
+from diptych.registry.comparing import Queries, compare_with_champion, loss_checks
+from diptych.registry.decision import Check, Decision
 from diptych.registry.errors import reason
-from diptych.registry.guard_sets import GuardGallery, open_guard_sets
+from diptych.registry.guard_sets import open_guard_sets
+from diptych.registry.judged_queries import judged_ranks, open_judged_queries
 from diptych.registry.measuring import Gallery, Measured, gallery, measure
 from diptych.registry.model_card import with_decision
 from diptych.registry.registered_model import FetchError, RegisteredModel, Version, model_folder
-from diptych.retrieval.comparison import Comparison, compare
 from diptych.retrieval.evaluation import evaluator_sha256
 from diptych.retrieval.metrics import Metrics, chance_metrics
 from diptych.retrieval.slices import Part
 from diptych.retrieval.uncertainty import bootstrap, interval
 
 _EXAMPLES = 3
-"""Broken expectations, and parts of the queries, that a check names."""
+"""Broken expectations that a check names."""
 
 
 def decide(
@@ -42,33 +43,29 @@ def decide(
 
     Raises:
         DiptychError: MLflow does not answer, a package cannot be fetched, the project has no test split to measure
-            on, or a guard set cannot be used.
+            on, or a guard set or the judged queries cannot be used.
     """
     champion = model.champion()
     if champion is not None and champion.version == version.version:
         champion = None
-    test, guard_sets = gallery(workspace, params), open_guard_sets(workspace, params)
-    guarded = _guarded(test, params.gate)
-    # Without a champion there is nothing to lose.
-    to_measure = guard_sets if champion is not None else []
+    queries = _open_queries(workspace, params, champion)
     checks: list[Check] = []
-    challenger = rival = comparison = None
-    on_guard_sets: dict[str, GuardComparison] = {}
+    challenger = rival = None
     with tempfile.TemporaryDirectory() as folder:
         package = _fetch(model, version, Path(folder) / "challenger", checks, missing_fails)
         if package is not None:
             checks += [_validation(model, version), _answers(package, params.gate)]
-            challenger = _measure(package, workspace, params, version, to_measure, checks)
+            challenger = _measure(package, workspace, params, version, queries, checks)
         if champion is not None:
             package = _fetch(model, champion, Path(folder) / "champion", checks, missing_fails)
             if package is not None:
-                rival = _measure(package, workspace, params, champion, to_measure, checks)
+                rival = _measure(package, workspace, params, champion, queries, checks)
+    compared = None
     if challenger is not None:
-        checks += _floors(challenger, test, params.gate)
+        checks += _floors(challenger, queries.test, params.gate)
         if rival is not None:
-            comparison = compare(rival.ranks, challenger.ranks, test.image_of_caption, guarded)
-            on_guard_sets = _compare_on_guard_sets(rival, challenger, guard_sets)
-            checks += _losses(comparison, params.gate) + _guard_losses(on_guard_sets, params.gate)
+            compared = compare_with_champion(rival, challenger, queries, params.gate)
+            checks += loss_checks(compared, params.gate)
     return Decision(
         name=model.name,
         version=version.version,
@@ -78,8 +75,7 @@ def decide(
         gate_sha256=params.gate.sha256,
         checks=checks,
         metrics=challenger.metrics if challenger else {},
-        comparison=comparison,
-        guard_sets=on_guard_sets,
+        **(compared._asdict() if compared else {}),
     )
 
 
@@ -101,6 +97,13 @@ def store_decision(model: RegisteredModel, version: Version, decision: Decision)
     with model.errors_explained():
         card = model.client.get_model_version(version.name, version.version).description or ""
         model.client.update_model_version(version.name, version.version, with_decision(card, decision))
+
+
+def _open_queries(workspace: Workspace, params: Params, champion: Version | None) -> Queries:
+    test, guard_sets = gallery(workspace, params), open_guard_sets(workspace, params)
+    guarded, judged = _guarded(test, params.gate), open_judged_queries(workspace, params, champion)
+    # Without a champion there is nothing to lose.
+    return Queries(test, guarded, guard_sets, judged) if champion is not None else Queries(test, guarded, [], [])
 
 
 def _fetch(
@@ -129,14 +132,17 @@ def _measure(
     workspace: Workspace,
     params: Params,
     version: Version,
-    guard_sets: Sequence[GuardGallery],
+    queries: Queries,
     checks: list[Check],
 ) -> Measured | None:
+    folder = model_folder(package)
     try:
-        return measure(model_folder(package), workspace, params, f"version {version.version}", guard_sets)
+        measured = measure(folder, workspace, params, f"version {version.version}", queries.guard_sets)
     except DiptychError as error:
         checks.append(Check(f"version {version.version} can be measured", False, str(error)))
         return None
+    # A collection that cannot be indexed says nothing about the version, so this is no failed check.
+    return measured._replace(judged_ranks=judged_ranks(queries.judged, folder, workspace, params))
 
 
 def _validation(model: RegisteredModel, version: Version) -> Check:
@@ -199,40 +205,3 @@ def _guarded(test: Gallery, gate: Gate) -> list[Part]:
             f"params.yaml: gate.guarded: the report has no slices by {unknown[0]!r}; it has {attributes}."
         )
     return [part for part in test.parts if gate.guarded is None or part.attribute in gate.guarded]
-
-
-def _losses(comparison: Comparison, gate: Gate) -> list[Check]:
-    gain = comparison.rsum
-    lost = [part for part in comparison.parts if part.high < -gate.slice_margin]
-    return [
-        Check(
-            f"its RSUM is not more than {gate.rsum_margin:g} below the champion's",
-            gain.low >= -gate.rsum_margin,
-            gain.describe(),
-        ),
-        Check(
-            f"in no part of the queries recall@10 loses more than {gate.slice_margin:g}, by its 95 % interval",
-            not lost,
-            some([part.describe() for part in lost], _EXAMPLES, "; ") or f"none of {len(comparison.parts)} parts",
-        ),
-    ]
-
-
-def _compare_on_guard_sets(
-    champion: Measured, challenger: Measured, guard_sets: Sequence[GuardGallery]
-) -> dict[str, GuardComparison]:
-    comparisons = {}
-    for guard_set in guard_sets:
-        before, after = champion.guard_ranks[guard_set.name], challenger.guard_ranks[guard_set.name]
-        comparison = compare(before, after, guard_set.image_of_caption, [])
-        comparisons[guard_set.name] = GuardComparison(guard_set.settings.md5, comparison)
-    return comparisons
-
-
-def _guard_losses(on_guard_sets: Mapping[str, GuardComparison], gate: Gate) -> list[Check]:
-    checks = []
-    for name, on in on_guard_sets.items():
-        gain, margin = on.comparison.rsum, gate.guard_sets[name].margin
-        requirement = f"on guard set {name} its RSUM is not more than {margin:g} below the champion's"
-        checks.append(Check(requirement, gain.low >= -margin, gain.describe()))
-    return checks

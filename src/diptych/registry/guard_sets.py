@@ -52,7 +52,7 @@ def open_guard_sets(workspace: Workspace, params: Params) -> list[GuardGallery]:
     galleries = []
     for name, settings in params.gate.guard_sets.items():
         try:
-            folder = _pinned_folder(workspace, settings)
+            folder = pinned_folder(workspace, settings.path, settings.md5)
             accepted = _read(folder, settings.split, params)
             _require_unlearned(accepted.images, workspace, params.data.splits)
         except DiptychError as error:
@@ -61,17 +61,22 @@ def open_guard_sets(workspace: Workspace, params: Params) -> list[GuardGallery]:
     return galleries
 
 
-def _pinned_folder(workspace: Workspace, settings: GuardSet) -> Path:
-    folder, dvc_file = workspace.root / settings.path, f"{settings.path.rstrip('/')}.dvc"
+def pinned_folder(workspace: Workspace, path: str, md5: str) -> Path:
+    """Return the folder at `path` of the project, whose content has the hash `md5`.
+
+    Raises:
+        DiptychError: it is missing, or has another content.
+    """
+    folder, dvc_file = workspace.root / path, f"{path.rstrip('/')}.dvc"
     if not folder.is_dir():
         raise DiptychError(
             f"the folder {folder} is missing. `dvc checkout {dvc_file}` restores what DVC tracks, or `dvc pull` with a "
             "remote; to do without the set, remove it from params.yaml."
         )
-    if (md5 := folder_md5(folder)) != settings.md5:
+    if (present := folder_md5(folder)) != md5:
         raise DiptychError(
-            f"{folder} is not the pinned set: its hash is {md5}, and md5 is {settings.md5}. `dvc checkout --force "
-            f"{dvc_file}` restores what DVC tracks; to guard other images from now on, write their hash to md5."
+            f"{folder} is not the pinned set: its hash is {present}, and md5 is {md5}. `dvc checkout --force "
+            f"{dvc_file}` restores what DVC tracks; to guard what is there from now on, write its hash to md5."
         )
     return folder
 

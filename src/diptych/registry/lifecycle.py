@@ -132,7 +132,8 @@ def needs_decision(model: RegisteredModel, version: Version, data_md5: str, gate
     """Return whether a run asks the gate about `version`.
 
     It does not where history has a decision on `version`, so that no run undoes a rollback. With "manual" it does not
-    ask twice for the same champion, data and conditions, which include the hashes of guard sets.
+    ask twice for the same champion, data and conditions, which include the hashes of guard sets and of judged
+    queries.
     """
     if promotion == "never":
         return False

@@ -18,13 +18,14 @@ from diptych.registry.errors import mlflow_errors_explained
 from diptych.registry.registered_model import CHALLENGER, CHAMPION, RegisteredModel, Version
 from diptych.retriever import Retriever
 from diptych.serving.collections import open_source
-from diptych.serving.store import Store
+from diptych.serving.store import CollectionBusyError, CollectionState, Store
 
 if TYPE_CHECKING:
     from diptych.serving.following import ModelKey
     from diptych.serving.index import Index
     from diptych.serving.indexing import IndexSummary
     from diptych.serving.queries import ServedQueries
+    from diptych.serving.searcher import Searcher
 
 log = logging.getLogger(__name__)
 
@@ -58,26 +59,11 @@ class IndexSwitch:
         Raises:
             DiptychError: a collection cannot be indexed; the message names it.
         """
-        # They import torch, which a project without collections does not need here.
-        from diptych.serving.indexing import update_index
-        from diptych.serving.store import CollectionBusyError
-
         retriever, model = load_retriever(folder, self._params), folder_sha256(folder)
         for name in self._store.collections():
             state = self._store.collection(name)
-            if state is None:  # removed meanwhile
-                continue
-            try:
-                self.outcomes[name] = update_index(
-                    self._store, name, open_source(state.source, self._store.data), retriever, model
-                )
-            except CollectionBusyError:
-                raise
-            except DiptychError as error:
-                raise DiptychError(
-                    f"The collection {name} cannot be indexed: {error} `diptych index --collection {name} --remove` "
-                    "gives it up."
-                ) from None
+            if state is not None:  # else it was removed meanwhile
+                self.outcomes[name] = _update(self._store, name, state, retriever, model)
 
     def announce(self) -> None:
         """Make the indexed states the present ones."""
@@ -85,6 +71,21 @@ class IndexSwitch:
 
         for name, outcome in self.outcomes.items():
             announce(self._store, name, outcome)
+
+
+def _update(store: Store, name: str, state: CollectionState, retriever: Retriever, model: str) -> IndexSummary:
+    # It imports torch, which a project without collections does not need here.
+    from diptych.serving.indexing import update_index
+
+    try:
+        return update_index(store, name, open_source(state.source, store.data), retriever, model)
+    except CollectionBusyError:
+        raise
+    except DiptychError as error:
+        raise DiptychError(
+            f"The collection {name} cannot be indexed: {error} `diptych index --collection {name} --remove` gives "
+            "it up."
+        ) from None
 
 
 def load_retriever(folder: Path, params: Params) -> Retriever:
@@ -115,10 +116,32 @@ def latest_index(workspace: Workspace, params: Params, collection: str) -> Index
     Raises:
         DiptychError: there is no version in use, or as `Index.open`.
     """
+    return version_index(workspace, collection, version_in_use(RegisteredModel.of(workspace, params)))
+
+
+def version_index(workspace: Workspace, collection: str, version: Version) -> Index:
+    """Open the index of a collection that was made with a version.
+
+    Raises:
+        DiptychError: as `Index.open`.
+    """
     from diptych.serving.index import Index
 
-    version = version_in_use(RegisteredModel.of(workspace, params))
     return Index.open(open_store(workspace), collection, _model_sha256(version))
+
+
+def indexed_searcher(workspace: Workspace, params: Params, collection: str, folder: Path) -> Searcher:
+    """Bring the index of a collection up to date with the model in `folder`, and open it; announce nothing.
+
+    Raises:
+        DiptychError: there is no such collection, or it cannot be indexed.
+    """
+    from diptych.serving.searcher import Searcher
+
+    retriever, store = load_retriever(folder, params), open_store(workspace)
+    if (state := store.collection(collection)) is not None:
+        _update(store, collection, state, retriever, folder_sha256(folder))
+    return Searcher(retriever, open_index(workspace, collection, folder))
 
 
 def version_in_use(model: RegisteredModel) -> Version:

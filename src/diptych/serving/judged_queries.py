@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
 from diptych.serving.index import Index
@@ -30,27 +31,78 @@ class QueryMetrics(NamedTuple):
     """Mean number of images that were judged wrong among the first ten."""
 
 
-def measure(searcher: Searcher, queries: Path, qrels: Path) -> QueryMetrics:
+class JudgedQuery(NamedTuple):
+    """A query, and the images that users have judged for it."""
+
+    text: str
+    right: list[str]
+    """SHA-256 of the right images."""
+    wrong: list[str]
+
+
+class JudgedRanks(NamedTuple):
+    """Ranks of the judged images of Q queries."""
+
+    rank: NDArray[np.float64]
+    """(Q,), ranks of the first right images: infinite beyond `DEPTH`, NaN where no right image is in the collection."""
+    wrong: NDArray[np.int64]
+    """(Q,), numbers of wrong images among the first ten."""
+
+
+def measure(searcher: Searcher, judged: Sequence[JudgedQuery]) -> QueryMetrics:
     """Return how a version ranks the judged images of real queries.
 
     Raises:
-        DiptychError: a file is damaged, or no query has a right image in the collection.
+        DiptychError: no query has a right image in the collection.
     """
-    right, wrong = _read_qrels(qrels)
-    index, ranks, wrongs = searcher.index, [], []
-    for number, text in _read_queries(queries).items():
-        wanted, refused = _rows(index, right[number]), _rows(index, wrong[number])
+    ranks = rank_judged(searcher, judged)
+    kept = ~np.isnan(ranks.rank)
+    rank, wrong = ranks.rank[kept], ranks.wrong[kept]
+    return QueryMetrics(len(rank), float((1 / rank).mean()), float(100 * (rank <= 10).mean()), float(wrong.mean()))
+
+
+def rank_judged(searcher: Searcher, judged: Sequence[JudgedQuery]) -> JudgedRanks:
+    """Return the ranks of the judged images, by a search for each query.
+
+    Raises:
+        DiptychError: no query has a right image in the collection.
+    """
+    require_right_images(searcher.index, judged)
+    rank, wrong = np.full(len(judged), np.nan), np.zeros(len(judged), np.int64)
+    for number, query in enumerate(judged):
+        wanted, refused = _rows(searcher.index, query.right), _rows(searcher.index, query.wrong)
         if not wanted:
             continue
-        encoded = searcher.retriever.encode_texts([text], tokens=searcher.reranks)
+        encoded = searcher.retriever.encode_texts([query.text], tokens=searcher.reranks)
         found = searcher.search(encoded, k=DEPTH).rows
         hits = np.flatnonzero(np.isin(found, wanted))
-        ranks.append(hits[0] + 1 if len(hits) else np.inf)
-        wrongs.append(np.isin(found[:10], refused).sum())
-    if not ranks:
-        raise DiptychError(f"{qrels} has no query with a right image that is in the collection.")
-    rank = np.array(ranks, np.float64)
-    return QueryMetrics(len(rank), float((1 / rank).mean()), float(100 * (rank <= 10).mean()), float(np.mean(wrongs)))
+        rank[number] = hits[0] + 1 if len(hits) else np.inf
+        wrong[number] = np.isin(found[:10], refused).sum()
+    return JudgedRanks(rank, wrong)
+
+
+def require_right_images(index: Index, judged: Sequence[JudgedQuery]) -> None:
+    """Refuse queries of which none has a right image in the index.
+
+    Raises:
+        DiptychError: none has.
+    """
+    if not any(_rows(index, query.right) for query in judged):
+        raise DiptychError(
+            f"No query has a right image that is in the collection {index.collection}. Name the collection that users "
+            "have searched, or export their judgements again: `diptych feedback export`."
+        )
+
+
+def read_judged_queries(folder: Path) -> list[JudgedQuery]:
+    """Return the queries in qrels.txt and queries.tsv of a folder that `diptych feedback export` has written.
+
+    Raises:
+        DiptychError: a file is missing or damaged.
+    """
+    right, wrong = _read_qrels(folder / "qrels.txt")
+    queries = _read_queries(folder / "queries.tsv")
+    return [JudgedQuery(text, right[number], wrong[number]) for number, text in queries.items()]
 
 
 def _rows(index: Index, hashes: Sequence[str]) -> list[int]:
