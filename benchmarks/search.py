@@ -32,8 +32,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from diptych.serving.approximate import choose_probes, divide
+from diptych.serving.approximate import choose_probes
 from diptych.serving.index import Index
+from diptych.serving.partitions import divide
 from diptych.serving.store import MIN_RECALL, IndexState, Store, table_name
 
 Vectors = NDArray[np.float32]

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from searching import MODEL, Collection
 
 from diptych.serving import approximate, index, indexing
-from diptych.serving.approximate import LowRecallError, choose_probes, divide, undivide
+from diptych.serving.approximate import LowRecallError, choose_probes
 from diptych.serving.index import Index
+from diptych.serving.partitions import divide, undivide
 from diptych.serving.store import ApproximateSearch, IndexState, Store, table_name
 
 IMAGES, DIM = 4_000, 16

@@ -1,62 +1,22 @@
-"""Approximate search: in a large collection, an inverted index of Lance names the candidates for an exact search.
-
-The images are divided into partitions around centres, and a search reads the partitions whose centres are nearest to
-the query. More partitions find more of the nearest images, and take longer.
-"""
+"""Approximate search: how much of a large index a search reads, chosen and measured beside exact search."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
+from diptych.serving.index import Index
 from diptych.serving.store import ApproximateSearch
 
-if TYPE_CHECKING:
-    from diptych.serving.index import Index
-
-SMALLEST = 200_000
-"""Number of images from which on a collection is searched approximately; fewer are searched exactly as fast."""
 FIRST = 10
 """Number of first results that recall is measured on."""
 _TEXTS = 400
-"""Texts that recall is measured with: half of them choose the number of partitions, the others measure the choice."""
-_SAMPLE, _ITERATIONS = 64, 10
-"""Images a partition, and iterations, that the centres are computed from."""
-_GROWN = 1.5
-_COLUMN = "embedding"
+"""Texts that are tried: half of them choose the number of partitions, the others measure the choice."""
 
 
 class LowRecallError(DiptychError):
     """Approximate search finds less than was asked for."""
-
-
-def divide(table: Any, before: ApproximateSearch | None) -> int:
-    """Divide the images of a LanceDB table into partitions, if it has none or has grown much; return their number."""
-    from lancedb.index import IvfFlat
-
-    # Then as many centres are compared with a query as images in one partition.
-    wanted = round(table.count_rows() ** 0.5)
-    if before is not None and _partitions(table) and wanted < _GROWN * before.partitions:
-        return before.partitions
-    config = IvfFlat(distance_type="dot", num_partitions=wanted, sample_rate=_SAMPLE, max_iterations=_ITERATIONS)
-    table.create_index(_COLUMN, config=config, replace=True)
-    return wanted
-
-
-def undivide(table: Any) -> None:
-    """Remove the partitions of a table, if it has any."""
-    for name in _partitions(table):
-        table.drop_index(name)
-
-
-def nearest_ids(table: Any, query: NDArray[np.float32], probes: int, limit: int) -> NDArray[np.uint64]:
-    """Return Lance's ids of at most `limit` rows, the nearest to a query (d + 1,) in `probes` partitions."""
-    search = table.search(query, vector_column_name=_COLUMN).distance_type("dot").nprobes(probes).limit(limit)
-    ids: NDArray[np.uint64] = search.select(["_distance"]).with_row_id(True).to_arrow()["_rowid"].to_numpy()
-    return ids
 
 
 def choose_probes(index: Index, texts: NDArray[np.float32], partitions: int, least: float) -> ApproximateSearch:
@@ -93,7 +53,3 @@ def choose_probes(index: Index, texts: NDArray[np.float32], partitions: int, lea
 
 def _powers_of_two(largest: int) -> list[int]:
     return [2**power for power in range(largest.bit_length())]
-
-
-def _partitions(table: Any) -> list[str]:
-    return [index.name for index in table.list_indices() if _COLUMN in index.columns]

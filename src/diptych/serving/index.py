@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from diptych.errors import DiptychError, is_disk_full
 from diptych.files import atomic_path, remove
-from diptych.serving.approximate import SMALLEST, nearest_ids
 from diptych.serving.collections import open_source
+from diptych.serving.partitions import SMALLEST, nearest_ids
 from diptych.serving.sources import Source, SourceError
 from diptych.serving.store import ALL_ROWS, IndexState, Store, table_name
 

@@ -21,9 +21,10 @@ import pyarrow as pa
 from diptych.data.images import ImageError
 from diptych.errors import DiptychError
 from diptych.progress import progress
-from diptych.serving.approximate import SMALLEST, choose_probes, divide, undivide
+from diptych.serving.approximate import choose_probes
 from diptych.serving.collections import fingerprint
 from diptych.serving.index import Index
+from diptych.serving.partitions import SMALLEST, divide, undivide
 from diptych.serving.pictures import Picture, read_picture
 from diptych.serving.sources import Item, Source, SourceError
 from diptych.serving.store import (
