@@ -96,9 +96,10 @@ def row(name: str, trials: list[list[Trial]], first: list[list[Trial]]) -> str:
         rsums(trials, "towers") - rsums(first, "towers"),
         fused - rsums(first, "reranked"),
     ]
+    folds = trials[0][0]["folds"]
     # The interval is that of all folds.
-    is_whole = len(trials[0]) == trials[0][0]["folds"]
-    cells += ["–" if values is None or not is_whole else gain_over_folds(values).describe() for values in differences]
+    is_whole = len(trials[0]) == folds
+    cells += ["–" if one is None or not is_whole else gain_over_folds(one, folds).describe() for one in differences]
     return f"| {name} | {' | '.join(cells)} | {seconds:.0f} |"
 
 

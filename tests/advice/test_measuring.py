@@ -21,6 +21,7 @@ from diptych.data.folds import Fold
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.retrieval.ranking import Outcomes, Ranks
+from diptych.retrieval.uncertainty import gain_over_folds
 
 CPU = torch.device("cpu")
 IMAGES = 200
@@ -150,6 +151,15 @@ def test_few_folds_replace_no_proposal(proposal: Proposal, trainings: Trainings,
     assert len(by_name(measured)[HALF].trials) == folds
     assert by_name(measured)[HALF].gain is not None
     assert best_of(measured).name == PROPOSAL
+
+
+def test_an_interval_over_some_folds_is_that_of_as_many_of_all(proposal: Proposal, trainings: Trainings) -> None:
+    trainings.shares[HALF] = 1.0
+    measured = measure(NOWHERE, proposal, ENOUGH_FOLDS * (1 + len(alternatives(proposal.params))), CPU)
+    recipe = by_name(measured)[HALF]
+    differences = [own.rsum - other.rsum for own, other in zip(recipe.trials, measured[0].trials, strict=True)]
+    assert len(differences) == ENOUGH_FOLDS < FOLDS
+    assert recipe.gain == gain_over_folds(np.array([differences]), folds=FOLDS)
 
 
 def test_a_worse_alternative_is_dropped_after_a_fold(proposal: Proposal, trainings: Trainings) -> None:

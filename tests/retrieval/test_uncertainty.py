@@ -92,17 +92,19 @@ def test_a_gain_is_judged_query_by_query() -> None:
     assert nothing == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_a_gain_over_folds_has_the_interval_of_nadeau_and_bengio() -> None:
-    differences = np.random.default_rng(0).normal(2.0, 1.5, (2, 5))
-    found = gain_over_folds(differences)
+@pytest.mark.parametrize("trained", [5, 3, 2])
+def test_a_gain_over_some_of_five_folds_has_the_interval_of_nadeau_and_bengio(trained: int) -> None:
+    """The size of a test part over that of the rest is the same, whether or not all folds are trained on."""
+    differences = np.random.default_rng(0).normal(2.0, 1.5, (2, trained))
+    found = gain_over_folds(differences, folds=5)
     by_fold = [(one + other) / 2 for one, other in zip(*differences, strict=True)]
-    variance = statistics.variance(by_fold) * (1 / 5 + (1 / 5) / (4 / 5))
-    expected = stats.t(df=4, loc=statistics.mean(by_fold), scale=variance**0.5)
-    assert found.rsum == pytest.approx(expected.mean())
+    variance = statistics.variance(by_fold) * (1 / trained + (1 / 5) / (4 / 5))
+    expected = stats.t(df=trained - 1, loc=statistics.mean(by_fold), scale=variance**0.5)
+    assert found.rsum == pytest.approx(statistics.mean(by_fold))
     assert (found.low, found.high) == pytest.approx(expected.interval(0.95))
     assert found.p_value == pytest.approx(2 * expected.cdf(0.0))
 
 
 def test_folds_that_agree_exactly_are_sure() -> None:
-    assert gain_over_folds(np.full((1, 5), 3.0)) == (3.0, 3.0, 3.0, 0.0)
-    assert gain_over_folds(np.zeros((1, 5))) == (0.0, 0.0, 0.0, 1.0)
+    assert gain_over_folds(np.full((1, 5), 3.0), folds=5) == (3.0, 3.0, 3.0, 0.0)
+    assert gain_over_folds(np.zeros((1, 5)), folds=5) == (0.0, 0.0, 0.0, 1.0)

@@ -193,7 +193,7 @@ def _gain(own: tuple[Trial, ...], proposed: tuple[Trial, ...]) -> Gain:
     """Return the gain over the proposal on the same folds."""
     if len(own) >= ENOUGH_FOLDS:
         pairs = zip(own, proposed, strict=True)
-        return gain_over_folds(np.array([[trial.rsum - other.rsum for trial, other in pairs]]))
+        return gain_over_folds(np.array([[trial.rsum - other.rsum for trial, other in pairs]]), FOLDS)
     owners = np.concatenate(list(_numbered(own)))
     return judge({PROPOSAL: _joined(proposed), "own": _joined(own)}, owners).gains["own"][PROPOSAL]
 

@@ -142,23 +142,24 @@ def gain(better: Samples, worse: Samples, rsum: float) -> Gain:
     return Gain(rsum, *interval_ends(differences), min(1.0, 2 * (one_side + 1) / (len(differences) + 1)))
 
 
-def gain_over_folds(differences: NDArray[np.float64]) -> Gain:
-    """Return the mean of differences of RSUM in the folds of a cross-validation, with interval and p-value.
+def gain_over_folds(differences: NDArray[np.float64], folds: int) -> Gain:
+    """Return the mean of differences of RSUM in folds of a cross-validation, with interval and p-value.
 
     The training parts of folds overlap, so the differences vary less than those of independent trainings. Their
-    variance is therefore enlarged (Nadeau and Bengio, Machine Learning 52, 2003, section 5): the mean of F folds has
-    the variance s² · (1/F + 1/(F − 1)), where 1/(F − 1) is the size of a test part over that of the rest.
+    variance is therefore enlarged (Nadeau and Bengio, Machine Learning 52, 2003, section 5): the mean over k of F folds
+    has the variance s² · (1/k + 1/(F − 1)), where 1/(F − 1) is the size of a test part over that of the rest.
 
     Args:
-        differences: (S, F) of S seeds and F folds, the same folds for each seed; at least two folds.
+        differences: (S, k) of S seeds and k different folds, the same folds for each seed; at least two folds.
+        folds: F, the number of folds that the images are divided into.
     """
     from scipy.special import stdtr, stdtrit
 
     by_fold = differences.mean(axis=0)
-    folds, mean = len(by_fold), float(by_fold.mean())
-    error = float(by_fold.std(ddof=1)) * math.sqrt(1 / folds + 1 / (folds - 1))
-    reach = float(stdtrit(folds - 1, (1 + LEVEL) / 2)) * error
-    p_value = 2 * float(stdtr(folds - 1, -abs(mean) / error)) if error else float(not mean)
+    count, mean = len(by_fold), float(by_fold.mean())
+    error = float(by_fold.std(ddof=1)) * math.sqrt(1 / count + 1 / (folds - 1))
+    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error
+    p_value = 2 * float(stdtr(count - 1, -abs(mean) / error)) if error else float(not mean)
     return Gain(mean, mean - reach, mean + reach, p_value)
 
 
