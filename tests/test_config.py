@@ -92,6 +92,11 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
             "train: {fusion_epochs: 2, objectives: {itm: 0.0}}",
             "train: in fusion_epochs (2) the fusion learns, but objectives.itm 0 leaves it out",
         ),
+        (
+            "train: {objectives: {itm: 0.0, itm_share: 0.5}}",
+            "train.objectives: itm_share (0.5) says how many pairs the ITM logit learns from, but itm 0 leaves it out",
+        ),
+        ("train: {objectives: {contrastive: 0.0}}", "train.objectives.contrastive: input should be greater than 0"),
         ("train: {epochs: 2, text_tower: {frozen_epochs: 2}}", "train: text_tower.frozen_epochs (2) must be less than"),
         ("model: {image_tower: {pretrained: microsoft/resnet-50}}", "revision must be the full commit"),
         ("model: {text_tower: {pretrained: ./bert, config: {a: 1}}}", "either pretrained or config"),

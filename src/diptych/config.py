@@ -218,10 +218,10 @@ class Model(Section):
 
 
 class Objectives(Section):
-    """Weights of the losses; 0 leaves one out."""
+    """Weights of the losses, and how two of them are computed. 0 leaves a loss out, except InfoNCE."""
 
     contrastive: Annotated[float, Field(gt=0)] = 1.0
-    """InfoNCE between images and captions."""
+    """Weight of InfoNCE between images and captions, which trains the towers; above 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a target of InfoNCE that is spread over all that an item is compared with; it restrains overfitting."""
     itm: Annotated[float, Field(ge=0)] = 1.0
@@ -232,6 +232,15 @@ class Objectives(Section):
     """NT-Xent between an image and a random view of it, made by `train.views`."""
     simclr_text: Annotated[float, Field(ge=0)] = 0.0
     """NT-Xent between a caption and itself under another dropout."""
+
+    @model_validator(mode="after")
+    def _share_of_a_loss(self) -> Objectives:
+        if self.itm_share != 1 and not self.itm:
+            raise ValueError(
+                f"itm_share ({self.itm_share}) says how many pairs the ITM logit learns from, but itm 0 leaves it out; "
+                "set itm_share to 1.0, or itm to 1.0"
+            )
+        return self
 
 
 class Augmentation(Section):

@@ -214,7 +214,7 @@ def _joined(trials: tuple[Trial, ...]) -> Ranks:
 
 def _towers_alone(params: Params) -> Params:
     """Return the settings without the fusion, which costs time and changes nothing here."""
-    objectives = params.train.objectives.model_copy(update={"itm": 0.0})
+    objectives = params.train.objectives.model_copy(update={"itm": 0.0, "itm_share": 1.0})
     train = params.train.model_copy(update={"objectives": objectives, "fusion_epochs": None})
     return params.model_copy(update={"train": train})
 
