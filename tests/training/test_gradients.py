@@ -23,7 +23,7 @@ from diptych.training.gradients import average_gradients, backward_in_chunks
 from diptych.training.step import Encoded, Losses, TrainingStep
 
 IMAGES = 7
-EVERY_OBJECTIVE: dict[str, Any] = {"itm": 0.7, "simclr_image": 0.5, "simclr_text": 0.3}
+EVERY_OBJECTIVE: dict[str, Any] = {"label_smoothing": 0.4, "itm": 0.7, "simclr_image": 0.5, "simclr_text": 0.3}
 Pair = tuple[Path, Callable[[str], tuple[Any, Any]]]
 Backward = Callable[[TrainingStep, Batch, Any], Losses]
 
