@@ -26,6 +26,16 @@ def test_pretrained_towers_have_their_preset_and_their_size_of_images() -> None:
     assert proposal.params.preprocess.image_size == 240
 
 
+def test_where_there_are_several_towers_the_reason_names_all() -> None:
+    images = [TowerFolder(f"./weights/efficientnet-lite{number}", size) for number, size in ((0, 224), (2, 260))]
+    choices = {choice.key: choice for choice in proposed(towers=[*images, TOWERS[1]]).choices}
+    chosen = choices["model.image_tower.pretrained"]
+    assert chosen.value == "./weights/efficientnet-lite0"
+    reason = "the first by size of images of 2 image towers in weights/, before ./weights/efficientnet-lite2"
+    assert chosen.reason == reason
+    assert choices["model.text_tower.pretrained"].reason == "the text tower in weights/"
+
+
 @pytest.mark.parametrize("towers", [[], TOWERS[:1], TOWERS[1:]], ids=["none", "image alone", "text alone"])
 def test_without_both_towers_they_begin_with_random_weights(towers: list[TowerFolder]) -> None:
     proposal = proposed(towers=towers)

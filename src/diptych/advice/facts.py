@@ -86,6 +86,7 @@ def read_facts(folder: Path) -> Facts:
 def find_towers(weights: Path) -> list[TowerFolder]:
     """Return the towers in the folders within `weights`: image towers by the size of their images, then text towers.
 
+    Towers that this leaves equal are ordered by name.
     Folders without safetensors are left out, and models that are neither a vision backbone nor a text encoder.
 
     Raises:

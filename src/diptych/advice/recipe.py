@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from diptych.advice.facts import Facts, TowerFolder, caption_lengths
 from diptych.config import Params
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, some
 from diptych.project.params import sealed
 
 PRETRAINED = "flickr8k-cpu"
@@ -108,7 +108,7 @@ def propose(facts: Facts, towers: Sequence[TowerFolder], presets: Mapping[str, P
 
     Args:
         facts: facts of the dataset.
-        towers: pretrained towers of the project.
+        towers: pretrained towers of the project, in the order of `find_towers`; the first of each kind is taken.
         presets: the presets `PRETRAINED` and `FROM_SCRATCH`.
         present: the project's settings, of which the proposal keeps the sections `KEPT`.
 
@@ -134,8 +134,8 @@ def propose(facts: Facts, towers: Sequence[TowerFolder], presets: Mapping[str, P
         return _sized(replace(proposal, notes=(*notes, note)), facts, places=_places(proposal.params))
     image, text = image_towers[0], text_towers[0]
     proposal = proposal.with_choices(
-        Choice("model.image_tower.pretrained", image.path, "the image tower in weights/"),
-        Choice("model.text_tower.pretrained", text.path, "the first text tower in weights/"),
+        Choice("model.image_tower.pretrained", image.path, _one_of(image_towers, "image tower", "size of images")),
+        Choice("model.text_tower.pretrained", text.path, _one_of(text_towers, "text tower", "name")),
         Choice("preprocess.image_size", image.image_size, "the size that the image tower was made for"),
     )
     return _sized(proposal, facts, places=text.positions)
@@ -206,6 +206,13 @@ def _splits(facts: Facts) -> tuple[list[Choice], list[str]]:
     splits["held_out"] = round(min(MAX_HELD_OUT, max(0.05, wanted)), 3)
     reason += f"; no split for choices is named, so {splits['held_out']:.1%} of train is held out for them"
     return [Choice("data.splits", splits, reason)], notes
+
+
+def _one_of(towers: Sequence[TowerFolder], kind: str, order: str) -> str:
+    """Return the reason for the first of `towers`, which are all of a kind and in an order."""
+    if len(towers) == 1:
+        return f"the {kind} in weights/"
+    return f"the first by {order} of {len(towers)} {kind}s in weights/, before {some([one.path for one in towers[1:]])}"
 
 
 def _places(params: Params) -> int:
