@@ -542,25 +542,47 @@ def load_params(path: Path) -> Params:
             out of range; the message names each such key.
     """
     try:
-        # DVC reads the file by the same parser. It refuses repeated keys.
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DiptychError(f"{path} is missing; copy one of presets/ there.") from None
     except OSError as error:
         raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
-    # The parser lets errors of Python through: of an impossible date, number, key or depth.
-    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise DiptychError(f"{path} is not valid YAML: {error}") from None
+    content = parse_yaml(text, str(path))
     if content is not None and not isinstance(content, dict):
         raise DiptychError(f"{path} must hold keys and values, not {type(content).__name__}.")
     content = content or {}
-    try:
-        params = Params.model_validate(content)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise DiptychError(f"{path} is not a valid configuration:\n{problems}") from None
+    params = validated(content, str(path))
     _require_sections(path, content)
     return params
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the content of a YAML text; `source` is its name in the error.
+
+    Raises:
+        DiptychError: it is not YAML, or a key is repeated.
+    """
+    try:
+        # DVC reads params.yaml by the same parser. It refuses repeated keys.
+        return YAML(typ="safe", pure=True).load(text)
+    # The parser lets errors of Python through: of an impossible date, number, key or depth.
+    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DiptychError(f"{source} is not valid YAML: {error}") from None
+
+
+def validated(content: dict[str, Any], source: str) -> Params:
+    """Return the settings in `content`; `source` is its name in the error.
+
+    Raises:
+        DiptychError: a key is unknown, of the wrong type or out of range; the message names each such key.
+    """
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise DiptychError(f"{source} is not a valid configuration:\n{problems}") from None
 
 
 def _require_sections(path: Path, content: dict[str, Any]) -> None:
