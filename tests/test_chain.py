@@ -48,6 +48,19 @@ def test_a_stage_depends_on_the_modules_that_it_imports(stage):
     assert (unlisted, idle) == (set(), set())
 
 
+@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "presets").glob("*.yaml")))
+def test_a_preset_has_every_key_that_dvc_demands(preset):
+    settings = yaml.safe_load((ROOT / "presets" / preset).read_text())
+
+    demanded = {key for stage in CHAIN.values() for key in stage["params"]}
+
+    def lacks(key: str) -> bool:
+        section, _, rest = key.partition(".")
+        return section not in settings or (bool(rest) and rest not in settings[section])
+
+    assert {key for key in demanded if lacks(key)} == set()
+
+
 def test_the_stages_are_a_chain_in_their_order():
     graph = subprocess.run(
         ["dvc", "dag", "--dot"], cwd=ROOT, capture_output=True, text=True, check=True

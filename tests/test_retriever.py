@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny_model import write_tiny_model
 from diptych import Encoded, Retriever
 from diptych.data.images import open_image, to_pixels
 from diptych.errors import DiptychError
-from diptych.model.package import LoadedModel, load_model
+from diptych.model.package import FusionWeights, LoadedModel, load_model
 from diptych.retriever import ImageInputError
 
 COLOURS = ["red", "blue", "green", "yellow", "grey", "black", "white"]
@@ -189,6 +190,47 @@ def test_only_the_first_candidates_are_re_ranked(retriever: Retriever) -> None:
 
     assert np.sort(ranking.items[:, :2]).tolist() == np.sort(without.items[:, :2]).tolist()
     assert ranking.items[:, 2:].tolist() == without.items[:, 2:].tolist()
+
+
+@pytest.fixture
+def without_fusion(retriever: Retriever) -> Retriever:
+    """A model whose fusion has no weights, as where none was trained."""
+    none = FusionWeights(itm=0.0, alignment=0.0)
+    retriever.reranking = retriever.reranking.model_copy(update={"i2t": none, "t2i": none})
+    return retriever
+
+
+def test_a_fusion_without_weights_says_nothing_of_a_pair(without_fusion: Retriever) -> None:
+    image, text = without_fusion.encode_images(IMAGES[:5]), without_fusion.encode_texts(TEXTS)
+
+    for scores in (without_fusion.score_pairs(IMAGES[:5], TEXTS), without_fusion.score_pairs(image, text)):
+        assert not scores.itm.any()
+        assert not scores.alignment.any()
+        cosines = (image.embedding * text.embedding).sum(axis=1)
+        expected = without_fusion.logit_scale * (cosines - image.bias - text.bias)
+        np.testing.assert_allclose(scores.score, expected, atol=1e-3)
+
+
+def test_no_tokens_are_kept_for_queries_that_nothing_re_ranks(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here texts rank images without the fusion, and images rank texts with it."""
+    none = FusionWeights(itm=0.0, alignment=0.0)
+    retriever.reranking = retriever.reranking.model_copy(update={"t2i": none})
+    asked: list[bool] = []
+    encode_texts = retriever.encode_texts
+
+    def recorded(texts: Sequence[str], *, tokens: bool = False) -> Encoded:
+        asked.append(tokens)
+        return encode_texts(texts, tokens=tokens)
+
+    monkeypatch.setattr(retriever, "encode_texts", recorded)
+
+    ranking = retriever.rank(TEXTS, IMAGES, k=3)
+    retriever.rank(IMAGES, TEXTS, k=3)
+
+    assert asked == [False, True]
+    np.testing.assert_array_equal(ranking.items, retriever.rank(TEXTS, IMAGES, k=3, rerank=False).items)
 
 
 def test_nothing_ranks_nothing(retriever: Retriever) -> None:

@@ -99,9 +99,9 @@ class PairScores(NamedTuple):
     similarity: NDArray[np.float32]
     """Cosine of both embeddings."""
     itm: NDArray[np.float32]
-    """Logit of image-text matching."""
+    """Logit of image-text matching; 0 where the fusion has no weights."""
     alignment: NDArray[np.float32]
-    """Token-alignment score; 0 where the model has none."""
+    """Token-alignment score; 0 where the model has none, or the fusion no weights."""
     score: NDArray[np.float32]
     """Score of re-ranking, where the text is the query: the scaled cosine minus both biases, plus the fusion's scores
     with the weights of that direction.
@@ -265,19 +265,22 @@ class Retriever:
     def score_pairs(self, images: Sequence[ImageInput] | Encoded, texts: Sequence[str] | Encoded) -> PairScores:
         """Return the score of each image with the text at the same position, and the parts that it is made of.
 
+        A fusion that was not trained, or ranked no better on val, has no weights: it is not asked, and its parts are 0.
+
         Raises:
             DiptychError: as `score`.
         """
         if len(images) != len(texts):
             raise DiptychError(f"{len(images)} images and {len(texts)} texts are no pairs: give as many of each.")
+        tokens = any(self.weights.largest)
         if isinstance(images, Encoded) or isinstance(texts, Encoded):
-            image = self._encode(images, encode=self.encode_images)
-            return self._score_encoded(image, self._encode(texts, encode=self.encode_texts))
+            image = self._encode(images, tokens, self.encode_images)
+            return self._score_encoded(image, self._encode(texts, tokens, self.encode_texts))
         # Tokens of many pairs would fill the memory.
         parts = [
             self._score_encoded(
-                self._encode_images(images[start : start + _PAIRS], tokens=True, first=start),
-                self.encode_texts(texts[start : start + _PAIRS], tokens=True),
+                self._encode_images(images[start : start + _PAIRS], tokens, first=start),
+                self.encode_texts(texts[start : start + _PAIRS], tokens=tokens),
             )
             for start in range(0, len(images), _PAIRS)
         ]
@@ -287,8 +290,11 @@ class Retriever:
     def _score_encoded(self, image: Encoded, text: Encoded) -> PairScores:
         import torch
 
+        from diptych.retrieval.reranking import Weights
+
         pairs = torch.arange(len(image))
-        itm, alignment = self._fuse(image, text, pairs, pairs)
+        # An untrained fusion gives numbers too, which mean nothing.
+        itm, alignment = self._fuse(image, text, pairs, pairs, None if any(self.weights.largest) else Weights())
         similarity = np.einsum("nd,nd->n", image.embedding, text.embedding)
         score = self.weights.t2i.add(self.logit_scale * (similarity - image.bias - text.bias), itm, alignment)
         return PairScores(similarity, itm, alignment, score.astype(np.float32))
@@ -309,7 +315,8 @@ class Retriever:
             queries: Q texts or images, or what `encode_texts` or `encode_images` made of them.
             gallery: the items to rank, likewise.
             k: items to return for a query; all, where the gallery has fewer.
-            rerank: whether the fusion re-ranks the first `reranking.top_k` candidates. Encodings need tokens for it.
+            rerank: whether the fusion re-ranks the first `reranking.top_k` candidates, where it has weights for queries
+                of this kind. Encodings need tokens for it.
 
         Raises:
             DiptychError: k is below 1, both sides are of one kind, tokens are missing, or an image cannot be encoded.
@@ -320,6 +327,8 @@ class Retriever:
 
         from diptych.retrieval.reranking import top_candidates
 
+        weights = self.weights.t2i if _is_text(queries) else self.weights.i2t
+        rerank = rerank and any(weights)
         query, item = (self._encode(side, tokens=rerank) for side in (queries, gallery))
         if not len(query) or not len(item):
             return Ranking(np.zeros((len(query), 0), np.int64), np.zeros((len(query), 0), np.float32))
@@ -330,8 +339,7 @@ class Retriever:
         depth = max(k, self.reranking.top_k) if rerank else k
         index, similarity = top_candidates(torch.from_numpy(asking), torch.from_numpy(ranked), depth)
         scores = self.logit_scale * (similarity - torch.from_numpy(query.bias)[:, None])
-        weights = self.weights.i2t if query.offsets is None else self.weights.t2i
-        if rerank and any(weights):
+        if rerank:
             index, scores = self._rerank(query, item, index, scores, weights)
         return Ranking(index[:, :k].numpy(), scores[:, :k].float().numpy())
 
@@ -399,6 +407,9 @@ class Retriever:
 
         if images.offsets is not None or texts.offsets is None:
             raise DiptychError("A pair is an image and a text: give the images first.")
+        if weights is not None and not any(weights):
+            none = np.zeros(len(image), np.float32)
+            return none, none
         if images.tokens is None or texts.tokens is None:
             raise DiptychError("Re-ranking reads tokens: encode with tokens=True, or rank with rerank=False.")
         tokens = TokenStates(images.tokens, texts.tokens, texts.offsets)
@@ -416,8 +427,7 @@ class Retriever:
         """Encode a plain sequence, by default as texts where its first item is a string."""
         if isinstance(items, Encoded):
             return items
-        is_text = isinstance(items, str) or (len(items) > 0 and isinstance(items[0], str))
-        by_kind = self.encode_texts if is_text else self.encode_images
+        by_kind = self.encode_texts if _is_text(items) else self.encode_images
         return (encode or by_kind)(items, tokens=tokens)
 
     def _pixel_batches(self, images: Sequence[ImageInput], first: int) -> Iterator[NDArray[np.uint8]]:
@@ -441,6 +451,13 @@ class Retriever:
     @staticmethod
     def _progress(description: str, items: int) -> Any:
         return progress(None, description, unit="item", total=items, delay=_DELAY)
+
+
+def _is_text(items: Any) -> bool:
+    """Return whether the items are texts: encoded ones, or a plain sequence that begins with a string."""
+    if isinstance(items, Encoded):
+        return items.offsets is not None
+    return isinstance(items, str) or (len(items) > 0 and isinstance(items[0], str))
 
 
 def _open(image: ImageInput) -> Image.Image:

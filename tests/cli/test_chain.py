@@ -13,6 +13,7 @@ from fake_project import PARAMS
 
 from diptych.cli import chain
 from diptych.cli.chain import summarize
+from diptych.config import Params
 from diptych.orchestration import server as prefect_server
 from diptych.project.processes import holding
 from diptych.project.workspace import Workspace
@@ -166,7 +167,7 @@ def test_a_project_without_its_flow_says_so(inside, capsys):
 
 
 def test_the_summary_tells_what_ran_what_was_reused_and_how_well_the_model_does(tmp_path):
-    text = summarize(SUMMARY, Workspace(tmp_path))
+    text = summarize(SUMMARY, Workspace(tmp_path), Params())
 
     assert "ran        train, evaluate" in text
     assert "reused     validate, preprocess" in text
@@ -177,17 +178,29 @@ def test_the_summary_tells_what_ran_what_was_reused_and_how_well_the_model_does(
     assert "version    diptych 3 (challenger), new" in text
 
 
+def test_the_summary_of_a_model_without_a_trained_fusion_has_no_re_ranked_stage(tmp_path):
+    metrics = SUMMARY["metrics"] | {"qb_norm": SUMMARY["metrics"]["reranked"]}
+    params = Params.model_validate({"train": {"objectives": {"itm": 0.0}}})
+
+    text = summarize({**SUMMARY, "metrics": metrics}, Workspace(tmp_path), params)
+
+    assert "qb_norm    RSUM 130.0" in text
+    assert "re-ranked" not in text
+
+
 def test_the_summary_warns_of_a_version_that_cannot_be_made_again(tmp_path):
     version = SUMMARY["version"] | {"tags": {"not_reproducible": "made with uncommitted changes of photos/"}}
 
     warning = "warning    `diptych reproduce` cannot make it again: made with uncommitted changes of photos/"
-    assert warning in summarize({**SUMMARY, "version": version}, Workspace(tmp_path))
-    assert "warning" not in summarize(SUMMARY, Workspace(tmp_path))
+    assert warning in summarize({**SUMMARY, "version": version}, Workspace(tmp_path), Params())
+    assert "warning" not in summarize(SUMMARY, Workspace(tmp_path), Params())
 
 
 def test_the_summary_tells_which_version_is_the_champion_and_the_outcome_of_the_new_one(tmp_path):
     def said(**decision):
-        text = summarize({**SUMMARY, "decision": {"champion": None, "why": "", **decision}}, Workspace(tmp_path))
+        text = summarize(
+            {**SUMMARY, "decision": {"champion": None, "why": "", **decision}}, Workspace(tmp_path), Params()
+        )
         return next(line for line in text.splitlines() if line.startswith("champion"))[11:]
 
     assert said(outcome="not asked", champion="2") == "version 2"
@@ -201,7 +214,7 @@ def test_the_summary_tells_when_nothing_ran(tmp_path):
     stages = dict.fromkeys(SUMMARY["stages"], "reused")
     version = {**SUMMARY["version"], "created": False}
 
-    text = summarize({**SUMMARY, "stages": stages, "version": version}, Workspace(tmp_path))
+    text = summarize({**SUMMARY, "stages": stages, "version": version}, Workspace(tmp_path), Params())
 
     assert "ran        nothing" in text
     assert "diptych 3 (challenger), known already" in text
@@ -211,7 +224,7 @@ def test_a_run_that_did_not_train_says_how_to_train_all_the_same(tmp_path):
     stages = {**dict.fromkeys(SUMMARY["stages"], "not needed"), "validate": "ran"}
     summary = {name: SUMMARY[name] for name in ("data", "inbox")} | {"stages": stages, "why": ["Too few."]}
 
-    text = summarize(summary, Workspace(tmp_path))
+    text = summarize(summary, Workspace(tmp_path), Params())
 
     assert "why        Too few." in text
     assert text.endswith("next       `diptych run --force` trains all the same")
@@ -222,7 +235,7 @@ def test_the_commands_in_the_summary_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
 
-    text = summarize(SUMMARY, Workspace(Path.cwd()))
+    text = summarize(SUMMARY, Workspace(Path.cwd()), Params())
 
     assert ".venv/bin/mlflow ui --backend-store-uri 'sqlite:////w s/mlflow.db'" in text
     assert "xdg-open reports/report.html" in text
@@ -231,7 +244,7 @@ def test_the_commands_in_the_summary_can_be_pasted(tmp_path, monkeypatch):
 def test_a_server_has_its_own_page_and_its_password_is_not_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
 
-    text = summarize({**SUMMARY, "tracking_uri": "https://me:secret@mlflow.example"}, Workspace(tmp_path))
+    text = summarize({**SUMMARY, "tracking_uri": "https://me:secret@mlflow.example"}, Workspace(tmp_path), Params())
 
     assert "MLflow     https://mlflow.example" in text
     assert "secret" not in text

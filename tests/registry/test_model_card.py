@@ -47,8 +47,8 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def card(workspace: Workspace) -> str:
-    return model_card(workspace, Params(), "diptych", "7", TAGS)
+def card(workspace: Workspace, **train: Any) -> str:
+    return model_card(workspace, Params.model_validate({"train": train}), "diptych", "7", TAGS)
 
 
 def test_it_says_how_the_version_is_used(workspace: Workspace) -> None:
@@ -67,6 +67,12 @@ def test_it_has_figures_with_intervals_where_there_are_some(workspace: Workspace
     text = card(workspace)
     assert "| towers | 340.0 | 40.0 | 40.0 |" in text
     assert "| re-ranked | 340.0 (330.0 to 350.0) | 40.0 | 40.0 |" in text
+
+
+def test_without_a_trained_fusion_it_has_no_re_ranked_stage(workspace: Workspace) -> None:
+    text = card(workspace, objectives={"itm": 0.0})
+    assert "| query-bank normalization | 340.0 (330.0 to 350.0) | 40.0 | 40.0 |" in text
+    assert "re-rank" not in text
 
 
 def test_it_names_the_weak_points_with_the_worst_first(workspace: Workspace) -> None:

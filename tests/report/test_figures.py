@@ -123,6 +123,8 @@ def test_losses_that_were_not_trained_are_left_out() -> None:
     assert {"loss", "contrastive", "image-text matching"} < set(texts(picture))
     assert "token alignment" not in texts(picture)
     assert picture.alt == "Training loss by epoch, from 3.50 to 2.25."
+    without_fusion = texts(loss_figure([row | {"itm": 0.0, "alignment": 0.0} for row in HISTORY]))
+    assert not {"image-text matching", "token alignment"} & set(without_fusion)
 
 
 def test_the_best_epoch_is_said_whichever_it_is() -> None:

@@ -144,12 +144,6 @@ def test_what_each_stage_brings_is_said_as_it_is(render, undrawn, gain, words):
     assert f"no weight. That {words}" in page
 
 
-def test_of_a_fusion_that_was_not_trained_the_page_says_only_that(render, undrawn):
-    page = render(setting=SETTING._replace(weights=None))
-    assert "No fusion was trained" in page
-    assert "best items of each query" not in page
-
-
 def test_folds_have_a_table_of_their_own(render, page, split, monkeypatch, undrawn):
     assert "Mean of five folds" not in page
     monkeypatch.setattr(metrics, "FOLDED_IMAGES", len(split))

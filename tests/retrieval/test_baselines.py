@@ -14,7 +14,7 @@ from coloured_things import COLOURS, THINGS, encode, world
 from torch.nn.functional import normalize
 
 from diptych.retrieval import baselines
-from diptych.retrieval.baselines import BASELINES
+from diptych.retrieval.baselines import BASELINES, smoothed_baselines
 from diptych.retrieval.metrics import mean_log_rank, metrics_from_ranks
 from diptych.retrieval.pooled import Pooled
 from diptych.retrieval.ranking import ranks_from_embeddings
@@ -63,6 +63,17 @@ def test_the_test_split_teaches_nothing(
     few = Pooled(test.image[:5], test.text[:9], np.clip(test.image_of_caption[:9], 0, 4), test.captions[:9])
     for whole, part in zip(fitted(name)(test), fitted(name)(few), strict=True):
         torch.testing.assert_close(whole[: len(part)], part)
+
+
+@pytest.mark.parametrize("name", ["cca", "linear_heads", "mlp_heads"])
+def test_smoothing_changes_the_learned_heads_alone_and_none_of_it_nothing(
+    name: str, fitted: Callable[[str], Ranked], splits: tuple[Pooled, Pooled, Pooled]
+) -> None:
+    train, val, test = splits
+    plain = fitted(name)(test)
+    without, smoothed = (smoothed_baselines(share)[name](train, val, encode)(test) for share in (0.0, 0.4))
+    assert all(torch.equal(*both) for both in zip(without, plain, strict=True))
+    assert all(torch.equal(*both) for both in zip(smoothed, plain, strict=True)) is (name == "cca")
 
 
 @pytest.mark.parametrize("name", BASELINES)

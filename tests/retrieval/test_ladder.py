@@ -35,19 +35,19 @@ def metrics(**changes: float) -> dict[str, dict[str, float]]:
     ],
 )
 def test_the_answer_is_what_the_interval_says(gain: Gain, answer: str) -> None:
-    found = verdicts(metrics(), judged(gain), fusion_learned=True)
+    found = verdicts(metrics(), judged(gain))
     assert [verdict.answer for verdict in found] == [answer] * 4
     assert f"The fusion helps: {answer}, by {gain.rsum:+.1f} RSUM" in in_words(found)[2]
 
 
 def test_the_strongest_of_each_kind_is_the_one_to_beat() -> None:
-    over = [verdict.over for verdict in verdicts(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)), fusion_learned=True)]
+    over = [verdict.over for verdict in verdicts(metrics(), judged(Gain(1.0, 0.5, 2.0, 0.01)))]
     assert over == [
         *("words: predicted, BM25", "frozen towers: ridge regression", "the model: query-bank normalization"),
         "control: an MLP in place of attention",
     ]
     others = metrics(image_only=130.0, mlp_heads=201.0, shuffled_images=312.0)
-    over = [verdict.over for verdict in verdicts(others, judged(Gain(1.0, 0.5, 2.0, 0.01)), fusion_learned=True)]
+    over = [verdict.over for verdict in verdicts(others, judged(Gain(1.0, 0.5, 2.0, 0.01)))]
     assert over[:2] == ["images: the nearest lend captions", "frozen towers: MLP heads"]
     assert over[3] == "control: the fusion on other images"
 
@@ -63,20 +63,22 @@ def test_the_claim_for_towers_is_theirs_and_not_that_of_what_comes_after() -> No
     names = [*RSUMS, *MODEL]
     uncertainty = judged(Gain(1.0, 0.5, 2.0, 0.01))
     uncertainty.gains["towers"] = dict.fromkeys(names, Gain(-3.0, -5.0, -1.0, 0.01))
-    answers = {verdict.claim: verdict.answer for verdict in verdicts(metrics(), uncertainty, fusion_learned=True)}
+    answers = {verdict.claim: verdict.answer for verdict in verdicts(metrics(), uncertainty)}
     assert answers["Towers that learn beat frozen ones"] == "no"
     assert answers["Joint modelling beats single-modality methods"] == "yes"
 
 
-@pytest.mark.parametrize(("fusion_learned", "claims"), [(True, ["The fusion helps"]), (False, [])])
-def test_a_claim_without_anything_to_compare_with_is_left_out(fusion_learned: bool, claims: list[str]) -> None:
-    few = {name: {"rsum": 1.0} for name in ("towers", "qb_norm", "reranked")}
-    found = verdicts(few, judged(Gain(1.0, 0.5, 2.0, 0.01)), fusion_learned=fusion_learned)
+@pytest.mark.parametrize(
+    ("names", "claims"), [(["towers", "qb_norm", "reranked"], ["The fusion helps"]), (["towers", "qb_norm"], [])]
+)
+def test_a_claim_without_anything_to_compare_with_is_left_out(names: list[str], claims: list[str]) -> None:
+    found = verdicts({name: {"rsum": 1.0} for name in names}, judged(Gain(1.0, 0.5, 2.0, 0.01)))
     assert [verdict.claim for verdict in found] == claims
 
 
-def test_nothing_is_claimed_for_a_fusion_that_has_not_learned() -> None:
-    found = verdicts(metrics(), judged(Gain(0.0, 0.0, 0.0, 1.0)), fusion_learned=False)
+def test_where_nothing_is_reranked_the_fusion_is_claimed_nothing_for() -> None:
+    normalized = {name: value for name, value in metrics().items() if name != "reranked"}
+    found = verdicts(normalized, judged(Gain(0.0, 0.0, 0.0, 1.0)))
     assert [verdict.claim for verdict in found] == [
         "Joint modelling beats single-modality methods",
         "Towers that learn beat frozen ones",

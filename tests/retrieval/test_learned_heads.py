@@ -27,6 +27,17 @@ def test_an_epoch_gives_heads_that_later_epochs_do_not_change() -> None:
     assert log_rank(rest[-1]) < log_rank(first)
 
 
+def test_smoothed_targets_train_other_heads_and_none_the_same_bits() -> None:
+    train, val = world(60, 0), world(20, 1)
+
+    def image_after_an_epoch(*smoothing: float) -> torch.Tensor:
+        image, _ = next(learned_heads(train, linear_layers, *smoothing))(val)
+        return image
+
+    assert torch.equal(image_after_an_epoch(0.0), image_after_an_epoch())
+    assert not torch.allclose(image_after_an_epoch(0.4), image_after_an_epoch(), atol=1e-4)
+
+
 def test_training_leaves_the_random_state_outside_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

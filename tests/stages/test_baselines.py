@@ -17,6 +17,7 @@ from diptych.data.inputs import Inputs
 from diptych.data.prepared import Prepared
 from diptych.model.dual_encoder import build_model
 from diptych.project.workspace import Workspace
+from diptych.retrieval.baselines import Fit, smoothed_baselines
 from diptych.retrieval.stored_ranks import load_ranks
 from diptych.stages import baselines
 from diptych.training.features import FeatureCache
@@ -73,6 +74,23 @@ def test_a_second_run_gives_the_same_bytes_from_stored_features(ranked: Workspac
     baselines.run(workspace, params())
     assert workspace.baselines.read_bytes() == before
     assert set((workspace.local / "cache" / "features").iterdir()) == stored
+
+
+def test_the_heads_have_the_label_smoothing_of_the_training(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def recorded(smoothing: float) -> dict[str, Fit]:
+        seen.append(smoothing)
+        return smoothed_baselines(smoothing)
+
+    monkeypatch.setattr(baselines, "smoothed_baselines", recorded)
+    settings = params(baselines={"methods": ["prior"]})
+    smoothed = settings.train.objectives.model_copy(update={"label_smoothing": 0.4})
+    train = settings.train.model_copy(update={"objectives": smoothed})
+    baselines.run(workspace, settings.model_copy(update={"train": train}))
+    assert seen == [0.4]
 
 
 def test_without_methods_nothing_is_computed(workspace: Workspace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -126,6 +127,11 @@ def write_manifest(workspace: Workspace) -> None:
     shape = {"width": 40 + images % 3, "height": 40, "phash": [f"{number:016x}" for number in images]}
     shape["objects"] = ['["dog", "ball"]' if number % 2 else '["dog"]' for number in images]
     pd.DataFrame({"image_id": images, **shape}).to_parquet(workspace.manifest)
+
+
+def drawings(page: str) -> list[str]:
+    """Return the plots in the page as SVG."""
+    return [base64.b64decode(one).decode() for one in re.findall(r'data:image/svg\+xml;base64,([^" ]+)', page)]
 
 
 def params(**changes: object) -> Params:
@@ -280,7 +286,25 @@ def test_a_fusion_that_was_not_trained_is_no_part_of_the_claims(workspace: Works
     run(workspace, params(train={"objectives": {"itm": 0.0}}))
     claims = [verdict["claim"] for verdict in json.loads((workspace.reports / "ladder.json").read_text())["verdicts"]]
     assert claims == ["Joint modelling beats single-modality methods", "Towers that learn beat frozen ones"]
-    assert "No fusion was trained" in (workspace.reports / "report.html").read_text()
+
+
+def test_where_nothing_is_re_ranked_people_read_that_once_and_programs_have_the_stage(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_ranks(workspace.controls, {})
+    with caplog.at_level(logging.INFO, "diptych"):
+        run(workspace, params(train={"objectives": {"itm": 0.0}}))
+    sentence = r"No fusion was trained \((<code>)?train.objectives.itm(</code>)? is 0\), so nothing is re-ranked\."
+    for text in ((workspace.reports / "report.html").read_text(), caplog.text):
+        assert len(re.findall(sentence, text)) == len(re.findall("re-?rank", text, re.IGNORECASE)) == 1
+        assert "query-bank normalization" in text.lower()
+    page = (workspace.reports / "report.html").read_text()
+    assert '<div class="main"><dt>RSUM with query-bank normalization</dt>' in page
+    lines = [comment for svg in drawings(page) for comment in re.findall("<!-- (.*?) -->", svg)]
+    assert "query-bank normalization" in lines
+    assert not any("re-ranked" in line for line in lines)
+    metrics = json.loads((workspace.reports / "metrics.json").read_text())
+    assert list(metrics) == ["towers", "qb_norm", "reranked"]
 
 
 def test_a_calibration_is_examined_on_test(workspace: Workspace, undrawn: None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from diptych.cli.console import print_result
+from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.inbox.idle import find_idle_summary
 from diptych.orchestration import server as prefect_server
@@ -24,6 +25,7 @@ from diptych.project.params import read_params, use_preset
 from diptych.project.prefect_settings import server_setting
 from diptych.project.processes import die_with_dvc, holding
 from diptych.project.workspace import Workspace
+from diptych.retrieval.stages import shown
 from diptych.training.launching import forget_foreign_rank, launch
 
 
@@ -54,7 +56,7 @@ def run(preset: str | None, force: bool, promotion: str, inbox: str | None, as_j
         summary = find_idle_summary(workspace, params, promotion, inbox) if asks_first else None
         if summary is None:
             summary = _run_flow(workspace, force=force, promotion=promotion, inbox=inbox)
-    print_result(summary, summarize(summary, workspace), as_json)
+    print_result(summary, summarize(summary, workspace, params), as_json)
 
 
 @click.command()
@@ -115,7 +117,7 @@ def load_flow(workspace: Workspace) -> Any:
     return module.retrain
 
 
-def summarize(summary: dict[str, Any], workspace: Workspace) -> str:
+def summarize(summary: dict[str, Any], workspace: Workspace, params: Params) -> str:
     """Return lines for people: the stages that ran, the metrics, the model version, and how to see more."""
     ran = [name for name, how in summary["stages"].items() if how == "ran"]
     reused = [name for name, how in summary["stages"].items() if how == "reused"]
@@ -128,19 +130,19 @@ def summarize(summary: dict[str, Any], workspace: Workspace) -> str:
         f"reused     {', '.join(reused) or 'nothing'}",
     ]
     if "version" in summary:
-        lines += _model(summary, workspace)
+        lines += _model(summary, workspace, params)
     else:
         lines.append("next       `diptych run --force` trains all the same")
     return "\n".join(lines)
 
 
-def _model(summary: dict[str, Any], workspace: Workspace) -> list[str]:
+def _model(summary: dict[str, Any], workspace: Workspace, params: Params) -> list[str]:
     version = summary["version"]
     state = "new" if version["created"] else "known already"
     viewer = "open" if sys.platform == "darwin" else "xdg-open"
     problem = version.get("tags", {}).get("not_reproducible")
     return [
-        *_metrics(summary["metrics"]),
+        *_metrics(shown(summary["metrics"], params)),
         f"version    {version['name']} {version['version']} (challenger), {state}",
         *([f"warning    `diptych reproduce` cannot make it again: {problem}"] if problem else []),
         f"champion   {_champion(summary['decision'])}",

@@ -14,12 +14,12 @@ from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
 from diptych.project.provenance import UNKNOWN
 from diptych.project.workspace import Workspace
+from diptych.retrieval.stages import STAGE_LABELS, shown
 
 if TYPE_CHECKING:
     from diptych.registry.decision import Decision
 
 _GATE = "\n\n## Gate\n\n"
-_STAGES = {"towers": "towers", "qb_norm": "query-bank normalization", "reranked": "re-ranked"}
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 _LONGEST = 5_000
 """Characters of a description; PostgreSQL refuses a longer one."""
@@ -97,20 +97,17 @@ def _licences(workspace: Workspace) -> str:
 
 
 def _figures(workspace: Workspace, params: Params) -> Iterator[str]:
-    metrics, intervals = (
-        _read(workspace.reports, "metrics"),
-        _read(workspace.reports, "uncertainty").get("intervals", {}),
-    )
+    metrics = shown(_read(workspace.reports, "metrics"), params)
+    intervals = shown(_read(workspace.reports, "uncertainty").get("intervals", {}), params)
     yield f"On `{params.data.splits.test}`, in percent; RSUM with its 95 % interval."
     yield ""
     yield "| | RSUM | recall@1 image to text | recall@1 text to image |"
     yield "|---|---|---|---|"
-    for stage, label in _STAGES.items():
-        if stage in metrics:
-            values, ends = metrics[stage], intervals.get(stage, {})
-            both = f" ({ends['low']['rsum']:.1f} to {ends['high']['rsum']:.1f})" if ends else ""
-            recalls = " | ".join(f"{values[direction]['recall@1']:.1f}" for direction in ("i2t", "t2i"))
-            yield f"| {label} | {values['rsum']:.1f}{both} | {recalls} |"
+    for stage, values in metrics.items():
+        ends = intervals.get(stage, {})
+        both = f" ({ends['low']['rsum']:.1f} to {ends['high']['rsum']:.1f})" if ends else ""
+        recalls = " | ".join(f"{values[direction]['recall@1']:.1f}" for direction in ("i2t", "t2i"))
+        yield f"| {STAGE_LABELS[stage]} | {values['rsum']:.1f}{both} | {recalls} |"
     yield ""
     for verdict in _read(workspace.reports, "ladder").get("verdicts", []):
         gain = verdict["gain"]

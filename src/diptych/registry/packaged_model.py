@@ -8,7 +8,8 @@ A row of the input has `text`, `image` (the bytes of an image file) or both. A r
 * `embedding` and `bias`, where the input is a text or an image alone. Embeddings have length one, so the inner product
   of two is their cosine. A query ranks items by this cosine minus the bias of the item;
 * `similarity`, `match`, `alignment` and `score`, where the input is a pair: the cosine, the logit of image-text
-  matching, the token-alignment score, and the score of re-ranking, which joins the three minus both biases.
+  matching, the token-alignment score, and the score of re-ranking, which joins the three minus both biases. `match`
+  and `alignment` are 0 where the model's fusion has no weights: it was not trained, or ranked no better on val.
 """
 
 from __future__ import annotations

@@ -11,19 +11,13 @@ import numpy as np
 
 from diptych.retrieval.ladder import Rung
 from diptych.retrieval.similarities import Similarities
+from diptych.retrieval.stages import STAGE_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (4.6, 3.0)
 DIRECTION_LABELS = {"i2t": "Image → text", "t2i": "Text → image"}
-STAGES = {
-    "towers": "towers",
-    "qb_norm": "query-bank normalization",
-    "reranked": "re-ranked",
-    "embeddings": "embeddings",
-}
-"""Labels of the stages in metrics.json."""
 LOSSES = {
     "loss": "loss",
     "contrastive": "contrastive",
@@ -65,12 +59,12 @@ def recall_figure(curves: Sequence[tuple[str, str, int, float]], direction: str)
 
     def plot(axes: Axes, theme: Theme) -> None:
         for (stage, points), colour, style in zip(lines.items(), theme.lines, styles, strict=False):
-            axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGES[stage])
+            axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=STAGE_LABELS[stage])
         _label(axes, f"{DIRECTION_LABELS[direction]}: recall", "k", "recall in %")
         axes.set_ylim(0, 102)
 
     ends = "; ".join(
-        f"{STAGES[stage]} from {points[0][1]:.1f} to {points[-1][1]:.1f}" for stage, points in lines.items()
+        f"{STAGE_LABELS[stage]} from {points[0][1]:.1f} to {points[-1][1]:.1f}" for stage, points in lines.items()
     )
     return _draw(
         plot,
@@ -116,8 +110,8 @@ def ladder_figure(rungs: Sequence[Rung]) -> Picture:
 
 
 def loss_figure(history: Sequence[dict[str, float]]) -> Picture:
-    """Plot the losses of each epoch."""
-    names = [name for name in LOSSES if name in history[0]]
+    """Plot the losses of each epoch; one that is always zero has no weight in training, and no line."""
+    names = [name for name in LOSSES if any(row.get(name) for row in history)]
 
     def plot(axes: Axes, theme: Theme) -> None:
         for name, colour, style in zip(names, theme.lines, ("-", "--", ":", "-."), strict=False):

@@ -16,7 +16,6 @@ from diptych.errors import DiptychError
 from diptych.files import atomic_path
 from diptych.report.figures import (
     DIRECTION_LABELS,
-    STAGES,
     Picture,
     ladder_figure,
     loss_figure,
@@ -35,6 +34,7 @@ from diptych.retrieval.metrics import Metrics, average_metrics, chance_metrics, 
 from diptych.retrieval.ranking import DIRECTIONS
 from diptych.retrieval.reranking import Directed
 from diptych.retrieval.slices import FEWEST, Slice
+from diptych.retrieval.stages import STAGE_LABELS
 from diptych.retrieval.trust import Trust
 from diptych.retrieval.uncertainty import RESAMPLES, Uncertainty
 
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """Evaluation of a split, and everything that was derived from it."""
+    """Evaluation of a split with the stages that are shown, and everything that was derived from it."""
 
     evaluation: Evaluation
     uncertainty: Uncertainty
@@ -77,9 +77,9 @@ class Setting(NamedTuple):
     made_of: dict[str, str]
     """SHA-256 of everything that the figures depend on, by name."""
     top_k: int = 0
-    """Number of candidates that were re-ranked; 0 without re-ranking."""
-    weights: Directed | None = None
-    """Weights of the re-ranking; None where no fusion was trained."""
+    """Number of candidates that are re-ranked, where the evaluation has that stage."""
+    weights: Directed = Directed()
+    """Weights of the fusion's scores there."""
 
 
 def write_report(
@@ -147,7 +147,7 @@ def _metrics(split: CaptionedImages, findings: Findings) -> dict[str, Any]:
     return {
         "images": images,
         "captions": len(last.t2i.rank),
-        "stages": [STAGES[stage] for stage in evaluation.metrics],
+        "stages": [STAGE_LABELS[stage] for stage in evaluation.metrics],
         "rsum": {
             stage: _figure(metrics, uncertainty.intervals[stage]) for stage, metrics in evaluation.metrics.items()
         },

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from diptych.report.figures import DIRECTION_LABELS, STAGES
+from diptych.report.figures import DIRECTION_LABELS
 from diptych.retrieval.evaluation import Evaluation
 from diptych.retrieval.metrics import Metrics
+from diptych.retrieval.stages import STAGE_LABELS
 from diptych.retrieval.uncertainty import Uncertainty
 
 FIGURE_LABELS = {
@@ -28,9 +29,9 @@ def table(evaluation: Evaluation, uncertainty: Uncertainty, chance: Metrics, gal
     for stage, metrics in [*evaluation.metrics.items(), ("chance", chance)]:
         for direction, label in DIRECTION_LABELS.items():
             values = "".join(f"{metrics[direction][figure]:8.1f}" for figure in FIGURE_LABELS)
-            lines.append(f"  {STAGES.get(stage, stage):10} {label:15}{values}")
+            lines.append(f"  {STAGE_LABELS.get(stage, stage):10} {label:15}{values}")
     rsums = []
     for stage, metrics in evaluation.metrics.items():
         low, high = (uncertainty.intervals[stage][side]["rsum"] for side in ("low", "high"))
-        rsums.append(f"{STAGES[stage]} {metrics['rsum']:.1f} ({low:.1f} to {high:.1f})")
+        rsums.append(f"{STAGE_LABELS[stage]} {metrics['rsum']:.1f} ({low:.1f} to {high:.1f})")
     return "\n".join([*lines, f"  RSUM: {', '.join(rsums)}; in brackets: 95 % confidence intervals"])

@@ -7,6 +7,7 @@ The inner products of its vectors rank captions for images and images for captio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -146,20 +147,30 @@ def cca(train: Pooled, val: Pooled, _encode: Encode) -> Baseline:
     )
 
 
-def linear_heads(train: Pooled, val: Pooled, _encode: Encode) -> Baseline:
-    """Learn a linear map of each side into one space by the contrastive loss."""
-    return _best(learned_heads(train, linear_layers), val)
+def linear_heads(train: Pooled, val: Pooled, _encode: Encode, smoothing: float = 0.0) -> Baseline:
+    """Learn a linear map of each side into one space by the contrastive loss with this smoothing."""
+    return _best(learned_heads(train, linear_layers, smoothing), val)
 
 
-def mlp_heads(train: Pooled, val: Pooled, _encode: Encode) -> Baseline:
-    """Learn an MLP of each side into one space by the contrastive loss."""
-    return _best(learned_heads(train, mlp_layers), val)
+def mlp_heads(train: Pooled, val: Pooled, _encode: Encode, smoothing: float = 0.0) -> Baseline:
+    """Learn an MLP of each side into one space by the contrastive loss with this smoothing."""
+    return _best(learned_heads(train, mlp_layers, smoothing), val)
 
 
-BASELINES: dict[str, Callable[[Pooled, Pooled, Encode], Baseline]] = {
+Fit = Callable[[Pooled, Pooled, Encode], Baseline]
+"""Function from a train split, a val split and the text tower's encoding of sentences to a fitted baseline."""
+BASELINES: dict[str, Fit] = {
     fit.__name__: fit for fit in (prior, image_only, words_bm25, words_text_tower, ridge, cca, linear_heads, mlp_heads)
 }
-"""Baselines by name; each is fitted to a train split, a val split and the text tower's encoding of sentences."""
+"""Baselines by name."""
+
+
+def smoothed_baselines(smoothing: float) -> dict[str, Fit]:
+    """Return the baselines by name, with the learned heads trained on targets smoothed like the model's.
+
+    Otherwise a gain of the smoothing would count as one of the towers that learn.
+    """
+    return BASELINES | {fit.__name__: partial(fit, smoothing=smoothing) for fit in (linear_heads, mlp_heads)}
 
 
 def _best(candidates: Iterable[Baseline], val: Pooled) -> Baseline:

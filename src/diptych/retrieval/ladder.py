@@ -60,20 +60,20 @@ def rungs(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, chance: Metr
     return ladder
 
 
-def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty, *, fusion_learned: bool) -> list[Verdict]:
+def verdicts(metrics: Mapping[str, Metrics], uncertainty: Uncertainty) -> list[Verdict]:
     """Judge the model against single modalities, its towers against frozen ones, and the fusion against its controls.
 
     Each is compared with the best of the others; a claim that has none to compare with is left out, and so are the
-    fusion's where it has not learned.
+    fusion's where nothing is re-ranked.
     """
+    last = [name for name in MODEL if name in metrics][-1]
     # A claim is judged by the stage that it is about, not by a later one.
     claims: list[tuple[str, str, Sequence[str]]] = [
-        ("Joint modelling beats single-modality methods", "reranked", SINGLE_MODALITY),
+        ("Joint modelling beats single-modality methods", last, SINGLE_MODALITY),
         ("Towers that learn beat frozen ones", "towers", FROZEN),
+        ("The fusion helps", "reranked", ("qb_norm",)),
+        ("The fusion beats its controls", "reranked", CONTROLS),
     ]
-    if fusion_learned:
-        claims.append(("The fusion helps", "reranked", ("qb_norm",)))
-        claims.append(("The fusion beats its controls", "reranked", CONTROLS))
     return [
         _verdict(claim, name, max(present, key=lambda other: metrics[other]["rsum"]), uncertainty)
         for claim, name, others in claims

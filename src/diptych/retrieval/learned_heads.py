@@ -38,8 +38,11 @@ def mlp_layers(channels: int) -> list[nn.Module]:
     return [nn.Linear(channels, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, DIM)]
 
 
-def learned_heads(train: Pooled, layers: Layers) -> Iterator[Baseline]:
-    """Train a head of these `layers` for either side, and yield both as they are after each epoch."""
+def learned_heads(train: Pooled, layers: Layers, smoothing: float = 0.0) -> Iterator[Baseline]:
+    """Train a head of these `layers` for either side, and yield both as they are after each epoch.
+
+    `smoothing` is that of `contrastive_loss`.
+    """
     owner = torch.from_numpy(train.image_of_caption)
     index_in_batch = torch.full((len(train.image),), -1)
     with torch.random.fork_rng(devices=[]):
@@ -53,7 +56,8 @@ def learned_heads(train: Pooled, layers: Layers) -> Iterator[Baseline]:
                 index_in_batch.fill_(-1)[images] = torch.arange(len(images))
                 captions = torch.nonzero(index_in_batch[owner] >= 0).flatten()
                 image, text = heads.train()(train.image[images], train.text[captions])
-                contrastive_loss(image, text, index_in_batch[owner[captions]], heads.log_scale.exp()).backward()
+                image_of_caption, scale = index_in_batch[owner[captions]], heads.log_scale.exp()
+                contrastive_loss(image, text, image_of_caption, scale, smoothing=smoothing).backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()

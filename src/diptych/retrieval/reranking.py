@@ -281,8 +281,10 @@ def fuse_pairs(
     """
     itm, align = (True, True) if weights is None else (bool(weights.itm), bool(weights.alignment))
     logits = torch.zeros(2, len(images))
+    if not itm and not align:
+        return logits
     with progress(None, description, unit="pair", total=len(images), **progress_options) as bar:
-        for batch in _pair_batches(states, images, captions, device) if itm or align else ():
+        for batch in _pair_batches(states, images, captions, device):
             (image, image_of_pair), (caption, caption_of_pair) = (
                 torch.unique(items[batch], return_inverse=True) for items in (images, captions)
             )

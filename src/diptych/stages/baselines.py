@@ -26,7 +26,7 @@ from diptych.model.lean_transformers import PreTrainedTokenizerFast
 from diptych.model.pooling import masked_mean
 from diptych.progress import progress
 from diptych.project.workspace import Workspace
-from diptych.retrieval.baselines import BASELINES
+from diptych.retrieval.baselines import smoothed_baselines
 from diptych.retrieval.embedding import inference
 from diptych.retrieval.metrics import metrics_from_ranks
 from diptych.retrieval.pooled import Pooled
@@ -61,11 +61,12 @@ def _test_ranks(workspace: Workspace, params: Params, prepared: Prepared, device
     towers = _build_towers(workspace, params, prepared, device)
     train, val, test = towers.pooled(splits)
     encode = partial(towers.sentences, PreTrainedTokenizerFast.from_pretrained(workspace.tokenizer))
+    fits = smoothed_baselines(params.train.objectives.label_smoothing)
     ranks: dict[str, Ranks] = {}
     # Baselines are fitted in float32. The towers' precision would give near items equal scores.
     for name in params.baselines.methods:
         begin = time.perf_counter()
-        baseline = BASELINES[name](train, val, encode)
+        baseline = fits[name](train, val, encode)
         ranks[name] = ranks_from_embeddings(*baseline(test), test.image_of_caption)
         rsum, seconds = metrics_from_ranks(*ranks[name])["rsum"], time.perf_counter() - begin
         _log.info("%s: RSUM %.1f on test, fitted in %.1f s", name, rsum, seconds)

@@ -22,6 +22,7 @@ from diptych.retrieval.judgements import add_extended
 from diptych.retrieval.ladder import Rung, Verdict, in_words, is_better_than_chance, rungs, to_json, verdicts
 from diptych.retrieval.metrics import Metrics, chance_metrics, metrics_from_ranks
 from diptych.retrieval.similarities import Similarities
+from diptych.retrieval.stages import shown
 from diptych.retrieval.stored_ranks import load_ranks
 from diptych.retrieval.trust import Trust, examine
 from diptych.retrieval.uncertainty import Uncertainty, judge
@@ -44,21 +45,18 @@ def run(workspace: Workspace, params: Params) -> None:
     evaluation = retriever.evaluate(embedded, params.evaluate.top_k)
     add_extended(evaluation, split.image_ids, split.caption_ids)
     chance = chance_metrics(split.image_of_caption, len(split))
-    fusion_learned = params.train.objectives.itm > 0
-    comparison = _compare(workspace, evaluation, split, chance, fusion_learned=fusion_learned)
+    comparison = _compare(workspace, evaluation, split, chance, params)
     trust = _trust(retriever, evaluation, split)
     failures = find_failures(evaluation, split.image_of_caption, split.captions, *attributes(workspace.manifest, split))
     _write_files(workspace.reports, evaluation, comparison, failures)
     write_json(workspace.reports / "calibration.json", trust.to_json() if trust else {})
     highlight = highlighter(retriever, embedded, split.captions)
-    findings = Findings(
-        evaluation, comparison.uncertainty, failures, comparison.rungs, comparison.verdicts, highlight, trust
-    )
-    weights = retriever.weights if fusion_learned else None
-    setting = Setting(params.data.splits.test, _made_of(workspace), params.evaluate.top_k, weights)
+    evaluation, uncertainty = _shown(evaluation, comparison.uncertainty, params)
+    findings = Findings(evaluation, uncertainty, failures, comparison.rungs, comparison.verdicts, highlight, trust)
+    setting = Setting(params.data.splits.test, _made_of(workspace), params.evaluate.top_k, retriever.weights)
     history = read_history(workspace.reports / "training.csv")
     write_report(workspace.reports / "report.html", split, findings, setting, history, params.evaluate.report_queries)
-    _log_summary(evaluation, comparison, chance, setting, queries=len(split) + len(split.captions))
+    _log_summary(findings, chance, setting, queries=len(split) + len(split.captions))
 
 
 class _Comparison(NamedTuple):
@@ -71,17 +69,25 @@ class _Comparison(NamedTuple):
 
 
 def _compare(
-    workspace: Workspace, evaluation: Evaluation, split: PreparedSplit, chance: Metrics, *, fusion_learned: bool
+    workspace: Workspace, evaluation: Evaluation, split: PreparedSplit, chance: Metrics, params: Params
 ) -> _Comparison:
     sizes = len(split), len(split.captions)
     compared = {**load_ranks(workspace.baselines, *sizes), **load_ranks(workspace.controls, *sizes)}
     uncertainty = judge({**compared, **evaluation.ranks}, split.image_of_caption)
     baselines = {name: metrics_from_ranks(*ranks) for name, ranks in compared.items()}
-    every = {**baselines, **evaluation.metrics}
     if not baselines:
         return _Comparison(baselines, uncertainty, [], [])
-    claims = verdicts(every, uncertainty, fusion_learned=fusion_learned)
-    return _Comparison(baselines, uncertainty, rungs(every, uncertainty, chance), claims)
+    model, compared_with = _shown(evaluation, uncertainty, params)
+    every = {**baselines, **model.metrics}
+    ladder, claims = rungs(every, compared_with, chance), verdicts(every, compared_with)
+    return _Comparison(baselines, uncertainty, ladder, claims)
+
+
+def _shown(evaluation: Evaluation, uncertainty: Uncertainty, params: Params) -> tuple[Evaluation, Uncertainty]:
+    """Return both with the stages that people are shown."""
+    ranks, metrics = shown(evaluation.ranks, params), shown(evaluation.metrics, params)
+    intervals, gains = shown(uncertainty.intervals, params), shown(uncertainty.gains, params)
+    return evaluation._replace(ranks=ranks, metrics=metrics), Uncertainty(intervals, gains)
 
 
 def _write_files(reports: Path, evaluation: Evaluation, comparison: _Comparison, failures: Failures) -> None:
@@ -95,19 +101,17 @@ def _write_files(reports: Path, evaluation: Evaluation, comparison: _Comparison,
     _write_similarities(reports / "plots" / "similarities.csv", evaluation.similarities)
 
 
-def _log_summary(
-    evaluation: Evaluation, comparison: _Comparison, chance: Metrics, setting: Setting, *, queries: int
-) -> None:
-    uncertainty = comparison.uncertainty
+def _log_summary(findings: Findings, chance: Metrics, setting: Setting, *, queries: int) -> None:
+    evaluation, uncertainty = findings.evaluation, findings.uncertainty
     log.info("%s", table(evaluation, uncertainty, chance, setting.split))
-    if setting.weights is None:
+    if "reranked" not in evaluation.metrics:
         log.info("No fusion was trained (train.objectives.itm is 0), so nothing is re-ranked.")
     else:
         gain = uncertainty.gains["reranked"]["qb_norm"].rsum
         log.info("Re-ranking: %.1f ms a query for %+.1f RSUM", 1000 * evaluation.reranking_seconds / queries, gain)
     if not is_better_than_chance(evaluation.metrics, uncertainty, chance):
         log.warning("The model may be no better than chance: train it longer, or on more images.")
-    for line in in_words(comparison.verdicts):
+    for line in in_words(findings.verdicts):
         log.info("%s", line)
 
 
