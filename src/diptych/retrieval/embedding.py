@@ -246,13 +246,17 @@ def embed_querybank(
 def inference(model: torch.nn.Module, device: torch.device, precision: Precision) -> Iterator[None]:
     """Set evaluation mode without gradients, in `precision` by autocast; restore the model's mode at the end."""
     training = model.training
-    model.eval()
+    # Setting the mode of hundreds of modules twice would be a sixth of the time to encode one text.
+    was_evaluated = not any(module.training for module in model.modules())
+    if not was_evaluated:
+        model.eval()
     dtype = AUTOCAST[precision]
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=precision != "no"):
             yield
     finally:
-        model.train(training)
+        if not was_evaluated:
+            model.train(training)
 
 
 def _images(
