@@ -175,7 +175,8 @@ class Retriever:
 
         self.device = choose_device(device)
         self.model.to(self.device)
-        image, text = (side.to(self.device) for side in (self.query_bank.image, self.query_bank.text))
+        # In single precision, which biases are computed in, so that no search has to convert the bank.
+        image, text = (side.to(self.device).float() for side in (self.query_bank.image, self.query_bank.text))
         self.query_bank = self.query_bank._replace(image=image, text=text)
         return self
 

@@ -220,7 +220,7 @@ class _Update:
             )
             if partitions is not None:
                 index = Index(self._store, self._collection, self._model, state, table)
-                texts = self._retriever.query_bank.text.numpy(force=True).astype(np.float32)
+                texts = self._retriever.query_bank.text.numpy(force=True)
                 approximate = choose_probes(index, texts, partitions, self._min_recall)
                 state = state.model_copy(update={"approximate": approximate})
         self._store.write_state(self._collection, self._model, state)
