@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from diptych.serving.approximate import choose_probes
 from diptych.serving.index import Index
-from diptych.serving.partitions import divide
+from diptych.serving.partitions import create_partitions
 from diptych.serving.store import MIN_RECALL, IndexState, Store, table_name
 
 Vectors = NDArray[np.float32]
@@ -115,7 +115,7 @@ def own(vectors: Vectors, texts: Vectors, folder: Path) -> Iterator[Engine]:
 
     yield Engine("diptych, exact", seconds, size_of(folder), partial(search, index, None))
     size, started = size_of(folder), time.perf_counter()
-    partitions = divide(made.table, None)
+    partitions = create_partitions(made.table, None)
     index = made.open("approximate")
     probes = choose_probes(index, texts, partitions, MIN_RECALL).probes
     seconds = time.perf_counter() - started

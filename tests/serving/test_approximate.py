@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from searching import MODEL, Collection
 
 from diptych.serving import approximate, index, indexing
-from diptych.serving.approximate import LowRecallError, choose_probes
+from diptych.serving.approximate import choose_probes
 from diptych.serving.index import Index
-from diptych.serving.partitions import divide, undivide
+from diptych.serving.partitions import FOREVER, create_partitions, drop_partitions
 from diptych.serving.store import ApproximateSearch, IndexState, Store, table_name
 
 IMAGES, DIM = 4_000, 16
@@ -23,7 +23,7 @@ Vectors = NDArray[np.float32]
 def near(centres: Vectors, count: int, seed: int) -> Vectors:
     """Return vectors of length one near to the centres."""
     random = np.random.default_rng(seed)
-    drawn = centres[random.integers(len(centres), size=count)] + 0.5 * random.normal(size=(count, DIM))
+    drawn = centres[random.integers(len(centres), size=count)] + random.normal(size=(count, DIM))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -64,7 +64,7 @@ class Large:
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Large:
-    monkeypatch.setattr(index, "SMALLEST", 1_000)
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 1_000)
     monkeypatch.setattr(approximate, "_TEXTS", 100)
     return Large(tmp_path)
 
@@ -79,20 +79,21 @@ def recall(opened: Index, queries: Vectors, probes: int) -> float:
 
 
 def test_the_measured_recall_is_that_of_other_texts(large: Large) -> None:
-    partitions = divide(large.table, None)
+    partitions = create_partitions(large.table, None)
     opened = large.open("first")
     chosen = choose_probes(opened, large.texts, partitions, 0.9)
 
     assert partitions == round(3_500**0.5)
+    assert chosen.probes is not None
     assert 1 <= chosen.probes <= partitions / 2
     assert chosen.recall >= 0.9
     assert recall(opened, large.queries, chosen.probes) == pytest.approx(chosen.recall, abs=0.05)
     # Fewer partitions would find less than the choice aims at.
-    assert recall(opened, large.queries, 1) < recall(opened, large.queries, chosen.probes)
+    assert chosen.probes == 1 or recall(opened, large.queries, chosen.probes // 2) < chosen.recall
 
 
 def test_what_is_found_has_exact_scores_in_exact_order(large: Large) -> None:
-    opened = large.open("first") if divide(large.table, None) else None
+    opened = large.open("first") if create_partitions(large.table, None) else None
     assert opened is not None
     for query in large.queries[:5]:
         found, products = opened.nearest(query, 10, probes=4)
@@ -101,7 +102,7 @@ def test_what_is_found_has_exact_scores_in_exact_order(large: Large) -> None:
 
 
 def test_filters_choose_among_candidates_or_all_that_pass(large: Large) -> None:
-    divide(large.table, None)
+    create_partitions(large.table, None)
     opened, query = large.open("first"), large.queries[0]
     half = np.arange(0, len(opened), 2)
     found, _ = opened.nearest(query, 10, among=half, probes=8)
@@ -116,27 +117,39 @@ def test_filters_choose_among_candidates_or_all_that_pass(large: Large) -> None:
 
 
 def test_many_results_are_searched_exactly(large: Large) -> None:
-    divide(large.table, None)
+    create_partitions(large.table, None)
     opened, query = large.open("first"), large.queries[0]
     assert opened.nearest(query, 300, probes=1)[0].tolist() == opened.nearest(query, 300)[0].tolist()
 
 
-def test_too_low_a_recall_is_refused_with_the_way_out(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
-    partitions = divide(large.table, None)
+def test_where_too_little_is_found_search_is_exact(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
+    partitions = create_partitions(large.table, None)
     monkeypatch.setattr(index, "nearest_ids", lambda table, query, probes, limit: np.arange(500, 540, dtype=np.uint64))
-    with pytest.raises(LowRecallError, match=r"large finds \d+\.\d% .* 98\.0% .*--collection large --min-recall 1"):
-        choose_probes(large.open("first"), large.texts, partitions, 0.98)
+    chosen = choose_probes(large.open("first"), large.texts, partitions, 0.98)
+    assert chosen.probes is None
+    assert chosen.recall < 0.5
+
+
+def test_partitions_that_cannot_be_read_leave_exact_search(large: Large, caplog: pytest.LogCaptureFixture) -> None:
+    create_partitions(large.table, None)
+    opened, query = large.open("first"), large.queries[0]
+    exact = opened.nearest(query, 10)[0].tolist()
+    large.store.remove("large")
+    assert opened.nearest(query, 10, probes=4)[0].tolist() == exact
+    assert "The partitions of large cannot be read" in caplog.text
 
 
 def test_a_table_is_divided_again_only_when_it_has_grown_much(large: Large) -> None:
-    partitions = divide(large.table, None)
+    partitions = create_partitions(large.table, None)
     version = large.table.version
-    known = ApproximateSearch(partitions=partitions, probes=1, recall=1.0)
-    assert divide(large.table, known) == partitions
+    large.table.optimize(cleanup_older_than=FOREVER)
     assert large.table.version == version
-    assert divide(large.table, known.model_copy(update={"partitions": partitions // 2})) == partitions
+    known = ApproximateSearch(partitions=partitions, probes=1, recall=1.0, min_recall=0.9)
+    assert create_partitions(large.table, known) == partitions
+    assert large.table.version == version
+    assert create_partitions(large.table, known.model_copy(update={"partitions": partitions // 2})) == partitions
     assert large.table.version > version
-    undivide(large.table)
+    drop_partitions(large.table)
     assert not large.table.list_indices()
 
 
@@ -144,12 +157,17 @@ def test_a_large_collection_is_searched_approximately_until_told_otherwise(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (index, indexing):
-        monkeypatch.setattr(module, "SMALLEST", 5)
+        monkeypatch.setattr(module, "APPROXIMATE_FROM", 5)
     monkeypatch.setattr(approximate, "FIRST", 2)
     summary = collection.update(min_recall=0.1)
     assert summary.state.approximate is not None
     assert "partitions and finds" in summary.describe()
     assert collection.update().state == summary.state.model_copy(update={"scanned": collection.open().state.scanned})
+
+    # Asked for less, it is chosen anew.
+    other = collection.update(min_recall=0.2).state
+    assert other.approximate is not None
+    assert other.approximate.min_recall == 0.2
 
     exact = collection.update(min_recall=1)
     assert exact.state.approximate is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 from diptych.errors import DiptychError, is_disk_full
 from diptych.files import atomic_path, remove
 from diptych.serving.collections import open_source
-from diptych.serving.partitions import SMALLEST, nearest_ids
+from diptych.serving.partitions import APPROXIMATE_FROM, nearest_ids
 from diptych.serving.sources import Source, SourceError
 from diptych.serving.store import ALL_ROWS, IndexState, Store, table_name
 
+log = logging.getLogger(__name__)
+
 _DEEPEST = 100
-"""Number of results up to which search may be approximate: recall is measured on the first ten."""
+"""Number of results up to which search may be approximate. Recall is measured on the first ten, and re-ranking reads
+some more; beyond them search has the time to be exact."""
 _SPARE = 2
 """Candidates that pass a filter, on average, for each result."""
 _DETAILS = ("path", "hash", "captions", "attributes", "width", "height")
@@ -116,14 +120,13 @@ class Index:
     def nearest(
         self, query: NDArray[np.float32], k: int, *, among: NDArray[np.int64] | None = None, probes: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the images with the largest inner products with a query (d + 1,): rows and products, best first.
+        """Return the images that are nearest to a query (d + 1,): rows and inner products, largest first.
 
         Args:
             query: an embedding, followed by 1 where biases count and by 0 where they do not.
             k: number of images.
             among: rows to choose from, ascending; None: all.
-            probes: number of partitions that are read, where the index has partitions; None: search is exact, as it
-                is for many results.
+            probes: number of partitions to read. None searches exactly, and so does k above `_DEEPEST`.
         """
         # With torch, which the command line does not need to import.
         import torch
@@ -139,14 +142,18 @@ class Index:
     def _candidates(
         self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None, probes: int
     ) -> NDArray[np.int64] | None:
-        """Return rows, ascending, that are likely to have the nearest k; `among` where an exact search is as good."""
-        if among is not None and len(among) < SMALLEST:
+        """Return rows, ascending, that are likely to have the nearest k; `among` to search all of these exactly."""
+        if among is not None and len(among) < APPROXIMATE_FROM:
             return among
         limit = k if among is None else math.ceil(_SPARE * k * len(self) / len(among))
-        ids = nearest_ids(self._table, query, probes, limit)
+        try:
+            ids = nearest_ids(self._table, query, probes, limit)
+        except Exception as error:  # LanceDB has no class of its own for a table that has gone
+            log.warning("The partitions of %s cannot be read, so search is exact: %s", self.collection, error)
+            return among
         rows = np.sort(self._by_id[np.searchsorted(self._row_ids, ids, sorter=self._by_id)])
         if among is not None:
-            rows = np.intersect1d(rows, among, assume_unique=True)
+            rows = rows[among[np.searchsorted(among, rows).clip(max=len(among) - 1)] == rows]
         # Filters may pass images that are far from the query alone.
         return rows if len(rows) >= k else among
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -24,7 +24,7 @@ from diptych.progress import progress
 from diptych.serving.approximate import choose_probes
 from diptych.serving.collections import fingerprint
 from diptych.serving.index import Index
-from diptych.serving.partitions import SMALLEST, divide, undivide
+from diptych.serving.partitions import APPROXIMATE_FROM, FOREVER, create_partitions, drop_partitions
 from diptych.serving.pictures import Picture, read_picture
 from diptych.serving.sources import Item, Source, SourceError
 from diptych.serving.store import (
@@ -49,7 +49,7 @@ _DELETED_AT_ONCE = 10_000
 _EXAMPLES = 3
 _KEPT_SECONDS = 3600.0
 """Time for which a version that was replaced is kept at least, for servers that still read it."""
-_FOREVER = timedelta(days=36_500)
+_MARGIN = timedelta(seconds=1)
 
 
 class IndexSummary(NamedTuple):
@@ -72,15 +72,25 @@ class IndexSummary(NamedTuple):
     def describe(self) -> str:
         """Return a clause for people."""
         left_out = f", {len(self.unreadable):,} left out as unreadable" if self.unreadable else ""
-        search = ""
-        if (approximate := self.state.approximate) is not None:
-            search = (
-                f"; search reads {approximate.probes:,} of {approximate.partitions:,} partitions and finds "
-                f"{approximate.recall:.1%} of the first ten of an exact one"
-            )
         return (
             f"{self.state.images:,} images indexed: {self.unchanged:,} unchanged, {self.embedded:,} embedded, "
-            f"{self.known:,} of known content, {self.removed:,} rows removed{left_out}{search}"
+            f"{self.known:,} of known content, {self.removed:,} rows removed{left_out}{self._search}"
+        )
+
+    @property
+    def _search(self) -> str:
+        """A clause on approximate search, if the collection is large."""
+        approximate = self.state.approximate
+        if approximate is None:
+            return ""
+        if approximate.probes is None:
+            return (
+                f"; search is exact, because half of the partitions find only {approximate.recall:.1%} of the first "
+                f"ten results, and {approximate.min_recall:.1%} are asked for"
+            )
+        return (
+            f"; search reads {approximate.probes:,} of {approximate.partitions:,} partitions and finds "
+            f"{approximate.recall:.1%} of the first ten results of exact search"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +139,6 @@ def update_index(
 
     Raises:
         DiptychError: another process indexes the collection, its source cannot be read, or none of its images can.
-        LowRecallError: approximate search finds less than `min_recall`.
     """
     with store.held(collection):
         items = source.items()
@@ -200,42 +209,46 @@ class _Update:
         """Make the latest version of the table the one that is read."""
         before = self._store.state(self._collection, self._model)
         if changed:
-            # Versions from before the scan of the published one are read by nobody since it was published.
-            age = time.time() - before.scanned if before else 0.0
-            table.optimize(cleanup_older_than=timedelta(seconds=age) if age > _KEPT_SECONDS else _FOREVER)
-        partitions = self._divide(table, before.approximate if before is not None else None)
-        if before is not None and not changed and before.version == table.version and self._finds_enough(before):
+            table.optimize(cleanup_older_than=FOREVER)
+        partitions = self._partition(table, before.approximate if before is not None else None)
+        is_same = before is not None and not changed and before.version == table.version
+        if before is not None and is_same and self._is_as_asked(before):
             scan = {"fingerprint": mark, "scanned": self._scanned, "unreadable": len(self._unreadable)}
             state = before.model_copy(update=scan)
         else:
-            state = IndexState(
-                version=table.version,
-                build=uuid4().hex,
-                images=table.count_rows(),
-                dim=self._dim,
-                grid=self._grid,
-                fingerprint=mark,
-                scanned=self._scanned,
-                unreadable=len(self._unreadable),
-            )
-            if partitions is not None:
-                index = Index(self._store, self._collection, self._model, state, table)
-                texts = self._retriever.query_bank.text.numpy(force=True)
-                approximate = choose_probes(index, texts, partitions, self._min_recall)
-                state = state.model_copy(update={"approximate": approximate})
+            state = self._new_state(table, mark, partitions)
         self._store.write_state(self._collection, self._model, state)
+        if changed and before is not None:
+            _clean_up(table, before.version)
         return state
 
-    def _finds_enough(self, state: IndexState) -> bool:
-        return state.approximate is None or state.approximate.recall >= self._min_recall
-
-    def _divide(self, table: Any, known: ApproximateSearch | None) -> int | None:
-        """Divide a large table into partitions for approximate search; return their number, None for exact search."""
-        if table.count_rows() < SMALLEST or self._min_recall == 1:
-            undivide(table)
+    def _partition(self, table: Any, known: ApproximateSearch | None) -> int | None:
+        """Divide a large table into partitions; return their number, and None for exact search."""
+        if table.count_rows() < APPROXIMATE_FROM or self._min_recall == 1:
+            drop_partitions(table)
             return None
-        log.info("Preparing approximate search of %s images in %s.", f"{table.count_rows():,}", self._collection)
-        return divide(table, known)
+        return create_partitions(table, known)
+
+    def _is_as_asked(self, state: IndexState) -> bool:
+        return state.approximate is None or state.approximate.min_recall == self._min_recall
+
+    def _new_state(self, table: Any, mark: str, partitions: int | None) -> IndexState:
+        """Describe the latest version of the table, and measure its approximate search."""
+        state = IndexState(
+            version=table.version,
+            build=uuid4().hex,
+            images=table.count_rows(),
+            dim=self._dim,
+            grid=self._grid,
+            fingerprint=mark,
+            scanned=self._scanned,
+            unreadable=len(self._unreadable),
+        )
+        if partitions is None:
+            return state
+        index = Index(self._store, self._collection, self._model, state, table)
+        texts = self._retriever.query_bank.text.numpy(force=True)
+        return state.model_copy(update={"approximate": choose_probes(index, texts, partitions, self._min_recall)})
 
     def _open(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the table and its rows; an empty one where there is none, it is damaged, or its columns are others.
@@ -361,6 +374,16 @@ class _Update:
         if self._grid:
             columns["grid"] = pa.list_(pa.float16(), self._grid[0] * self._grid[1])
         return pa.schema(columns)
+
+
+def _clean_up(table: Any, replaced: int) -> None:
+    """Remove the versions of a table that nobody has read since the version `replaced` was made.
+
+    They stay for `_KEPT_SECONDS` at least. Clocks that were set back keep them longer.
+    """
+    made = next((known["timestamp"] for known in table.list_versions() if known["version"] == replaced), None)
+    if made is not None and (age := datetime.now() - made) > timedelta(seconds=_KEPT_SECONDS):
+        table.optimize(cleanup_older_than=age + _MARGIN)
 
 
 def _identities(table: Any) -> dict[str, list[Any]]:

@@ -6,6 +6,8 @@ partitions find more of the nearest images, and take longer.
 
 from __future__ import annotations
 
+import logging
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -13,29 +15,37 @@ from numpy.typing import NDArray
 
 from diptych.serving.store import ApproximateSearch
 
-SMALLEST = 100_000
+log = logging.getLogger(__name__)
+
+APPROXIMATE_FROM = 100_000
 """Number of images from which on a collection is searched approximately; an exact search of fewer takes no longer
 than encoding the query."""
+FOREVER = timedelta(days=36_500)
+"""Age from which on versions of a table are removed, where none is to be."""
 _SAMPLE, _ITERATIONS = 64, 10
-"""Images a partition, and iterations, that the centres are computed from."""
+"""Images for each partition that k-means learns from, and its iterations."""
 _GROWN = 1.5
+"""Ratio of the wanted number of partitions to the present one from which on they are made anew."""
 _COLUMN = "embedding"
 
 
-def divide(table: Any, before: ApproximateSearch | None) -> int:
-    """Divide the images of a LanceDB table into partitions, if it has none or has grown much; return their number."""
+def create_partitions(table: Any, before: ApproximateSearch | None) -> int:
+    """Divide the images of a LanceDB table, if it has no partitions or has grown much; return their number."""
     from lancedb.index import IvfFlat
 
-    # Then as many centres are compared with a query as images in one partition.
+    # The square root: a query is compared with as many centres as one partition has images.
     wanted = round(table.count_rows() ** 0.5)
     if before is not None and _index_names(table) and wanted < _GROWN * before.partitions:
         return before.partitions
+    log.info("Dividing %s images into %s partitions for approximate search.", f"{table.count_rows():,}", f"{wanted:,}")
     config = IvfFlat(distance_type="dot", num_partitions=wanted, sample_rate=_SAMPLE, max_iterations=_ITERATIONS)
     table.create_index(_COLUMN, config=config, replace=True)
+    # Lance notes the new partitions in a version of its own, which is to be made now and not by a later cleaning.
+    table.optimize(cleanup_older_than=FOREVER)
     return wanted
 
 
-def undivide(table: Any) -> None:
+def drop_partitions(table: Any) -> None:
     """Remove the partitions of a table, if it has any."""
     for name in _index_names(table):
         table.drop_index(name)

@@ -63,10 +63,13 @@ class ApproximateSearch(_Stored):
 
     partitions: int
     """Number of parts that its images are divided into by their embeddings."""
-    probes: int
-    """Number of partitions that a search reads."""
+    probes: int | None
+    """Number of partitions that a search reads; None: search is exact, because half of them find too little."""
     recall: float
-    """Share of the first ten results of exact search that it finds."""
+    """Share of the first ten results of exact search that is found, for captions of training without filters; without
+    `probes`, by half of the partitions."""
+    min_recall: float
+    """Smallest recall that was asked for."""
 
 
 class IndexState(_Stored):
@@ -212,11 +215,13 @@ class Store:
 
     def _write(self, collection: str, name: str, state: _Stored) -> None:
         path = self._path(collection, f"{name}.json")
+        # Defaults are left out, so that earlier versions of diptych read what they know.
+        content = state.model_dump(exclude_defaults=True)
         if self.is_remote:
             with errors_explained(path):
-                self._files.pipe_file(path, json.dumps(state.model_dump()).encode())
+                self._files.pipe_file(path, json.dumps(content).encode())
         else:
-            write_json(Path(path), state.model_dump())
+            write_json(Path(path), content)
 
 
 def table_name(model: str) -> str:
