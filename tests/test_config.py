@@ -146,13 +146,16 @@ def test_a_missing_file_is_named_with_the_way_to_get_one(tmp_path):
         (f"gate: {{guard_sets: {{old: {GUARD_SET}, old: {GUARD_SET}}}}}", 'found duplicate key "old"'),
         (f"gate: {{guard_sets: {{a/b: {GUARD_SET}}}}}", "gate.guard_sets.a/b."),
         (f"gate: {{guard_sets: [{GUARD_SET}]}}", "gate.guard_sets: input should be a valid dictionary"),
-        ("gate: {judged_queries: {folder: a}}", "gate.judged_queries.md5: field required"),
-        (f"gate: {{judged_queries: {{folder: a, md5: {'0' * 32}.dir, path: b}}}}", "judged_queries.path: unknown key"),
+        ("gate: {judged_queries: {path: a}}", "gate.judged_queries.md5: field required"),
         (
-            f"gate: {{judged_queries: {{folder: a, md5: {'0' * 32}.dir, collection: ../a}}}}",
+            f"gate: {{judged_queries: {{path: a, md5: {'0' * 32}.dir, folder: b}}}}",
+            "judged_queries.folder: unknown key",
+        ),
+        (
+            f"gate: {{judged_queries: {{path: a, md5: {'0' * 32}.dir, collection: ../a}}}}",
             "judged_queries.collection: ",
         ),
-        (f"gate: {{judged_queries: {{folder: a, md5: {'0' * 32}.dir, margin: 101}}}}", "judged_queries.margin: "),
+        (f"gate: {{judged_queries: {{path: a, md5: {'0' * 32}.dir, margin: 101}}}}", "judged_queries.margin: "),
         ("register: {tracking_uri: 'postgresql://me:secret@db/mlflow'}", "register.tracking_uri: no user and password"),
         ("retrain: {git_remote: 'https://secret@github.com/a/b'}", "retrain.git_remote: no user and password"),
     ],
@@ -193,7 +196,7 @@ def guarding(digit: str) -> Gate:
 
 
 def judged_by(digit: str) -> Gate:
-    return Gate.model_validate({"judged_queries": {"folder": "a", "md5": f"{digit * 32}.dir"}})
+    return Gate.model_validate({"judged_queries": {"path": "a", "md5": f"{digit * 32}.dir"}})
 
 
 @pytest.mark.parametrize("address", ["ssh://git@github.com/a/b", "git@github.com:a/b", "http://localhost:5000", "../a"])

@@ -427,15 +427,15 @@ class GuardSet(Section):
 class JudgedQueries(Section):
     """Queries of users on which a challenger may not lose to the champion; see docs/registry.md."""
 
-    folder: Annotated[str, Field(min_length=1)]
+    path: Annotated[str, Field(min_length=1)]
     """Folder with qrels.txt and queries.tsv of `diptych feedback export`; a relative path is in the project."""
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
     """Hash of the folder, as `dvc add` writes it: the judgements, which never change."""
     collection: Name = "dataset"
     """Collection that is searched, whose images were judged."""
     margin: Annotated[float, Field(ge=0, le=100)] = 10.0
-    """Largest loss of recall@10, in percent. A loss is too large where its 95 % confidence interval lies beyond
-    this."""
+    """Loss of recall@10, in percent, that is refused where its whole 95 % interval lies beyond it. For a guard set the
+    whole interval has to lie within the margin."""
 
 
 class Gate(Section):

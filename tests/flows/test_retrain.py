@@ -191,7 +191,7 @@ def test_a_guard_set_that_the_gate_would_refuse_ends_a_run_that_asks_the_gate_be
 
 
 def test_judged_queries_that_the_gate_would_refuse_end_a_run_that_asks_the_gate_before_the_training(retrain, chain):
-    judged = f"judged_queries: {{folder: guards/judged, md5: {'0' * 32}.dir}}"
+    judged = f"judged_queries: {{path: guards/judged, md5: {'0' * 32}.dir}}"
     chain.params.write_text(chain.params.read_text().replace("judged_queries: null", judged))
 
     with pytest.raises(DiptychError, match=r"gate\.judged_queries: the folder .*guards/judged is missing"):

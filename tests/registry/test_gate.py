@@ -120,7 +120,7 @@ def judged(measured, monkeypatch) -> dict[str, int]:
     return misses
 
 
-JUDGED = {"folder": "guards/judged", "md5": f"{'0' * 32}.dir"}
+JUDGED = {"path": "guards/judged", "md5": f"{'0' * 32}.dir"}
 
 
 def finds(project: Workspace, misses: int = 0, rank: int = 11, part: str | None = None) -> Ranks:
@@ -345,7 +345,7 @@ def test_a_challenger_that_loses_on_the_judged_queries_is_refused(model, project
 
     # On the test split it is as good as the champion.
     assert decision.comparison.rsum.rsum == 0
-    assert failed(decision) == ["on 50 judged queries recall@10 loses no more than 10, by its 95 % interval"]
+    assert failed(decision) == ["on 50 judged queries recall@10 surely loses no more than 10"]
     on_judged = decision.judged_queries
     assert (on_judged.md5, on_judged.queries, on_judged.before, on_judged.after) == (JUDGED["md5"], 50, 100.0, 60.0)
     assert decision.summary == f"the gate refuses it: {failed(decision)[0]}: {on_judged.describe()}"

@@ -73,7 +73,7 @@ def pinned(workspace: Workspace, judged: dict[str, str], **changes: str) -> Para
     qrels = [f"q{number} 0 {digest} 1\n" for number, digest in enumerate(judged.values())]
     (folder / "qrels.txt").write_text("".join(qrels))
     (folder / "queries.tsv").write_text("".join(f"q{number}\t{text}\n" for number, text in enumerate(judged)))
-    settings = {"folder": "guards/judged", "md5": folder_md5(folder), "collection": "photos", **changes}
+    settings = {"path": "guards/judged", "md5": folder_md5(folder), "collection": "photos", **changes}
     return Params.model_validate({"threads": 1, "device": "cpu", "gate": {"judged_queries": settings}})
 
 
@@ -191,5 +191,5 @@ def test_a_collection_whose_images_are_gone_is_named(
     queries = open_judged_queries(workspace, params, champion)
     shutil.rmtree(photos.photos)
 
-    with pytest.raises(DiptychError, match=KEY + "The collection photos cannot be indexed: The folder"):
+    with pytest.raises(DiptychError, match="^The collection photos cannot be indexed: The folder"):
         judged_ranks(queries, models[1], workspace, params)

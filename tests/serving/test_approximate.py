@@ -5,61 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from large_index import Large
 from numpy.typing import NDArray
-from searching import MODEL, Collection
+from searching import Collection
 
 from diptych.serving import approximate, index, indexing
 from diptych.serving.approximate import choose_probes
 from diptych.serving.index import Index
-from diptych.serving.partitions import FOREVER, create_partitions, drop_partitions
-from diptych.serving.store import ApproximateSearch, IndexState, Store, table_name
+from diptych.serving.partitions import create_partitions
 
-IMAGES, DIM = 4_000, 16
 Vectors = NDArray[np.float32]
-
-
-def near(centres: Vectors, count: int, seed: int) -> Vectors:
-    """Return vectors of length one near to the centres."""
-    random = np.random.default_rng(seed)
-    drawn = centres[random.integers(len(centres), size=count)] + random.normal(size=(count, DIM))
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
-
-
-def rows(vectors: Vectors) -> pa.Table:
-    """Return rows of an index with these embeddings, and negative biases of zero."""
-    hashes = [f"{row:064x}" for row in range(len(vectors))]
-    embedding = np.concatenate([vectors, np.zeros((len(vectors), 1), np.float32)], axis=1)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), DIM + 1)
-    return pa.table({"path": hashes, "hash": hashes, "embedding": column})
-
-
-class Large:
-    """An index that counts as large, and texts to try it with."""
-
-    def __init__(self, folder: Path) -> None:
-        centres = np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
-        self.store = Store(str(folder / "store"), folder / "local", folder / "data")
-        self.vectors, self.texts = near(centres, IMAGES, 1), near(centres, 400, 2)
-        self.queries = np.concatenate([near(centres, 50, 3), np.ones((50, 1), np.float32)], axis=1)
-        self.table = self.store.database("large").create_table(table_name(MODEL), rows(self.vectors[:3_000]))
-        # Rows that went and came, so that Lance's ids are not the positions.
-        self.table.delete("path < '" + f"{500:064x}" + "'")
-        self.table.add(rows(self.vectors[3_000:]))
-
-    def open(self, build: str) -> Index:
-        state = IndexState(
-            version=self.table.version,
-            build=build,
-            images=self.table.count_rows(),
-            dim=DIM,
-            grid=None,
-            fingerprint="",
-            scanned=0.0,
-            unreadable=0,
-        )
-        return Index(self.store, "large", MODEL, state, self.table)
 
 
 @pytest.fixture
@@ -137,20 +93,6 @@ def test_partitions_that_cannot_be_read_leave_exact_search(large: Large, caplog:
     large.store.remove("large")
     assert opened.nearest(query, 10, probes=4)[0].tolist() == exact
     assert "The partitions of large cannot be read" in caplog.text
-
-
-def test_a_table_is_divided_again_only_when_it_has_grown_much(large: Large) -> None:
-    partitions = create_partitions(large.table, None)
-    version = large.table.version
-    large.table.optimize(cleanup_older_than=FOREVER)
-    assert large.table.version == version
-    known = ApproximateSearch(partitions=partitions, probes=1, recall=1.0, min_recall=0.9)
-    assert create_partitions(large.table, known) == partitions
-    assert large.table.version == version
-    assert create_partitions(large.table, known.model_copy(update={"partitions": partitions // 2})) == partitions
-    assert large.table.version > version
-    drop_partitions(large.table)
-    assert not large.table.list_indices()
 
 
 def test_a_large_collection_is_searched_approximately_until_told_otherwise(

@@ -15,7 +15,7 @@ from diptych.drift.profile import Embedded, Profile
 from diptych.drift.quantiles import critical_distance, ks_distance
 
 LEVEL = 0.01
-"""Probability that any distance exceeds the distance by chance, where nothing has drifted."""
+"""Probability that any distance exceeds what chance explains, where nothing has drifted."""
 UNKNOWN, EMBEDDINGS = "unknown words", "embeddings"
 
 

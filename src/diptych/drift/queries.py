@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.drift.distance import LEVEL, Distance, embeddings_distance, words_distance
+from diptych.drift.distance import LEVEL, UNKNOWN, Distance, embeddings_distance, words_distance
 from diptych.drift.profile import EMBEDDED, Profile, from_text, split_words, to_text
 
 FORMAT = 1
@@ -55,7 +55,7 @@ class QueryProfile:
 
     model_sha256: str
     texts: int = 0
-    sample: Mapping[str, SampledText] = field(default_factory=dict)
+    sample: dict[str, SampledText] = field(default_factory=dict)
 
     @property
     def wording(self) -> Wording:
@@ -80,7 +80,7 @@ class QueryProfile:
         words = split_words(text)
         key = hashlib.sha256(" ".join(words).encode()).hexdigest()[:_KEY]
         sample = self.sample
-        if key not in sample and (len(sample) < SAMPLE or key < max(sample)):
+        if key not in sample and (len(sample) < SAMPLE or key < next(reversed(sample))):
             new = SampledText(len(words), sum(word not in known for word in words), embedding.astype(np.float16))
             sample = _smallest({**sample, key: new})
         return replace(self, texts=self.texts + 1, sample=sample)
@@ -144,14 +144,18 @@ class QueryDrift:
 
     @property
     def reasons(self) -> list[str]:
-        """A sentence for each statistic that has drifted."""
-        return [distance.describe("queries") for distance in self.distances if distance.drifted]
+        """A sentence on unknown words, if they have drifted.
+
+        The distance of embeddings is no reason to train: queries of a few words are far from captions also where they
+        are about the same images, and no training changes that.
+        """
+        return [item.describe("queries") for item in self.distances if item.name == UNKNOWN and item.drifted]
 
 
 def compare_queries(reference: Profile, queries: QueryProfile, limit: float) -> QueryDrift:
     """Return the distances of `queries` from the captions of `reference`, the profile of the same model.
 
-    As in `compare`, any of them exceeds the limit by chance with probability `LEVEL` at most.
+    Where nothing has drifted, any of them exceeds what chance explains with probability `LEVEL` at most (Bonferroni).
     """
     captions = Wording(reference.word_count / max(1, reference.captions), reference.unknown_words)
     distances = _distances(reference, queries, limit) if queries.sample else ()

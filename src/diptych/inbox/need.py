@@ -16,6 +16,7 @@ from diptych.project.workspace import Workspace
 from diptych.registry.data_profile import load_profile
 from diptych.registry.errors import mlflow_errors_explained
 from diptych.registry.registered_model import RegisteredModel, Version
+from diptych.registry.serving import model_sha256
 from diptych.serving.queries import read_queries
 
 _STAGE_OUTPUTS = ("data", "artifacts/", "reports/")
@@ -77,11 +78,11 @@ def _compare_with_champion(
 
 
 def query_drift(workspace: Workspace, champion: Version, reference: Profile, params: Params) -> list[str]:
-    """Return a sentence for each statistic by which the queries have drifted that `diptych serve --feedback` has kept.
+    """Return why the queries that `diptych serve --feedback` has kept are a reason to train; nothing if they are none.
 
     `reference` is the profile of the champion's training data.
     """
-    queries = read_queries(workspace.queries, champion.tags.get("model_sha256", ""))
+    queries = read_queries(workspace.queries, model_sha256(champion))
     return compare_queries(reference, queries, params.retrain.drift).reasons if queries.texts else []
 
 

@@ -111,5 +111,5 @@ def _judged_losses(judged: JudgedComparison | None, gate: Gate) -> list[Check]:
     if judged is None or gate.judged_queries is None:
         return []
     margin = gate.judged_queries.margin
-    requirement = f"on {judged.queries} judged queries recall@10 loses no more than {margin:g}, by its 95 % interval"
+    requirement = f"on {judged.queries} judged queries recall@10 surely loses no more than {margin:g}"
     return [Check(requirement, judged.high >= -margin, judged.describe())]

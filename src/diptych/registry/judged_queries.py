@@ -5,8 +5,7 @@ params.yaml pins the judgements. The collection is searched as it is now, by bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +33,12 @@ def open_judged_queries(workspace: Workspace, params: Params, champion: Version 
     settings = params.gate.judged_queries
     if settings is None:
         return []
-    with _key_named():
-        queries = read_judged_queries(pinned_folder(workspace, settings.folder, settings.md5))
+    try:
+        queries = read_judged_queries(pinned_folder(workspace, settings.path, settings.md5))
         if champion is not None:
             require_right_images(version_index(workspace, settings.collection, champion), queries)
+    except DiptychError as error:
+        raise DiptychError(f"params.yaml: gate.judged_queries: {error}") from None
     return queries
 
 
@@ -73,15 +74,5 @@ def judged_ranks(
     settings = params.gate.judged_queries
     if settings is None or not queries:
         return None
-    with _key_named():
-        searcher = indexed_searcher(workspace, params, settings.collection, model)
-        return rank_judged(searcher, queries).rank
-
-
-@contextmanager
-def _key_named() -> Iterator[None]:
-    """Name the key of params.yaml in errors."""
-    try:
-        yield
-    except DiptychError as error:
-        raise DiptychError(f"params.yaml: gate.judged_queries: {error}") from None
+    searcher = indexed_searcher(workspace, params, settings.collection, model)
+    return rank_judged(searcher, queries).rank

@@ -127,7 +127,7 @@ def version_index(workspace: Workspace, collection: str, version: Version) -> In
     """
     from diptych.serving.index import Index
 
-    return Index.open(open_store(workspace), collection, _model_sha256(version))
+    return Index.open(open_store(workspace), collection, model_sha256(version))
 
 
 def indexed_searcher(workspace: Workspace, params: Params, collection: str, folder: Path) -> Searcher:
@@ -209,7 +209,7 @@ class FollowedModels:
             return ModelKey(str(self._folder), self._folder_sha256, "")
         model = RegisteredModel.of(self._workspace, self._params)
         version = model.find(self._which) if self._which is not None else version_in_use(model)
-        return ModelKey(version.title, _model_sha256(version), version.version)
+        return ModelKey(version.title, model_sha256(version), version.version)
 
     def load(self, key: ModelKey) -> Retriever:
         """Load the model, as `Models` says."""
@@ -243,7 +243,12 @@ class FollowedModels:
         return folder_sha256(self._folder)
 
 
-def _model_sha256(version: Version) -> str:
+def model_sha256(version: Version) -> str:
+    """Return the SHA-256 of a version's files.
+
+    Raises:
+        DiptychError: it was registered without.
+    """
     if "model_sha256" not in version.tags:
         raise DiptychError(f"{version.title} has no tag model_sha256: register it again by `diptych run`.")
     return version.tags["model_sha256"]

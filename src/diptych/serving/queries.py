@@ -104,6 +104,6 @@ def read_queries(folder: Path, model_sha256: str) -> QueryProfile:
     except FileNotFoundError:
         return QueryProfile(model_sha256)
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, so the queries that it keeps do not count: %s. Remove it.", path, error)
+        log.warning("%s cannot be read, so the queries that it keeps do not count: %s", path, error)
         return QueryProfile(model_sha256)
     return profile

@@ -51,9 +51,9 @@ class Query:
     """Whether the text is still being typed."""
 
     @property
-    def counts(self) -> bool:
-        """True if the profile of queries counts it: a whole text, and its first results, which are asked for once."""
-        return self.text is not None and not self.interim and not self.offset
+    def counted_text(self) -> str | None:
+        """The text, if the profile of queries counts it: whole, and for its first results, which are asked for once."""
+        return None if self.interim or self.offset else self.text
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def _search(served: Served, query: Query, encoded: Encoded | None, seconds: dict
     if encoded is None:
         raise NotInIndexError(f"The collection has no image {(query.like or '')[:64]!r}.")
     hits = served.searcher.search(encoded, k=query.k, offset=query.offset, filters=query.filters, rerank=query.rerank)
-    if query.text is not None and query.counts and served.queries is not None:
-        served.queries.add(query.text, encoded.embedding[0])
+    if query.counted_text is not None and served.queries is not None:
+        served.queries.add(query.counted_text, encoded.embedding[0])
     return Answer(served, hits, {**seconds, "searching": time.perf_counter() - started})
 
 
