@@ -34,10 +34,11 @@ def rows(vectors: Vectors) -> pa.Table:
 class Large:
     """An index that counts as large, and texts to try it with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, copies: int = 1) -> None:
         centres = np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
         self.store = Store(str(folder / "store"), folder / "local", folder / "data")
-        self.vectors, self.texts = near(centres, IMAGES, 1), near(centres, 400, 2)
+        self.vectors = near(centres, IMAGES // copies, 1).repeat(copies, axis=0)
+        self.texts = near(centres, 400, 2)
         self.queries = np.concatenate([near(centres, 50, 3), np.ones((50, 1), np.float32)], axis=1)
         self.table = self.store.database("large").create_table(table_name(MODEL), rows(self.vectors[:3_000]))
         # Rows that went and came, so that Lance's ids are not the positions.

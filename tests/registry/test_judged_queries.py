@@ -191,5 +191,5 @@ def test_a_collection_whose_images_are_gone_is_named(
     queries = open_judged_queries(workspace, params, champion)
     shutil.rmtree(photos.photos)
 
-    with pytest.raises(DiptychError, match="^The collection photos cannot be indexed: The folder"):
+    with pytest.raises(DiptychError, match=r"^The collection photos cannot be indexed: The folder"):
         judged_ranks(queries, models[1], workspace, params)

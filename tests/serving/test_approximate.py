@@ -86,6 +86,16 @@ def test_where_too_little_is_found_search_is_exact(large: Large, monkeypatch: py
     assert chosen.recall < 0.5
 
 
+def test_equal_images_are_as_good_as_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 1_000)
+    monkeypatch.setattr(approximate, "_TEXTS", 100)
+    large = Large(tmp_path, copies=20)
+    partitions = create_partitions(large.table, None)
+    chosen = choose_probes(large.open("first"), large.texts, partitions, 0.98)
+    assert chosen.probes is not None
+    assert chosen.recall >= 0.98
+
+
 def test_partitions_that_cannot_be_read_leave_exact_search(large: Large, caplog: pytest.LogCaptureFixture) -> None:
     create_partitions(large.table, None)
     opened, query = large.open("first"), large.queries[0]
@@ -101,6 +111,7 @@ def test_a_large_collection_is_searched_approximately_until_told_otherwise(
     for module in (index, indexing):
         monkeypatch.setattr(module, "APPROXIMATE_FROM", 5)
     monkeypatch.setattr(approximate, "FIRST", 2)
+    monkeypatch.setattr(indexing, "LEAST_TEXTS", 2)
     summary = collection.update(min_recall=0.1)
     assert summary.state.approximate is not None
     assert "partitions and finds" in summary.describe()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from large_index import Large
+from large_index import Large, rows
 
 from diptych.serving.partitions import FOREVER, create_partitions, drop_partitions, nearest_ids
 from diptych.serving.store import ApproximateSearch
@@ -34,3 +34,16 @@ def test_a_table_is_divided_again_only_when_it_has_grown_much(tmp_path: Path) ->
     assert large.table.version > version
     drop_partitions(large.table)
     assert not large.table.list_indices()
+
+
+def test_many_small_updates_are_gathered(tmp_path: Path) -> None:
+    large = Large(tmp_path)
+    partitions = create_partitions(large.table, None)
+    known = ApproximateSearch(partitions=partitions, probes=1, recall=1.0, min_recall=0.9)
+    for start in range(6):
+        large.table.add(rows(large.vectors[20 * start : 20 * start + 20]))
+        large.table.optimize(cleanup_older_than=FOREVER)
+        create_partitions(large.table, known)
+        [name] = (index.name for index in large.table.list_indices())
+        assert large.table.index_stats(name).num_indices <= 4
+        assert large.table.index_stats(name).num_unindexed_rows == 0

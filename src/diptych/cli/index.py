@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ def index(
     The dataset is the collection by default. Another one is made by --images or --table, and needs them only then.
     Images that are indexed already are not embedded again.
     """
+    if min_recall is not None and math.isnan(min_recall):
+        raise click.UsageError("--min-recall is a share from 0 to 1.")
     workspace = enter()
     from diptych.registry.serving import open_store
 

@@ -10,6 +10,9 @@ from diptych.serving.store import ApproximateSearch
 
 FIRST = 10
 """Number of first results that recall is measured on."""
+LEAST_TEXTS = 40
+"""Number of texts from which on recall can be measured."""
+_ROUNDING = 1e-5
 _TEXTS = 400
 """Number of texts that are tried: half of them choose the number of partitions, the others measure the choice."""
 
@@ -21,17 +24,18 @@ def choose_probes(index: Index, texts: NDArray[np.float32], partitions: int, min
 
     Args:
         index: an index with partitions.
-        texts: embeddings of texts such as users write, (m, d); some of them are tried.
+        texts: embeddings of texts such as users write, (m, d), at least `LEAST_TEXTS`; some of them are tried.
         partitions: their number.
         min_recall: smallest recall@10, from 0 to 1.
     """
     tried = texts[np.random.default_rng(0).permutation(len(texts))[:_TEXTS]]
     queries = np.concatenate([tried, np.ones((len(tried), 1), np.float32)], axis=1)
-    exact = [index.nearest(query, FIRST)[0] for query in queries]
+    # By their products, because of equal images any may be found.
+    enough = [index.nearest(query, FIRST)[1] - _ROUNDING for query in queries]
     recall = 0.0
     for probes in _doubling(max(1, partitions // 2)):
-        approximate = [index.nearest(query, FIRST, probes=probes)[0] for query in queries]
-        shares = np.array([len(np.intersect1d(*both)) / len(both[0]) for both in zip(exact, approximate, strict=True)])
+        found = [index.nearest(query, FIRST, probes=probes)[1] for query in queries]
+        shares = np.array([(mine >= exact[-1]).mean() for mine, exact in zip(found, enough, strict=True)])
         recall = float(shares[1::2].mean())
         # The recall of the texts that choose is too high, so they have to find more: halfway to all.
         if shares[0::2].mean() >= (1 + min_recall) / 2 and recall >= min_recall:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from diptych.data.images import ImageError
 from diptych.errors import DiptychError
 from diptych.progress import progress
-from diptych.serving.approximate import choose_probes
+from diptych.serving.approximate import LEAST_TEXTS, choose_probes
 from diptych.serving.collections import fingerprint
 from diptych.serving.index import Index
 from diptych.serving.partitions import APPROXIMATE_FROM, FOREVER, create_partitions, drop_partitions
@@ -195,7 +195,7 @@ class _Update:
             path, reason = self._unreadable[0]
             raise DiptychError(f"No image of the collection {self._collection} can be read: {path}: {reason}.")
         # Files that cannot be read are tried each time, and change nothing.
-        state = self._publish(table, mark, changed=bool(gone or self._embedded or self._known))
+        state = self._publish(table, mark)
         collection = CollectionState(
             source=self._source.description,
             fingerprint=mark,
@@ -205,26 +205,32 @@ class _Update:
         )
         return IndexSummary(state, collection, len(kept), self._embedded, self._known, len(gone), self._unreadable)
 
-    def _publish(self, table: Any, mark: str, *, changed: bool) -> IndexState:
+    def _publish(self, table: Any, mark: str) -> IndexState:
         """Make the latest version of the table the one that is read."""
         before = self._store.state(self._collection, self._model)
-        if changed:
+        if before is None or before.version != table.version:
             table.optimize(cleanup_older_than=FOREVER)
         partitions = self._partition(table, before.approximate if before is not None else None)
-        is_same = before is not None and not changed and before.version == table.version
-        if before is not None and is_same and self._is_as_asked(before):
+        if before is not None and before.version == table.version and self._is_as_asked(before):
             scan = {"fingerprint": mark, "scanned": self._scanned, "unreadable": len(self._unreadable)}
             state = before.model_copy(update=scan)
         else:
             state = self._new_state(table, mark, partitions)
         self._store.write_state(self._collection, self._model, state)
-        if changed and before is not None:
+        if before is not None and before.version != state.version:
             _clean_up(table, before.version)
         return state
 
     def _partition(self, table: Any, known: ApproximateSearch | None) -> int | None:
         """Divide a large table into partitions; return their number, and None for exact search."""
-        if table.count_rows() < APPROXIMATE_FROM or self._min_recall == 1:
+        texts = len(self._retriever.query_bank.text)
+        # Each search would read partitions from S3, and exact search the local copy of the vectors.
+        if (
+            table.count_rows() < APPROXIMATE_FROM
+            or self._min_recall == 1
+            or texts < LEAST_TEXTS
+            or self._store.is_remote
+        ):
             drop_partitions(table)
             return None
         return create_partitions(table, known)

@@ -26,16 +26,21 @@ _SAMPLE, _ITERATIONS = 64, 10
 """Images for each partition that k-means learns from, and its iterations."""
 _GROWN = 1.5
 """Ratio of the wanted number of partitions to the present one from which on they are made anew."""
+_MOST_INDEXES = 4
 _COLUMN = "embedding"
 
 
 def create_partitions(table: Any, before: ApproximateSearch | None) -> int:
-    """Divide the images of a LanceDB table, if it has no partitions or has grown much; return their number."""
+    """Divide the images of a LanceDB table, if it has no good partitions yet; return their number.
+
+    Images that were added make an index of their own each time, of which a search reads partitions too, so that
+    partitions are made anew after some updates.
+    """
     from lancedb.index import IvfFlat
 
     # The square root: a query is compared with as many centres as one partition has images.
     wanted = round(table.count_rows() ** 0.5)
-    if before is not None and _index_names(table) and wanted < _GROWN * before.partitions:
+    if before is not None and wanted < _GROWN * before.partitions and _is_whole(table):
         return before.partitions
     log.info("Dividing %s images into %s partitions for approximate search.", f"{table.count_rows():,}", f"{wanted:,}")
     config = IvfFlat(distance_type="dot", num_partitions=wanted, sample_rate=_SAMPLE, max_iterations=_ITERATIONS)
@@ -56,6 +61,12 @@ def nearest_ids(table: Any, query: NDArray[np.float32], probes: int, limit: int)
     search = table.search(query, vector_column_name=_COLUMN).distance_type("dot").nprobes(probes).limit(limit)
     ids: NDArray[np.uint64] = search.select(["_distance"]).with_row_id(True).to_arrow()["_rowid"].to_numpy()
     return ids
+
+
+def _is_whole(table: Any) -> bool:
+    """Return whether a table has partitions, of all rows, in a few indexes."""
+    stats = [table.index_stats(name) for name in _index_names(table)]
+    return bool(stats) and all(one.num_indices <= _MOST_INDEXES and not one.num_unindexed_rows for one in stats)
 
 
 def _index_names(table: Any) -> list[str]:
