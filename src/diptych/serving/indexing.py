@@ -223,14 +223,10 @@ class _Update:
 
     def _partition(self, table: Any, known: ApproximateSearch | None) -> int | None:
         """Divide a large table into partitions; return their number, and None for exact search."""
-        texts = len(self._retriever.query_bank.text)
-        # Each search would read partitions from S3, and exact search the local copy of the vectors.
-        if (
-            table.count_rows() < APPROXIMATE_FROM
-            or self._min_recall == 1
-            or texts < LEAST_TEXTS
-            or self._store.is_remote
-        ):
+        is_small = table.count_rows() < APPROXIMATE_FROM
+        is_measurable = len(self._retriever.query_bank.text) >= LEAST_TEXTS
+        # From S3 each search would fetch partitions, while exact search reads a local copy.
+        if is_small or self._min_recall == 1 or not is_measurable or self._store.is_remote:
             drop_partitions(table)
             return None
         return create_partitions(table, known)
