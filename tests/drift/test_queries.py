@@ -74,6 +74,19 @@ def test_foreign_queries_drift_in_what_differs(kind, shift, names):
     assert drifted(profile(texts(1, 200, kind), embeddings(1, 200, shift))) == names
 
 
+def test_a_few_long_texts_of_unknown_words_among_many_short_ones_are_no_drift():
+    pasted = [" ".join(f"{word}{number}" for number in range(150)) for word in ("x", "y")]
+
+    assert drifted(profile([*texts(1, 300), *pasted]), limit=0.1) == []
+
+
+def test_texts_without_words_make_the_share_of_unknown_words_no_more_certain():
+    asked = texts(1, 50)
+    unknown, more = (compare_queries(REFERENCE, profile(made), 0.2).distances[0] for made in (asked, [*asked, "???"]))
+
+    assert more == unknown
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_few_queries_do_not_cry_drift(count):
     assert drifted(profile(texts(1, count, "x"), embeddings(1, count, 3.0))) == []
@@ -101,7 +114,7 @@ def test_no_queries_have_no_distances():
 def test_words_are_counted_as_those_of_captions_are():
     found = profile(["W1, w2!", "???", "w1 never-seen"])
 
-    assert found.wording == Wording(5 / 3, 2 / 5)
+    assert found.wording == Wording(5 / 3, 1 / 3)
     assert compare_queries(REFERENCE, found, 0.2).captions == Wording(6, REFERENCE.unknown_words)
 
 

@@ -36,7 +36,8 @@ class SampledText(NamedTuple):
 class Wording(NamedTuple):
     """Words of texts: their mean number in a text, and the share that the training captions lack, from 0 to 1.
 
-    The number is no distance: queries are shorter than captions everywhere, and no training changes that.
+    The share of queries is the mean of the texts' shares, so that a few long texts do not outweigh many short ones. The
+    number is no distance: queries are shorter than captions everywhere, and no training changes that.
     """
 
     words: float
@@ -60,9 +61,9 @@ class QueryProfile:
     @property
     def wording(self) -> Wording:
         """Words of the sample's texts; zeros without words."""
+        shares = [text.unknown / text.words for text in self.sample.values() if text.words]
         words = sum(text.words for text in self.sample.values())
-        unknown = sum(text.unknown for text in self.sample.values())
-        return Wording(words / len(self.sample), unknown / words) if words else Wording(0.0, 0.0)
+        return Wording(words / len(self.sample), sum(shares) / len(shares)) if shares else Wording(0.0, 0.0)
 
     @property
     def embeddings(self) -> NDArray[np.float16]:
@@ -165,7 +166,9 @@ def compare_queries(reference: Profile, queries: QueryProfile, limit: float) -> 
 def _distances(reference: Profile, queries: QueryProfile, limit: float) -> list[Distance]:
     embedded = reference.embedded
     level = LEVEL / (1 + (embedded is not None))
-    distances = [words_distance(reference, queries.wording.unknown, len(queries.sample), level, limit)]
+    # The bound is for a mean of as many values, and a text without words has none.
+    worded = sum(text.words > 0 for text in queries.sample.values())
+    distances = [words_distance(reference, queries.wording.unknown, worded, level, limit)]
     if embedded is not None:
         captions = embedded.pairs[:, embedded.pairs.shape[1] // 2 :]
         distances.append(embeddings_distance(captions, queries.embeddings, level, limit))
