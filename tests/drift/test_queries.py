@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
 
 from diptych.drift.distance import EMBEDDINGS, UNKNOWN
-from diptych.drift.profile import Embedded, Profile, split_words, vocabulary
+from diptych.drift.profile import Embedded, Profile, split_words, to_text, vocabulary
 from diptych.drift.queries import SAMPLE, QueryProfile, Wording, compare_queries
 
 MODEL = "ab" * 32
@@ -163,7 +164,16 @@ def test_something_else_is_no_profile(content):
         QueryProfile.from_json(content)
 
 
-@pytest.mark.parametrize("change", [{"keys": ["a"]}, {"words": [1]}, {"embeddings": "AAA"}, {"dimensions": 7}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"keys": ["a"]}, {"words": [1]}, {"embeddings": "AAA"}, {"embeddings": 1}, {"dimensions": 7}),
+        *({"texts": math.inf}, {"texts": math.nan}, {"texts": -1}, {"texts": 10**400}, {"texts": [1]}),
+        *({"unknown": [7] * 20}, {"unknown": [-1] * 20}, {"words": [10**400] * 20}, {"words": [math.inf] * 20}),
+        {"embeddings": to_text(np.full((20, DIM), np.nan, "<f2"))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_a_profile_whose_parts_do_not_fit_is_none(change):
     with pytest.raises(ValueError, match=r"."):
         QueryProfile.from_json(profile(texts(1, 20)).to_json() | change)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_two_servers_add_to_one_profile(reference: Profile, tmp_path: Path) -> N
     assert (kept.texts, len(kept.sample)) == (3, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 9}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 9}', b"[" * 100_000])
 def test_a_damaged_file_is_named_and_replaced(
     indexed: Collection, reference: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -187,6 +188,25 @@ def test_a_damaged_file_is_named_and_replaced(
     assert read_queries(tmp_path, MODEL).texts == 1
 
 
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_file_of_other_dimensions_is_named_and_replaced(
+    reference: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture, embedded: bool
+) -> None:
+    known = reference if embedded else replace(reference, embedded=None)
+    other = ServedQueries(MODEL, replace(reference, embedded=None), 0.2, tmp_path)
+    other.add("a dog", EMBEDDING[:-1])
+    other.save()
+
+    queries = ServedQueries(MODEL, known, 0.2, tmp_path)
+    queries.drift()
+    queries.add("a cat", EMBEDDING)
+    queries.save()
+
+    assert "its embeddings have 15 dimensions, those of the model 16" in caplog.text
+    kept = read_queries(tmp_path, MODEL)
+    assert (kept.texts, kept.dimensions) == (1, 16)
+
+
 def test_the_file_of_another_model_does_not_count(
     reference: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +217,26 @@ def test_the_file_of_another_model_does_not_count(
 
     assert read_queries(tmp_path, OTHER).texts == 0
     assert f"it is of the model {MODEL[:16]}" in caplog.text
+
+
+def test_a_failure_to_keep_the_queries_does_not_hold_up_a_newer_model(
+    own: tuple[TestClient, Following, FakeModels],
+    indexed: Collection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client, following, models = own
+    client.get("/search", params={"text": "a red square"})
+    monkeypatch.setattr("diptych.serving.queries.write_json", None)
+    models.key = ModelKey("tiny version 2", OTHER, "2")
+    indexed.update(model=OTHER)
+
+    following.save_queries()
+    assert following.refresh()
+
+    assert following.served is not None
+    assert following.served.model.sha256 == OTHER
+    assert "The profile of the queries could not be kept" in caplog.text
 
 
 def test_where_nothing_can_be_written_the_server_goes_on(
