@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from searching import MODEL, OTHER, Collection, FakeModels, photo, profile_of, s
 
 from diptych import Retriever
 from diptych.drift.profile import Profile
+from diptych.drift.queries import QueryDrift, compare_queries
 from diptych.serving.following import Following, ModelKey
 from diptych.serving.queries import ServedQueries, queries_path, read_queries
 
@@ -56,7 +60,10 @@ def add(queries: ServedQueries, retriever: Retriever, texts: list[str]) -> Serve
     return queries
 
 
-def test_metrics_have_the_distances_of_the_queries(own: tuple[TestClient, Following, FakeModels]) -> None:
+def test_metrics_have_the_distances_of_the_queries(
+    own: tuple[TestClient, Following, FakeModels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych.serving.queries._MEASURE_EVERY", 0)
     client, _, _ = own
     assert figures(client) == {'queries{what="searches"}': 0, 'queries{what="compared"}': 0}
     for text in ("a red square", "a red zebra", "a red zebra"):
@@ -105,12 +112,37 @@ def test_distances_are_computed_where_the_sample_has_changed_alone(
 ) -> None:
     queries = add(ServedQueries(MODEL, reference, 0.2), tiny_retriever, ["a red star", "a blue star"])
     before = queries.drift()
+    monkeypatch.setattr("diptych.serving.queries._MEASURE_EVERY", 0)
     monkeypatch.setattr("diptych.serving.queries.compare_queries", None)
 
     queries.add("a red star", EMBEDDING)
 
     assert queries.drift().distances is before.distances
     assert (before.texts, queries.drift().texts) == (2, 3)
+
+
+def test_many_who_ask_at_once_and_again_get_one_measurement(
+    reference: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, measured = ServedQueries(MODEL, reference, 0.2), []
+
+    def measure(*arguments: Any) -> QueryDrift:
+        measured.append(arguments)
+        time.sleep(0.05)
+        return compare_queries(*arguments)
+
+    monkeypatch.setattr("diptych.serving.queries.compare_queries", measure)
+    queries.add("a red star", EMBEDDING)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: queries.drift(), range(8)))
+    queries.add("a blue star", EMBEDDING)
+    again = queries.drift()
+    assert len(measured) == 1
+    assert {one.texts for one in found} == {1}
+    assert (again.texts, again.compared) == (2, 1)
+
+    monkeypatch.setattr("diptych.serving.queries._MEASURE_EVERY", 0)
+    assert queries.drift().compared == 2
 
 
 def test_a_model_without_known_captions_has_no_measures(indexed: Collection) -> None:

@@ -1,6 +1,7 @@
 """Queries of the model that is served: their profile in memory, their drift, and the file that keeps the profile.
 
-The file has hashes, numbers of words and embeddings, and no text. `diptych serve` writes it with --feedback alone.
+The file has hashes, numbers of words and embeddings, and no text; short texts can be guessed from it by trial.
+`diptych serve` writes it with --feedback alone.
 """
 
 from __future__ import annotations
@@ -8,22 +9,34 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from diptych.drift.profile import Profile
-from diptych.drift.queries import QueryDrift, QueryProfile, caption_dimensions, compare_queries
+from diptych.drift.queries import QueryDrift, QueryProfile, SampledText, caption_dimensions, compare_queries
 from diptych.files import write_json
 
 _PATIENCE = 10.0
 """Seconds to wait for another server that writes."""
+_MEASURE_EVERY = 5.0
+"""Seconds between two measurements of the drift: each takes a core that searches need."""
 
 log = logging.getLogger(__name__)
+
+
+class _Measured(NamedTuple):
+    """The drift of a sample, and the time of its measurement."""
+
+    sample: Mapping[str, SampledText]
+    drift: QueryDrift
+    time: float
 
 
 class ServedQueries:
@@ -42,8 +55,8 @@ class ServedQueries:
         if folder is not None:
             self._profile = read_queries(folder, model_sha256, caption_dimensions(reference))
         self._unsaved, self._last_save = 0, time.monotonic()
-        self._measured: tuple[object, QueryDrift] | None = None
-        self._lock = Lock()
+        self._measured: _Measured | None = None
+        self._lock, self._measuring = Lock(), Lock()
 
     def add(self, text: str, embedding: NDArray[np.float32]) -> None:
         """Count a search by a text with this embedding (d,)."""
@@ -57,12 +70,15 @@ class ServedQueries:
     def drift(self) -> QueryDrift:
         """Return the distances of the queries from the captions that the model learned from.
 
-        It takes up to half a second where the sample has changed since the last call, and no time where it has not.
+        It takes up to half a second where the sample has changed, at most once in `_MEASURE_EVERY` seconds. Otherwise
+        the last distances are returned. Of several threads one measures, and the others wait for it.
         """
-        profile = self._profile
-        if self._measured is None or self._measured[0] is not profile.sample:
-            self._measured = profile.sample, compare_queries(self._reference, profile, self._limit)
-        return replace(self._measured[1], texts=profile.texts)
+        with self._measuring:
+            profile, last = self._profile, self._measured
+            if last is None or (last.sample is not profile.sample and time.monotonic() - last.time >= _MEASURE_EVERY):
+                drift = compare_queries(self._reference, profile, self._limit)
+                last = self._measured = _Measured(profile.sample, drift, time.monotonic())
+        return replace(last.drift, texts=profile.texts)
 
     def save(self, every: float = 0.0) -> None:
         """Write the profile, if it has changed and was not written in the last `every` seconds; warn where that fails.
