@@ -79,11 +79,13 @@ def pinned(workspace: Workspace, judged: dict[str, str], **changes: str) -> Para
 
 def test_where_there_are_none_nothing_is_read(tmp_path: Path, champion: Version) -> None:
     assert open_judged_queries(Workspace(tmp_path), Params(), champion) == []
-    assert judged_ranks([], tmp_path, Workspace(tmp_path), Params()) is None
 
 
 def test_both_versions_are_ranked_on_the_collection_as_it_is_now(
-    workspace: Workspace, photos: Collection, models: list[Path], champion: Version
+    workspace: Workspace,
+    photos: Collection,
+    models: list[Path],
+    champion: Version,
 ) -> None:
     # What the champion finds first is right, but for one image that the collection never had.
     searcher = Searcher(photos.retriever, photos.open(folder_sha256(models[0])))
@@ -96,10 +98,10 @@ def test_both_versions_are_ranked_on_the_collection_as_it_is_now(
     announced = photos.store.collection("photos")
 
     queries = open_judged_queries(workspace, params, champion)
-    before, after = (judged_ranks(queries, model, workspace, params) for model in models)
+    settings = params.gate.judged_queries
+    assert settings is not None
+    before, after = (judged_ranks(queries, settings, model, workspace, params) for model in models)
 
-    assert before is not None
-    assert after is not None
     assert np.isnan([before[-1], after[-1]]).all()
     # The new photo may come before.
     assert before[:-1].max() <= 2
@@ -185,11 +187,13 @@ def test_judgements_without_a_right_image_in_the_collection_are_refused(
 
 
 def test_a_collection_whose_images_are_gone_is_named(
-    workspace: Workspace, photos: Collection, models: list[Path], champion: Version
+    workspace: Workspace, photos: Collection, models: list[Path]
 ) -> None:
     params = pinned(workspace, {"a dog": HASHES[0]})
-    queries = open_judged_queries(workspace, params, champion)
+    settings = params.gate.judged_queries
+    assert settings is not None
+    queries = open_judged_queries(workspace, params, None)
     shutil.rmtree(photos.photos)
 
-    with pytest.raises(DiptychError, match="^The collection photos cannot be indexed: The folder"):
-        judged_ranks(queries, models[1], workspace, params)
+    with pytest.raises(DiptychError, match=r"^The collection photos cannot be indexed: The folder"):
+        judged_ranks(queries, settings, models[1], workspace, params)

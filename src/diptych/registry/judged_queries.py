@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config import Params
+from diptych.config import JudgedQueries, Params
 from diptych.errors import DiptychError
 from diptych.project.workspace import Workspace
 from diptych.registry.errors import UnreachableError
@@ -61,9 +61,9 @@ def check_judged_queries(workspace: Workspace, params: Params) -> None:
 
 
 def judged_ranks(
-    queries: list[JudgedQuery], model: Path, workspace: Workspace, params: Params
-) -> NDArray[np.float64] | None:
-    """Return the ranks (Q,) of the first right images by the model in the folder `model`; None without queries.
+    queries: list[JudgedQuery], settings: JudgedQueries, model: Path, workspace: Workspace, params: Params
+) -> NDArray[np.float64]:
+    """Return the ranks (Q,) of the first right images by the model in the folder `model`.
 
     The index of the collection is brought up to date first, so a version that becomes champion has it already. NaN is
     the rank of a query without a right image in the collection.
@@ -71,8 +71,5 @@ def judged_ranks(
     Raises:
         DiptychError: the collection cannot be indexed or searched.
     """
-    settings = params.gate.judged_queries
-    if settings is None or not queries:
-        return None
     searcher = indexed_searcher(workspace, params, settings.collection, model)
     return rank_judged(searcher, queries).rank
