@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diptych.config import Gate, JudgedQueries
+from diptych.errors import DiptychError
 from diptych.registry.comparing import Queries, compare_on_judged_queries, compare_with_champion, loss_checks
 from diptych.registry.measuring import Gallery, Measured
 from diptych.retrieval.ranking import Outcomes, Ranks
@@ -31,6 +32,16 @@ def test_a_query_whose_right_image_has_left_the_collection_does_not_count() -> N
     found = compare_on_judged_queries(np.array([np.nan, 1, *here]), np.array([1, np.nan, *here]), JUDGED)
 
     assert found == (f"{'0' * 32}.dir", 20, 100.0, 100.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 19])
+def test_where_too_few_queries_are_left_in_the_collection_it_is_an_error(kept: int) -> None:
+    before, after = np.ones(30), np.full(30, 11.0)
+    after[kept:] = np.nan
+
+    message = rf"^params\.yaml: gate\.judged_queries: {kept} queries .* collection dataset; at least 20 are needed"
+    with pytest.raises(DiptychError, match=message):
+        compare_on_judged_queries(before, after, JUDGED)
 
 
 def test_without_guard_sets_the_losses_on_the_test_split_are_checked() -> None:

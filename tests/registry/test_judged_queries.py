@@ -86,7 +86,9 @@ def test_both_versions_are_ranked_on_the_collection_as_it_is_now(
     photos: Collection,
     models: list[Path],
     champion: Version,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("diptych.registry.judged_queries.FEWEST", 4)
     # What the champion finds first is right, but for one image that the collection never had.
     searcher = Searcher(photos.retriever, photos.open(folder_sha256(models[0])))
     texts = ["a red star", "two blue circles", "a dog", "green"]
@@ -184,6 +186,22 @@ def test_judgements_without_a_right_image_in_the_collection_are_refused(
 ) -> None:
     with pytest.raises(DiptychError, match=KEY + "No query has a right image that is in the collection photos"):
         open_judged_queries(workspace, pinned(workspace, judged), champion)
+
+
+def test_judgements_of_too_few_queries_are_refused_and_those_of_twenty_are_not(
+    workspace: Workspace, photos: Collection, champion: Version
+) -> None:
+    # The image of a cat is of another collection.
+    judged = {f"a dog {number}": HASHES[number] for number in range(19)}
+    params = pinned(workspace, {**judged, "a cat": "0" * 64})
+
+    message = KEY + "19 queries have a right image that is in the collection photos; at least 20 are needed"
+    with pytest.raises(DiptychError, match=message):
+        open_judged_queries(workspace, params, champion)
+    with pytest.raises(DiptychError, match=message):
+        check_judged_queries(workspace, params)
+    shutil.rmtree(workspace.root / "guards")
+    assert len(open_judged_queries(workspace, pinned(workspace, {**judged, "a cat": HASHES[19]}), champion)) == 20
 
 
 def test_a_collection_whose_images_are_gone_is_named(

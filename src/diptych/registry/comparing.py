@@ -12,6 +12,7 @@ from diptych.config import Gate, JudgedQueries
 from diptych.errors import some
 from diptych.registry.decision import Check, GuardComparison, JudgedComparison
 from diptych.registry.guard_sets import GuardGallery
+from diptych.registry.judged_queries import require_enough
 from diptych.registry.measuring import Gallery, Measured
 from diptych.retrieval.comparison import Comparison, K, compare
 from diptych.retrieval.slices import Part
@@ -55,9 +56,14 @@ def loss_checks(compared: Compared, gate: Gate) -> list[Check]:
 def compare_on_judged_queries(
     before: NDArray[np.float64], after: NDArray[np.float64], settings: JudgedQueries
 ) -> JudgedComparison:
-    """Return the comparison of the ranks (Q,) by the champion (before) with those by the challenger (after)."""
+    """Return the comparison of the ranks (Q,) by the champion (before) with those by the challenger (after).
+
+    Raises:
+        DiptychError: too few queries have a right image in the collection.
+    """
     # An image may have left the collection between the two searches.
     in_both = ~np.isnan(before) & ~np.isnan(after)
+    require_enough(int(in_both.sum()), settings)
     hits = np.stack([before[in_both] <= K, after[in_both] <= K], axis=1).astype(np.int64)
     recalls = 100 * hits.mean(axis=0)
     drawn = resampled_sums(hits)

@@ -72,7 +72,7 @@ def rank_judged(searcher: Searcher, judged: Sequence[JudgedQuery]) -> JudgedRank
     Raises:
         DiptychError: no query has a right image in the collection.
     """
-    require_right_images(searcher.index, judged)
+    count_answerable(searcher.index, judged)
     rank, wrong = np.full(len(judged), np.nan), np.zeros(len(judged), np.int64)
     for number, query in enumerate(judged):
         wanted, refused = _rows(searcher.index, query.right), _rows(searcher.index, query.wrong)
@@ -86,17 +86,19 @@ def rank_judged(searcher: Searcher, judged: Sequence[JudgedQuery]) -> JudgedRank
     return JudgedRanks(rank, wrong)
 
 
-def require_right_images(index: Index, judged: Sequence[JudgedQuery]) -> None:
-    """Refuse queries of which none has a right image in the index.
+def count_answerable(index: Index, judged: Sequence[JudgedQuery]) -> int:
+    """Return the number of queries with a right image in the index.
 
     Raises:
-        DiptychError: none has.
+        DiptychError: it is 0.
     """
-    if not any(_rows(index, query.right) for query in judged):
+    count = sum(bool(_rows(index, query.right)) for query in judged)
+    if not count:
         raise DiptychError(
             f"No query has a right image that is in the collection {index.collection}. Name the collection that users "
             "have searched, or export their judgements again: `diptych feedback export`."
         )
+    return count
 
 
 def read_judged_queries(folder: Path) -> list[JudgedQuery]:
