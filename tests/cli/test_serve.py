@@ -96,3 +96,8 @@ def test_a_server_that_waits_listens_before_anything_can_be_served(model: Path, 
 def test_what_is_not_indexed_is_not_served(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert diptych("serve", model, "--port", 0) == 1
     assert "The collection dataset is not indexed with the model" in capfd.readouterr().err
+
+
+def test_the_help_says_that_feedback_keeps_a_profile_of_all_searches(capfd: pytest.CaptureFixture[str]) -> None:
+    assert diptych("serve", "--help") == 0
+    assert "a profile of all searches, in feedback/" in " ".join(capfd.readouterr().out.split())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
 
 from diptych.drift.distance import EMBEDDINGS, UNKNOWN
-from diptych.drift.profile import Embedded, Profile, split_words, vocabulary
+from diptych.drift.profile import Embedded, Profile, split_words, to_text, vocabulary
 from diptych.drift.queries import SAMPLE, QueryProfile, Wording, compare_queries
 
 MODEL = "ab" * 32
@@ -74,6 +75,19 @@ def test_foreign_queries_drift_in_what_differs(kind, shift, names):
     assert drifted(profile(texts(1, 200, kind), embeddings(1, 200, shift))) == names
 
 
+def test_a_few_long_texts_of_unknown_words_among_many_short_ones_are_no_drift():
+    pasted = [" ".join(f"{word}{number}" for number in range(150)) for word in ("x", "y")]
+
+    assert drifted(profile([*texts(1, 300), *pasted]), limit=0.1) == []
+
+
+def test_texts_without_words_make_the_share_of_unknown_words_no_more_certain():
+    asked = texts(1, 50)
+    unknown, more = (compare_queries(REFERENCE, profile(made), 0.2).distances[0] for made in (asked, [*asked, "???"]))
+
+    assert more == unknown
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_few_queries_do_not_cry_drift(count):
     assert drifted(profile(texts(1, count, "x"), embeddings(1, count, 3.0))) == []
@@ -101,7 +115,7 @@ def test_no_queries_have_no_distances():
 def test_words_are_counted_as_those_of_captions_are():
     found = profile(["W1, w2!", "???", "w1 never-seen"])
 
-    assert found.wording == Wording(5 / 3, 2 / 5)
+    assert found.wording == Wording(5 / 3, 1 / 3)
     assert compare_queries(REFERENCE, found, 0.2).captions == Wording(6, REFERENCE.unknown_words)
 
 
@@ -150,7 +164,16 @@ def test_something_else_is_no_profile(content):
         QueryProfile.from_json(content)
 
 
-@pytest.mark.parametrize("change", [{"keys": ["a"]}, {"words": [1]}, {"embeddings": "AAA"}, {"dimensions": 7}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"keys": ["a"]}, {"words": [1]}, {"embeddings": "AAA"}, {"embeddings": 1}, {"dimensions": 7}),
+        *({"texts": math.inf}, {"texts": math.nan}, {"texts": -1}, {"texts": 10**400}, {"texts": [1]}),
+        *({"unknown": [7] * 20}, {"unknown": [-1] * 20}, {"words": [10**400] * 20}, {"words": [math.inf] * 20}),
+        {"embeddings": to_text(np.full((20, DIM), np.nan, "<f2"))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_a_profile_whose_parts_do_not_fit_is_none(change):
     with pytest.raises(ValueError, match=r"."):
         QueryProfile.from_json(profile(texts(1, 20)).to_json() | change)

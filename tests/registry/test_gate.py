@@ -108,9 +108,7 @@ def judged(measured, monkeypatch) -> dict[str, int]:
     """How many of 50 judged queries each version misses, by its number; without an entry none."""
     misses: dict[str, int] = {}
 
-    def judged_ranks(queries, folder, workspace, params):
-        if not queries:
-            return None
+    def judged_ranks(queries, settings, folder, workspace, params):
         number = (folder / "model.safetensors").read_text().removeprefix("weights ")
         return np.where(np.arange(len(queries)) < misses.get(number, 0), 11.0, 10.0)
 
@@ -393,6 +391,30 @@ def test_judged_queries_that_are_missing_are_an_error_before_anything_is_measure
         DiptychError, match=r"params\.yaml: gate\.judged_queries: the folder .*guards/judged is missing"
     ):
         ask(model, "2", project, judged_queries=JUDGED)
+
+
+@pytest.mark.parametrize("changes", [{"latency_ms": 10.0}, {"floors": {"rsum": 601.0}}])
+def test_a_version_that_another_check_refuses_is_not_measured_on_judged_queries(
+    model, project, judged, monkeypatch, changes
+):
+    crown(model, "1")
+    monkeypatch.setattr(gate, "judged_ranks", lambda *_: pytest.fail("a collection was searched"))
+
+    decision = ask(model, "2", project, judged_queries=JUDGED, **changes)
+
+    assert len(failed(decision)) == 1
+    assert (decision.accepted, decision.judged_queries) == (False, None)
+    assert not [check.name for check in decision.checks if "judged" in check.name]
+
+
+def test_nothing_is_measured_on_judged_queries_where_the_champion_cannot_be_measured(
+    model, project, measured, judged, monkeypatch
+):
+    crown(model, "1")
+    measured["1"] = DiptychError("it is damaged")
+    monkeypatch.setattr(gate, "judged_ranks", lambda *_: pytest.fail("a collection was searched"))
+
+    assert failed(ask(model, "2", project, judged_queries=JUDGED)) == ["version 1 can be measured"]
 
 
 def test_a_collection_that_cannot_be_indexed_is_no_rejection(model, project, judged, monkeypatch):

@@ -79,12 +79,16 @@ def pinned(workspace: Workspace, judged: dict[str, str], **changes: str) -> Para
 
 def test_where_there_are_none_nothing_is_read(tmp_path: Path, champion: Version) -> None:
     assert open_judged_queries(Workspace(tmp_path), Params(), champion) == []
-    assert judged_ranks([], tmp_path, Workspace(tmp_path), Params()) is None
 
 
 def test_both_versions_are_ranked_on_the_collection_as_it_is_now(
-    workspace: Workspace, photos: Collection, models: list[Path], champion: Version
+    workspace: Workspace,
+    photos: Collection,
+    models: list[Path],
+    champion: Version,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("diptych.registry.judged_queries.FEWEST", 4)
     # What the champion finds first is right, but for one image that the collection never had.
     searcher = Searcher(photos.retriever, photos.open(folder_sha256(models[0])))
     texts = ["a red star", "two blue circles", "a dog", "green"]
@@ -96,10 +100,10 @@ def test_both_versions_are_ranked_on_the_collection_as_it_is_now(
     announced = photos.store.collection("photos")
 
     queries = open_judged_queries(workspace, params, champion)
-    before, after = (judged_ranks(queries, model, workspace, params) for model in models)
+    settings = params.gate.judged_queries
+    assert settings is not None
+    before, after = (judged_ranks(queries, settings, model, workspace, params) for model in models)
 
-    assert before is not None
-    assert after is not None
     assert np.isnan([before[-1], after[-1]]).all()
     # The new photo may come before.
     assert before[:-1].max() <= 2
@@ -184,12 +188,30 @@ def test_judgements_without_a_right_image_in_the_collection_are_refused(
         open_judged_queries(workspace, pinned(workspace, judged), champion)
 
 
+def test_judgements_of_too_few_queries_are_refused_and_those_of_twenty_are_not(
+    workspace: Workspace, photos: Collection, champion: Version
+) -> None:
+    # The image of a cat is of another collection.
+    judged = {f"a dog {number}": HASHES[number] for number in range(19)}
+    params = pinned(workspace, {**judged, "a cat": "0" * 64})
+
+    message = KEY + "19 queries have a right image that is in the collection photos; at least 20 are needed"
+    with pytest.raises(DiptychError, match=message):
+        open_judged_queries(workspace, params, champion)
+    with pytest.raises(DiptychError, match=message):
+        check_judged_queries(workspace, params)
+    shutil.rmtree(workspace.root / "guards")
+    assert len(open_judged_queries(workspace, pinned(workspace, {**judged, "a cat": HASHES[19]}), champion)) == 20
+
+
 def test_a_collection_whose_images_are_gone_is_named(
-    workspace: Workspace, photos: Collection, models: list[Path], champion: Version
+    workspace: Workspace, photos: Collection, models: list[Path]
 ) -> None:
     params = pinned(workspace, {"a dog": HASHES[0]})
-    queries = open_judged_queries(workspace, params, champion)
+    settings = params.gate.judged_queries
+    assert settings is not None
+    queries = open_judged_queries(workspace, params, None)
     shutil.rmtree(photos.photos)
 
     with pytest.raises(DiptychError, match=r"^The collection photos cannot be indexed: The folder"):
-        judged_ranks(queries, models[1], workspace, params)
+        judged_ranks(queries, settings, models[1], workspace, params)

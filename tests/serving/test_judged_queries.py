@@ -44,18 +44,38 @@ def test_a_version_is_measured_by_them(indexed: Collection, tmp_path: Path, monk
     [
         ("q1 0 abc\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
         ("q1 0 abc good\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
+        ("q1 0 abc \u00b2\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
+        ("q1 0 abc --1\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
+        (f"q1 0 abc {'9' * 5000}\n", "q1\ta\n", r"qrels\.txt: line 1 is no judgement"),
         ("q1 0 abc 1\n", "q1 a\n", r"queries\.tsv: line 1 is no query"),
+        ("q1 0 abc 1\n", " \ta\n", r"queries\.tsv: line 1 is no query"),
+        ("q1 0 abc 1\n", "q1\ta\nq1 \tb\n", r"queries\.tsv: line 2 repeats the number q1"),
         ("q1 0 abc 1\n", None, r"queries\.tsv cannot be read"),
     ],
 )
 def test_files_that_cannot_be_measured_by_are_named(
     tmp_path: Path, qrels: str, queries: str | None, message: str
 ) -> None:
-    (tmp_path / "qrels.txt").write_text(qrels)
+    (tmp_path / "qrels.txt").write_text(qrels, encoding="utf-8")
     if queries is not None:
         (tmp_path / "queries.tsv").write_text(queries)
     with pytest.raises(DiptychError, match=message):
         read_judged_queries(tmp_path)
+
+
+def test_files_that_a_spreadsheet_has_written_are_read(tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text("q1 0 abc 1\nq1 0 def -1\n", encoding="utf-8-sig")
+    (tmp_path / "queries.tsv").write_text("q1 \ta cat\n", encoding="utf-8-sig")
+
+    assert read_judged_queries(tmp_path) == [JudgedQuery("a cat", ["abc"], ["def"])]
+
+
+def test_judgements_without_a_query_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "qrels.txt").write_text("q1 0 abc 1\nq2 0 abc 1\nq2 0 def 0\nq3 0 abc 0\n")
+    (tmp_path / "queries.tsv").write_text("q1\ta cat\n")
+
+    assert read_judged_queries(tmp_path) == [JudgedQuery("a cat", ["abc"], [])]
+    assert f"{tmp_path / 'qrels.txt'}: 3 judgements do not count, for queries.tsv lacks their queries" in caplog.text
 
 
 @pytest.mark.parametrize("judged", [[], [JudgedQuery("a cat", ["0" * 64], HASHES)]])

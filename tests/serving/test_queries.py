@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from searching import MODEL, OTHER, Collection, FakeModels, photo, profile_of, s
 
 from diptych import Retriever
 from diptych.drift.profile import Profile
+from diptych.drift.queries import QueryDrift, compare_queries
 from diptych.serving.following import Following, ModelKey
 from diptych.serving.queries import ServedQueries, queries_path, read_queries
 
@@ -55,7 +60,10 @@ def add(queries: ServedQueries, retriever: Retriever, texts: list[str]) -> Serve
     return queries
 
 
-def test_metrics_have_the_distances_of_the_queries(own: tuple[TestClient, Following, FakeModels]) -> None:
+def test_metrics_have_the_distances_of_the_queries(
+    own: tuple[TestClient, Following, FakeModels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych.serving.queries._MEASURE_EVERY", 0)
     client, _, _ = own
     assert figures(client) == {'queries{what="searches"}': 0, 'queries{what="compared"}': 0}
     for text in ("a red square", "a red zebra", "a red zebra"):
@@ -104,12 +112,37 @@ def test_distances_are_computed_where_the_sample_has_changed_alone(
 ) -> None:
     queries = add(ServedQueries(MODEL, reference, 0.2), tiny_retriever, ["a red star", "a blue star"])
     before = queries.drift()
+    monkeypatch.setattr("diptych.serving.queries._MEASURE_EVERY", 0)
     monkeypatch.setattr("diptych.serving.queries.compare_queries", None)
 
     queries.add("a red star", EMBEDDING)
 
     assert queries.drift().distances is before.distances
     assert (before.texts, queries.drift().texts) == (2, 3)
+
+
+def test_many_who_ask_at_once_and_again_get_one_measurement(
+    reference: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, measured = ServedQueries(MODEL, reference, 0.2), []
+
+    def measure(*arguments: Any) -> QueryDrift:
+        measured.append(arguments)
+        time.sleep(0.05)
+        return compare_queries(*arguments)
+
+    monkeypatch.setattr("diptych.serving.queries.compare_queries", measure)
+    queries.add("a red star", EMBEDDING)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: queries.drift(), range(8)))
+    queries.add("a blue star", EMBEDDING)
+    again = queries.drift()
+    assert len(measured) == 1
+    assert {one.texts for one in found} == {1}
+    assert (again.texts, again.compared) == (2, 1)
+
+    monkeypatch.setattr("diptych.serving.queries._MEASURE_EVERY", 0)
+    assert queries.drift().compared == 2
 
 
 def test_a_model_without_known_captions_has_no_measures(indexed: Collection) -> None:
@@ -174,7 +207,7 @@ def test_two_servers_add_to_one_profile(reference: Profile, tmp_path: Path) -> N
     assert (kept.texts, len(kept.sample)) == (3, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 9}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 9}', b"[" * 100_000])
 def test_a_damaged_file_is_named_and_replaced(
     indexed: Collection, reference: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -187,6 +220,25 @@ def test_a_damaged_file_is_named_and_replaced(
     assert read_queries(tmp_path, MODEL).texts == 1
 
 
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_file_of_other_dimensions_is_named_and_replaced(
+    reference: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture, embedded: bool
+) -> None:
+    known = reference if embedded else replace(reference, embedded=None)
+    other = ServedQueries(MODEL, replace(reference, embedded=None), 0.2, tmp_path)
+    other.add("a dog", EMBEDDING[:-1])
+    other.save()
+
+    queries = ServedQueries(MODEL, known, 0.2, tmp_path)
+    queries.drift()
+    queries.add("a cat", EMBEDDING)
+    queries.save()
+
+    assert "its embeddings have 15 dimensions, those of the model 16" in caplog.text
+    kept = read_queries(tmp_path, MODEL)
+    assert (kept.texts, kept.dimensions) == (1, 16)
+
+
 def test_the_file_of_another_model_does_not_count(
     reference: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +249,26 @@ def test_the_file_of_another_model_does_not_count(
 
     assert read_queries(tmp_path, OTHER).texts == 0
     assert f"it is of the model {MODEL[:16]}" in caplog.text
+
+
+def test_a_failure_to_keep_the_queries_does_not_hold_up_a_newer_model(
+    own: tuple[TestClient, Following, FakeModels],
+    indexed: Collection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client, following, models = own
+    client.get("/search", params={"text": "a red square"})
+    monkeypatch.setattr("diptych.serving.queries.write_json", None)
+    models.key = ModelKey("tiny version 2", OTHER, "2")
+    indexed.update(model=OTHER)
+
+    following.save_queries()
+    assert following.refresh()
+
+    assert following.served is not None
+    assert following.served.model.sha256 == OTHER
+    assert "The profile of the queries could not be kept" in caplog.text
 
 
 def test_where_nothing_can_be_written_the_server_goes_on(

@@ -29,7 +29,11 @@ _LAST_ANSWERS = 5
 @click.option(
     "--limit", default=128, show_default=True, type=click.IntRange(1), help="Searches that may wait; others get 503."
 )
-@click.option("--feedback", is_flag=True, help="Let users mark results, and keep their marks and queries in feedback/.")
+@click.option(
+    "--feedback",
+    is_flag=True,
+    help="Let users mark results; keep their marks with the queries, and a profile of all searches, in feedback/.",
+)
 @click.option("--wait", is_flag=True, help="Listen although nothing can be served yet, and answer 503 until it can.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
 def serve(

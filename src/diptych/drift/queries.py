@@ -23,6 +23,8 @@ SAMPLE = EMBEDDED
 """Number of different texts that are kept, as many as there are captions to compare them with."""
 _KEY = 16
 """Hexadecimal digits of a text's hash."""
+_LARGEST = 2**53
+"""Largest number of texts or words; a larger one of a damaged file would be no float."""
 
 
 class SampledText(NamedTuple):
@@ -36,7 +38,8 @@ class SampledText(NamedTuple):
 class Wording(NamedTuple):
     """Words of texts: their mean number in a text, and the share that the training captions lack, from 0 to 1.
 
-    The number is no distance: queries are shorter than captions everywhere, and no training changes that.
+    The share of queries is the mean of the texts' shares, so that a few long texts do not outweigh many short ones. The
+    number is no distance: queries are shorter than captions everywhere, and no training changes that.
     """
 
     words: float
@@ -60,9 +63,14 @@ class QueryProfile:
     @property
     def wording(self) -> Wording:
         """Words of the sample's texts; zeros without words."""
+        shares = [text.unknown / text.words for text in self.sample.values() if text.words]
         words = sum(text.words for text in self.sample.values())
-        unknown = sum(text.unknown for text in self.sample.values())
-        return Wording(words / len(self.sample), unknown / words) if words else Wording(0.0, 0.0)
+        return Wording(words / len(self.sample), sum(shares) / len(shares)) if shares else Wording(0.0, 0.0)
+
+    @property
+    def dimensions(self) -> int | None:
+        """Number of dimensions of the embeddings; None without texts."""
+        return next((len(text.embedding) for text in self.sample.values()), None)
 
     @property
     def embeddings(self) -> NDArray[np.float16]:
@@ -119,9 +127,21 @@ class QueryProfile:
             rows = from_text(content["embeddings"], "<f2").reshape(len(keys), int(content["dimensions"]))
             texts = (SampledText(int(all_), int(new), row) for all_, new, row in zip(words, unknown, rows, strict=True))
             sample = _smallest(dict(zip(map(str, keys), texts, strict=True)))
-            return cls(str(content["model_sha256"]), int(content["texts"]), sample)
-        except (KeyError, TypeError) as error:
+            profile = cls(str(content["model_sha256"]), int(content["texts"]), sample)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
             raise ValueError(f"no profile of queries: {error!r}") from None
+        profile._require_possible()
+        return profile
+
+    def _require_possible(self) -> None:
+        """Raise ValueError for numbers and embeddings that no queries have."""
+        if not 0 <= self.texts <= _LARGEST:
+            raise ValueError("the number of texts is negative or too large")
+        for text in self.sample.values():
+            if not 0 <= text.unknown <= text.words <= _LARGEST:
+                raise ValueError("the numbers of words and of unknown words of a text do not fit")
+            if not np.isfinite(text.embedding).all():
+                raise ValueError("an embedding is not finite")
 
 
 @dataclass(frozen=True)
@@ -162,12 +182,19 @@ def compare_queries(reference: Profile, queries: QueryProfile, limit: float) -> 
     return QueryDrift(queries.texts, len(queries.sample), queries.wording, captions, tuple(distances))
 
 
+def caption_dimensions(reference: Profile) -> int | None:
+    """Return the number of dimensions of the captions' embeddings; None where none are known."""
+    return reference.embedded.pairs.shape[1] // 2 if reference.embedded else None
+
+
 def _distances(reference: Profile, queries: QueryProfile, limit: float) -> list[Distance]:
     embedded = reference.embedded
     level = LEVEL / (1 + (embedded is not None))
-    distances = [words_distance(reference, queries.wording.unknown, len(queries.sample), level, limit)]
+    # The bound is for a mean of as many values, and a text without words has none.
+    worded = sum(text.words > 0 for text in queries.sample.values())
+    distances = [words_distance(reference, queries.wording.unknown, worded, level, limit)]
     if embedded is not None:
-        captions = embedded.pairs[:, embedded.pairs.shape[1] // 2 :]
+        captions = embedded.pairs[:, caption_dimensions(reference) :]
         distances.append(embeddings_distance(captions, queries.embeddings, level, limit))
     return distances
 

@@ -9,7 +9,7 @@ from diptych.config import Params
 from diptych.data.accepted import read_accepted
 from diptych.drift.distance import Drift, compare
 from diptych.drift.profile import Profile, added_captions, gone_images, make_profile, new_images
-from diptych.drift.queries import compare_queries
+from diptych.drift.queries import caption_dimensions, compare_queries
 from diptych.errors import DiptychError
 from diptych.inbox.ledger import DropResult
 from diptych.project.workspace import Workspace
@@ -82,7 +82,7 @@ def query_drift(workspace: Workspace, champion: Version, reference: Profile, par
 
     `reference` is the profile of the champion's training data.
     """
-    queries = read_queries(workspace.queries, model_sha256(champion))
+    queries = read_queries(workspace.queries, model_sha256(champion), caption_dimensions(reference))
     return compare_queries(reference, queries, params.retrain.drift).reasons if queries.texts else []
 
 

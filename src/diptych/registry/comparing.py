@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from diptych.config import Gate
+from diptych.config import Gate, JudgedQueries
 from diptych.errors import some
 from diptych.registry.decision import Check, GuardComparison, JudgedComparison
 from diptych.registry.guard_sets import GuardGallery
+from diptych.registry.judged_queries import require_enough
 from diptych.registry.measuring import Gallery, Measured
 from diptych.retrieval.comparison import Comparison, K, compare
 from diptych.retrieval.slices import Part
@@ -36,25 +38,43 @@ class Compared(NamedTuple):
 
     comparison: Comparison
     guard_sets: dict[str, GuardComparison]
-    judged_queries: JudgedComparison | None
 
 
-def compare_with_champion(champion: Measured, challenger: Measured, queries: Queries, gate: Gate) -> Compared:
+def compare_with_champion(champion: Measured, challenger: Measured, queries: Queries) -> Compared:
     """Return the comparisons of the challenger with the champion, which were measured on these queries."""
     return Compared(
         compare(champion.ranks, challenger.ranks, queries.test.image_of_caption, queries.guarded),
         _compare_on_guard_sets(champion, challenger, queries.guard_sets),
-        _compare_on_judged_queries(champion, challenger, gate),
     )
 
 
 def loss_checks(compared: Compared, gate: Gate) -> list[Check]:
     """Return the checks that the challenger loses nowhere more than the margins of params.yaml."""
-    return [
-        *_test_losses(compared.comparison, gate),
-        *_guard_losses(compared.guard_sets, gate),
-        *_judged_losses(compared.judged_queries, gate),
-    ]
+    return [*_test_losses(compared.comparison, gate), *_guard_losses(compared.guard_sets, gate)]
+
+
+def compare_on_judged_queries(
+    before: NDArray[np.float64], after: NDArray[np.float64], settings: JudgedQueries
+) -> JudgedComparison:
+    """Return the comparison of the ranks (Q,) by the champion (before) with those by the challenger (after).
+
+    Raises:
+        DiptychError: too few queries have a right image in the collection.
+    """
+    # An image may have left the collection between the two searches.
+    in_both = ~np.isnan(before) & ~np.isnan(after)
+    require_enough(int(in_both.sum()), settings)
+    hits = np.stack([before[in_both] <= K, after[in_both] <= K], axis=1).astype(np.int64)
+    recalls = 100 * hits.mean(axis=0)
+    drawn = resampled_sums(hits)
+    low, high = interval_ends(100 * (drawn[:, 1] - drawn[:, 0]) / len(hits))
+    return JudgedComparison(settings.md5, len(hits), float(recalls[0]), float(recalls[1]), low, high)
+
+
+def judged_loss_check(judged: JudgedComparison, settings: JudgedQueries) -> Check:
+    """Return the check that the challenger does not lose more than the margin on the judged queries."""
+    requirement = f"on {judged.queries} judged queries recall@10 surely loses no more than {settings.margin:g}"
+    return Check(requirement, judged.high >= -settings.margin, judged.describe())
 
 
 def _test_losses(comparison: Comparison, gate: Gate) -> list[Check]:
@@ -92,24 +112,3 @@ def _guard_losses(on_guard_sets: Mapping[str, GuardComparison], gate: Gate) -> l
         requirement = f"on guard set {name} its RSUM is not more than {margin:g} below the champion's"
         checks.append(Check(requirement, gain.low >= -margin, gain.describe()))
     return checks
-
-
-def _compare_on_judged_queries(champion: Measured, challenger: Measured, gate: Gate) -> JudgedComparison | None:
-    before, after = champion.judged_ranks, challenger.judged_ranks
-    if gate.judged_queries is None or before is None or after is None:
-        return None
-    # An image may have left the collection between the two searches.
-    in_both = ~np.isnan(before) & ~np.isnan(after)
-    hits = np.stack([before[in_both] <= K, after[in_both] <= K], axis=1).astype(np.int64)
-    recalls = 100 * hits.mean(axis=0)
-    drawn = resampled_sums(hits)
-    low, high = interval_ends(100 * (drawn[:, 1] - drawn[:, 0]) / len(hits))
-    return JudgedComparison(gate.judged_queries.md5, len(hits), float(recalls[0]), float(recalls[1]), low, high)
-
-
-def _judged_losses(judged: JudgedComparison | None, gate: Gate) -> list[Check]:
-    if judged is None or gate.judged_queries is None:
-        return []
-    margin = gate.judged_queries.margin
-    requirement = f"on {judged.queries} judged queries recall@10 surely loses no more than {margin:g}"
-    return [Check(requirement, judged.high >= -margin, judged.describe())]

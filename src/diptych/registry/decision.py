@@ -67,7 +67,7 @@ class Decision:
     guard_sets: Mapping[str, GuardComparison] = field(default_factory=dict)
     """Comparisons on guard sets, by their names."""
     judged_queries: JudgedComparison | None = None
-    """Comparison on judged queries; None where params.yaml names none."""
+    """Comparison on judged queries; None where params.yaml names none, or another check fails."""
 
     @property
     def accepted(self) -> bool:

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from diptych.config import Gate, Params
 from diptych.errors import DiptychError, some
@@ -17,8 +18,14 @@ from diptych.project.dataset import dataset_version
 from diptych.project.provenance import UNKNOWN
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time
-from diptych.registry.comparing import Queries, compare_with_champion, loss_checks
-from diptych.registry.decision import Check, Decision
+from diptych.registry.comparing import (
+    Queries,
+    compare_on_judged_queries,
+    compare_with_champion,
+    judged_loss_check,
+    loss_checks,
+)
+from diptych.registry.decision import Check, Decision, JudgedComparison
 from diptych.registry.errors import reason
 from diptych.registry.guard_sets import open_guard_sets
 from diptych.registry.judged_queries import judged_ranks, open_judged_queries
@@ -32,6 +39,13 @@ from diptych.retrieval.uncertainty import bootstrap, interval
 
 _EXAMPLES = 3
 """Broken expectations that a check names."""
+
+
+class _Candidate(NamedTuple):
+    """A version's package, and what was measured of it."""
+
+    package: Path
+    measured: Measured
 
 
 def decide(
@@ -50,7 +64,7 @@ def decide(
         champion = None
     queries = _open_queries(workspace, params, champion)
     checks: list[Check] = []
-    challenger = rival = None
+    challenger = rival = compared = judged = None
     with tempfile.TemporaryDirectory() as folder:
         package = _fetch(model, version, Path(folder) / "challenger", checks, missing_fails)
         if package is not None:
@@ -60,12 +74,12 @@ def decide(
             package = _fetch(model, champion, Path(folder) / "champion", checks, missing_fails)
             if package is not None:
                 rival = _measure(package, workspace, params, champion, queries, checks)
-    compared = None
-    if challenger is not None:
-        checks += _floors(challenger, queries.test, params.gate)
-        if rival is not None:
-            compared = compare_with_champion(rival, challenger, queries, params.gate)
-            checks += loss_checks(compared, params.gate)
+        if challenger is not None:
+            checks += _floors(challenger.measured, queries.test, params.gate)
+            if rival is not None:
+                compared = compare_with_champion(rival.measured, challenger.measured, queries)
+                checks += loss_checks(compared, params.gate)
+                judged = _compare_on_judged_queries(rival, challenger, queries, workspace, params, checks)
     return Decision(
         name=model.name,
         version=version.version,
@@ -74,8 +88,9 @@ def decide(
         evaluator_sha256=evaluator_sha256(),
         gate_sha256=params.gate.sha256,
         checks=checks,
-        metrics=challenger.metrics if challenger else {},
+        metrics=challenger.measured.metrics if challenger else {},
         **(compared._asdict() if compared else {}),
+        judged_queries=judged,
     )
 
 
@@ -134,15 +149,39 @@ def _measure(
     version: Version,
     queries: Queries,
     checks: list[Check],
-) -> Measured | None:
-    folder = model_folder(package)
+) -> _Candidate | None:
+    name = f"version {version.version}"
     try:
-        measured = measure(folder, workspace, params, f"version {version.version}", queries.guard_sets)
+        return _Candidate(package, measure(model_folder(package), workspace, params, name, queries.guard_sets))
     except DiptychError as error:
-        checks.append(Check(f"version {version.version} can be measured", False, str(error)))
+        checks.append(Check(f"{name} can be measured", False, str(error)))
+        return None
+
+
+def _compare_on_judged_queries(
+    champion: _Candidate,
+    challenger: _Candidate,
+    queries: Queries,
+    workspace: Workspace,
+    params: Params,
+    checks: list[Check],
+) -> JudgedComparison | None:
+    """Return the comparison on judged queries and add its check; return None without them.
+
+    None is also returned where a check has failed: that refuses the version already, and embedding the whole collection
+    would change nothing.
+    """
+    settings = params.gate.judged_queries
+    if settings is None or not queries.judged or not all(check.passed for check in checks):
         return None
     # A collection that cannot be indexed says nothing about the version, so this is no failed check.
-    return measured._replace(judged_ranks=judged_ranks(queries.judged, folder, workspace, params))
+    before, after = (
+        judged_ranks(queries.judged, settings, model_folder(candidate.package), workspace, params)
+        for candidate in (champion, challenger)
+    )
+    compared = compare_on_judged_queries(before, after, settings)
+    checks.append(judged_loss_check(compared, settings))
+    return compared
 
 
 def _validation(model: RegisteredModel, version: Version) -> Check:

@@ -56,8 +56,6 @@ class Measured(NamedTuple):
     """Metrics by stage."""
     guard_ranks: dict[str, Ranks]
     """Ranks of the last stage on each guard set, by its name."""
-    judged_ranks: NDArray[np.float64] | None = None
-    """Ranks (Q,) of the first right images of judged queries; None where there are none."""
 
 
 def gallery(workspace: Workspace, params: Params) -> Gallery:

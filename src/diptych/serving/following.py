@@ -117,8 +117,12 @@ class Following:
 
     def save_queries(self, every: float = 0.0) -> None:
         """Write the profile of the queries, as `ServedQueries.save` does, where there is one."""
-        if self.served is not None and self.served.queries is not None:
+        if self.served is None or self.served.queries is None:
+            return
+        try:
             self.served.queries.save(every)
+        except Exception:  # a newer model must be served all the same
+            log.exception("The profile of the queries could not be kept")
 
     def _newer(self) -> Served | None:
         """Return what is to be served from now on, loaded and tried; None where that is served already."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,9 @@ from diptych.serving.searcher import Searcher
 
 DEPTH = 1_000
 """Results among which a judged image is looked for."""
+_RELEVANCE = re.compile("-?[0-9]{1,9}")
+
+log = logging.getLogger(__name__)
 
 
 class QueryMetrics(NamedTuple):
@@ -67,7 +72,7 @@ def rank_judged(searcher: Searcher, judged: Sequence[JudgedQuery]) -> JudgedRank
     Raises:
         DiptychError: no query has a right image in the collection.
     """
-    require_right_images(searcher.index, judged)
+    count_answerable(searcher.index, judged)
     rank, wrong = np.full(len(judged), np.nan), np.zeros(len(judged), np.int64)
     for number, query in enumerate(judged):
         wanted, refused = _rows(searcher.index, query.right), _rows(searcher.index, query.wrong)
@@ -81,27 +86,34 @@ def rank_judged(searcher: Searcher, judged: Sequence[JudgedQuery]) -> JudgedRank
     return JudgedRanks(rank, wrong)
 
 
-def require_right_images(index: Index, judged: Sequence[JudgedQuery]) -> None:
-    """Refuse queries of which none has a right image in the index.
+def count_answerable(index: Index, judged: Sequence[JudgedQuery]) -> int:
+    """Return the number of queries with a right image in the index.
 
     Raises:
-        DiptychError: none has.
+        DiptychError: it is 0.
     """
-    if not any(_rows(index, query.right) for query in judged):
+    count = sum(bool(_rows(index, query.right)) for query in judged)
+    if not count:
         raise DiptychError(
             f"No query has a right image that is in the collection {index.collection}. Name the collection that users "
             "have searched, or export their judgements again: `diptych feedback export`."
         )
+    return count
 
 
 def read_judged_queries(folder: Path) -> list[JudgedQuery]:
     """Return the queries in qrels.txt and queries.tsv of a folder that `diptych feedback export` has written.
+
+    Judgements without a query are left out with a warning.
 
     Raises:
         DiptychError: a file is missing or damaged.
     """
     right, wrong = _read_qrels(folder / "qrels.txt")
     queries = _read_queries(folder / "queries.tsv")
+    lost = sum(len(hashes) for judged in (right, wrong) for number, hashes in judged.items() if number not in queries)
+    if lost:
+        log.warning("%s: %d judgements do not count, for queries.tsv lacks their queries", folder / "qrels.txt", lost)
     return [JudgedQuery(text, right[number], wrong[number]) for number, text in queries.items()]
 
 
@@ -116,24 +128,28 @@ def _read_qrels(path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]
     wrong: dict[str, list[str]] = defaultdict(list)
     for number, line in enumerate(_lines(path), start=1):
         fields = line.split()
-        if len(fields) != 4 or not fields[3].lstrip("-").isdigit():
+        if len(fields) != 4 or not _RELEVANCE.fullmatch(fields[3]):
             raise DiptychError(f"{path}: line {number} is no judgement; `query 0 hash relevance` is needed.")
         (right if int(fields[3]) > 0 else wrong)[fields[0]].append(fields[2])
     return right, wrong
 
 
 def _read_queries(path: Path) -> dict[str, str]:
-    queries = {}
+    queries: dict[str, str] = {}
     for number, line in enumerate(_lines(path), start=1):
         name, tab, text = line.partition("\t")
-        if not tab or not text.strip():
+        name = name.strip()
+        if not tab or not name or not text.strip():
             raise DiptychError(f"{path}: line {number} is no query; its number, a tab and its text are needed.")
+        if name in queries:
+            raise DiptychError(f"{path}: line {number} repeats the number {name}; give each query another one.")
         queries[name] = text
     return queries
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        # Editors and spreadsheets put a byte order mark before the first line.
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DiptychError(f"{path} cannot be read: {error}.") from None
