@@ -1,4 +1,4 @@
-"""Approximate search: how much of a large index a search reads, chosen and measured beside exact search."""
+"""The choice of how much of a large index approximate search reads, measured against exact search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose_probes(index: Index, texts: NDArray[np.float32], partitions: int, min
     """
     tried = texts[np.random.default_rng(0).permutation(len(texts))[:_TEXTS]]
     queries = np.concatenate([tried, np.ones((len(tried), 1), np.float32)], axis=1)
-    # By their products, because of equal images any may be found.
+    # Results are compared by their products: of equal images, any may be found.
     enough = [index.nearest(query, FIRST)[1] - _ROUNDING for query in queries]
     recall = 0.0
     for probes in _doubling(max(1, partitions // 2)):

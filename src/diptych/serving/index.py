@@ -128,7 +128,7 @@ class Index:
             among: rows to choose from, ascending; None: all.
             probes: number of partitions to read. None searches exactly, and so does k above `_DEEPEST`.
         """
-        # With torch, which the command line does not need to import.
+        # They take seconds to import, which reading an index has no need of.
         import torch
 
         from diptych.retrieval.reranking import top_candidates
