@@ -343,7 +343,7 @@ def test_a_challenger_that_loses_on_the_judged_queries_is_refused(model, project
 
     # On the test split it is as good as the champion.
     assert decision.comparison.rsum.rsum == 0
-    assert failed(decision) == ["on 50 judged queries recall@10 surely loses no more than 10"]
+    assert failed(decision) == ["on 50 judged queries no sure loss of recall@10 above 10"]
     on_judged = decision.judged_queries
     assert (on_judged.md5, on_judged.queries, on_judged.before, on_judged.after) == (JUDGED["md5"], 50, 100.0, 60.0)
     assert decision.summary == f"the gate refuses it: {failed(decision)[0]}: {on_judged.describe()}"

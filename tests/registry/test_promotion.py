@@ -257,7 +257,9 @@ def test_what_was_rolled_back_is_nothing_to_go_back_to(model):
     crown(model, "1", "2")
     roll_back(model, why="worse")
 
-    with pytest.raises(DiptychError, match=r"version 2 was no champion before \(those there are: none\).*promote 2"):
+    with pytest.raises(
+        DiptychError, match=r"version 2 was no champion before version 1 \(those were: none;.*promote 2"
+    ):
         roll_back(model, "2", why="it was not that bad")
 
 

@@ -73,7 +73,7 @@ def compare_on_judged_queries(
 
 def judged_loss_check(judged: JudgedComparison, settings: JudgedQueries) -> Check:
     """Return the check that the challenger does not lose more than the margin on the judged queries."""
-    requirement = f"on {judged.queries} judged queries recall@10 surely loses no more than {settings.margin:g}"
+    requirement = f"on {judged.queries} judged queries no sure loss of recall@10 above {settings.margin:g}"
     return Check(requirement, judged.high >= -settings.margin, judged.describe())
 
 

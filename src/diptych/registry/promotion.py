@@ -97,7 +97,7 @@ def repair(model: RegisteredModel) -> None:
 def _target(model: RegisteredModel, earlier: list[str], to: str | None, champion: str | None) -> str:
     if to is None:
         if not earlier:
-            reason = f"version {champion} is the only one that there has been" if champion else "there has been none"
+            reason = f"before version {champion} there was none" if champion else "there has been none"
             raise DiptychError(f"{model.name} has no earlier champion to go back to: {reason}.")
         return earlier[-1]
     number = model.find(to).version
@@ -106,7 +106,8 @@ def _target(model: RegisteredModel, earlier: list[str], to: str | None, champion
     if number not in earlier:
         champions = ", ".join(dict.fromkeys(earlier)) or "none"
         raise DiptychError(
-            f"{model.name} version {number} was no champion before (those there are: {champions}). Promote it instead: "
+            f"{model.name} version {number} was no champion before version {champion} (those were: "
+            f"{champions}; what was rolled back does not count). Promote it instead: "
             f"`diptych promote {number}`."
         )
     return number
