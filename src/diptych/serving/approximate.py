@@ -13,6 +13,7 @@ FIRST = 10
 LEAST_TEXTS = 40
 """Number of texts from which on recall can be measured."""
 _ROUNDING = 1e-5
+"""Difference of inner products that is rounding alone."""
 _TEXTS = 400
 """Number of texts that are tried: half of them choose the number of partitions, the others measure the choice."""
 

@@ -27,6 +27,7 @@ _SAMPLE, _ITERATIONS = 64, 10
 _GROWN = 1.5
 """Ratio of the wanted number of partitions to the present one from which on they are made anew."""
 _MOST_INDEXES = 4
+"""Number of indexes up to which they are kept: a search reads partitions of each, and nine took 1.8 times as long."""
 _COLUMN = "embedding"
 
 
