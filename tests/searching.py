@@ -54,6 +54,12 @@ class Collection:
     store: Store
     retriever: Retriever
     name: str = "photos"
+    loaded: int = 0
+    """Number of times that the model was loaded."""
+
+    def load(self) -> Retriever:
+        self.loaded += 1
+        return self.retriever
 
     @property
     def source(self) -> Source:
@@ -63,7 +69,7 @@ class Collection:
         self, source: Source | None = None, *, model: str = MODEL, announced: bool = True, **options: Any
     ) -> IndexSummary:
         """Index it; options are those of `update_index`."""
-        summary = update_index(self.store, self.name, source or self.source, self.retriever, model, **options)
+        summary = update_index(self.store, self.name, source or self.source, model, self.load, **options)
         if announced:
             announce(self.store, self.name, summary)
         return summary

@@ -125,5 +125,6 @@ def test_a_large_collection_is_searched_approximately_until_told_otherwise(
     exact = collection.update(min_recall=1)
     assert exact.state.approximate is None
     assert exact.state.build != summary.state.build
-    # It is remembered.
+    # It is remembered, until asked otherwise.
     assert collection.update().state.approximate is None
+    assert collection.update(min_recall=0.1).state.approximate is not None

@@ -39,10 +39,14 @@ def test_rows_are_what_the_model_makes_of_each_file(indexed: Collection) -> None
     assert [record.attributes for record in records[3:6]] == [{"folder": "dogs"}, {"folder": "dogs"}, {"folder": "."}]
 
 
-def test_an_unchanged_collection_is_not_embedded_again(indexed: Collection) -> None:
-    before = indexed.open().state
-    assert counts(indexed.update()) == (0, 0, 0)
-    assert indexed.open().state.build == before.build
+def test_an_unchanged_collection_needs_no_model(indexed: Collection) -> None:
+    before, loaded = indexed.open().state, indexed.loaded
+    summary = indexed.update()
+    assert (summary.unchanged, *counts(summary)) == (7, 0, 0, 0)
+    after = indexed.open().state
+    assert after == before.model_copy(update={"scanned": after.scanned})
+    assert after.scanned > before.scanned
+    assert indexed.loaded == loaded
 
 
 def test_only_new_content_is_embedded(indexed: Collection) -> None:
@@ -239,6 +243,7 @@ def test_files_that_cannot_be_read_make_no_new_version(collection: Collection) -
 def test_whether_reranking_is_possible_is_remembered(collection: Collection) -> None:
     collection.update(rerank=False)
     assert counts(collection.update()) == (0, 0, 0)
+    assert collection.loaded == 1
     assert collection.open().state.grid is None
     assert counts(collection.update(rerank=True)) == (7, 0, 0)
     assert collection.open().state.grid is not None

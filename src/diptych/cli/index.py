@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,9 +103,9 @@ def _index(
 
     params = read_params(workspace)
     with located(workspace, params, version) as (folder, title):
-        retriever, model = load_retriever(folder, params), folder_sha256(folder)
-    known = store.collection(collection)
-    summary = update_index(store, collection, source, retriever, model, rerank=rerank, min_recall=min_recall)
+        known, model = store.collection(collection), folder_sha256(folder)
+        load = partial(load_retriever, folder, params)
+        summary = update_index(store, collection, source, model, load, rerank=rerank, min_recall=min_recall)
     # A version that is only tried must not make the index of the one in use outdated.
     if known is None or known.source != source.description or is_in_use(workspace, params, version):
         announce(store, collection, summary)

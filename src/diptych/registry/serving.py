@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,11 +59,11 @@ class IndexSwitch:
         Raises:
             DiptychError: a collection cannot be indexed; the message names it.
         """
-        retriever, model = load_retriever(folder, self._params), folder_sha256(folder)
+        load, model = cache(partial(load_retriever, folder, self._params)), folder_sha256(folder)
         for name in self._store.collections():
             state = self._store.collection(name)
             if state is not None:  # else it was removed meanwhile
-                self.outcomes[name] = _update(self._store, name, state, retriever, model)
+                self.outcomes[name] = _update(self._store, name, state, model, load)
 
     def announce(self) -> None:
         """Make the indexed states the present ones."""
@@ -73,12 +73,12 @@ class IndexSwitch:
             announce(self._store, name, outcome)
 
 
-def _update(store: Store, name: str, state: CollectionState, retriever: Retriever, model: str) -> IndexSummary:
+def _update(store: Store, name: str, state: CollectionState, model: str, load: Callable[[], Retriever]) -> IndexSummary:
     # It imports torch, which a project without collections does not need here.
     from diptych.serving.indexing import update_index
 
     try:
-        return update_index(store, name, open_source(state.source, store.data), retriever, model)
+        return update_index(store, name, open_source(state.source, store.data), model, load)
     except CollectionBusyError:
         raise
     except DiptychError as error:
@@ -140,7 +140,7 @@ def indexed_searcher(workspace: Workspace, params: Params, collection: str, fold
 
     retriever, store = load_retriever(folder, params), open_store(workspace)
     if (state := store.collection(collection)) is not None:
-        _update(store, collection, state, retriever, folder_sha256(folder))
+        _update(store, collection, state, folder_sha256(folder), lambda: retriever)
     return Searcher(retriever, open_index(workspace, collection, folder))
 
 

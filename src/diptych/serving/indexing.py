@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -114,12 +114,39 @@ def announce(store: Store, collection: str, summary: IndexSummary) -> None:
     store.write_collection(collection, summary.collection)
 
 
+class _Target(NamedTuple):
+    """The index that is to be brought up to date, and what it shall keep."""
+
+    store: Store
+    collection: str
+    source: Source
+    model: str
+    """SHA-256 of the model's files."""
+    rerank: bool | None
+    min_recall: float
+
+    @property
+    def state(self) -> IndexState | None:
+        """The version that is read."""
+        return self.store.state(self.collection, self.model)
+
+    def described(self, fingerprint: str, scanned: float) -> CollectionState:
+        """Return the state of the collection that was scanned."""
+        return CollectionState(
+            source=self.source.description,
+            fingerprint=fingerprint,
+            scanned=scanned,
+            rerank=self.rerank,
+            min_recall=self.min_recall,
+        )
+
+
 def update_index(
     store: Store,
     collection: str,
     source: Source,
-    retriever: Retriever,
     model: str,
+    load: Callable[[], Retriever],
     *,
     rerank: bool | None = None,
     min_recall: float | None = None,
@@ -132,8 +159,8 @@ def update_index(
         store: the store of indexes.
         collection: name of the collection.
         source: its images.
-        retriever: the model to embed with.
-        model: SHA-256 of its files.
+        model: SHA-256 of the model's files.
+        load: returns the model; called only if the index changes, because loading takes longer than looking.
         rerank: whether to keep the grid tokens that re-ranking reads; None: as before, or else if the model re-ranks.
         min_recall: smallest recall@10 of approximate search, from 0 to 1; 1: search is exact; None: as before.
 
@@ -141,33 +168,57 @@ def update_index(
         DiptychError: another process indexes the collection, its source cannot be read, or none of its images can.
     """
     with store.held(collection):
-        items = source.items()
+        scanned, items = time.time(), source.items()
         if not items:
             raise DiptychError(f"The collection {collection} has no images: {source.description} lists none.")
-        return _Update(store, collection, source, retriever, model, rerank, min_recall).run(items)
+        known = store.collection(collection)
+        if known is not None:
+            rerank = known.rerank if rerank is None else rerank
+            min_recall = known.min_recall if min_recall is None else min_recall
+        target = _Target(store, collection, source, model, rerank, MIN_RECALL if min_recall is None else min_recall)
+        return _confirmed(target, items, scanned) or _Update(target, load(), scanned).run(items)
+
+
+def _confirmed(target: _Target, items: list[Item], scanned: float) -> IndexSummary | None:
+    """Note that an index is still up to date, and return the outcome; None if there is anything to do."""
+    state = target.state
+    if state is None or state.unreadable or state.fingerprint != fingerprint(items) or not _is_as_asked(state, target):
+        return None
+    try:
+        table = target.store.database(target.collection).open_table(table_name(target.model))
+        table.checkout(state.version)
+        indexed = _identities(table)
+    except Exception:  # LanceDB has no class of its own for a damaged table, and the update says what the matter is
+        return None
+    if sorted(zip(indexed["path"], indexed["stamp"], strict=True)) != sorted((item.path, item.stamp) for item in items):
+        return None
+    state = state.model_copy(update={"scanned": scanned})
+    target.store.write_state(target.collection, target.model, state)
+    return IndexSummary(state, target.described(state.fingerprint, scanned), len(items), 0, 0, 0, [])
+
+
+def _is_as_asked(state: IndexState, target: _Target) -> bool:
+    """Return whether an index of the model keeps what it shall, and is searched as it shall be."""
+    if target.rerank is not None and target.rerank != (state.grid is not None):
+        return False
+    if state.approximate is None:
+        return not _may_be_approximate(target, state.images)
+    return state.approximate.min_recall == target.min_recall
+
+
+def _may_be_approximate(target: _Target, images: int) -> bool:
+    """Return whether an index of so many images is searched approximately, if that can be measured."""
+    # From S3 each search would fetch partitions, while exact search reads a local copy.
+    return images >= APPROXIMATE_FROM and target.min_recall < 1 and not target.store.is_remote
 
 
 class _Update:
     """One update of the index of one model."""
 
-    def __init__(
-        self,
-        store: Store,
-        collection: str,
-        source: Source,
-        retriever: Retriever,
-        model: str,
-        rerank: bool | None,
-        min_recall: float | None,
-    ) -> None:
-        self._store, self._collection, self._source, self._model = store, collection, source, model
-        self._retriever = retriever
+    def __init__(self, target: _Target, retriever: Retriever, scanned: float) -> None:
+        self._target, self._retriever, self._scanned = target, retriever, scanned
         self._dim = int(retriever.query_bank.image.shape[1])
-        tokens = retriever.model.image_tower.grid_size
-        known = store.collection(collection)
-        self._rerank = rerank = known.rerank if rerank is None and known else rerank
-        self._min_recall = min_recall if min_recall is not None else known.min_recall if known else MIN_RECALL
-        self._scanned = time.time()
+        tokens, rerank = retriever.model.image_tower.grid_size, target.rerank
         self._grid = (tokens, self._dim) if (any(retriever.weights.t2i) if rerank is None else rerank) else None
         self._unreadable: list[tuple[str, str]] = []
         self._known_in: dict[str, Any] = {}
@@ -193,46 +244,35 @@ class _Update:
             table.delete(f"_rowid IN ({', '.join(map(str, outdated))})")
         if not table.count_rows():
             path, reason = self._unreadable[0]
-            raise DiptychError(f"No image of the collection {self._collection} can be read: {path}: {reason}.")
+            raise DiptychError(f"No image of the collection {self._target.collection} can be read: {path}: {reason}.")
         # Files that cannot be read are tried each time, and change nothing.
         state = self._publish(table, mark)
-        collection = CollectionState(
-            source=self._source.description,
-            fingerprint=mark,
-            scanned=self._scanned,
-            rerank=self._rerank,
-            min_recall=self._min_recall,
-        )
+        collection = self._target.described(mark, self._scanned)
         return IndexSummary(state, collection, len(kept), self._embedded, self._known, len(gone), self._unreadable)
 
     def _publish(self, table: Any, mark: str) -> IndexState:
         """Make the latest version of the table the one that is read."""
-        before = self._store.state(self._collection, self._model)
+        before = self._target.state
         if before is None or before.version != table.version:
             table.optimize(cleanup_older_than=FOREVER)
         partitions = self._partition(table, before.approximate if before is not None else None)
-        if before is not None and before.version == table.version and self._is_as_asked(before):
+        if before is not None and before.version == table.version and _is_as_asked(before, self._target):
             scan = {"fingerprint": mark, "scanned": self._scanned, "unreadable": len(self._unreadable)}
             state = before.model_copy(update=scan)
         else:
             state = self._new_state(table, mark, partitions)
-        self._store.write_state(self._collection, self._model, state)
+        self._target.store.write_state(self._target.collection, self._target.model, state)
         if before is not None and before.version != state.version:
             _clean_up(table, before.version)
         return state
 
     def _partition(self, table: Any, known: ApproximateSearch | None) -> int | None:
         """Divide a large table into partitions; return their number, and None for exact search."""
-        is_small = table.count_rows() < APPROXIMATE_FROM
         is_measurable = len(self._retriever.query_bank.text) >= LEAST_TEXTS
-        # From S3 each search would fetch partitions, while exact search reads a local copy.
-        if is_small or self._min_recall == 1 or not is_measurable or self._store.is_remote:
+        if not is_measurable or not _may_be_approximate(self._target, table.count_rows()):
             drop_partitions(table)
             return None
         return create_partitions(table, known)
-
-    def _is_as_asked(self, state: IndexState) -> bool:
-        return state.approximate is None or state.approximate.min_recall == self._min_recall
 
     def _new_state(self, table: Any, mark: str, partitions: int | None) -> IndexState:
         """Describe the latest version of the table, and measure its approximate search."""
@@ -248,27 +288,29 @@ class _Update:
         )
         if partitions is None:
             return state
-        index = Index(self._store, self._collection, self._model, state, table)
+        index = Index(self._target.store, self._target.collection, self._target.model, state, table)
         texts = self._retriever.query_bank.text.numpy(force=True)
-        return state.model_copy(update={"approximate": choose_probes(index, texts, partitions, self._min_recall)})
+        return state.model_copy(
+            update={"approximate": choose_probes(index, texts, partitions, self._target.min_recall)}
+        )
 
     def _open(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the table and its rows; an empty one where there is none, it is damaged, or its columns are others.
 
         Rows of a table with other columns are copied as far as their images are in the collection.
         """
-        database, name = self._store.database(self._collection), table_name(self._model)
+        database, name = self._target.store.database(self._target.collection), table_name(self._target.model)
         if name in database.list_tables().tables:
             try:
                 # The version that is read may have rows that a killed rebuild has not copied yet.
-                if (before := self._store.state(self._collection, self._model)) is not None:
+                if (before := self._target.state) is not None:
                     self._remember(database.open_table(name), before.version)
                 table = database.open_table(name)
                 self._remember(database.open_table(name), table.version)
                 if table.schema.equals(self._schema):
                     return table, _identities(table)
             except Exception as error:  # LanceDB has no class of its own for a damaged table
-                log.warning("The index of %s is damaged (%s), so it is made anew.", self._collection, error)
+                log.warning("The index of %s is damaged (%s), so it is made anew.", self._target.collection, error)
                 database.drop_table(name, ignore_missing=True)
         table = database.create_table(name, schema=self._schema, mode="overwrite")
         return table, _identities(table)
@@ -305,7 +347,7 @@ class _Update:
 
     def _read(self, item: Item) -> _Read:
         try:
-            content = self._source.read(item.path)
+            content = self._target.source.read(item.path)
         except SourceError as error:
             return _Read(item, "", error=str(error))
         digest = hashlib.sha256(content).hexdigest()
