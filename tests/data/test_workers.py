@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from waiting import dies
 
 from diptych.data import workers
-from diptych.data.workers import in_processes, worker_count
+from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
 
 
@@ -29,9 +30,18 @@ def refuse(number: int) -> int:
     raise DiptychError(f"no {number}")
 
 
-def die(_: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return 0
+def die_at_seven(number: int) -> int:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die_once(folder: Path, number: int) -> int:
+    """Kill the process of every fifth task at its first try."""
+    if number % 5 == 3 and not (folder / str(number)).exists():
+        (folder / str(number)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -63,38 +73,14 @@ def test_what_a_task_raises_reaches_the_caller(workers: int) -> None:
         list(in_processes(refuse, range(3), workers))
 
 
-def test_a_killed_worker_is_one_clear_error() -> None:
-    with pytest.raises(DiptychError, match=r"killed.*\n?.*threads"):
-        list(in_processes(die, range(3), 2))
+def test_a_task_that_kills_its_worker_each_time_is_named() -> None:
+    with pytest.raises(DiptychError, match=r"The worker process of shard 7 was killed 3 times.*`threads`"):
+        list(in_processes(die_at_seven, range(20), 2, name="shard {}".format))
 
 
-def test_as_many_workers_as_said_or_one_a_core() -> None:
-    assert worker_count(3) == 3
-    assert 1 <= worker_count(None) <= (os.cpu_count() or 1)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": ""}, 8),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({}, 8),
-    ],
-)
-def test_the_cpu_limit_of_a_container_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    monkeypatch.setattr(workers, "_CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-
-    assert worker_count(None) == expected
+def test_what_a_killed_worker_did_is_done_again(tmp_path: Path) -> None:
+    assert list(in_processes(partial(die_once, tmp_path), range(20), 2)) == list(range(20))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_without_shared_memory_this_process_works_alone(

@@ -14,7 +14,7 @@ from tiny_model import write_reports, write_tiny_model
 from versions import without_package_checks
 
 from diptych.config import Params
-from diptych.data.workers import worker_count
+from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.workspace import Workspace

@@ -247,7 +247,7 @@ def _schedule(client: Any) -> Finding:
 
 def check_device(params: Params) -> Findings:
     """Check that the device of params.yaml is here."""
-    from diptych.data.workers import worker_count
+    from diptych.data.cores import worker_count
     from diptych.model.device import choose_device, choose_precision
 
     device = choose_device(params.device)

@@ -161,6 +161,16 @@ class PreparedSplit:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs, without the pixels: it maps the same files."""
+        return self.__dict__ | {"_maps": {}, "_folder": self._folder.absolute()}
+
+    @property
+    def tables(self) -> list[Path]:
+        """Absolute paths of the files that say which images and captions these are."""
+        folder = self._folder.absolute().parent
+        return [folder / name for name in ("images.parquet", "captions.parquet", "settings.json")]
+
     def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images at `indices` (B,): uint8 (B, S, S, 3), RGB.
 

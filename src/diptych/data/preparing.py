@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,18 @@ from PIL import Image
 
 from diptych.config import Preprocess
 from diptych.data import image_metadata, images
+from diptych.data.captions import CAPTIONS_FILE
 from diptych.data.images import ImageError, open_image, to_pixels
+from diptych.data.parallel import batch_size, map_shards
 from diptych.data.prepared import FORMAT
 from diptych.data.shards import Member, members_of, read_member
 from diptych.data.tokenization import encode, vocabulary_facts
-from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
 from diptych.files import file_sha256, write_json
 from diptych.progress import progress
 
 CACHED_RUNS = 3
 """Number of runs whose files stay in the cache, which so holds at most this number of prepared datasets."""
-
-_BATCH = 32
-"""Number of images in a task of a process."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +49,7 @@ _log = logging.getLogger(__name__)
 class _Batch:
     """Batch of images of one shard; its pixels are written to the file `output` from the byte `start`."""
 
+    shard: str
     members: list[Member]
     output: Path
     start: int
@@ -70,7 +70,7 @@ class _Shard:
 
     @property
     def starts(self) -> range:
-        return range(0, len(self.members), _BATCH)
+        return range(0, len(self.members), batch_size())
 
 
 def prepare_images(
@@ -166,7 +166,8 @@ def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: in
         leftover.unlink()
     total = sum(len(shard.members) for shard in shards)
     batches = (batch for shard in shards for batch in _batches(shard))
-    counts = in_processes(partial(_prepare, data, settings, max_pixels), batches, workers)
+    prepare = partial(_prepare, data.absolute(), settings, max_pixels)
+    counts = map_shards(prepare, batches, workers, name=attrgetter("shard"), inputs=[data.absolute() / CAPTIONS_FILE])
     try:
         with progress(None, "preprocess", unit="images", total=total) as bar:
             for shard in shards:
@@ -189,7 +190,8 @@ def _batches(shard: _Shard) -> Iterator[_Batch]:
             os.posix_fallocate(file.fileno(), 0, _file_size(shard))
     image_bytes = math.prod(shard.shape[1:])
     for start in shard.starts:
-        yield _Batch(shard.members[start : start + _BATCH], shard.temporary, len(header) + start * image_bytes)
+        members = shard.members[start : start + shard.starts.step]
+        yield _Batch(shard.stem, members, shard.temporary.absolute(), len(header) + start * image_bytes)
 
 
 def _header(shard: _Shard) -> bytes:

@@ -13,9 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.data.cores import worker_count
 from diptych.data.images import open_image, to_pixels
 from diptych.data.shards import Member, members_of, read_member
-from diptych.data.workers import in_processes, worker_count
+from diptych.data.workers import in_processes
 from diptych.retriever import Retriever
 
 SIDE = 32

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import torch
 
-from diptych.data.workers import worker_count
+from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.model.kernels import choose_attention
 

@@ -23,6 +23,7 @@ DEFAULTS = {
     "GX_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
     # Runs are offline: weights come from a filled cache or a folder.
     "HF_HUB_OFFLINE": "1",
     # A file in the project's folder, such as random.py, must not hide a module of Python's from servers and launchers.

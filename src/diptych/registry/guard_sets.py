@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diptych.config import GuardSet, Params, Splits
 from diptych.data.accepted import Accepted, read_columns
 from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, encodable, read_coco
-from diptych.data.workers import worker_count
+from diptych.data.cores import worker_count
 from diptych.errors import DiptychError, some
 from diptych.project.dataset import folder_md5
 from diptych.project.workspace import Workspace

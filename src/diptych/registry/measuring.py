@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from diptych.config import Params
 from diptych.data.accepted import Accepted, read_accepted
+from diptych.data.cores import worker_count
 from diptych.data.prepared import Prepared, PreparedSplit
 from diptych.data.preparing import prepare_captions, prepare_images
-from diptych.data.workers import worker_count
 from diptych.errors import DiptychError
 from diptych.files import file_sha256
 from diptych.model.device import prepare

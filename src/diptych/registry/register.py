@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diptych.config import Params
-from diptych.data.workers import worker_count
+from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.project.provenance import provenance
 from diptych.project.recording import recorded_provenance

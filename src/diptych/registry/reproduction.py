@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from diptych.config import Params
-from diptych.data.workers import worker_count
+from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.dataset import dataset_version, fetch_dataset, folder_md5

@@ -10,9 +10,9 @@ import pandas as pd
 
 from diptych.config import Params
 from diptych.data.accepted import read_table
+from diptych.data.cores import worker_count
 from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
-from diptych.data.workers import worker_count
 from diptych.files import atomic_path
 from diptych.project.workspace import Workspace
 

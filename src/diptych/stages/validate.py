@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from diptych.config import Params
 from diptych.data.captions import Dataset, Record, read_dataset
-from diptych.data.workers import worker_count
+from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, write_json
 from diptych.project.workspace import Workspace

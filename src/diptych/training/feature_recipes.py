@@ -72,9 +72,21 @@ class Recipe(ABC, Generic[Stored]):
     ) -> None:
         self.tower, self.splits, self.whole = tower, splits, whole
         self._lower: Sequence[Stored] = lower or ()
-        self.device = computing.device
+        self.device, self.precision = computing
         self.fingerprint = _fingerprint(computing, tower, whole)
         self.feature_shape = tower.whole_shape if whole else tower.feature_shape
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what was pickled, on a node of a cluster."""
+        self.__dict__.update(state)
+        # transformers notes what a class returns when a model of it is made; without, there are no hidden states.
+        with torch.device("meta"):
+            type(self.tower.backbone)(self.tower.backbone.config)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it computes from the features of the lower part, not from pixels or token ids."""
+        return bool(self._lower)
 
     @abstractmethod
     def blocks(self, split: PreparedSplit) -> list[Block]:

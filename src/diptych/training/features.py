@@ -11,23 +11,28 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from diptych.data.cluster import Need
 from diptych.data.inputs import Half, StoredImages, StoredTexts
+from diptych.data.parallel import map_shards
 from diptych.data.prepared import PreparedSplit, positions
 from diptych.errors import DiptychError
-from diptych.model.device import Precision
+from diptych.model.device import Precision, prepare
 from diptych.model.gathering import gather_rows, rank, wait_for_all, world_size
-from diptych.model.towers import ImageTower, TextTower, Tower
+from diptych.model.towers import ImageTower, TextTower
 from diptych.progress import progress
 from diptych.retrieval.embedding import inference
 from diptych.training.feature_files import FeatureFiles, file_size
 from diptych.training.feature_recipes import Block, Computing, ImageRecipe, Part, Recipe, Stored, TextRecipe
+
+_Task = tuple[int, Block]
+"""Number of a split among those of a recipe, and one of its blocks."""
 
 GIB = 2**30
 log = logging.getLogger(__name__)
@@ -146,28 +151,32 @@ class FeatureCache:
             return {block.key: array for block, array in zip(blocks, arrays, strict=True) if array is not None}
 
     def _compute(self, recipe: Recipe[Any], missing: Sequence[tuple[PreparedSplit, Block]]) -> None:
+        number = {id(split): number for number, split in enumerate(recipe.splits)}
+        tasks = [(number[id(split)], block) for split, block in missing]
         items = sum(len(block.items) for _, block in missing)
         bar = progress(None, f"{recipe.name} features", unit="items", total=items, disable=not missing)
-        with bar, self._eagerly(recipe.tower):
-            for split, block in missing:
-                self.files.write(block.key, _collect(block.shape, recipe.compute(split, block)))
-                bar.update(len(block.items))
+        with bar:
+            for count in self._written(recipe, tasks):
+                bar.update(count)
+
+    def _written(self, recipe: Recipe[Any], tasks: Sequence[_Task]) -> Iterator[int]:
+        """Write the features of blocks; yield the number of items of each."""
+        write = partial(_write_block, recipe, self.files, torch.get_num_threads())
+        # What is computed from stored features takes less time than sending these to a cluster.
+        if recipe.reads_features or not tasks:
+            return map(write, tasks)
+        need = Need(gpus=1) if self.computing.device.type == "cuda" else Need(cpus=torch.get_num_threads())
+        inputs = sorted({path for split in recipe.splits for path in split.tables})
+        return map_shards(write, tasks, 1, name=_name, inputs=inputs, need=need)
 
     def _open(self, recipe: Recipe[Any], split: PreparedSplit, block: Block) -> Half:
         """Return a block that another process was to compute; compute it if that has removed or damaged it."""
         features = self.files.find(block.key, block.shape)
         if features is None:
-            with self._eagerly(recipe.tower):
-                self.files.write(block.key, _collect(block.shape, recipe.compute(split, block)))
+            self._compute(recipe, [(split, block)])
             features = self.files.find(block.key, block.shape)
         assert features is not None
         return features
-
-    @contextmanager
-    def _eagerly(self, tower: Tower) -> Iterator[None]:
-        """Compute without torch.compile, whose numbers depend on the sizes of earlier blocks."""
-        with inference(tower, *self.computing), torch.compiler.set_stance("force_eager"):
-            yield
 
 
 class SharedFeatures(FeatureCache):
@@ -197,6 +206,20 @@ class SharedFeatures(FeatureCache):
         """Return features as `FeatureCache.texts` does."""
         stored = super().texts(tower, [self._whole], whole=whole)
         return stored and [stored[0].part(positions(split.caption_ids, self._whole.caption_ids)) for split in splits]
+
+
+def _write_block(recipe: Recipe[Any], files: FeatureFiles, threads: int, task: _Task) -> int:
+    """Compute and write the features of a block, here or on a node of a cluster; return its number of items."""
+    number, block = task
+    prepare(recipe.device.type, threads)
+    # torch.compile's numbers depend on the sizes of earlier blocks.
+    with inference(recipe.tower, recipe.device, recipe.precision), torch.compiler.set_stance("force_eager"):
+        files.write(block.key, _collect(block.shape, recipe.compute(recipe.splits[number], block)))
+    return len(block.items)
+
+
+def _name(task: _Task) -> str:
+    return f"the features {task[1].key[:12]}"
 
 
 def _collect(shape: tuple[int, ...], parts: Iterator[Part]) -> Half:

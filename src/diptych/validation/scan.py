@@ -18,14 +18,11 @@ import pandas as pd
 import scipy.fftpack  # noqa: F401
 from numpy.typing import NDArray
 
-from diptych.data.captions import Dataset, Record, encodable
+from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, encodable
 from diptych.data.images import ImageError, inspect_image
+from diptych.data.parallel import batch_size, map_shards
 from diptych.data.shards import Member, list_members, read_member
-from diptych.data.workers import in_processes
 from diptych.progress import progress
-
-_BATCH = 32
-"""Number of images in one task of a process."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +63,12 @@ def scan_images(
         (members[record["file_name"]], record.get("sha256")) for record in records if record["file_name"] in members
     ]
     _warn_of_unused(dataset, members)
-    batches = (present[start : start + _BATCH] for start in range(0, len(present), _BATCH))
+    size, folder = batch_size(), data.absolute()
+    batches = (present[start : start + size] for start in range(0, len(present), size))
+    scan = partial(_scan_batch, folder, max_pixels)
     rows: list[Scanned] = []
     with progress(None, "validate", unit="images", total=len(present)) as bar:
-        for batch in in_processes(partial(_scan_batch, data, max_pixels), batches, workers):
+        for batch in map_shards(scan, batches, workers, name=_shard_of, inputs=[folder / CAPTIONS_FILE]):
             rows.extend(batch)
             bar.update(len(batch))
     scanned = pd.DataFrame(rows, columns=Scanned._fields, index=table.index[table["shard"].notna()])
@@ -132,6 +131,10 @@ def _warn_of_unused(dataset: Dataset, members: dict[str, Member]) -> None:
 def _scan_batch(data: Path, max_pixels: int, members: list[tuple[Member, str | None]]) -> list[Scanned]:
     """Scan images, each of which has the SHA-256 that captions.json records, if there is one."""
     return [_scan(read_member(data, member), sha256, max_pixels) for member, sha256 in members]
+
+
+def _shard_of(members: list[tuple[Member, str | None]]) -> str:
+    return members[0][0].shard
 
 
 def _scan(content: bytes, recorded_sha256: str | None, max_pixels: int) -> Scanned:

@@ -1,0 +1,270 @@
+"""Work on shards by a Ray cluster, with the same results as on one machine.
+
+RAY_ADDRESS names the cluster, as it does for Ray itself; nothing in params.yaml does, because where a thing is computed
+must not change what it is. This machine is a node of the cluster (`ray start --address=…`). All nodes have the same
+packages and see the project's folder under the same path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import diptych
+from diptych.data.workers import TRIES
+from diptych.errors import DiptychError
+from diptych.files import file_sha256, sources_sha256
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+_ADDRESS = "RAY_ADDRESS"
+_QUEUED = 2
+"""Ratio of the submitted tasks to those that the cluster can run at once, so that no worker waits for the next one."""
+_SECONDS_TO_CONNECT = 5.0
+_SECONDS_TO_LOOK = 30.0
+"""Time after which the nodes are counted again while a task does not end."""
+_SECONDS_TO_ANSWER = 60.0
+"""Time that the nodes have to say what is installed on them; starting their first worker takes seconds."""
+_PACKAGES = ("imagehash", "numpy", "pillow", "scipy", "torch", "transformers")
+"""Packages that results depend on."""
+_OWN = ("config.py", "data", "model", "training", "validation")
+
+
+class Need(NamedTuple):
+    """What one task occupies of a node."""
+
+    cpus: int = 1
+    gpus: int = 0
+
+
+ONE_CORE = Need()
+
+
+class _Facts(NamedTuple):
+    """What must be the same on all nodes."""
+
+    packages: dict[str, str]
+    files: dict[str, str]
+    """SHA-256 of each input file; the reason why it cannot be read in its place."""
+
+
+def is_in_use() -> bool:
+    """Return whether the environment names a cluster."""
+    return bool(os.environ.get(_ADDRESS))
+
+
+def in_cluster(
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    *,
+    name: Callable[[Task], str],
+    inputs: Sequence[Path],
+    need: Need = ONE_CORE,
+) -> Generator[Result]:
+    """Yield `work(task)` for each task, in order, computed by the cluster that RAY_ADDRESS names.
+
+    A task whose worker or node dies is begun again, `TRIES` times at most.
+
+    Args:
+        work: called on the nodes, with paths that are valid there.
+        tasks: drawn as the cluster can run them.
+        name: returns the name of a task for messages.
+        inputs: absolute paths of files by which each node proves that it sees the same data.
+        need: what a task occupies.
+
+    Raises:
+        DiptychError: the cluster does not answer, its nodes differ from this one, no node has what a task needs, or the
+            workers of a task died each time.
+        Exception: any error that `work` raises; tasks that have not begun are dropped.
+    """
+    queue = iter(tasks)
+    with _connected(os.environ[_ADDRESS]) as ray:
+        _refuse_other_nodes(ray, inputs)
+        submitted = _Submitted(ray, work, name, need)
+        try:
+            while submitted.fill(queue):
+                yield submitted.first()
+        finally:
+            submitted.cancel()
+
+
+class _Submitted(Generic[Task, Result]):
+    """Tasks that were submitted, in order."""
+
+    def __init__(self, ray: Any, work: Callable[[Task], Result], name: Callable[[Task], str], need: Need) -> None:
+        self._ray, self._name, self._need = ray, name, need
+        self._remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_retries=TRIES - 1)(_run)
+        self._work = ray.put(work)
+        self._pending = deque[tuple[Task, Any]]()
+
+    def fill(self, queue: Iterator[Task]) -> bool:
+        """Submit as many tasks as keep all nodes busy; return whether there are any."""
+        room = _QUEUED * _places(self._ray, self._need) - len(self._pending)
+        for task in islice(queue, max(0, room)):
+            self._pending.append((task, self._remote.remote(self._work, task)))
+        return bool(self._pending)
+
+    def first(self) -> Result:
+        """Wait for the result of the first task, which leaves."""
+        task, reference = self._pending.popleft()
+        while not self._ray.wait([reference], timeout=_SECONDS_TO_LOOK)[0]:
+            _places(self._ray, self._need)
+        try:
+            result: Result = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DiptychError | OSError):
+                raise error.cause from None
+            raise  # its text has the traceback of the node
+        except self._ray.exceptions.RayError as error:
+            raise DiptychError(
+                f"The worker of {self._name(task)} died {TRIES} times ({_first_line(error)}), most likely because "
+                "memory ran out there. Ray's logs of its node say more. Run again then: finished shards are kept."
+            ) from None
+        return result
+
+    def cancel(self) -> None:
+        """Drop the tasks that have not ended."""
+        for _, reference in self._pending:
+            self._ray.cancel(reference)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Give the module `ray`, connected to the cluster."""
+    try:
+        import ray
+    except ImportError:
+        raise DiptychError(
+            f"{_ADDRESS} is {address}, but Ray is not installed: pip install 'diptych[cluster]'."
+        ) from None
+    _refuse_silence(address)
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        ray.init(address, namespace="diptych", log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError and others, by the version of Ray
+        raise DiptychError(
+            f"{_ADDRESS} is {address}, and no cluster can be joined there: {str(error).strip()} Start this machine's "
+            "node with `ray start --address=HOST:PORT`, by the same Python, or unset the variable to work here alone."
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise a DiptychError if nothing listens at the address: Ray itself waits for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # "auto" and "local" are Ray's own words
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise DiptychError(
+            f"{_ADDRESS} is {address}, where nothing answers ({error}). Start the cluster with `ray start --head`, or "
+            "unset the variable to work on this machine alone."
+        ) from None
+
+
+def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
+    """Raise a DiptychError if a node has other packages than this one, or does not see the same inputs."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    expected = _facts(inputs)
+    ask = ray.remote(num_cpus=0, max_retries=0)(_facts)
+    asked = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(inputs): node
+        for node in _alive(ray)
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS_TO_ANSWER)
+    for reference in answered:
+        where = asked[reference]["NodeManagerHostname"]
+        try:
+            _refuse_difference(expected, ray.get(reference), where)
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            _log.warning("The node %s is gone.", where)
+        except ray.exceptions.RayError as error:
+            raise DiptychError(
+                f"The node {where} cannot run diptych: {_first_line(error)} Install the same packages there, and start "
+                "its node by the Python that has them."
+            ) from None
+    for reference in silent:
+        _log.warning("The node %s does not answer yet.", asked[reference]["NodeManagerHostname"])
+
+
+def _facts(inputs: Sequence[Path]) -> _Facts:
+    packages = {name: version(name) for name in _PACKAGES}
+    packages["python"] = platform.python_version()
+    packages["diptych"] = sources_sha256(Path(diptych.__file__).parent, _OWN)[:12]
+    files = {}
+    for path in inputs:
+        try:
+            files[str(path)] = file_sha256(path)
+        except OSError as error:
+            files[str(path)] = error.strerror or str(error)
+    return _Facts(packages, files)
+
+
+def _refuse_difference(expected: _Facts, found: _Facts, where: str) -> None:
+    for name, here in expected.packages.items():
+        if (there := found.packages.get(name)) != here:
+            raise DiptychError(
+                f"The node {where} has {name} {there}, and this one has {here}, so their results could differ. Install "
+                "the same packages on all nodes."
+            )
+    for path, here in expected.files.items():
+        if (there := found.files.get(path)) != here:
+            raise DiptychError(
+                f"The node {where} does not see the same {path} as this one ({there}). All nodes need the project's "
+                "folder under this path, on storage that they share."
+            )
+
+
+def _alive(ray: Any) -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _places(ray: Any, need: Need) -> int:
+    """Return the number of tasks that the cluster can run at once.
+
+    Raises:
+        DiptychError: it can run none.
+    """
+    places = 0
+    for node in _alive(ray):
+        has = node["Resources"]
+        counts = [int(has.get(kind, 0) // amount) for kind, amount in zip(("CPU", "GPU"), need, strict=True) if amount]
+        places += min(counts, default=0)
+    if not places:
+        raise DiptychError(
+            f"No node of the cluster has {need.cpus} CPU(s) and {need.gpus} GPU(s), which a task needs: add nodes, or "
+            "change `threads` or `device` in params.yaml."
+        )
+    return places
+
+
+def _run(work: Callable[[Task], Result], task: Task) -> Result:
+    """Do the work on a node, whose name is added to what goes wrong there."""
+    try:
+        return work(task)
+    except DiptychError as error:
+        raise DiptychError(f"{error} (on the node {socket.gethostname()})") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} on the node {socket.gethostname()}", error.filename) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,165 @@
+"""Work by a cluster: two nodes of Ray on this machine."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from cluster_work import die_at_two, die_once, refuse, square, wait_for
+from tiny import make_model, open_prepared, write_prepared
+from waiting import comes_true
+
+from diptych.config import Preprocess
+from diptych.data import cluster
+from diptych.data.captions import read_dataset
+from diptych.data.cluster import ONE_CORE, Need, in_cluster
+from diptych.data.prepared import PreparedSplit
+from diptych.data.preparing import prepare_images
+from diptych.data.scenes.drawing import write_scenes
+from diptych.errors import DiptychError
+from diptych.files import file_sha256
+from diptych.model.dual_encoder import DualEncoder
+from diptych.training.features import FeatureCache
+from diptych.validation.scan import scan_images
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """Two nodes with two places each."""
+    from ray.cluster_utils import Cluster
+
+    # Paths of sockets may have 107 bytes.
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        patch.setenv("RAY_TMPDIR", folder)
+        # The workers import `cluster_work`.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        started.add_node(num_cpus=2)
+        yield started
+        import ray
+
+        ray.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture
+def joined(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The nodes, to which this process stays connected: workers start in seconds, and end with the connection."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    if not ray.is_initialized():
+        ray.init(nodes.address, namespace="diptych", log_to_driver=False)
+    return nodes
+
+
+def results(work: Any, tasks: Any, *, inputs: Sequence[Path] = (), need: Need = ONE_CORE) -> list[Any]:
+    return list(in_cluster(work, tasks, name="shard {}".format, inputs=inputs, need=need))
+
+
+def scanned_and_prepared(data: Path, output: Path) -> dict[str, str]:
+    """Scan and prepare a dataset; return the SHA-256 of each file."""
+    table = scan_images(data, read_dataset(data), max_pixels=10**6, workers=2)
+    settings = Preprocess(image_size=48, max_tokens=16)
+    prepare_images(data, table, output, cache=output / "cache", settings=settings, workers=2)
+    table.to_parquet(output / "scanned.parquet")
+    return {path.name: file_sha256(path) for path in sorted(output.rglob("*")) if path.suffix in (".npy", ".parquet")}
+
+
+def stored_features(folder: Path, model: DualEncoder, splits: Sequence[PreparedSplit]) -> dict[str, str]:
+    """Store the features of frozen towers; return the SHA-256 of each file."""
+    cache = FeatureCache(folder, limit_gib=1.0, device=torch.device("cpu"), precision="no")
+    cache.images(model.image_tower, splits)
+    cache.texts(model.text_tower, splits)
+    return {path.name: file_sha256(path) for path in folder.iterdir()}
+
+
+def test_results_come_in_the_order_of_the_tasks(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    assert results(square, range(50)) == [number**2 for number in range(50)]
+
+
+def test_what_a_dead_worker_did_is_done_again(joined: Any, tmp_path: Path) -> None:
+    assert results(partial(die_once, tmp_path), range(10)) == list(range(10))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_task_that_kills_its_worker_each_time_is_named(joined: Any) -> None:
+    with pytest.raises(DiptychError, match="The worker of shard 2 died 3 times"):
+        results(die_at_two, range(4))
+
+
+def test_what_a_task_raises_reaches_the_caller_with_its_node(joined: Any) -> None:
+    with pytest.raises(DiptychError, match=rf"no 0 \(on the node {socket.gethostname()}\)"):
+        results(refuse, range(3))
+
+
+def test_a_task_that_no_node_can_hold_is_refused(joined: Any) -> None:
+    with pytest.raises(DiptychError, match=r"No node of the cluster has 1 CPU\(s\) and 1 GPU\(s\)"):
+        results(square, range(3), need=Need(gpus=1))
+
+
+def test_nodes_with_other_packages_are_refused(joined: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "version", lambda name: f"{name} of here")
+    with pytest.raises(DiptychError, match=r"The node .* has imagehash 4.*, and this one has imagehash of here"):
+        results(square, range(3))
+
+
+def test_nodes_that_see_other_files_are_refused(joined: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text("{}")
+    assert results(square, [2], inputs=[path]) == [4]
+    monkeypatch.setattr(cluster, "file_sha256", lambda path: "of here")
+    with pytest.raises(DiptychError, match=r"The node .* does not see the same .*captions\.json"):
+        results(square, [2], inputs=[path])
+
+
+def test_what_a_dead_node_did_is_done_again(joined: Any, tmp_path: Path) -> None:
+    third = joined.add_node(num_cpus=2)
+    work = in_cluster(partial(wait_for, tmp_path), range(12), name=str, inputs=[])
+    assert next(work) == 0
+    # All places are taken: some tasks are on the third node, and wait there.
+    waiting = [tmp_path / f"{number}" for number in range(1, 7)]
+    assert comes_true(lambda: all(path.exists() for path in waiting))
+    joined.remove_node(third, allow_graceful=False)
+    (tmp_path / "go").touch()
+    assert list(work) == list(range(1, 12))
+
+
+def test_an_address_where_nothing_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(DiptychError, match=rf"RAY_ADDRESS is {address}, where nothing answers"):
+            results(square, range(3))
+
+
+def test_images_are_scanned_and_prepared_to_the_same_bytes(joined: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_scenes(data, train=30, val=10, test=10, seed=0)
+    there = scanned_and_prepared(data, tmp_path / "there")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS")
+        here = scanned_and_prepared(data, tmp_path / "here")
+    assert there == here
+
+
+def test_features_are_computed_to_the_same_bytes(joined: Any, tmp_path: Path) -> None:
+    write_prepared(tmp_path / "prepared")
+    splits, model = [open_prepared(tmp_path / "prepared").split(role) for role in ("train", "val")], make_model()
+    there = stored_features(tmp_path / "there", model, splits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS")
+        here = stored_features(tmp_path / "here", model, splits)
+    assert there
+    assert there == here
