@@ -12,7 +12,7 @@ from diptych.config import Validate
 from diptych.data.captions import Dataset, encodable
 from diptych.errors import some_lines
 from diptych.validation.inspection import Inspection, Verdict
-from diptych.validation.scan import near_duplicates
+from diptych.validation.near_duplicates import near_duplicates
 from diptych.validation.suites import caption_promises, dataset_promises, image_promises
 
 LEFT_OUT = "its image is left out"

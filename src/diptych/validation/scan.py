@@ -6,17 +6,14 @@ import hashlib
 import json
 import logging
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import imagehash
-import numpy as np
 import pandas as pd
 
 # imagehash imports scipy.fftpack at its first hash. Imported here, it is loaded once and not once a process.
 import scipy.fftpack  # noqa: F401
-from numpy.typing import NDArray
 
 from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, encodable
 from diptych.data.images import ImageError, inspect_image
@@ -75,23 +72,6 @@ def scan_images(
     return table.join(scanned)
 
 
-def near_duplicates(manifest: pd.DataFrame, splits: list[str], distance: int, limit: int) -> tuple[int, list[Any]]:
-    """Find pairs of images in two of `splits` whose perceptual hashes differ in at most `distance` of 64 bits.
-
-    Returns:
-        The number of pairs, and the `limit` closest as {"distance", "first": {...}, "second": {...}}.
-    """
-    hashes = np.array([int(value, 16) for value in manifest["phash"]], np.uint64)
-    rows = {split: np.flatnonzero(manifest["split"] == split) for split in splits}
-    results = [_close(hashes, rows[first], rows[second], distance, limit) for first, second in combinations(splits, 2)]
-    closest = sorted(pair for _, pairs in results for pair in pairs)[:limit]
-    named = [
-        {"distance": bits, "first": _name(manifest, first), "second": _name(manifest, second)}
-        for bits, first, second in closest
-    ]
-    return sum(count for count, _ in results), named
-
-
 def _records(images: list[dict[str, Any]], members: dict[str, Member]) -> pd.DataFrame:
     rows = []
     for record in images:
@@ -146,25 +126,3 @@ def _scan(content: bytes, recorded_sha256: str | None, max_pixels: int) -> Scann
     except ImageError as error:
         return Scanned(damage=str(error))
     return Scanned(info.width, info.height, info.mode, sha256, str(imagehash.phash(image)))
-
-
-def _close(
-    hashes: NDArray[np.uint64], first: NDArray[np.intp], second: NDArray[np.intp], distance: int, limit: int
-) -> tuple[int, list[tuple[int, int, int]]]:
-    """Return the number of close pairs of rows `first` × `second`, and the `limit` closest as (bits, row, row)."""
-    count = 0
-    closest: list[tuple[int, int, int]] = []
-    for start in range(0, len(first), 256):
-        block = first[start : start + 256]
-        bits = np.bitwise_count(hashes[block, None] ^ hashes[None, second])
-        left, right = np.nonzero(bits <= distance)
-        count += len(left)
-        order = np.lexsort((second[right], block[left], bits[left, right]))[:limit]
-        pairs = zip(bits[left, right][order], block[left][order], second[right][order], strict=True)
-        closest = sorted([*closest, *((int(bit), int(row), int(other)) for bit, row, other in pairs)])[:limit]
-    return count, closest
-
-
-def _name(manifest: pd.DataFrame, row: int) -> dict[str, Any]:
-    image = manifest.iloc[row]
-    return {"image_id": int(image["image_id"]), "split": image["split"], "source": image["source"]}
