@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,14 @@ def sources(clones: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathF
     ]
     (root / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": karpathy}))
     (root / "captions.csv").write_text("file,caption\n" + "".join(f"{i}.png,number {i}\n" for i in range(20)))
+    shutil.copytree(root / "photos", root / "pairs")
+    (root / "pairs" / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,number {i}\n" for i in range(20)))
+    (root / "shards").mkdir()
+    for number in range(100):
+        with tarfile.open(root / "shards" / f"{number:05d}.tar", "w") as tar:
+            if number < 20:
+                tar.add(root / "photos" / f"{number}.png", f"{number}.png")
+                tar.add(root / "captions.csv", f"{number}.txt")
     return root
 
 
@@ -127,7 +136,7 @@ def test_an_import_imports(command: str, sources: Path, tmp_path: Path) -> None:
     clone = Clone(Path(shutil.copytree(sources, tmp_path / "clone")), {})
     clone.command(*shlex.split(command))
     status = json.loads(clone.command("diptych", "data", "status", "--json"))
-    assert sum(status["images"].values()) == 20 * command.count("--images")
+    assert sum(status["images"].values()) == 20 * max(1, command.count("--images"))
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)

@@ -52,3 +52,8 @@ def printable(text: str, substitute: str = "?") -> str:
 
 def _and_more(items: Sequence[object], shown: int) -> str:
     return f" and {len(items) - shown} more" if len(items) > shown else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without a full stop at its end."""
+    return str(error).strip().partition("\n")[0].removesuffix(".")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tarfile
+from io import BytesIO
 
 import pytest
 import yaml
@@ -139,6 +141,45 @@ def test_a_table_is_dealt_as_asked(empty, photos, tmp_path):
     assert set(splits(empty).values()) == {"train"}
 
 
+def archive(path, numbers, photo) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            for suffix, content in (("png", photo(number)), ("txt", b"a thing")):
+                header = tarfile.TarInfo(f"{number}.{suffix}")
+                header.size = len(content)
+                tar.addfile(header, BytesIO(content))
+
+
+def test_damaged_archives_are_listed_to_be_imported_later(empty, photo, tmp_path, capsys):
+    for number in range(3):
+        archive(tmp_path / f"{number}.tar", [2 * number, 2 * number + 1], photo)
+    whole = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[:1500])
+
+    assert diptych("data", "import", "--webdataset", f"{tmp_path}/{{0..2}}.tar", "--split", "train", "--replace") == 1
+    printed = capsys.readouterr()
+    assert "4 images and 4 captions added" in printed.out
+    assert "1.tar is damaged" in printed.err
+    assert "`diptych data import --webdataset @.diptych/import-failed.txt`" in printed.err
+    assert dvc.status(empty, "data.dvc") == {}
+
+    (tmp_path / "1.tar").write_bytes(whole)
+    assert diptych("data", "import", "--webdataset", "@.diptych/import-failed.txt") == 0
+    assert "2 images and 2 captions added" in capsys.readouterr().out
+
+
+def test_a_folder_in_a_form_of_the_hub_is_imported(empty, photos, capsys):
+    rows = [{"file_name": f"{number}.png", "says": f"thing {number}"} for number in range(4)]
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("data", "import", "--hf", photos, "--replace")
+
+    assert diptych(*arguments) == 1
+    assert "Choose by --caption-column" in capsys.readouterr().err
+    assert diptych(*arguments, "--caption-column", "says", "--split", "train") == 0
+    assert splits(empty) == {f"{number}.png": "train" for number in range(4)}
+    assert not (empty.local / "cache" / "importing").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -148,6 +189,8 @@ def test_a_table_is_dealt_as_asked(empty, photos, tmp_path):
         ["--split", "a", "--split", "b"],
         ["--karpathy", "TABLE"],
         ["--images", "PHOTOS"],
+        ["--webdataset", "a.tar"],
+        ["--caption-column", "words"],
     ],
 )
 def test_an_import_that_is_called_wrongly_writes_nothing(empty, photos, tmp_path, options, capsys):

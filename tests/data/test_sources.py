@@ -85,7 +85,7 @@ def test_the_layouts_of_2014_and_2017_are_known(folder: Path, record: dict[str, 
     (folder / place).parent.mkdir()
     (folder / place).write_bytes(b"x")
     (image,) = coco_source(coco(folder, [{"id": 1, **record}]), ImagesFolder(folder)).images
-    assert image.path == folder / place
+    assert image.file == folder / place
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_karpathy_filepath_is_looked_into(folder: Path) -> None:
     (folder / "val2014" / "c.jpg").write_bytes(b"x")
     record = {"filepath": "val2014", "filename": "c.jpg", "split": "test", "imgid": 1, "sentences": []}
     (image,) = karpathy_source(karpathy(folder, record), ImagesFolder(folder)).images
-    assert image.path == folder / "val2014" / "c.jpg"
+    assert image.file == folder / "val2014" / "c.jpg"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_each_kind_of_source_matches_names_in_the_same_way(folder: Path) -> None
         karpathy_source(karpathy(folder, record), ImagesFolder(folder)),
         table_source(table(folder, f"file,caption\n{name},x\n"), ImagesFolder(folder)),
     ):
-        assert [image.path.name for image in source.images] == [file]
+        assert [Path(str(image.file)).name for image in source.images] == [file]
 
 
 def test_links_may_lead_into_the_folder_that_is_given(folder: Path) -> None:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
 from diptych.cli.console import print_result
 from diptych.data import importing
+from diptych.data.cores import worker_count
 from diptych.data.growth import DEFAULT_RULES, OntoScenes, Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary
 from diptych.data.scenes.drawing import write_scenes
+from diptych.errors import DiptychError, some
+from diptych.files import atomic_path, remove
 from diptych.project.changing import changing, recover
 from diptych.project.dataset import dataset_version, fetch_before_import, record_dataset
 from diptych.project.dataset_status import dataset_status
 from diptych.project.environment import enter
 from diptych.project.params import read_params
 from diptych.project.processes import holding
+from diptych.project.workspace import Workspace
 from diptych.registry import reverting
 
 T = TypeVar("T")
@@ -62,7 +67,20 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
     "--table", type=_FILE, help="CSV or TSV with the columns file, caption (or several) and, optionally, split."
 )
 @click.option(
-    "--images", multiple=True, required=True, type=_FOLDER, help="Images folder: one, or one for each --coco."
+    "--webdataset",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tar archives of a webdataset, such as 'shards/{00000..00099}.tar'; @FILE reads their names from a file.",
+)
+@click.option("--hf", metavar="NAME|FOLDER", help="Dataset of the Hugging Face hub, or a folder in one of its forms.")
+@click.option("--image-column", help="Column of --hf with the images; default: the first one of images.")
+@click.option("--caption-column", help="Column of --hf with the captions; default: caption, captions, text, sentences.")
+@click.option("--split-column", help="Column of --hf with the splits; default: the splits of the dataset.")
+@click.option(
+    "--images",
+    multiple=True,
+    type=_FOLDER,
+    help="Images folder of --coco, --karpathy or --table: one, or one for each --coco.",
 )
 @click.option(
     "--instances",
@@ -78,46 +96,113 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
     "--replace", "onto_scenes", flag_value="replace", help="Replace scenes, or begin a dataset that is missing."
 )
 @click.option("--add", "onto_scenes", flag_value="add", help="Add to the generated scenes.")
-def import_(
-    coco: tuple[Path, ...],
-    karpathy: Path | None,
-    table: Path | None,
-    images: tuple[Path, ...],
-    instances: tuple[Path, ...],
-    split: tuple[str, ...],
-    deal: str | None,
-    links_within: Path | None,
-    keep_split: bool,
-    onto_scenes: str | None,
-) -> None:
+def import_(deal: str | None, keep_split: bool, onto_scenes: str | None, **source: Any) -> None:
     """Add captioned images to data/; images that are there already are not stored twice.
 
-    Give --coco, --karpathy or --table. Several --coco take their --images, --instances and --split in the same order.
+    Give one of --coco, --karpathy, --table, --webdataset and --hf. Several --coco take their --images, --instances and
+    --split in the same order.
     """
-    if sum(map(bool, (coco, karpathy, table))) != 1:
-        raise click.UsageError("Give one of --coco, --karpathy and --table.")
-    if instances and not coco:
-        raise click.UsageError("--instances belong to --coco.")
+    options = _Options(**source)
+    options.check()
     workspace = enter()
     rules = Rules(_shares(deal), keep_split, cast(OntoScenes, onto_scenes or DEFAULT_RULES.onto_scenes))
-    if karpathy and split:
-        raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
-    if coco:
-        sources = _coco_sources(coco, images, split, instances, links_within)
-        import_all = partial(importing.import_coco, workspace.data, sources, rules)
-    elif karpathy:
-        files = ImagesFolder(_only(images, "--images"), links_within)
-        import_all = partial(importing.import_karpathy, workspace.data, karpathy, files, rules)
-    elif table:
-        folder, only_split = _only(images, "--images"), _only(split, "--split") if split else None
-        files = ImagesFolder(folder, links_within)
-        import_all = partial(importing.import_table, workspace.data, table, files, only_split, rules)
+    import_all, damaged = _import(workspace, options, rules)
     with holding(workspace, "diptych data import"), changing(workspace):
         if onto_scenes != "replace":
             fetch_before_import(workspace)
         summary = import_all()
         record_dataset(workspace)
     click.echo(_describe(summary))
+    if damaged:
+        _report(workspace, damaged)
+
+
+class _Options(NamedTuple):
+    """Options that name the source of an import."""
+
+    coco: tuple[Path, ...]
+    karpathy: Path | None
+    table: Path | None
+    webdataset: tuple[str, ...]
+    hf: str | None
+    image_column: str | None
+    caption_column: str | None
+    split_column: str | None
+    images: tuple[Path, ...]
+    instances: tuple[Path, ...]
+    split: tuple[str, ...]
+    links_within: Path | None
+
+    def check(self) -> None:
+        """Raise a UsageError if options are missing, or do not belong together."""
+        with_files = (self.coco, self.karpathy, self.table)
+        if sum(map(bool, (*with_files, self.webdataset, self.hf))) != 1:
+            raise click.UsageError("Give one of --coco, --karpathy, --table, --webdataset and --hf.")
+        if bool(self.images) != any(with_files):
+            raise click.UsageError("--coco, --karpathy and --table need --images; the other sources bring theirs.")
+        if self.instances and not self.coco:
+            raise click.UsageError("--instances belong to --coco.")
+        if self.links_within and not self.images:
+            raise click.UsageError("--links-within belongs to --images.")
+        if (self.image_column or self.caption_column or self.split_column) and not self.hf:
+            raise click.UsageError("--image-column, --caption-column and --split-column belong to --hf.")
+        if self.karpathy and self.split:
+            raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
+
+    def folder(self) -> ImagesFolder:
+        """Return the only images folder."""
+        return ImagesFolder(_only(self.images, "--images"), self.links_within)
+
+
+def _import(
+    workspace: Workspace, options: _Options, rules: Rules
+) -> tuple[Callable[[], ImportSummary], list[tuple[Path, str]]]:
+    """Return what imports the source, and the archives that cannot be read with the reasons."""
+    data = workspace.data
+    if options.coco:
+        return partial(importing.import_coco, data, _coco_sources(options), rules), []
+    if options.karpathy:
+        return partial(importing.import_karpathy, data, options.karpathy, options.folder(), rules), []
+    split = _only(options.split, "--split") if options.split else None
+    if options.table:
+        return partial(importing.import_table, data, options.table, options.folder(), split, rules), []
+    if options.webdataset:
+        return _import_webdataset(data, options.webdataset, split, rules)
+    return partial(_import_hub, workspace, options, split, rules), []
+
+
+def _import_webdataset(
+    data: Path, patterns: tuple[str, ...], split: str | None, rules: Rules
+) -> tuple[Callable[[], ImportSummary], list[tuple[Path, str]]]:
+    from diptych.data.webdataset import webdataset_source
+
+    found = webdataset_source(patterns, split, worker_count(None))
+    return partial(importing.import_source, data, found.source, split, rules), found.damaged
+
+
+def _import_hub(workspace: Workspace, options: _Options, split: str | None, rules: Rules) -> ImportSummary:
+    from diptych.data.hub import Columns, hub_source
+
+    assert options.hf is not None
+    columns = Columns(options.image_column, options.caption_column, options.split_column)
+    cache = workspace.local / "cache" / "importing"
+    remove(cache)  # what a killed import left
+    try:
+        return importing.import_source(workspace.data, hub_source(options.hf, columns, split, cache), split, rules)
+    finally:
+        remove(cache)
+
+
+def _report(workspace: Workspace, damaged: list[tuple[Path, str]]) -> None:
+    """Write the names of damaged archives into a file, and end with an error that says how to import them."""
+    path = workspace.local / "import-failed.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{archive}\n" for archive, _ in damaged), encoding="utf-8")
+    raise DiptychError(
+        f"{len(damaged)} archive(s) could not be read, and the others are imported: "
+        f"{some([f'{archive} {reason}' for archive, reason in damaged])}. Repair or fetch them, then run "
+        f"`diptych data import --webdataset @{path.relative_to(workspace.root)}`."
+    )
 
 
 @data.command()
@@ -154,19 +239,14 @@ def status(as_json: bool) -> None:
     print_result(counts.to_json(), "\n".join(counts.render()), as_json)
 
 
-def _coco_sources(
-    coco: tuple[Path, ...],
-    images: tuple[Path, ...],
-    split: tuple[str, ...],
-    instances: tuple[Path, ...],
-    links_within: Path | None,
-) -> list[CocoSource]:
-    none = [None] * len(coco)
-    folders = _one_each(images, len(coco), "--images")
-    splits = _one_each(split, len(coco), "--split") if split else none
-    objects = _one_each(instances, len(coco), "--instances") if instances else none
-    files = [ImagesFolder(folder, links_within) for folder in folders]
-    return [CocoSource(*source) for source in zip(coco, files, splits, objects, strict=True)]
+def _coco_sources(options: _Options) -> list[CocoSource]:
+    count = len(options.coco)
+    none = [None] * count
+    folders = _one_each(options.images, count, "--images")
+    splits = _one_each(options.split, count, "--split") if options.split else none
+    objects = _one_each(options.instances, count, "--instances") if options.instances else none
+    files = [ImagesFolder(folder, options.links_within) for folder in folders]
+    return [CocoSource(*source) for source in zip(options.coco, files, splits, objects, strict=True)]
 
 
 def _one_each(values: tuple[T, ...], count: int, option: str) -> list[T]:

@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import diptych
 from diptych.data.workers import TRIES
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, first_line
 from diptych.files import file_sha256, sources_sha256
 
 Task = TypeVar("Task")
@@ -128,7 +128,7 @@ class _Submitted(Generic[Task, Result]):
             raise  # its text has the traceback of the node
         except self._ray.exceptions.RayError as error:
             raise DiptychError(
-                f"The worker of {self._name(task)} died {TRIES} times ({_first_line(error)}), most likely because "
+                f"The worker of {self._name(task)} died {TRIES} times ({first_line(error)}), most likely because "
                 "memory ran out there. Ray's logs of its node say more. Run again then: finished shards are kept."
             ) from None
         return result
@@ -198,7 +198,7 @@ def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
             _log.warning("The node %s is gone.", where)
         except ray.exceptions.RayError as error:
             raise DiptychError(
-                f"The node {where} cannot run diptych: {_first_line(error)} Install the same packages there, and start "
+                f"The node {where} cannot run diptych: {first_line(error)}. Install the same packages there, and start "
                 "its node by the Python that has them."
             ) from None
     for reference in silent:
@@ -264,7 +264,3 @@ def _run(work: Callable[[Task], Result], task: Task) -> Result:
         raise DiptychError(f"{error} (on the node {socket.gethostname()})") from None
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} on the node {socket.gethostname()}", error.filename) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

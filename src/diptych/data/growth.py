@@ -7,13 +7,12 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from diptych.data.captions import Dataset, Record
 from diptych.data.scenes.drawing import holds_scenes
 from diptych.data.shards import ShardWriter
-from diptych.data.sources import Source, SourceCaption, SourceImage
+from diptych.data.sources import ImageFile, Source, SourceCaption, SourceImage
 from diptych.errors import DiptychError, some
 
 OntoScenes = Literal["refuse", "replace", "add"]
@@ -71,7 +70,7 @@ class Growth:
 
     def add(self, image: SourceImage, shards: ShardWriter) -> None:
         """Store the image and its captions, except those that the dataset has already."""
-        content = _read_image(image.path)
+        content = _read_image(image.file)
         sha256 = hashlib.sha256(content).hexdigest()
         split = _deal(sha256, self._rules.deal) if self._rules.deal else image.split
         known = self._by_content.get(sha256)
@@ -119,7 +118,7 @@ class Growth:
 
     def _new_record(self, image: SourceImage, sha256: str, split: str | None) -> Record:
         image_id = self._image_ids.take(image.id)
-        suffix = image.path.suffix.lower()
+        suffix = image.file.suffix.lower()
         self._dealt += split is None or self._rules.deal is not None
         split = split or _deal(sha256, DEFAULT_SHARES)
         record = {
@@ -208,8 +207,8 @@ def _relicensed(image: SourceImage, new_ids: dict[int, int]) -> SourceImage:
     return replace(image, fields={**image.fields, "license": new_ids[licence]})
 
 
-def _read_image(path: Path) -> bytes:
+def _read_image(file: ImageFile) -> bytes:
     try:
-        return path.read_bytes()
+        return file.read_bytes()
     except OSError as error:
-        raise DiptychError(f"{path} cannot be read: {error.strerror}. Nothing was imported.") from None
+        raise DiptychError(f"{file} cannot be read: {error.strerror}. Nothing was imported.") from None

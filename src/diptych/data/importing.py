@@ -79,6 +79,14 @@ def import_table(
     return add_sources(folder, [table_source(table, images, split)], rules)
 
 
+def import_source(
+    folder: Path, source: Source, split: str | None = None, rules: Rules = DEFAULT_RULES
+) -> ImportSummary:
+    """Import a source that was read; `split` is the one that it was read with."""
+    _refuse_split_and_deal(rules, split)
+    return add_sources(folder, [source], rules)
+
+
 def add_sources(folder: Path, sources: Sequence[Source], rules: Rules) -> ImportSummary:
     """Add the new images and captions of `sources` to the dataset in `folder`.
 

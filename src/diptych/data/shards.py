@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -163,13 +164,20 @@ def _members_of(path: Path) -> list[Member]:
             entries = tar.getmembers()
     except (tarfile.TarError, EOFError, ValueError):
         raise _damaged(path) from None
-    # tarfile accepts any end of file as the end of the archive; only a complete archive ends with two empty blocks.
+    if not is_complete(path, entries):
+        raise _damaged(path)
+    return [Member(path.name, entry.name, entry.offset_data, entry.size) for entry in entries if entry.isreg()]
+
+
+def is_complete(path: Path, entries: Iterable[tarfile.TarInfo]) -> bool:
+    """Return whether a tar file with these members ends as an archive does.
+
+    tarfile accepts any end of the file as the end of the archive; only a complete archive ends with two empty blocks.
+    """
     last = max((entry.offset_data + _padded(entry.size if entry.isreg() else 0) for entry in entries), default=0)
     with path.open("rb") as file:
         file.seek(last)
-        if file.read(len(_END_OF_ARCHIVE)) != _END_OF_ARCHIVE:
-            raise _damaged(path)
-    return [Member(path.name, entry.name, entry.offset_data, entry.size) for entry in entries if entry.isreg()]
+        return file.read(len(_END_OF_ARCHIVE)) == _END_OF_ARCHIVE
 
 
 def _padded(size: int) -> int:

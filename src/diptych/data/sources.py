@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from diptych.data.captions import MISSING_WORDS, Dataset, Record, indexed, read_coco, read_instances
 from diptych.data.images_folder import ImagesFolder
@@ -36,11 +36,22 @@ class SourceCaption:
     id: int | None = None
 
 
+class ImageFile(Protocol):
+    """Image file of a source, such as a `Path`; as text it is named in messages."""
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the file's name, with its dot."""
+
+    def read_bytes(self) -> bytes:
+        """Return the content of the file; raise an OSError if it cannot be read."""
+
+
 @dataclass(frozen=True)
 class SourceImage:
     """Image file with its captions. `name` is its name in the source; `fields` are stored in the image's record."""
 
-    path: Path
+    file: ImageFile
     name: str
     split: str | None
     captions: tuple[SourceCaption, ...]
@@ -68,7 +79,7 @@ def coco_source(
     Raises:
         DiptychError: a file is not a COCO file or contradicts itself, or image files are missing.
     """
-    _checked_split(split, "--split")
+    checked_split(split, "--split")
     objects = read_instances(instances) if instances else {}
     coco = read_coco(annotations)
     refuse_repeated(annotations, "image id", (record["id"] for record in coco.images))
@@ -81,9 +92,9 @@ def coco_source(
         fields = {key: value for key, value in record.items() if key not in _DATASET_FIELDS}
         _check_storable(fields, where)
         image = SourceImage(
-            path=images.find(coco_candidates(record), where),
+            file=images.find(coco_candidates(record), where),
             name=images.name_of(record["file_name"]),
-            split=split or _checked_split(record.get("split"), where),
+            split=split or checked_split(record.get("split"), where),
             captions=tuple(SourceCaption(caption["caption"], caption["id"]) for caption in captions[record["id"]]),
             id=record["id"],
             fields=fields,
@@ -127,7 +138,7 @@ def table_source(table: Path, images: ImagesFolder, split: str | None = None) ->
     captions: dict[Path, list[SourceCaption]] = {}
     for row in read_caption_table(table):
         where = f"{table}, line {row.line}"
-        row_split = _checked_split(split or row.split, where)
+        row_split = checked_split(split or row.split, where)
         if row.file not in paths:
             paths[row.file] = images.find([row.file], where)
         path = paths[row.file]
@@ -176,12 +187,13 @@ def _karpathy_image(record: Any, images: ImagesFolder, where: str) -> SourceImag
         raise DiptychError(f"{where}: ids must be whole numbers.")
     if not all(isinstance(caption.text, str | None) for caption in captions):
         raise DiptychError(f'{where}: the "raw" of a sentence is not a text.')
-    split = "train" if record.get("split") == "restval" else _checked_split(record.get("split"), where)
+    split = "train" if record.get("split") == "restval" else checked_split(record.get("split"), where)
     path = images.find([name, record["filename"]], where)
     return SourceImage(path, images.name_of(name), split, captions, image_id)
 
 
-def _checked_split(split: Any, where: str) -> str | None:
+def checked_split(split: Any, where: str) -> str | None:
+    """Return the name of a split, or None; raise a DiptychError that begins with `where` if it cannot be one."""
     if split is None:
         return None
     if not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split):
