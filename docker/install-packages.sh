@@ -13,5 +13,5 @@ if [ -n "${TORCH_BACKEND:-}" ]; then
     export UV_TORCH_BACKEND="$TORCH_BACKEND"
 fi
 # setuptools, which builds the project itself, is from the lock too.
-exec uv pip install --compile-bytecode --requirements pyproject.toml --extra stack setuptools \
+exec uv pip install --compile-bytecode --requirements pyproject.toml --extra stack --extra cluster setuptools \
     --constraint "$constraints"

@@ -121,7 +121,9 @@ def sources(clones: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathF
     (root / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": karpathy}))
     (root / "captions.csv").write_text("file,caption\n" + "".join(f"{i}.png,number {i}\n" for i in range(20)))
     shutil.copytree(root / "photos", root / "pairs")
-    (root / "pairs" / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,number {i}\n" for i in range(20)))
+    (root / "pairs" / "metadata.csv").write_text(
+        "file_name,text\n" + "".join(f"{i}.png,number {i}\n" for i in range(20))
+    )
     (root / "shards").mkdir()
     for number in range(100):
         with tarfile.open(root / "shards" / f"{number:05d}.tar", "w") as tar:

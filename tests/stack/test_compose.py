@@ -19,7 +19,7 @@ TEXT = COMPOSE.read_text(encoding="utf-8")
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 NAMED = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "example.env").read_text(encoding="utf-8"), re.M))
 SECRETS = {name: f"a secret {name.lower()}" for name, kind, _ in VARIABLE.findall(TEXT) if kind == "?"}
-SCRIPTS = sorted(f"docker/{path.name}" for path in DOCKER.glob("*.sh"))
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (*DOCKER.glob("*.sh"), *ROOT.glob("deploy/slurm/*")))
 IN_THE_IMAGE = "/opt/diptych/"
 
 

@@ -17,7 +17,7 @@ SERVERS = ["mlflow-server.sh", "prefect-server.sh", "worker.sh", "search.sh"]
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
     """A folder with programs that write down their arguments and environment."""
-    for name in ("mlflow", "prefect", "uv", "diptych"):
+    for name in ("mlflow", "prefect", "uv", "diptych", "ray"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text('#!/bin/sh\necho "ARGUMENTS=$(basename "$0") $*"\nenv\n')
@@ -150,3 +150,10 @@ def test_torch_for_another_device_has_the_version_of_the_lock_and_no_hash(progra
     assert [one.partition("==")[0] for one in changed] == ["torch", "torchvision"]
     assert all(f"{one} \\" in locked for one in changed)
     assert constraints.count("--hash") < locked.count("--hash")
+
+
+def test_the_worker_becomes_a_node_of_the_cluster_that_is_named(programs: Path) -> None:
+    code, _, errors = started(programs, "worker.sh", **ON, RAY_ADDRESS="head:6379")
+    assert code == 0
+    assert "ARGUMENTS=ray start --address=head:6379 --num-cpus=0" in errors
+    assert "ray start" not in started(programs, "worker.sh", **ON)[2]
