@@ -78,6 +78,13 @@ def test_servers_that_do_not_answer_are_errors(project: Workspace, monkeypatch: 
     assert "secret" not in render(list(findings.values()))
 
 
+def test_a_cluster_that_does_not_answer_is_an_error(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (finding,) = (one for one in examine(project) if one.name == "cluster")
+    assert finding.state == "error"
+    assert "RAY_ADDRESS is 127.0.0.1:1, where nothing answers" in finding.result
+
+
 def test_a_check_that_fails_unexpectedly_is_an_error_and_the_others_are_made(
     project: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

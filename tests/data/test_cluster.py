@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from waiting import comes_true
 from diptych.config import Preprocess
 from diptych.data import cluster
 from diptych.data.captions import read_dataset
-from diptych.data.cluster import ONE_CORE, Need, in_cluster
+from diptych.data.cluster import ONE_CORE, Need, describe, in_cluster
 from diptych.data.prepared import PreparedSplit
 from diptych.data.preparing import prepare_images
 from diptych.data.scenes.drawing import write_scenes
@@ -106,6 +107,10 @@ def test_what_a_task_raises_reaches_the_caller_with_its_node(joined: Any) -> Non
 def test_a_task_that_no_node_can_hold_is_refused(joined: Any) -> None:
     with pytest.raises(DiptychError, match=r"No node of the cluster has 1 CPU\(s\) and 1 GPU\(s\)"):
         results(square, range(3), need=Need(gpus=1))
+
+
+def test_the_nodes_are_described(joined: Any) -> None:
+    assert re.fullmatch(r"\d node\(s\) with \d CPU\(s\) and 0 GPU\(s\)", describe([]))
 
 
 def test_nodes_with_other_packages_are_refused(joined: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diptych.config import Params
+from diptych.data.captions import CAPTIONS_FILE
 from diptych.errors import DiptychError, some
 from diptych.orchestration import server as prefect_server
 from diptych.project import dvc, proxies
@@ -259,6 +260,14 @@ def check_device(params: Params) -> Findings:
         yield Finding("device", "warning", f"{result}; its packages are not installed", "`make setup GPU=1`.")
     else:
         yield Finding("device", "ok", result)
+
+
+def check_cluster(workspace: Workspace) -> Findings:
+    """Check that the nodes of the cluster that RAY_ADDRESS names can work on this project."""
+    from diptych.data.cluster import describe
+
+    inputs = [path for path in (workspace.data / CAPTIONS_FILE,) if path.exists()]
+    yield Finding("cluster", "ok", describe([path.absolute() for path in inputs]))
 
 
 def check_disk(workspace: Workspace) -> Findings:

@@ -12,6 +12,7 @@ import click
 from diptych.cli import checks
 from diptych.cli.checks import Finding, Findings
 from diptych.cli.console import print_result
+from diptych.data.cluster import is_in_use
 from diptych.errors import DiptychError
 from diptych.project.addresses import without_secrets
 from diptych.project.environment import enter
@@ -57,6 +58,8 @@ def examine(workspace: Workspace) -> list[Finding]:
         selected["prefect", "schedule"] = lambda: checks.check_prefect(workspace)
         if params:
             selected[("device",)] = lambda: checks.check_device(params)
+        if is_in_use():
+            selected[("cluster",)] = lambda: checks.check_cluster(workspace)
         selected[("disk",)] = lambda: checks.check_disk(workspace)
         selected[("packages",)] = lambda: checks.check_packages(workspace)
         for names, check in selected.items():

@@ -64,6 +64,19 @@ def is_in_use() -> bool:
     return bool(os.environ.get(_ADDRESS))
 
 
+def describe(inputs: Sequence[Path]) -> str:
+    """Join the cluster that RAY_ADDRESS names, and describe its nodes for people.
+
+    Raises:
+        DiptychError: it does not answer, or nodes differ from this one or do not see the same `inputs`.
+    """
+    with _connected(os.environ[_ADDRESS]) as ray:
+        _refuse_other_nodes(ray, inputs)
+        resources = [node["Resources"] for node in _alive(ray)]
+        cpus, gpus = (round(sum(has.get(kind, 0) for has in resources)) for kind in ("CPU", "GPU"))
+        return f"{len(resources)} node(s) with {cpus} CPU(s) and {gpus} GPU(s)"
+
+
 def in_cluster(
     work: Callable[[Task], Result],
     tasks: Iterable[Task],
