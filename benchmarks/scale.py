@@ -1,4 +1,4 @@
-"""How costs grow with the dataset: seconds, memory and bytes of each step on datasets of scenes, and their exponents.
+"""Growth of costs with the dataset: seconds, memory and bytes of each step on datasets of scenes, and their exponents.
 
     python benchmarks/scale.py FOLDER [--scenes 4000 40000 118000] [--json]
 

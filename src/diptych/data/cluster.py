@@ -42,7 +42,7 @@ _OWN = ("config.py", "data", "model", "training", "validation")
 
 
 class Need(NamedTuple):
-    """What one task occupies of a node."""
+    """Cores and GPUs of a node that one task occupies."""
 
     cpus: int = 1
     gpus: int = 0
@@ -52,7 +52,7 @@ ONE_CORE = Need()
 
 
 class _Facts(NamedTuple):
-    """What must be the same on all nodes."""
+    """Versions and files that must be the same on all nodes."""
 
     packages: dict[str, str]
     files: dict[str, str]

@@ -162,7 +162,7 @@ class FeatureCache:
     def _written(self, recipe: Recipe[Any], tasks: Sequence[_Task]) -> Iterator[int]:
         """Write the features of blocks; yield the number of items of each."""
         write = partial(_write_block, recipe, self.files, torch.get_num_threads())
-        # What is computed from stored features takes less time than sending these to a cluster.
+        # To compute from stored features takes less time than to send these to a cluster.
         if recipe.reads_features or not tasks:
             return map(write, tasks)
         need = Need(gpus=1) if self.computing.device.type == "cuda" else Need(cpus=torch.get_num_threads())
