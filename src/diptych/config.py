@@ -339,7 +339,8 @@ class Train(Section):
     views: Augmentation = Augmentation()
     """Random views for objectives.simclr_image."""
     launch: list[Annotated[str, Field(min_length=1)]] = []
-    """Command that starts the processes of the training, such as [torchrun, --standalone, --nproc-per-node=8]."""
+    """Command that starts the processes of the training, such as [torchrun, --standalone, --nproc-per-node=8].
+    [ray]: a Ray cluster runs them."""
     patience: Positive | None = None
     """Epochs without better ranks on val after which the towers' training stops; null: never."""
     checkpoint_every: Positive = 100

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from cluster_work import die_at_two, die_once, refuse, square, wait_for
+from ray_nodes import joined, nodes
 from tiny import make_model, open_prepared, write_prepared
 from waiting import comes_true
 
@@ -30,37 +30,7 @@ from diptych.training.features import FeatureCache
 from diptych.validation.scan import scan_images
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """Two nodes with two places each."""
-    from ray.cluster_utils import Cluster
-
-    # Paths of sockets may have 107 bytes.
-    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        patch.setenv("RAY_TMPDIR", folder)
-        # The workers import `cluster_work`.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        started.add_node(num_cpus=2)
-        yield started
-        import ray
-
-        ray.shutdown()
-        started.shutdown()
-
-
-@pytest.fixture
-def joined(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The nodes, to which this process stays connected: workers start in seconds, and end with the connection."""
-    import ray
-
-    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    if not ray.is_initialized():
-        ray.init(nodes.address, namespace="diptych", log_to_driver=False)
-    return nodes
+__all__ = ["joined", "nodes"]
 
 
 def results(work: Any, tasks: Any, *, inputs: Sequence[Path] = (), need: Need = ONE_CORE) -> list[Any]:

@@ -26,7 +26,7 @@ from diptych.project.prefect_settings import server_setting
 from diptych.project.processes import die_with_dvc, holding
 from diptych.project.workspace import Workspace
 from diptych.retrieval.stages import shown
-from diptych.training.launching import forget_foreign_rank, launch
+from diptych.training.launching import RAY, forget_foreign_rank, launch
 
 
 @click.command()
@@ -67,14 +67,17 @@ def stage(name: str) -> None:
     die_with_dvc()
     forget_foreign_rank()
     params = read_params(workspace)
-    if name == "train" and params.train.launch:
+    module = f"diptych.stages.{name}"
+    if name == "train" and params.train.launch == [RAY]:
+        module = "diptych.stages.train_in_cluster"
+    elif name == "train" and params.train.launch:
         launch(params.train.launch)
     hold = holding(workspace, f"diptych stage {name}") if is_first_process() else nullcontext()
     # DVC runs it there too: relative paths in params.yaml start at the project's folder.
     with hold, chdir(workspace.root):
-        module = importlib.import_module(f"diptych.stages.{name}")
+        imported = importlib.import_module(module)
         collect_as_usual()
-        module.run(workspace, params)
+        imported.run(workspace, params)
 
 
 @click.command()

@@ -70,8 +70,7 @@ def describe(inputs: Sequence[Path]) -> str:
     Raises:
         DiptychError: it does not answer, or nodes differ from this one or do not see the same `inputs`.
     """
-    with _connected(os.environ[_ADDRESS]) as ray:
-        _refuse_other_nodes(ray, inputs)
+    with joined(inputs) as ray:
         resources = [node["Resources"] for node in _alive(ray)]
         cpus, gpus = (round(sum(has.get(kind, 0) for has in resources)) for kind in ("CPU", "GPU"))
         return f"{len(resources)} node(s) with {cpus} CPU(s) and {gpus} GPU(s)"
@@ -102,8 +101,7 @@ def in_cluster(
         Exception: any error that `work` raises; tasks that have not begun are dropped.
     """
     queue = iter(tasks)
-    with _connected(os.environ[_ADDRESS]) as ray:
-        _refuse_other_nodes(ray, inputs)
+    with joined(inputs) as ray:
         submitted = _Submitted(ray, work, name, need)
         try:
             while submitted.fill(queue):
@@ -123,7 +121,7 @@ class _Submitted(Generic[Task, Result]):
 
     def fill(self, queue: Iterator[Task]) -> bool:
         """Submit as many tasks as keep all nodes busy; return whether there are any."""
-        room = _QUEUED * _places(self._ray, self._need) - len(self._pending)
+        room = _QUEUED * place_count(self._ray, self._need) - len(self._pending)
         for task in islice(queue, max(0, room)):
             self._pending.append((task, self._remote.remote(self._work, task)))
         return bool(self._pending)
@@ -132,7 +130,7 @@ class _Submitted(Generic[Task, Result]):
         """Wait for the result of the first task, which leaves."""
         task, reference = self._pending.popleft()
         while not self._ray.wait([reference], timeout=_SECONDS_TO_LOOK)[0]:
-            _places(self._ray, self._need)
+            place_count(self._ray, self._need)
         try:
             result: Result = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -153,8 +151,24 @@ class _Submitted(Generic[Task, Result]):
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Give the module `ray`, connected to the cluster."""
+def joined(inputs: Sequence[Path], *, shows_output: bool = False) -> Iterator[Any]:
+    """Give the module `ray`, connected to the cluster that RAY_ADDRESS names, whose nodes are as this one.
+
+    `inputs` are as for `in_cluster`; with `shows_output` this process prints what those of the nodes print.
+
+    Raises:
+        DiptychError: no cluster is named or answers, or its nodes differ from this one.
+    """
+    address = os.environ.get(_ADDRESS)
+    if not address:
+        raise DiptychError(f"{_ADDRESS} names no cluster: start one with `ray start --head`, and set it to HOST:PORT.")
+    with _connected(address, shows_output) as ray:
+        _refuse_other_nodes(ray, inputs)
+        yield ray
+
+
+@contextmanager
+def _connected(address: str, shows_output: bool) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
@@ -166,7 +180,7 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
         return
     try:
-        ray.init(address, namespace="diptych", log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, namespace="diptych", log_to_driver=shows_output, logging_level=logging.ERROR)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError and others, by the version of Ray
         raise DiptychError(
             f"{_ADDRESS} is {address}, and no cluster can be joined there: {str(error).strip()} Start this machine's "
@@ -250,8 +264,8 @@ def _alive(ray: Any) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _places(ray: Any, need: Need) -> int:
-    """Return the number of tasks that the cluster can run at once.
+def place_count(ray: Any, need: Need) -> int:
+    """Return the number of tasks with this need that the cluster can run at once.
 
     Raises:
         DiptychError: it can run none.

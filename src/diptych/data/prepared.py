@@ -28,6 +28,8 @@ from diptych.errors import DiptychError
 FORMAT = 1
 """Version of the folder's format; raised whenever the same data would be written differently."""
 
+TABLES = ("images.parquet", "captions.parquet", "settings.json")
+"""Files of the folder that say which images and captions it has."""
 _OF_IMAGES = ("image_id", "split", "sha256", "shard", "row", "source")
 _OF_CAPTIONS = ("caption_id", "image_id", "caption")
 """Columns that are read."""
@@ -169,7 +171,7 @@ class PreparedSplit:
     def tables(self) -> list[Path]:
         """Absolute paths of the files that say which images and captions these are."""
         folder = self._folder.absolute().parent
-        return [folder / name for name in ("images.parquet", "captions.parquet", "settings.json")]
+        return [folder / name for name in TABLES]
 
     def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images at `indices` (B,): uint8 (B, S, S, 3), RGB.

@@ -16,6 +16,9 @@ LAUNCHED = "DIPTYCH_LAUNCHED"
 """Environment variable of processes that `launch` has started; without it, a launcher that passes on no ranks would
 start itself forever."""
 
+RAY = "ray"
+"""Command of train.launch that stands for Ray Train, which starts no program."""
+
 _RANK = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
     r"|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_(LOCAL_)?(RANK|SIZE)|MPI_LOCAL(RANKID|NRANKS)"
