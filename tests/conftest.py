@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     No test reaches a server that whoever starts them uses.
     """
-    for name in [name for name in os.environ if name.startswith(("FIRST", "KILLED_AT", "MLFLOW_", "PREFECT_"))]:
+    for name in [name for name in os.environ if name.startswith(("FIRST", "KILLED_AT", "MLFLOW_", "PREFECT_", "RAY_"))]:
         del os.environ[name]
     os.environ["TMPDIR"] = str(config._tmp_path_factory.mktemp("tmp"))  # type: ignore[attr-defined]  # noqa: SLF001
     tempfile.tempdir = None

@@ -54,6 +54,6 @@ def _and_more(items: Sequence[object], shown: int) -> str:
     return f" and {len(items) - shown} more" if len(items) > shown else ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without a full stop at its end."""
     return str(error).strip().partition("\n")[0].removesuffix(".")

@@ -160,12 +160,13 @@ def test_damaged_archives_are_listed_to_be_imported_later(empty, photo, tmp_path
     printed = capsys.readouterr()
     assert "4 images and 4 captions added" in printed.out
     assert "1.tar is damaged" in printed.err
-    assert "`diptych data import --webdataset @.diptych/import-failed.txt`" in printed.err
+    assert "`diptych data import --webdataset @.diptych/import-failed.txt --split train`" in printed.err
     assert dvc.status(empty, "data.dvc") == {}
 
     (tmp_path / "1.tar").write_bytes(whole)
     assert diptych("data", "import", "--webdataset", "@.diptych/import-failed.txt") == 0
     assert "2 images and 2 captions added" in capsys.readouterr().out
+    assert not (empty.local / "import-failed.txt").exists()
 
 
 def test_a_folder_in_a_form_of_the_hub_is_imported(empty, photos, capsys):

@@ -17,7 +17,7 @@ from tiny import make_model, open_prepared, write_prepared
 from waiting import comes_true
 
 from diptych.config import Preprocess
-from diptych.data import cluster
+from diptych.data import cluster, parallel, shards
 from diptych.data.captions import read_dataset
 from diptych.data.cluster import ONE_CORE, Need, describe, in_cluster
 from diptych.data.prepared import PreparedSplit
@@ -121,8 +121,12 @@ def test_an_address_where_nothing_answers_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_images_are_scanned_and_prepared_to_the_same_bytes(joined: Any, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    write_scenes(data, train=30, val=10, test=10, seed=0)
-    there = scanned_and_prepared(data, tmp_path / "there")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (shards, parallel):
+            patch.setattr(module, "MAX_MEMBERS", 20)
+        write_scenes(data, train=30, val=10, test=10, seed=0)
+        patch.delattr(parallel, "in_processes")
+        there = scanned_and_prepared(data, tmp_path / "there")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS")
         here = scanned_and_prepared(data, tmp_path / "here")
@@ -132,7 +136,9 @@ def test_images_are_scanned_and_prepared_to_the_same_bytes(joined: Any, tmp_path
 def test_features_are_computed_to_the_same_bytes(joined: Any, tmp_path: Path) -> None:
     write_prepared(tmp_path / "prepared")
     splits, model = [open_prepared(tmp_path / "prepared").split(role) for role in ("train", "val")], make_model()
-    there = stored_features(tmp_path / "there", model, splits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(parallel, "in_processes")
+        there = stored_features(tmp_path / "there", model, splits)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS")
         here = stored_features(tmp_path / "here", model, splits)

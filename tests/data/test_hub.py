@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,43 @@ def test_images_in_tables_come_with_lists_of_captions(parquet: Path, photo: Phot
     assert [annotation["caption"] for annotation in dataset.annotations[:2]] == ["first 0", "second 0"]
 
 
+def test_rows_without_an_image_or_a_caption_are_left_out_and_counted(
+    tmp_path: Path, photo: Photo, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "gaps"
+    folder.mkdir()
+    image = {"bytes": photo(1), "path": "1.png"}
+    rows = {
+        "image": [image, None, {"bytes": None, "path": None}, image | {"bytes": photo(2)}, image],
+        "caption": [["a", None, ""], ["b"], ["c"], None, []],
+    }
+    pq.write_table(pa.table(rows), folder / "a.parquet")
+    with caplog.at_level(logging.WARNING):
+        data = bring(folder, "image")
+    assert contents(data) == [photo(1)]
+    assert [annotation["caption"] for annotation in read_dataset(data).annotations] == ["a"]
+    assert "gaps, split train: 4 rows without an image or a caption are left out" in caplog.text
+
+
+def test_a_column_of_bytes_is_one_of_images(tmp_path: Path, photo: Photo) -> None:
+    folder = tmp_path / "bytes"
+    folder.mkdir()
+    pq.write_table(pa.table({"data": [photo(1), photo(2)], "text": ["a", "b"]}), folder / "a.parquet")
+    assert contents(bring(folder, "data")) == [photo(1), photo(2)]
+    with pytest.raises(DiptychError, match="column text has no images"):
+        bring(folder, "text")
+
+
+def test_a_path_that_leads_out_of_the_dataset_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "paths"
+    folder.mkdir()
+    rows = {"image": [{"bytes": None, "path": "/etc/passwd"}], "caption": ["a"]}
+    pq.write_table(pa.table(rows), folder / "a.parquet")
+    message = r"passwd \(.*paths, split train, row 0\) cannot be read: the table has a path that leads out"
+    with pytest.raises(DiptychError, match=message):
+        bring(folder, "image")
+
+
 def test_columns_are_chosen_by_name(parquet: Path) -> None:
     dataset = read_dataset(bring(parquet, "picture", "part", "part"))
     assert [record["split"] for record in dataset.images] == ["train", "train", "val", "test"]
@@ -123,9 +161,15 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DiptychError, match="empty cannot be read by datasets"):
         hub_source(str(tmp_path / "empty"), Columns(), None, tmp_path / "cache")
+    for name in (__file__, "./nope", "x" * 300 + "/a/b"):
+        with pytest.raises(DiptychError, match="is no folder: --hf takes a folder"):
+            hub_source(name, Columns(), None, tmp_path / "cache")
 
 
 def test_nothing_is_fetched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The library reads the variable when it is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DiptychError, match=r"nobody/nothing cannot be read by datasets: .* unless HF_HUB_OFFLINE=0"):
         hub_source("nobody/nothing", Columns(), None, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -95,7 +96,37 @@ def test_samples_without_image_or_caption_are_left_out_and_counted(
         ("a.tar/a.jpg", "a thing"),
         ("a.tar/f.jpg", "of the JSON file"),
     ]
-    assert "4 have no caption, 2 have no image" in caplog.text
+    assert "4 have no caption in UTF-8, 2 have no image" in caplog.text
+
+
+def test_samples_with_several_files_of_a_name_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in [
+            ("a.jpg", b"1"),
+            ("a.txt", b"one"),
+            ("a.jpg", b"2"),
+            *sample("b").items(),
+            ("b.PNG", b"3"),
+        ]:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, BytesIO(content))
+        for name, content in sample("c").items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, BytesIO(content))
+    with caplog.at_level(logging.WARNING):
+        assert [image.name for image in read(path).source.images] == ["a.tar/c.jpg"]
+    assert "2 have several files of the same name" in caplog.text
+
+
+def test_names_and_addresses_that_no_file_can_hold_are_made_so_that_one_can(tmp_path: Path) -> None:
+    files = {"\udcff.jpg": b"x", "\udcff.txt": b"text", "\udcff.json": b'{"url": "http://\\ud800"}'}
+    source, _ = read(archive(tmp_path / "a.tar", files | {"deep.jpg": b"y", "deep.json": b"[" * 100_000}))
+    import_source(tmp_path / "data", source)
+    (record,) = read_dataset(tmp_path / "data").images
+    assert (record["source"], record["url"]) == ("a.tar/?.jpg", "http://?")
 
 
 def test_damaged_archives_are_told_and_the_others_are_read(shards: Path) -> None:
@@ -112,6 +143,34 @@ def test_damaged_archives_are_told_and_the_others_are_read(shards: Path) -> None
     assert reasons["00001.tar"] == "is compressed: decompress it first"
     assert reasons["00003.tar"].startswith("is damaged, or no tar archive")
     assert reasons["00004.tar"] == "is empty"
+
+
+def test_archives_whose_bytes_are_elsewhere_than_they_seem_are_refused(shards: Path) -> None:
+    joined = (shards / "00000.tar").read_bytes()
+    (shards / "joined.tar").write_bytes(joined + joined)
+    header = tarfile.TarInfo("minus.jpg").tobuf()
+    size = (-512).to_bytes(12, "big", signed=True)
+    block = header[:124] + size + header[136:148] + b" " * 8 + header[156:]
+    block = block[:148] + f"{sum(block):06o}\0 ".encode() + block[156:]
+    (shards / "minus.tar").write_bytes(joined[:1024] + block + bytes(1024))
+    os.mkfifo(shards / "pipe.tar")
+    sparse = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "a.jpg",
+        "GNU.sparse.realsize": "4096",
+    }
+    with tarfile.open(shards / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers, member.size = sparse, 512
+        tar.addfile(member, BytesIO(b"1\n0\n1\n".ljust(512, b"\0")))
+    _, damaged = read(shards / "00000.tar", *(shards / f"{name}.tar" for name in ("joined", "minus", "pipe", "sparse")))
+    assert {path.stem: reason for path, reason in damaged} == {
+        "joined": "has more after its end: archives that were joined, or a gap in a download",
+        "minus": "is damaged: its members overlap",
+        "pipe": "is no file",
+        "sparse": "has sparse files: pack it again without tar's --sparse",
+    }
 
 
 def test_an_image_that_is_cut_off_damages_its_archive(tmp_path: Path) -> None:
@@ -133,6 +192,8 @@ def test_names_in_an_archive_lead_nowhere(tmp_path: Path) -> None:
         ("none.tar", r"1 archive\(s\) are missing: none\.tar"),
         ("{00..03}.tar", r"4 archive\(s\) are missing: 00\.tar, 01\.tar"),
         ("{0..99999999}.tar", "names more than 1,000,000 archives"),
+        ("x" * 300 + ".tar", "1 archive"),
+        ("{" * 5000 + ".tar", "archive"),
         ("@none.txt", r"The list of archives none\.txt cannot be read"),
     ],
 )
@@ -141,9 +202,10 @@ def test_archives_that_are_missing_stop_the_import(pattern: str, message: str) -
         read(pattern)
 
 
-def test_an_archive_that_shrinks_meanwhile_stops_the_import(shards: Path) -> None:
+@pytest.mark.parametrize("content", [b"", "00001.tar"])
+def test_an_archive_that_changes_meanwhile_stops_the_import(shards: Path, content: bytes | str) -> None:
     source, _ = read(shards / "*.tar")
-    (shards / "00002.tar").write_bytes(b"")
+    (shards / "00002.tar").write_bytes(content if isinstance(content, bytes) else (shards / content).read_bytes())
     with pytest.raises(DiptychError, match=r"20\.jpg in .*00002\.tar cannot be read: .*Nothing was imported"):
         import_source(shards / "data", source)
     assert not (shards / "data").exists()

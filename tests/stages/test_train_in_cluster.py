@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,9 @@ def trained(workspace: Workspace) -> str:
 def kill_a_worker(workspace: Workspace, killed: list[int]) -> None:
     """Kill a process that trains once there is a checkpoint."""
     assert comes_true(lambda: any((workspace.local / "checkpoints").glob("*/state.pt")))
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        # Others of this machine may train by Ray as well.
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and process.info["cwd"] == str(workspace.root):
             process.kill()
             killed.append(process.pid)
             return
@@ -69,6 +72,9 @@ def test_a_training_that_loses_a_process_ends_with_the_same_weights(
     assert trained(other) == undisturbed
     killer.join()
     assert len(killed) == 1
+    with closing(sqlite3.connect(other.local / "mlflow.db")) as database:
+        started = database.execute("SELECT count(*) FROM runs").fetchone()
+    assert started == (1,)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ from diptych.data.growth import DEFAULT_RULES, OntoScenes, Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import CocoSource, ImportSummary
 from diptych.data.scenes.drawing import write_scenes
-from diptych.errors import DiptychError, some
+from diptych.errors import DiptychError, printable, some
 from diptych.files import atomic_path, remove
 from diptych.project.changing import changing, recover
 from diptych.project.dataset import dataset_version, fetch_before_import, record_dataset
@@ -74,7 +75,9 @@ def scenes(train: int, val: int, test: int, seed: int, size: int, replace: bool)
 )
 @click.option("--hf", metavar="NAME|FOLDER", help="Dataset of the Hugging Face hub, or a folder in one of its forms.")
 @click.option("--image-column", help="Column of --hf with the images; default: the first one of images.")
-@click.option("--caption-column", help="Column of --hf with the captions; default: caption, captions, text, sentences.")
+@click.option(
+    "--caption-column", help="Column of --hf with the captions; default: caption, captions, text, sentences or txt."
+)
 @click.option("--split-column", help="Column of --hf with the splits; default: the splits of the dataset.")
 @click.option(
     "--images",
@@ -104,6 +107,8 @@ def import_(deal: str | None, keep_split: bool, onto_scenes: str | None, **sourc
     """
     options = _Options(**source)
     options.check()
+    if deal and (options.split or options.split_column):
+        raise click.UsageError("Either give the images their split, or have splits dealt.")
     workspace = enter()
     rules = Rules(_shares(deal), keep_split, cast(OntoScenes, onto_scenes or DEFAULT_RULES.onto_scenes))
     import_all, damaged = _import(workspace, options, rules)
@@ -113,8 +118,8 @@ def import_(deal: str | None, keep_split: bool, onto_scenes: str | None, **sourc
         summary = import_all()
         record_dataset(workspace)
     click.echo(_describe(summary))
-    if damaged:
-        _report(workspace, damaged)
+    kept = [f"--split {name}" for name in options.split] + [f"--deal {deal}"] * bool(deal)
+    _report(workspace, damaged, " ".join(kept + ["--keep-split"] * keep_split))
 
 
 class _Options(NamedTuple):
@@ -146,6 +151,8 @@ class _Options(NamedTuple):
             raise click.UsageError("--links-within belongs to --images.")
         if (self.image_column or self.caption_column or self.split_column) and not self.hf:
             raise click.UsageError("--image-column, --caption-column and --split-column belong to --hf.")
+        if self.split_column and self.split:
+            raise click.UsageError("Give --split for all images, or --split-column.")
         if self.karpathy and self.split:
             raise click.UsageError("A Karpathy split brings its own splits; leave --split out.")
 
@@ -193,15 +200,19 @@ def _import_hub(workspace: Workspace, options: _Options, split: str | None, rule
         remove(cache)
 
 
-def _report(workspace: Workspace, damaged: list[tuple[Path, str]]) -> None:
-    """Write the names of damaged archives into a file, and end with an error that says how to import them."""
+def _report(workspace: Workspace, damaged: list[tuple[Path, str]], options: str) -> None:
+    """Write the names of damaged archives into a file, and raise an error that says how to import them."""
     path = workspace.local / "import-failed.txt"
+    path.unlink(missing_ok=True)
+    if not damaged:
+        return
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{archive}\n" for archive, _ in damaged), encoding="utf-8")
+        temporary.write_bytes(b"".join(os.fsencode(archive) + b"\n" for archive, _ in damaged))
+    command = f"diptych data import --webdataset @{os.path.relpath(path)} {options}".strip()
+    reasons = some([printable(f"{archive} {reason}") for archive, reason in damaged])
     raise DiptychError(
-        f"{len(damaged)} archive(s) could not be read, and the others are imported: "
-        f"{some([f'{archive} {reason}' for archive, reason in damaged])}. Repair or fetch them, then run "
-        f"`diptych data import --webdataset @{path.relative_to(workspace.root)}`."
+        f"{len(damaged)} archive(s) could not be read, and the others are imported: {reasons}. Repair or fetch them, "
+        f"then run `{command}`."
     )
 
 

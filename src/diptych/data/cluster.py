@@ -14,7 +14,8 @@ import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ import diptych
 from diptych.data.workers import TRIES
 from diptych.errors import DiptychError, first_line
 from diptych.files import file_sha256, sources_sha256
+from diptych.progress import has_rank
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -38,7 +40,8 @@ _SECONDS_TO_ANSWER = 60.0
 """Time that the nodes have to say what is installed on them; starting their first worker takes seconds."""
 _PACKAGES = ("imagehash", "numpy", "pillow", "scipy", "torch", "transformers")
 """Packages that results depend on."""
-_OWN = ("config.py", "data", "model", "training", "validation")
+_OWN = ("config.py", "files.py", "data", "model", "retrieval", "stages", "training", "validation")
+"""Modules and packages of diptych that results depend on."""
 
 
 class Need(NamedTuple):
@@ -51,17 +54,16 @@ class Need(NamedTuple):
 ONE_CORE = Need()
 
 
-class _Facts(NamedTuple):
-    """Versions and files that must be the same on all nodes."""
-
-    packages: dict[str, str]
-    files: dict[str, str]
-    """SHA-256 of each input file; the reason why it cannot be read in its place."""
+_Facts = tuple[tuple[str, str], ...]
+"""Packages with their versions, and input files with their SHA-256: all that must be the same on all nodes."""
 
 
 def is_in_use() -> bool:
-    """Return whether the environment names a cluster."""
-    return bool(os.environ.get(_ADDRESS))
+    """Return whether this process gives its work to a cluster.
+
+    One of several that train together does not: the training may occupy the whole cluster already.
+    """
+    return bool(os.environ.get(_ADDRESS)) and not has_rank()
 
 
 def describe(inputs: Sequence[Path]) -> str:
@@ -71,7 +73,7 @@ def describe(inputs: Sequence[Path]) -> str:
         DiptychError: it does not answer, or nodes differ from this one or do not see the same `inputs`.
     """
     with joined(inputs) as ray:
-        resources = [node["Resources"] for node in _alive(ray)]
+        resources = [node["Resources"] for node in alive(ray)]
         cpus, gpus = (round(sum(has.get(kind, 0) for has in resources)) for kind in ("CPU", "GPU"))
         return f"{len(resources)} node(s) with {cpus} CPU(s) and {gpus} GPU(s)"
 
@@ -102,7 +104,7 @@ def in_cluster(
     """
     queue = iter(tasks)
     with joined(inputs) as ray:
-        submitted = _Submitted(ray, work, name, need)
+        submitted = _Submitted(ray, work, name, inputs, need)
         try:
             while submitted.fill(queue):
                 yield submitted.first()
@@ -113,41 +115,59 @@ def in_cluster(
 class _Submitted(Generic[Task, Result]):
     """Tasks that were submitted, in order."""
 
-    def __init__(self, ray: Any, work: Callable[[Task], Result], name: Callable[[Task], str], need: Need) -> None:
+    def __init__(
+        self, ray: Any, work: Callable[[Task], Result], name: Callable[[Task], str], inputs: Sequence[Path], need: Need
+    ) -> None:
         self._ray, self._name, self._need = ray, name, need
-        self._remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_retries=TRIES - 1)(_run)
-        self._work = ray.put(work)
+        # Ray itself would try again without end where memory runs out.
+        self._remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_retries=0)(_run)
+        self._settings = ray.put(work), tuple(inputs), _facts(inputs)
         self._pending = deque[tuple[Task, Any]]()
 
     def fill(self, queue: Iterator[Task]) -> bool:
         """Submit as many tasks as keep all nodes busy; return whether there are any."""
         room = _QUEUED * place_count(self._ray, self._need) - len(self._pending)
         for task in islice(queue, max(0, room)):
-            self._pending.append((task, self._remote.remote(self._work, task)))
+            self._pending.append((task, self._submit(task)))
         return bool(self._pending)
 
     def first(self) -> Result:
-        """Wait for the result of the first task, which leaves."""
-        task, reference = self._pending.popleft()
-        while not self._ray.wait([reference], timeout=_SECONDS_TO_LOOK)[0]:
-            place_count(self._ray, self._need)
-        try:
-            result: Result = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, DiptychError | OSError):
-                raise error.cause from None
-            raise  # its text has the traceback of the node
-        except self._ray.exceptions.RayError as error:
-            raise DiptychError(
-                f"The worker of {self._name(task)} died {TRIES} times ({first_line(error)}), most likely because "
-                "memory ran out there. Ray's logs of its node say more. Run again then: finished shards are kept."
-            ) from None
-        return result
+        """Wait for the result of the first task, which leaves; begin it again where its worker or node died."""
+        errors = self._ray.exceptions
+        died = (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError, errors.ObjectLostError)
+        for _ in range(TRIES):
+            task, reference = self._pending[0]
+            while not self._ray.wait([reference], timeout=_SECONDS_TO_LOOK)[0]:
+                place_count(self._ray, self._need)
+            try:
+                result: Result = self._ray.get(reference)
+            except died as error:
+                last = error
+                _log.warning("The worker of %s died, so it is begun again: %s.", self._name(task), first_line(error))
+                self._pending[0] = task, self._submit(task)
+            except errors.RayTaskError as error:
+                if isinstance(error.cause, DiptychError | OSError):
+                    raise error.cause from None
+                raise  # its text has the traceback of the node
+            except errors.RayError as error:
+                raise DiptychError(f"The cluster failed at {self._name(task)}: {first_line(error)}.") from None
+            else:
+                self._pending.popleft()
+                return result
+        raise DiptychError(
+            f"The worker of {self._name(task)} died {TRIES} times ({first_line(last)}). Where memory ran out, start "
+            "nodes with fewer CPUs (`ray start --num-cpus`); Ray's logs of the node say more."
+        )
 
     def cancel(self) -> None:
         """Drop the tasks that have not ended."""
         for _, reference in self._pending:
             self._ray.cancel(reference)
+
+    def _submit(self, task: Task) -> Any:
+        work, inputs, facts = self._settings
+        # In a list Ray passes the reference on, and a worker gets the work itself once.
+        return self._remote.remote([work], inputs, facts, task)
 
 
 @contextmanager
@@ -214,7 +234,7 @@ def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
     ask = ray.remote(num_cpus=0, max_retries=0)(_facts)
     asked = {
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(inputs): node
-        for node in _alive(ray)
+        for node in alive(ray)
     }
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS_TO_ANSWER)
     for reference in answered:
@@ -224,8 +244,9 @@ def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
         except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
             _log.warning("The node %s is gone.", where)
         except ray.exceptions.RayError as error:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             raise DiptychError(
-                f"The node {where} cannot run diptych: {first_line(error)}. Install the same packages there, and start "
+                f"The node {where} cannot run diptych: {first_line(cause)}. Install the same packages there, and start "
                 "its node by the Python that has them."
             ) from None
     for reference in silent:
@@ -233,34 +254,38 @@ def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
 
 
 def _facts(inputs: Sequence[Path]) -> _Facts:
-    packages = {name: version(name) for name in _PACKAGES}
-    packages["python"] = platform.python_version()
-    packages["diptych"] = sources_sha256(Path(diptych.__file__).parent, _OWN)[:12]
-    files = {}
+    facts = {"python": platform.python_version(), "diptych": sources_sha256(Path(diptych.__file__).parent, _OWN)[:12]}
+    for name in _PACKAGES:
+        try:
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            facts[name] = "missing"
     for path in inputs:
         try:
-            files[str(path)] = file_sha256(path)
+            facts[str(path)] = file_sha256(path)
         except OSError as error:
-            files[str(path)] = error.strerror or str(error)
-    return _Facts(packages, files)
+            facts[str(path)] = error.strerror or str(error)
+    return tuple(facts.items())
 
 
 def _refuse_difference(expected: _Facts, found: _Facts, where: str) -> None:
-    for name, here in expected.packages.items():
-        if (there := found.packages.get(name)) != here:
+    there = dict(found)
+    for name, here in expected:
+        if there.get(name) == here:
+            continue
+        if os.sep in name:
             raise DiptychError(
-                f"The node {where} has {name} {there}, and this one has {here}, so their results could differ. Install "
-                "the same packages on all nodes."
+                f"The node {where} does not see the same {name} as the one that the work was started on "
+                f"({there.get(name)}). All nodes need the project's folder under this path, on storage that they share."
             )
-    for path, here in expected.files.items():
-        if (there := found.files.get(path)) != here:
-            raise DiptychError(
-                f"The node {where} does not see the same {path} as this one ({there}). All nodes need the project's "
-                "folder under this path, on storage that they share."
-            )
+        raise DiptychError(
+            f"The node {where} has {name} {there.get(name)}, and the one that the work was started on has {here}, so "
+            "their results could differ. Install the same packages on all nodes."
+        )
 
 
-def _alive(ray: Any) -> list[dict[str, Any]]:
+def alive(ray: Any) -> list[dict[str, Any]]:
+    """Return Ray's descriptions of the nodes that are there."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
@@ -271,23 +296,39 @@ def place_count(ray: Any, need: Need) -> int:
         DiptychError: it can run none.
     """
     places = 0
-    for node in _alive(ray):
+    for node in alive(ray):
         has = node["Resources"]
         counts = [int(has.get(kind, 0) // amount) for kind, amount in zip(("CPU", "GPU"), need, strict=True) if amount]
         places += min(counts, default=0)
     if not places:
         raise DiptychError(
-            f"No node of the cluster has {need.cpus} CPU(s) and {need.gpus} GPU(s), which a task needs: add nodes, or "
-            "change `threads` or `device` in params.yaml."
+            f"No node of the cluster has {need.cpus} CPU(s) and {need.gpus} GPU(s), which a task needs: add such "
+            "nodes. `threads` in params.yaml is the number of CPUs for features."
         )
     return places
 
 
-def _run(work: Callable[[Task], Result], task: Task) -> Result:
+def _run(work: list[Any], inputs: tuple[Path, ...], expected: _Facts, task: Any) -> Any:
     """Do the work on a node, whose name is added to what goes wrong there."""
+    host = socket.gethostname()
+    _check_once(inputs, expected, host)
     try:
-        return work(task)
+        return _received(work[0])(task)
     except DiptychError as error:
-        raise DiptychError(f"{error} (on the node {socket.gethostname()})") from None
+        raise DiptychError(f"{error} (on the node {host})") from None
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} on the node {socket.gethostname()}", error.filename) from None
+        raise OSError(error.errno, f"{error.strerror or error} on the node {host}", error.filename) from None
+
+
+@lru_cache(maxsize=1)
+def _check_once(inputs: tuple[Path, ...], expected: _Facts, host: str) -> None:
+    """Refuse the work of a process that differs: its node may have joined after the others were asked."""
+    _refuse_difference(expected, _facts(inputs), host)
+
+
+@lru_cache(maxsize=1)
+def _received(reference: Any) -> Any:
+    """Return what is to be done, which a process keeps for the next task."""
+    import ray
+
+    return ray.get(reference)

@@ -65,8 +65,7 @@ def read_member(folder: Path, member: Member) -> bytes:
     """
     path = folder / member.shard
     try:
-        with path.open("rb", buffering=0) as shard:
-            content = os.pread(shard.fileno(), member.size, member.offset)
+        content = read_range(path, member.offset, member.size)
     except FileNotFoundError:
         raise DiptychError(f"{path} is missing; `dvc checkout` restores it.") from None
     except OSError as error:
@@ -74,6 +73,12 @@ def read_member(folder: Path, member: Member) -> bytes:
     if len(content) != member.size:
         raise _damaged(folder / member.shard)
     return content
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """Return `size` bytes of a file from `offset`, or fewer where it ends before."""
+    with path.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
 
 
 class ShardWriter:
@@ -174,10 +179,28 @@ def is_complete(path: Path, entries: Iterable[tarfile.TarInfo]) -> bool:
 
     tarfile accepts any end of the file as the end of the archive; only a complete archive ends with two empty blocks.
     """
-    last = max((entry.offset_data + _padded(entry.size if entry.isreg() else 0) for entry in entries), default=0)
+    return read_range(path, _end(entries), len(_END_OF_ARCHIVE)) == _END_OF_ARCHIVE
+
+
+def has_more(path: Path, entries: Iterable[tarfile.TarInfo]) -> bool:
+    """Return whether a tar file with these members has anything but zeros behind its end."""
     with path.open("rb") as file:
-        file.seek(last)
-        return file.read(len(_END_OF_ARCHIVE)) == _END_OF_ARCHIVE
+        file.seek(_end(entries))
+        return any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b""))
+
+
+def _end(entries: Iterable[tarfile.TarInfo]) -> int:
+    """Return the offset behind the last member."""
+    without_content = (
+        tarfile.LNKTYPE,
+        tarfile.SYMTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.DIRTYPE,
+        tarfile.FIFOTYPE,
+    )
+    sizes = ((entry, 0 if entry.type in without_content else entry.size) for entry in entries)
+    return max((entry.offset_data + _padded(size) for entry, size in sizes), default=0)
 
 
 def _padded(size: int) -> int:

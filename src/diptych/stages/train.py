@@ -43,7 +43,9 @@ def run(workspace: Workspace, params: Params) -> None:
     _fix_arithmetic(device)
     prepared = Prepared(workspace.prepared, params.data.splits)
     model = _build(params, prepared)
-    depends_on = identity(workspace, params, model, {"threads": torch.get_num_threads(), "precision": precision})
+    # Several processes share a checkpoint, and may have different numbers of threads.
+    threads = torch.get_num_threads() if process_count() == 1 else params.threads
+    depends_on = identity(workspace, params, model, {"threads": threads, "precision": precision})
     checkpoints = Checkpoints(workspace.local / "checkpoints", depends_on)
     # The first of several processes records.
     with TrackedRun(workspace, params) if is_first_process() else nullcontext() as tracked:

@@ -173,9 +173,10 @@ class FeatureCache:
         """Return a block that another process was to compute; compute it if that has removed or damaged it."""
         features = self.files.find(block.key, block.shape)
         if features is None:
-            self._compute(recipe, [(split, block)])
+            _write_block(recipe, self.files, torch.get_num_threads(), (recipe.splits.index(split), block))
             features = self.files.find(block.key, block.shape)
-        assert features is not None
+        if features is None:
+            raise DiptychError(f"{self.files.path(block.key)} was written and cannot be read; run again.")
         return features
 
 

@@ -66,7 +66,8 @@ def _close(first: _Distinct, second: _Distinct, distance: int, limit: int) -> tu
     of_first, of_second = first.counts, second.counts
     for left, right in _candidates(first.hashes, second.hashes, distance):
         bits = np.bitwise_count(first.hashes[left] ^ second.hashes[right]).astype(np.intp)
-        left, right, bits = (values[bits <= distance] for values in (left, right, bits))
+        is_close = bits <= distance
+        left, right, bits = left[is_close], right[is_close], bits[is_close]
         count += int((of_first[left] * of_second[right]).sum())
         # A pair of hashes beyond the `limit` closest cannot have one of the `limit` closest pairs of rows.
         pairs = np.concatenate([closest, np.stack([bits, first.first[left], second.first[right], left, right], axis=1)])
