@@ -50,7 +50,7 @@ class _DamagedError(ValueError):
 
 @dataclass(frozen=True)
 class ArchivedImage:
-    """Image file in a tar archive: `size` bytes from `offset`; `stamp` tells whether the archive has changed."""
+    """Image file in a tar archive: `size` bytes from `offset`; `stamp` is that of the archive when it was listed."""
 
     archive: Path
     name: str

@@ -62,7 +62,7 @@ def _fit(train: Callable[[], None], workers: int, need: Need, storage: Path) -> 
         resources_per_worker={"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})},
         placement_strategy="SPREAD",
     )
-    # Without a limit Ray waits for ever for the room of a node that is gone.
+    # Ray itself sets no limit, and waits for a node that is gone.
     failures = FailureConfig(max_failures=TRIES - 1, controller_failure_limit=TRIES - 1)
     config = RunConfig(name="train", storage_path=str(storage), failure_config=failures)
     try:
