@@ -85,7 +85,7 @@ def test_the_nodes_are_described(joined: Any) -> None:
 
 def test_nodes_with_other_packages_are_refused(joined: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "version", lambda name: f"{name} of here")
-    with pytest.raises(DiptychError, match=r"The node .* has imagehash 4.*, and this one has imagehash of here"):
+    with pytest.raises(DiptychError, match=r"The node .* has imagehash 4.*, and the one that .* has imagehash of here"):
         results(square, range(3))
 
 

@@ -81,7 +81,7 @@ class _Submitted(Generic[Task, Result]):
                 self._pending.popleft()
                 return result
         raise DiptychError(
-            f"The worker process of {self._name(task)}, or of what was done beside it, was killed {TRIES} times, most "
+            f"The worker process of {self._name(task)}, or of a task that ran at the same time, was killed {TRIES} times, most "
             "likely because memory ran out. Free memory or lower `threads` in params.yaml, then run again."
         )
 
