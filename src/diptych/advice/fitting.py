@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from diptych.advice.recipe import Choice, Proposal
+from collections.abc import Iterator
+
+from diptych.advice.recipe import Choice, Proposal, frozen_epochs, frozen_towers
 from diptych.advice.timing import Speed
 from diptych.errors import DiptychError
 
@@ -13,7 +15,8 @@ TRAINING_SHARE = 0.7
 def fit(proposal: Proposal, speed: Speed, images: int, minutes: float) -> Proposal:
     """Return the proposal with as many epochs as a run of `minutes` has time for, and the preset's at most.
 
-    Frozen epochs cost least, so those in which towers learn are given up first, but for one.
+    Frozen epochs cost least, so those in which towers learn are given up first. Where there is no time for one of them
+    after the frozen ones, towers stay frozen.
 
     Args:
         proposal: what `propose` returns.
@@ -24,24 +27,26 @@ def fit(proposal: Proposal, speed: Speed, images: int, minutes: float) -> Propos
     Raises:
         DiptychError: not even one epoch fits.
     """
-    params, reason = proposal.params, f"a run of {minutes:g} minutes has no time for more"
-    shorter, needed = proposal, speed.minutes(params, images)
-    for epochs in range(params.train.epochs - 1, 0, -1):
-        if needed <= TRAINING_SHARE * minutes:
-            break
-        towers = {name: getattr(params.train, name).frozen_epochs for name in ("image_tower", "text_tower")}
-        shorter = proposal.with_choices(
-            Choice("train.epochs", epochs, reason),
-            *(
-                Choice(f"train.{name}.frozen_epochs", epochs - 1, reason)
-                for name, frozen in towers.items()
-                if frozen >= epochs
-            ),
-        )
+    needed = 0.0
+    for shorter in _shorter(proposal, f"a run of {minutes:g} minutes has no time for more"):
         needed = speed.minutes(shorter.params, images)
-    if needed > TRAINING_SHARE * minutes:
-        raise DiptychError(
-            f"The shortest training takes {needed:.0f} minutes on this machine, and a run of {minutes:g} minutes has "
-            f"{TRAINING_SHARE * minutes:.0f} for it. Allow more with --minutes, or run where there is a GPU."
-        )
-    return shorter
+        if needed <= TRAINING_SHARE * minutes:
+            return shorter
+    raise DiptychError(
+        f"The shortest training takes {needed:.0f} minutes on this machine, and a run of {minutes:g} minutes has "
+        f"{TRAINING_SHARE * minutes:.0f} for it. Allow more with --minutes, or run where there is a GPU."
+    )
+
+
+def _shorter(proposal: Proposal, reason: str) -> Iterator[Proposal]:
+    """Yield the proposal, and then shorter and shorter ones."""
+    yield proposal
+    params = proposal.params
+    changes = frozen_towers(params)
+    frozen = frozen_epochs(params) if changes else 0
+    for epochs in range(params.train.epochs - 1, 0, -1):
+        shorter = proposal.with_choices(Choice("train.epochs", epochs, reason))
+        if epochs > frozen:
+            yield shorter
+        else:
+            yield shorter.with_choices(*(Choice(key, value, reason) for key, value in changes.items()))

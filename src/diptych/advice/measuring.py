@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diptych.advice.recipe import Choice, Proposal
+from diptych.advice.recipe import Choice, Proposal, frozen_epochs, frozen_towers
 from diptych.config import Params
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
@@ -101,10 +101,8 @@ def alternatives(params: Params) -> dict[str, tuple[Choice, ...]]:
     made: dict[str, dict[str, Any]] = {}
     towers = {name: getattr(train, name) for name in ("image_tower", "text_tower")}
     learning = {name: tower for name, tower in towers.items() if tower.lr_multiplier}
-    released = train.epochs - max(tower.frozen_epochs for tower in towers.values())
-    if all(tower.frozen_epochs and tower.lr_multiplier for tower in towers.values()):
-        frozen = {"lr_multiplier": 0.0, "frozen_epochs": 0, "top_layers": None}
-        changes = {f"train.{name}.{key}": value for name in towers for key, value in frozen.items()}
+    released = train.epochs - frozen_epochs(params)
+    if changes := frozen_towers(params):
         made["towers stay frozen"] = {**changes, "train.epochs": train.epochs - released}
     if params.model.image_tower.pretrained and learning:
         slower = {f"train.{name}.lr_multiplier": round(tower.lr_multiplier / 2, 4) for name, tower in learning.items()}
@@ -120,7 +118,8 @@ def alternatives(params: Params) -> dict[str, tuple[Choice, ...]]:
         made["half the channel dropout"] = {key: value / 2 for key, value in dropouts.items()}
     else:
         made["channel dropout"] = dict.fromkeys(dropouts, 0.2)
-    made["twice as many epochs in which towers learn"] = {"train.epochs": train.epochs + released}
+    if learning:
+        made["twice as many epochs in which towers learn"] = {"train.epochs": train.epochs + released}
     return {
         name: tuple(Choice(key, value, f"measured: {name}") for key, value in changes.items())
         for name, changes in made.items()

@@ -226,3 +226,17 @@ def _copied(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scalar(value: Any) -> str:
     return "null" if value is None else str(value)
+
+
+def frozen_epochs(params: Params) -> int:
+    """Return the number of epochs before both towers learn."""
+    return max(params.train.image_tower.frozen_epochs, params.train.text_tower.frozen_epochs)
+
+
+def frozen_towers(params: Params) -> dict[str, Any]:
+    """Return the changes by key with which heads on frozen towers learn alone; none where towers learn at once."""
+    towers = {name: getattr(params.train, name) for name in ("image_tower", "text_tower")}
+    if not all(tower.frozen_epochs and tower.lr_multiplier for tower in towers.values()):
+        return {}
+    frozen = {"lr_multiplier": 0.0, "frozen_epochs": 0, "top_layers": None}
+    return {f"train.{name}.{key}": value for name in towers for key, value in frozen.items()}

@@ -45,7 +45,8 @@ class Speed:
     def minutes(self, params: Params, images: int) -> float:
         """Return the minutes of a training on `images` images, without the fusion's own epochs."""
         train = params.train
-        first = max(train.image_tower.frozen_epochs, train.text_tower.frozen_epochs)
+        learns = train.image_tower.lr_multiplier or train.text_tower.lr_multiplier
+        first = max(train.image_tower.frozen_epochs, train.text_tower.frozen_epochs) if learns else train.epochs
         features = (2 if train.augmentation else 1) * self.image_features + self.text_features
         return images * (features + first * self.first + (train.epochs - first) * self.last) / 60
 

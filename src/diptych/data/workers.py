@@ -81,8 +81,8 @@ class _Submitted(Generic[Task, Result]):
                 self._pending.popleft()
                 return result
         raise DiptychError(
-            f"The worker process of {self._name(task)}, or of a task that ran at the same time, was killed {TRIES} times, most "
-            "likely because memory ran out. Free memory or lower `threads` in params.yaml, then run again."
+            f"The worker process of {self._name(task)}, or of a task that ran at the same time, was killed {TRIES} "
+            "times, most likely because memory ran out. Free memory or lower `threads` in params.yaml, then run again."
         )
 
     def _begin_again(self) -> None:
