@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import diptych
 from diptych.data.workers import TRIES
 from diptych.errors import DiptychError, first_line
 from diptych.files import file_sha256, sources_sha256
@@ -40,6 +39,7 @@ _SECONDS_TO_ANSWER = 60.0
 """Time that the nodes have to say what is installed on them; starting their first worker takes seconds."""
 _PACKAGES = ("imagehash", "numpy", "pillow", "scipy", "torch", "transformers")
 """Packages that results depend on."""
+_PACKAGE = Path(__file__).parents[1]
 _OWN = ("config.py", "files.py", "data", "model", "retrieval", "stages", "training", "validation")
 """Modules and packages of diptych that results depend on."""
 
@@ -254,7 +254,7 @@ def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
 
 
 def _facts(inputs: Sequence[Path]) -> _Facts:
-    facts = {"python": platform.python_version(), "diptych": sources_sha256(Path(diptych.__file__).parent, _OWN)[:12]}
+    facts = {"python": platform.python_version(), "diptych": sources_sha256(_PACKAGE, _OWN)[:12]}
     for name in _PACKAGES:
         try:
             facts[name] = version(name)
