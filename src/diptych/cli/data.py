@@ -118,8 +118,9 @@ def import_(deal: str | None, keep_split: bool, onto_scenes: str | None, **sourc
         summary = import_all()
         record_dataset(workspace)
     click.echo(_describe(summary))
-    kept = [f"--split {name}" for name in options.split] + [f"--deal {deal}"] * bool(deal)
-    _report(workspace, damaged, " ".join(kept + ["--keep-split"] * keep_split))
+    if options.webdataset:
+        kept = [f"--split {name}" for name in options.split] + [f"--deal {deal}"] * bool(deal)
+        _report(workspace, damaged, " ".join(kept + ["--keep-split"] * keep_split))
 
 
 class _Options(NamedTuple):

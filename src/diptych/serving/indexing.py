@@ -256,7 +256,7 @@ class _Update:
         if before is None or before.version != table.version:
             table.optimize(cleanup_older_than=FOREVER)
         partitions = self._partition(table, before.approximate if before is not None else None)
-        if before is not None and before.version == table.version and _is_as_asked(before, self._target):
+        if before is not None and before.version == table.version and self._is_searched_as_asked(before):
             scan = {"fingerprint": mark, "scanned": self._scanned, "unreadable": len(self._unreadable)}
             state = before.model_copy(update=scan)
         else:
@@ -273,6 +273,9 @@ class _Update:
             drop_partitions(table)
             return None
         return create_partitions(table, known)
+
+    def _is_searched_as_asked(self, state: IndexState) -> bool:
+        return state.approximate is None or state.approximate.min_recall == self._target.min_recall
 
     def _new_state(self, table: Any, mark: str, partitions: int | None) -> IndexState:
         """Describe the latest version of the table, and measure its approximate search."""
