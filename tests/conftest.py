@@ -32,6 +32,8 @@ gc.disable()
 
 pytest_plugins = ["fake_project", "pipeline_clone"]
 
+Together = tuple[Path, Callable[[str], tuple[Any, ...]]]
+
 IMPORTED_FIRST = """
 great_expectations.datasource.fluent.pandas_datasource great_expectations.expectations.core matplotlib.pyplot
 mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store prefect.client.orchestration scipy.stats
@@ -137,21 +139,28 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def two_processes(
-    heavy: None, forks: Forks, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Callable[[str], tuple[Any, Any]]]:
+def two_processes(heavy: None, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Together:
     """The folder in which two processes went through gloo.py, and what each of them said in a part, by its name."""
-    program = "import sys; from pathlib import Path; import gloo; gloo.run_pair(Path(sys.argv[1]))"
+    return _together(2, forks, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def four_processes(heavy: None, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """As `two_processes`, for four that only trained."""
+    return _together(4, forks, tmp_path_factory)
+
+
+def _together(processes: int, forks: Forks, factory: pytest.TempPathFactory) -> Together:
+    program = f"import sys; from pathlib import Path; import gloo; gloo.run_together(Path(sys.argv[1]), {processes})"
 
     def make(folder: Path) -> None:
         subprocess.run(forks.python("-c", program, str(folder)), env=shell.environment(), check=True)
 
     import torch
 
-    folder = made_once(tmp_path_factory, "pair", make)
+    folder = made_once(factory, f"together-{processes}", make)
 
-    def said(part: str) -> tuple[Any, Any]:
-        first, second = (torch.load(folder / f"{part}-{index}.pt", weights_only=True) for index in range(2))
-        return first, second
+    def said(part: str) -> tuple[Any, ...]:
+        return tuple(torch.load(folder / f"{part}-{index}.pt", weights_only=True) for index in range(processes))
 
     return folder, said

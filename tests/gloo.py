@@ -1,7 +1,8 @@
-"""The work of the processes of a two-process test.
+"""The work of the processes of a test of several.
 
-One pair does everything, for all processes of the tests: `two_processes` in conftest.py. They are forks of a fork that
-has imported what they need and computed nothing: PyTorch's threads do not survive a fork.
+One pair does everything, and a group of four trains, for all processes of the tests: `two_processes` and
+`four_processes` in conftest.py. They are forks of a fork that has imported what they need and computed nothing:
+PyTorch's threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
 from diptych.model.gathering import exchange_shares
 from diptych.model.normalization import synchronize_batch_norms
 from diptych.model.objectives import alignment_loss, contrastive_loss, draw_hard_negatives, itm_loss, nt_xent_loss
-from diptych.training import gradients
+from diptych.training import averaging
+from diptych.training.averaging import GradientAverage
 from diptych.training.batches import Batch, BatchPlan
 from diptych.training.checkpoints import Checkpoints
 from diptych.training.features import FeatureCache
-from diptych.training.gradients import average_gradients, backward_in_chunks
+from diptych.training.gradients import backward_in_chunks
 from diptych.training.loop import Setup, Trainer
 from diptych.training.step import TrainingStep
 
@@ -43,23 +45,26 @@ CAPTIONS = (slice(0, 3), slice(3, 8))
 CPU = torch.device("cpu")
 
 
-def run_pair(folder: Path) -> None:
-    """Have two processes write into `folder`."""
+def run_together(folder: Path, processes: int) -> None:
+    """Have so many processes write into `folder`."""
     write_prepared(folder / "p", train=39)
-    start_processes(pair, args=(str(folder),), nprocs=2, start_method="fork")
+    start_processes(run_one, args=(processes, str(folder)), nprocs=processes, start_method="fork")
 
 
-def pair(index: int, folder: str) -> None:
-    """Run one of two processes, and save what each part returns as NAME-INDEX.pt."""
+def run_one(index: int, processes: int, folder: str) -> None:
+    """Run one of the processes, and save what each part returns as NAME-INDEX.pt."""
     torch.set_num_threads(1)
     measure_no_speed(pytest.MonkeyPatch())
-    for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", 2), ("MASTER_PORT", 0)):
+    for variable, value in (("RANK", index), ("LOCAL_RANK", index), ("WORLD_SIZE", processes), ("MASTER_PORT", 0)):
         os.environ[variable] = str(value)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
     meeting = f"file://{folder}/meeting"
     # Processes that wait for each other for ever are to fail and not to hang.
-    dist.init_process_group("gloo", init_method=meeting, rank=index, world_size=2, timeout=timedelta(seconds=120))
-    for part in (contrastive, nt_xent, itm, batch_norms, averages, chunks, room, training):
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=index, world_size=processes, timeout=timedelta(seconds=120)
+    )
+    of_two = (contrastive, nt_xent, itm, batch_norms, averages, overlapping, chunks, room)
+    for part in (*of_two, training) if processes == 2 else (training,):
         torch.save(part(index, Path(folder)), f"{folder}/{part.__name__}-{index}.pt")
     dist.destroy_process_group()
 
@@ -168,9 +173,37 @@ def averages(index: int, folder: Path) -> list[Tensor | None]:
     for position, weight in enumerate(weights[:-1]):
         if (index, position) != (0, 1):
             weight.grad = torch.full_like(weight, 10.0 * position + index)
-    gradients.BUCKET_BYTES = 30
-    average_gradients(weights)
+    averaging.BUCKET_BYTES = 30
+    GradientAverage(weights).finish()
     return [weight.grad for weight in weights]
+
+
+def overlapping(index: int, folder: Path) -> list[tuple[int, list[Tensor | None]]]:
+    """Buckets sent by the end of the last of two backward passes, and the means, in each of three steps.
+
+    A bucket holds one weight. In the second step the first weight is frozen; in the third the second process's last
+    weight has no gradient, and with its bucket all others have to wait.
+    """
+    weights = [nn.Parameter(torch.full((8,), float(value))) for value in (1, 2, 3)]
+    average, steps = GradientAverage(weights), []
+    with pytest.MonkeyPatch.context() as patch:
+        sent: list[int] = []
+        all_reduce = dist.all_reduce
+        patch.setattr(dist, "all_reduce", lambda *args, **kwargs: (sent.append(1), all_reduce(*args, **kwargs))[1])
+        for frozen, lacking in ((0, 3), (1, 3), (0, 2)):
+            weights[0].requires_grad_(not frozen)
+            used: list[Tensor] = [*weights[: lacking if index else 3]]
+            sent.clear()
+            torch.stack(used).square().sum().backward()
+            assert not sent, "a gradient left before the last pass"
+            with average.last_pass():
+                (torch.stack(used).sum() * (index + 1)).backward()
+            in_time = len(sent)
+            average.finish()
+            steps.append((in_time, [weight.grad for weight in weights]))
+            for weight in weights:
+                weight.grad = None
+    return steps
 
 
 def undropped(model: DualEncoder) -> DualEncoder:
@@ -194,8 +227,11 @@ def gradients_of(prepared: Prepared, batch: Batch, chunk_size: int, *, statistic
     synchronize_batch_norms(model)
     step = TrainingStep(model, Objectives(itm=0.7), seed=0).train()
     model.image_tower.set_learning(True, statistics_frozen=statistics_frozen)
-    backward_in_chunks(step, batch, chunk_size, autocast=torch.enable_grad, backward=Tensor.backward)
-    average_gradients(step.parameters())
+    average = GradientAverage(step.parameters())
+    backward_in_chunks(
+        step, batch, chunk_size, autocast=torch.enable_grad, backward=Tensor.backward, last_pass=average.last_pass
+    )
+    average.finish()
     results = {name: weight.grad for name, weight in step.named_parameters() if weight.grad is not None}
     return results | {name: value for name, value in step.named_buffers() if "running" in name}
 
@@ -216,26 +252,30 @@ def room(index: int, folder: Path) -> bool:
 
 
 def training(index: int, folder: Path) -> dict[str, Tensor]:
-    return trained(folder, "pair")
+    return trained(folder, "together", dist.get_world_size())
 
 
-def trained(folder: Path, name: str) -> dict[str, Tensor]:
-    """The weights after a training that was interrupted in its second epoch and resumed, and its mean losses."""
-    trainer = make_trainer(folder, name)
+def trained(folder: Path, name: str, processes: int) -> dict[str, Tensor]:
+    """The weights after a training that was interrupted in its second epoch and resumed, and its mean losses.
+
+    Its batches are such as `processes` can share.
+    """
+    trainer = make_trainer(folder, name, processes)
     stop(trainer, after=7)
     try:
         trainer.run()
         raise AssertionError("it was not interrupted")
     except KeyboardInterrupt:
-        trainer = make_trainer(folder, name)
+        trainer = make_trainer(folder, name, processes)
     history = trainer.run().history
     losses = {name: [row[name] for row in history] for name in ("loss", "contrastive", "itm", "val_rsum")}
     return trainer.model.state_dict() | {f"mean {name}": torch.tensor(values) for name, values in losses.items()}
 
 
-def make_trainer(folder: Path, name: str) -> Trainer:
-    """Five steps an epoch, the last of seven images; the image tower's features are stored until it is released, those
-    of the text tower's lower layer all the time.
+def make_trainer(folder: Path, name: str, processes: int) -> Trainer:
+    """Five steps an epoch, the last of seven images; for four processes four, the last of nine.
+
+    The image tower's features are stored until it is released, those of the text tower's lower layer all the time.
     """
     prepared = open_prepared(folder / "p")
     model = make_model(prepared.settings["vocabulary_size"], fusion={"layers": 1, "heads": 2, "dropout": 0.0})
@@ -243,7 +283,12 @@ def make_trainer(folder: Path, name: str) -> Trainer:
         undropped(model),
         prepared.split("train"),
         prepared.split("val"),
-        train_settings(epochs=2, image_tower={"frozen_epochs": 1}, text_tower={"top_layers": 1}),
+        train_settings(
+            batch_size=8 if processes == 2 else 10,
+            epochs=2,
+            image_tower={"frozen_epochs": 1},
+            text_tower={"top_layers": 1},
+        ),
         Setup(
             seed=0,
             evaluation_batch=8,

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from diptych.config import Objectives
 from diptych.model.dual_encoder import ImageFeatures, TextFeatures
 from diptych.training.batches import Batch, BatchPlan
-from diptych.training.gradients import average_gradients, backward_in_chunks
+from diptych.training.gradients import backward_in_chunks
 from diptych.training.step import Encoded, Losses, TrainingStep
 
 IMAGES = 7
@@ -200,21 +200,6 @@ def test_batch_norms_track_their_statistics_again_after_an_error(batch: Batch) -
         outcome(step, batch, in_chunks(3))
     norms = [module for module in step.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.track_running_stats and not norm.num_batches_tracked for norm in norms)
-
-
-def test_one_process_alone_averages_nothing() -> None:
-    weight = nn.Parameter(torch.ones(2))
-    average_gradients([weight])
-    assert weight.grad is None
-
-
-def test_two_processes_average_every_gradient_and_count_a_missing_one_as_zero(two_processes: Pair) -> None:
-    """The buckets hold one weight, or two: a bucket is full behind its second one."""
-    for results in two_processes[1]("averages"):
-        assert [None if grad is None else grad.unique().tolist() for grad in results] == [
-            *([0.5], [5.5], [20.5], [30.5], [40.5]),
-            None,
-        ]
 
 
 def test_two_processes_have_the_gradients_of_one_in_chunks(two_processes: Pair) -> None:

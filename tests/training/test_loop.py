@@ -683,15 +683,15 @@ def test_too_few_images_are_an_error_before_training(tmp_path: Path) -> None:
         trainer(small, tmp_path)
 
 
-def test_two_processes_learn_the_weights_of_one(
-    two_processes: tuple[Path, Callable[[str], tuple[Any, Any]]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("count", ["two", "four"])
+def test_processes_learn_the_weights_of_one(count: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """With hard negatives, batch norms, kept features of a tower that is released and of a lower layer, and an uneven
     last batch; stopped in the middle and resumed; without dropout, which each process draws for itself."""
-    folder, said = two_processes
+    folder, said = request.getfixturevalue(f"{count}_processes")
     (tmp_path / "p").symlink_to(folder / "p")
-    alone = trained(tmp_path, "alone")
-    first, second = said("training")
-    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    first, *others = said("training")
+    alone = trained(tmp_path, "alone", 1 + len(others))
+    for other in others:
+        assert all(torch.equal(first[name], tensor) for name, tensor in other.items())
     for name, tensor in alone.items():
         torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=3e-4, msg=f"{name} {{}}".format)

@@ -12,8 +12,9 @@ import torch
 from diptych.errors import DiptychError
 from diptych.model.gathering import world_size
 from diptych.model.kernels import learning_kernels
+from diptych.training.averaging import GradientAverage
 from diptych.training.batches import Batch
-from diptych.training.gradients import average_gradients, backward_in_chunks
+from diptych.training.gradients import backward_in_chunks
 from diptych.training.random_state import random_state, set_random_state
 from diptych.training.step import Losses, TrainingStep
 
@@ -36,6 +37,7 @@ class Backward:
         self.step = step
         self.accelerator = accelerator
         self.chunk_size = chunk_size
+        self._average = GradientAverage(step.parameters())
 
     def __call__(self, batch: Batch) -> Losses:
         """Return the losses of this process's share of a step; gradients are the means over all processes.
@@ -54,7 +56,7 @@ class Backward:
             set_random_state(before, self.accelerator.device)
             for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value)
-        average_gradients(self.step.parameters())
+        self._average.finish()
         return result
 
     def _attempt(self, batch: Batch) -> Losses | None:
@@ -68,12 +70,15 @@ class Backward:
         return None
 
     def _backward(self, batch: Batch) -> Losses:
-        backward, size = self.accelerator.backward, self.chunk_size
+        backward, size, last_pass = self.accelerator.backward, self.chunk_size, self._average.last_pass
         if size is not None and size < max(batch.shares.images):
-            return backward_in_chunks(self.step, batch, size, autocast=self._computing, backward=backward)
+            return backward_in_chunks(
+                self.step, batch, size, autocast=self._computing, backward=backward, last_pass=last_pass
+            )
         with self._computing():
             losses: Losses = self.step(batch)
-        backward(losses.total)
+        with last_pass():
+            backward(losses.total)
         return losses
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Gradients of batches larger than memory, and of several processes.
+"""Gradients of batches larger than memory.
 
 Gradient caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021. The
 result is the gradient of the whole batch at the memory of a chunk, for one more forward pass:
@@ -10,32 +10,34 @@ result is the gradient of the whole batch at the memory of a chunk, for one more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diptych.model.dual_encoder import DualEncoder, ImageFeatures, TextFeatures
-from diptych.model.gathering import world_size
 from diptych.model.towers import Groups
 from diptych.training.batches import Batch
 from diptych.training.random_state import random_state, replayed
 from diptych.training.step import Encoded, Losses, TrainingStep
 
-BUCKET_BYTES = 2**26
-"""Size of the buckets in which gradients travel: large enough that the network's rate counts and not its delay."""
-
 Autocast = Callable[[], AbstractContextManager[None]]
 Call = Callable[[], tuple[Tensor, ...]]
 """A tower's run over one chunk."""
+LastPass = Callable[[], AbstractContextManager[None]]
 
 
 def backward_in_chunks(
-    step: TrainingStep, batch: Batch, chunk_size: int, *, autocast: Autocast, backward: Callable[[Tensor], None]
+    step: TrainingStep,
+    batch: Batch,
+    chunk_size: int,
+    *,
+    autocast: Autocast,
+    backward: Callable[[Tensor], None],
+    last_pass: LastPass = nullcontext,
 ) -> Losses:
     """Return the losses of `batch`, and add their gradients to those of the weights.
 
@@ -45,25 +47,29 @@ def backward_in_chunks(
         chunk_size: images encoded at once at most, and as many captions as these have on average.
         autocast: the precision in which towers and losses compute.
         backward: the backward pass of the total loss.
+        last_pass: a context of the backward passes after which the weights that they reach have their gradients.
     """
     device = batch.images.device
-    lanes = [_Lane(calls, autocast, device) for calls in _tower_calls(step, batch, chunk_size)]
+    lanes = [_Lane(tower, calls, autocast, device) for tower, calls in _tower_calls(step, batch, chunk_size)]
     with torch.no_grad(), _statistics_kept(step.model):
         for lane in lanes:
             lane.encode()
     with autocast():
         losses = step.losses(_encoded(step, batch, lanes), batch)
-    backward(losses.total)
+    with last_pass():
+        backward(losses.total)
     if step.encoders_learn:
+        last = {lane.tower: lane for lane in lanes}
         for lane in lanes:
-            lane.backward()
+            lane.backward(last_pass if lane is last[lane.tower] else nullcontext)
     return losses
 
 
 class _Lane:
     """One tower's runs over the chunks of one view of a batch."""
 
-    def __init__(self, calls: list[Call], autocast: Autocast, device: torch.device) -> None:
+    def __init__(self, tower: nn.Module, calls: list[Call], autocast: Autocast, device: torch.device) -> None:
+        self.tower = tower
         self.calls = calls
         self.autocast = autocast
         self.device = device
@@ -80,7 +86,8 @@ class _Lane:
                 chunks.append(call())
         self.features = [torch.cat(values).detach().requires_grad_() for values in zip(*chunks, strict=True)]
 
-    def backward(self) -> None:
+    def backward(self, last_pass: LastPass) -> None:
+        """Give the weights their gradients; `last_pass` is the context of the last chunk."""
         first = 0
         for call, state in zip(self.calls, self.states, strict=True):
             with replayed(state, self.device), self.autocast():
@@ -92,40 +99,24 @@ class _Lane:
                 if leaf.grad is not None
             ]
             values, gradients = zip(*known, strict=True)
-            torch.autograd.backward(values, gradients)
+            with last_pass() if call is self.calls[-1] else nullcontext():
+                torch.autograd.backward(values, gradients)
             first = rows.stop
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes; a weight without a gradient counts as zero."""
-    if world_size() == 1:
-        return
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in learning:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    buckets = _buckets([parameter.grad for parameter in learning if parameter.grad is not None])
-    flat = [torch.cat([gradient.flatten() for gradient in bucket]) for bucket in buckets]
-    for work in [dist.all_reduce(values, async_op=True) for values in flat]:
-        work.wait()
-    for bucket, values in zip(buckets, flat, strict=True):
-        means = (values / world_size()).split([gradient.numel() for gradient in bucket])
-        for gradient, mean in zip(bucket, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
-
-def _tower_calls(step: TrainingStep, batch: Batch, size: int) -> list[list[Call]]:
-    """Return the calls for images, captions, and the other views of either, in the order of `Encoded`."""
+def _tower_calls(step: TrainingStep, batch: Batch, size: int) -> list[tuple[nn.Module, list[Call]]]:
+    """Return tower and calls for images, captions, and the other views of either, in the order of `Encoded`."""
     model = step.model
-    calls: list[list[Call]] = [
-        [partial(model.encode_images, chunk) for chunk in _chunks(batch, batch.images, size)],
-        _text_calls(model, batch, size),
+    images, texts = model.image_tower, model.text_tower
+    calls: list[tuple[nn.Module, list[Call]]] = [
+        (images, [partial(model.encode_images, chunk) for chunk in _chunks(batch, batch.images, size)]),
+        (texts, _text_calls(model, batch, size)),
     ]
     if batch.views is not None:
         views = _chunks(batch, batch.views, size)
-        calls.append([partial(_pooled, partial(model.encode_images, chunk)) for chunk in views])
+        calls.append((images, [partial(_pooled, partial(model.encode_images, chunk)) for chunk in views]))
     if step.views_texts:
-        calls.append([partial(_pooled, call) for call in _text_calls(model, batch, size)])
+        calls.append((texts, [partial(_pooled, call) for call in _text_calls(model, batch, size)]))
     return calls
 
 
@@ -190,16 +181,3 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, tracks in zip(norms, tracking, strict=True):
             norm.track_running_stats = tracks
-
-
-def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
-    """Cut `gradients` into buckets in their order, each of one dtype and of about `BUCKET_BYTES`."""
-    buckets: list[list[Tensor]] = []
-    size = BUCKET_BYTES
-    for gradient in gradients:
-        if size >= BUCKET_BYTES or buckets[-1][0].dtype != gradient.dtype:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(gradient)
-        size += gradient.nbytes
-    return buckets
