@@ -18,7 +18,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Self
 
 import shell
+from sharing import free_ports
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -149,7 +149,7 @@ def postgres_missing() -> str:
 @contextmanager
 def postgres(folder: Path) -> Iterator[Service]:
     """PostgreSQL with a password of its own; its files end with the block."""
-    port, password = _free_port(), secrets.token_hex(16)
+    port, password = free_ports(1)[0], secrets.token_hex(16)
     clients = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "diptych", "PGPASSWORD": password}
     # Neither in `folder` nor in TMPDIR: PostgreSQL refuses to run as root, and others may not look into root's folders.
     home = Path(tempfile.mkdtemp(prefix="diptych-postgres-", dir="/tmp"))
@@ -175,7 +175,7 @@ def postgres(folder: Path) -> Iterator[Service]:
 @contextmanager
 def s3(folder: Path) -> Iterator[Service]:
     """An S3 endpoint without buckets."""
-    port = _free_port()
+    port = free_ports(1)[0]
     clients = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "diptych",
@@ -197,7 +197,7 @@ def prepare(database: Service, storage: Service) -> None:
 @contextmanager
 def mlflow_server(folder: Path, database: Service, storage: Service, password: str = "") -> Iterator[Service]:
     """MLflow on both; with a `password` of at least twelve characters it asks for that."""
-    port = _free_port()
+    port = free_ports(1)[0]
     settings = {
         "MLFLOW_PORT": str(port),
         # Four are its default.
@@ -215,7 +215,7 @@ def mlflow_server(folder: Path, database: Service, storage: Service, password: s
 @contextmanager
 def prefect_server(folder: Path, database: Service, password: str = "", **others: str) -> Iterator[Service]:
     """Prefect on PostgreSQL; with a `password` it asks for that. `others` are settings of the server."""
-    port = _free_port()
+    port = free_ports(1)[0]
     settings = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_HOME": str(folder / "prefect-server"), **others}
     service = _scripted("prefect-server", "/api/health", folder, port, environment(database, **settings), password)
     service.clients["PREFECT_API_URL"] = f"{service.url}/api"
@@ -230,7 +230,7 @@ def worker(
     folder: Path, project: Path, prefect: Service, *others: Service, password: str = "", pool: str = "diptych"
 ) -> Iterator[Service]:
     """A worker that runs flows in `project`; `others` are the servers that these need."""
-    port = _free_port()
+    port = free_ports(1)[0]
     settings = {
         "DIPTYCH_POOL": pool,
         "PREFECT_WORKER_WEBSERVER_PORT": str(port),
@@ -275,13 +275,6 @@ def _as_nobody() -> list[str]:
         if os.geteuid() == 0
         else []
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _answers(address: str) -> bool:

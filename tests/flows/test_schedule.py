@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,6 +25,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 from prefect_server import prefect_home, used
 from services import PATIENCE, Service, becomes_true
+from sharing import free_ports
 from tiny_model import write_reports, write_tiny_model
 from waiting import dies
 
@@ -71,9 +71,7 @@ def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """With nothing on it; who waits for a place looks every ten seconds, not every thirty."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copytree(prefect_home(tmp_path_factory), folder / "prefect")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)[0]
     address = f"http://127.0.0.1:{port}/api"
     with pytest.MonkeyPatch.context() as patch, used(address):
         keep_environment(patch)

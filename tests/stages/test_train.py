@@ -17,6 +17,7 @@ import torch
 from fake_project import keep_environment
 from forked import Forks
 from interrupting import forget_accelerator
+from sharing import free_ports
 from tiny import make_model, model_settings, train_settings, write_prepared
 
 from diptych.config import Params
@@ -155,20 +156,32 @@ def test_missing_data_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
         train.run(Workspace(tmp_path), params())
 
 
-def test_several_processes_leave_one_model_and_one_run(workspace: Workspace, forks: Forks, tmp_path: Path) -> None:
-    """Torchrun starts two forks in the place of `python -u -m diptych`, which would both import what is imported."""
+@pytest.mark.parametrize("machines", [1, 2])
+def test_several_processes_leave_one_model_and_one_run(
+    workspace: Workspace, forks: Forks, tmp_path: Path, machines: int
+) -> None:
+    """Torchrun starts forks in the place of `python -u -m diptych`, which would all import what is imported.
+
+    On two machines, which here are one, the same command is given on each.
+    """
     (workspace.root / "dvc.yaml").write_text("")
-    settings = params(train=train_settings(launch=["torchrun", "--standalone", "--nproc-per-node=2"]), threads=None)
+    meeting = ["--standalone"] if machines == 1 else ["--nnodes=2", f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}"]
+    launch = ["torchrun", *meeting, "--rdzv-backend=c10d", f"--nproc-per-node={2 // machines}"]
+    settings = params(train=train_settings(launch=launch), threads=None)
     workspace.params.write_text(json.dumps(settings.model_dump(by_alias=True)))
     command = forks.command("diptych", "stage", "train")
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "-u -m diptych" ] && shift 3 && exec {command[0]} "$@"\n')
     python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DIPTYCH", "DVC"))}
-    environment["PYTHON_EXEC"] = str(python)
-    done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Trained on 32 images") == 1
+    environment |= {"PYTHON_EXEC": str(python), "GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(command, cwd=workspace.root, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(machines)
+    ]
+    said = "".join(process.communicate()[1] for process in started)
+    assert not any(process.returncode for process in started), said
+    assert said.count("Trained on 32 images") == 1
     assert load_model(workspace.model).preprocessing.image_size == 32
     client, experiment = connect(workspace, settings)
     assert len(client.search_runs([experiment])) == 1
