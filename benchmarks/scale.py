@@ -3,9 +3,10 @@
     python benchmarks/scale.py FOLDER [--scenes 4000 40000 118000] [--json]
 
 For each size FOLDER gets a clone of this repository, with the sources as they are here, and the steps run in it one
-after the other, each in a process of its own: import from loose files, validate, preprocess, the features of a small
-frozen image tower, the index of all images, a run of the data stages that finds nothing to do, and then the first three
-again with 1 % more images. The model, which only the index needs, is trained once on the smallest dataset.
+after the other, each in a process of its own: import from loose files, `dvc add` alone, validate, preprocess, the
+features of a small frozen image tower, the index of all images, a run of the data stages that finds nothing to do, and
+then import, validate and preprocess again with 1 % more images. The model, which only the index needs, is trained once
+on the smallest dataset.
 
 The exponent is that of the seconds between the two largest sizes: 1 is a cost for each image, 2 one for each pair of
 images. Memory is that of the largest process. Results stay in FOLDER/results.json, and a size that is there is not
@@ -103,6 +104,15 @@ class Project:
             sys.exit(f"error: {' '.join(map(str, command))} failed; {log} says why.")
         return {"seconds": time.perf_counter() - started, "mib": usage.ru_maxrss / 1024}
 
+    def add_anew(self) -> Row:
+        """Have DVC add data/ as files that it has never seen."""
+        data, copy = self.root / "data", self.root / "copy"
+        shutil.copytree(data, copy)
+        for folder in (data, self.root / ".dvc/cache"):
+            shutil.rmtree(folder)
+        copy.rename(data)
+        return self.run(BIN / "dvc", "add", "data")
+
     def mib_of(self, name: str) -> float:
         """Return the size of a folder of the project in MiB."""
         return sum(path.stat().st_size for path in (self.root / name).rglob("*") if path.is_file()) / 2**20
@@ -115,6 +125,7 @@ def measure(project: Project, scenes: int, model: Path) -> dict[str, Row]:
     diptych = BIN / "diptych"
     rows = {
         "import": project.run(diptych, "data", "import", *first, "--replace") | {"written": project.mib_of("data")},
+        "dvc add": project.add_anew(),
         "validate": project.run(diptych, "stage", "validate"),
         "preprocess": project.run(diptych, "stage", "preprocess") | {"written": project.mib_of("artifacts/prepared")},
     }
