@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pycocotools.coco import COCO
 
-from diptych.data.captions import Dataset, read_coco, read_dataset, write_dataset
+from diptych.data import captions
+from diptych.data.captions import Dataset, iterate_records, read_coco, read_dataset, write_dataset
 from diptych.errors import DiptychError
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "split": "train"}
@@ -56,6 +58,60 @@ def test_repeated_ids_are_read(tmp_path: Path) -> None:
 def test_reading_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read_coco(dump(tmp_path / "c.json", {"images": [IMAGE], "annotations": [ANNOTATION]}))
     assert capsys.readouterr().out == ""
+
+
+def test_records_come_one_after_the_other_without_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [{**IMAGE, "id": number, "source": '"images": [\n]}'} for number in (1, 2)]
+    dataset = Dataset({"description": "mine"}, [], images, [ANNOTATION])
+    write_dataset(tmp_path, dataset)
+    monkeypatch.setattr(captions, "read_dataset", None)
+    assert [*iterate_records(tmp_path, "images")] == images
+    assert [*iterate_records(tmp_path, "annotations")] == [ANNOTATION]
+
+
+def test_a_dataset_without_records_has_none(tmp_path: Path) -> None:
+    write_dataset(tmp_path, Dataset())
+    assert not [*iterate_records(tmp_path, "images"), *iterate_records(tmp_path, "annotations")]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_records_of_a_file_of_another_form_are_the_same(tmp_path: Path, indent: int | None) -> None:
+    content = {"annotations": [ANNOTATION], "images": [IMAGE, IMAGE]}
+    (tmp_path / "captions.json").write_text(json.dumps(content, indent=indent), encoding="utf-16")
+    assert [*iterate_records(tmp_path, "images")] == content["images"]
+    assert [*iterate_records(tmp_path, "annotations")] == content["annotations"]
+
+
+def test_a_record_that_was_laid_out_by_hand_comes_once_as_all_others_do(tmp_path: Path) -> None:
+    images = [{**IMAGE, "id": number} for number in (1, 2, 3)]
+    write_dataset(tmp_path, Dataset({}, [], images, [ANNOTATION]))
+    file = tmp_path / "captions.json"
+    file.write_text(file.read_text().replace('{"id": 2, ', '{"id": 2,\n '))
+    assert [*iterate_records(tmp_path, "images")] == images
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:-20], r"not complete JSON: .* at line"),
+        (lambda text: text.replace('"image_id": 1', '"image_id": 1 1'), r"not JSON|JSON"),
+        (
+            lambda text: text.replace('"image_id": 1', '"image_id": true'),
+            r"annotations\[0\] \(id .*\): image_id is True",
+        ),
+    ],
+)
+def test_a_damaged_dataset_is_refused_as_when_it_is_read_whole(
+    tmp_path: Path, change: Callable[[str], str], words: str
+) -> None:
+    write_dataset(tmp_path, Dataset({}, [], [IMAGE], [ANNOTATION]))
+    file = tmp_path / "captions.json"
+    file.write_text(change(file.read_text()))
+    for read in (read_dataset, lambda folder: [*iterate_records(folder, "annotations")]):
+        with pytest.raises(DiptychError, match=words):
+            read(tmp_path)
 
 
 def test_a_missing_dataset_says_how_to_get_one(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def results(work: Any, tasks: Any, *, inputs: Sequence[Path] = (), need: Need = 
 
 def scanned_and_prepared(data: Path, output: Path) -> dict[str, str]:
     """Scan and prepare a dataset; return the SHA-256 of each file."""
-    table = scan_images(data, read_dataset(data), max_pixels=10**6, workers=2)
+    table = scan_images(data, read_dataset(data).images, max_pixels=10**6, workers=2)
     settings = Preprocess(image_size=48, max_tokens=16)
     prepare_images(data, table, output, cache=output / "cache", settings=settings, workers=2)
     table.to_parquet(output / "scanned.parquet")

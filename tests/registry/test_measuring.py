@@ -51,7 +51,7 @@ def workspace(tmp_path_factory, photo) -> Workspace:
                 dataset.annotations.append({"id": len(dataset.annotations) + 1, "image_id": number, "caption": text})
     write_dataset(workspace.data, dataset)
     workspace.artifacts.mkdir()
-    scanned = scan_images(workspace.data, dataset, max_pixels=10**6, workers=1)
+    scanned = scan_images(workspace.data, dataset.images, max_pixels=10**6, workers=1)
     scanned.to_parquet(workspace.manifest)
     captions = pd.DataFrame(dataset.annotations).rename(columns={"id": "caption_id"})
     captions[["caption_id", "image_id", "caption"]].to_parquet(workspace.captions)

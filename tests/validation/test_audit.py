@@ -10,7 +10,7 @@ import pytest
 
 from diptych.config import Validate
 from diptych.data.captions import read_dataset
-from diptych.validation.audit import LEFT_OUT, Audit, audit
+from diptych.validation.audit import LEFT_OUT, Audit, audit, caption_table
 from diptych.validation.inspection import Inspection
 from diptych.validation.scan import scan_images
 
@@ -23,8 +23,9 @@ LENIENT = Validate(max_quarantined_share=1.0)
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Audit]:
     def judge(data: Path, settings: Validate = LENIENT, splits: tuple[str, ...] = ("train", "val")) -> Audit:
         dataset = read_dataset(data)
-        images = scan_images(data, dataset, max_pixels=settings.max_pixels, workers=1)
-        return audit(dataset, images, settings, list(splits), Inspection(tmp_path_factory.mktemp("docs")))
+        images = scan_images(data, dataset.images, max_pixels=settings.max_pixels, workers=1)
+        captions = caption_table(dataset.annotations)
+        return audit(captions, images, settings, list(splits), Inspection(tmp_path_factory.mktemp("docs")))
 
     return judge
 

@@ -27,7 +27,7 @@ BOMB = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + HEADER + crc32(HEADER).to_bytes
 
 
 def scan(data: Path, workers: int = 1) -> pd.DataFrame:
-    return scan_images(data, read_dataset(data), max_pixels=100_000_000, workers=workers)
+    return scan_images(data, read_dataset(data).images, max_pixels=100_000_000, workers=workers)
 
 
 def save(image: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -94,8 +94,8 @@ def test_a_missing_member_has_no_shard_and_shifts_no_other_row(make_dataset: Mak
 
 def test_only_the_given_records_are_scanned(make_dataset: Make, photo: Photo, caplog: Any) -> None:
     data = make_dataset([("train", photo(0)), ("val", photo(1))])
-    dataset = read_dataset(data)
-    table = scan_images(data, dataset, max_pixels=100_000_000, workers=1, records=dataset.images[1:])
+    first, second = read_dataset(data).images
+    table = scan_images(data, [second], max_pixels=100_000_000, workers=1, others={first["file_name"]})
     assert table["image_id"].tolist() == [2]
     assert not caplog.records
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.data.text_files import read_json
 from diptych.errors import DiptychError
@@ -23,6 +24,14 @@ MISSING_WORDS = ("nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a"
 """Words that programs write for a missing value. A caption that consists of such a word only is no caption."""
 
 Record = dict[str, Any]
+
+_END = b"\n]}\n"
+"""Last bytes of the captions file of a dataset."""
+_FIELDS: dict[str, dict[str, Any]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"id": int, "image_id": int, "caption": (str, type(None))},
+}
+"""Fields that each record of a table has, and their types."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,43 @@ def read_dataset(folder: Path) -> Dataset:
             "with `diptych data import`, or restore what data.dvc records with `dvc pull data.dvc`."
         )
     return read_coco(path)
+
+
+def iterate_records(folder: Path, table: Literal["images", "annotations"]) -> Iterator[Record]:
+    """Yield the records of a table of the dataset in `folder`, in their order.
+
+    They are not in memory together, as `write_dataset` writes a record a line. A file of another form is read whole.
+
+    Raises:
+        DiptychError: as `read_dataset`.
+    """
+    path = folder / CAPTIONS_FILE
+    count = 0
+    if _has_record_lines(path):
+        for line in _record_lines(path, table):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                # The file is damaged, or a record was laid out otherwise by hand.
+                break
+            _check_record(path, table, count, record)
+            yield record
+            count += 1
+        else:
+            return
+    yield from getattr(read_dataset(folder), table)[count:]
+
+
+def check_ids(folder: Path, record: Record) -> Record:
+    """Return a record of the dataset in `folder`, unless one of its ids takes more than 64 bits."""
+    for key in ("id", "image_id"):
+        value = record.get(key, 0)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise DiptychError(
+                f"{folder / CAPTIONS_FILE}: {key} {value} does not fit into 64 bits. "
+                "Change the ids in the source and import it again."
+            )
+    return record
 
 
 def read_coco(path: Path) -> Dataset:
@@ -126,7 +172,30 @@ def write_dataset(folder: Path, dataset: Dataset) -> None:
         file.write(",\n".join(map(_line, dataset.images)))
         file.write('\n],\n"annotations": [\n')
         file.write(",\n".join(map(_line, dataset.annotations)))
-        file.write("\n]}\n")
+        file.write(_END.decode())
+
+
+def _has_record_lines(path: Path) -> bool:
+    """Return whether the file begins and ends as `write_dataset` writes it."""
+    try:
+        with path.open("rb") as file:
+            begins = file.readline().startswith(b'{"info": ') and file.readline().startswith(b'"licenses": ')
+            file.seek(-len(_END), os.SEEK_END)
+            return begins and file.read() == _END
+    except OSError:
+        return False
+
+
+def _record_lines(path: Path, table: str) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            if line == f'"{table}": [\n'.encode():
+                break
+        for line in file:
+            if line.startswith(b"]"):
+                return
+            if line.strip():
+                yield line.rstrip(b",\n")
 
 
 def _line(value: Any) -> str:
@@ -138,10 +207,9 @@ def _check_captions(path: Path, content: Any) -> None:
     for key, kind in (("info", dict), ("licenses", list)):
         if content.get(key) is not None and not isinstance(content[key], kind):
             raise _refusal(path, "captions", f'"{key}" is not a {kind.__name__}')
-    _check_records(path, "images", content["images"], {"id": int, "file_name": str})
-    _check_records(
-        path, "annotations", content["annotations"], {"id": int, "image_id": int, "caption": (str, type(None))}
-    )
+    for table in _FIELDS:
+        for index, record in enumerate(content[table]):
+            _check_record(path, table, index, record)
 
 
 def _check_lists(path: Path, kind: str, content: Any, tables: Iterable[str]) -> None:
@@ -150,16 +218,15 @@ def _check_lists(path: Path, kind: str, content: Any, tables: Iterable[str]) -> 
             raise _refusal(path, kind, f'it has no list "{table}"')
 
 
-def _check_records(path: Path, table: str, records: Iterable[Any], fields: dict[str, Any]) -> None:
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise _refusal(path, "captions", f"{table}[{index}] is not an object")
-        for name, kind in fields.items():
-            if name not in record:
-                raise _refusal(path, "captions", f'{table}[{index}] (id {record.get("id")}) has no "{name}"')
-            if not isinstance(record[name], kind) or isinstance(record[name], bool):
-                reason = f"{table}[{index}] (id {record.get('id')}): {name} is {record[name]!r}"
-                raise _refusal(path, "captions", reason)
+def _check_record(path: Path, table: str, index: int, record: Any) -> None:
+    if not isinstance(record, dict):
+        raise _refusal(path, "captions", f"{table}[{index}] is not an object")
+    for name, kind in _FIELDS[table].items():
+        if name not in record:
+            raise _refusal(path, "captions", f'{table}[{index}] (id {record.get("id")}) has no "{name}"')
+        if not isinstance(record[name], kind) or isinstance(record[name], bool):
+            reason = f"{table}[{index}] (id {record.get('id')}): {name} is {record[name]!r}"
+            raise _refusal(path, "captions", reason)
 
 
 def _refusal(path: Path, kind: str, reason: str) -> DiptychError:

@@ -37,10 +37,10 @@ _SECONDS_TO_LOOK = 30.0
 """Time after which the nodes are counted again while a task does not end."""
 _SECONDS_TO_ANSWER = 60.0
 """Time that the nodes have to say what is installed on them; starting their first worker takes seconds."""
-_PACKAGES = ("imagehash", "numpy", "pillow", "scipy", "torch", "transformers")
-"""Packages that results depend on."""
-_PACKAGE = Path(__file__).parents[1]
-_OWN = ("config.py", "files.py", "data", "model", "retrieval", "stages", "training", "validation")
+_LIBRARIES = ("imagehash", "numpy", "pillow", "scipy", "torch", "transformers")
+"""Libraries that results depend on."""
+_DIPTYCH = Path(__file__).parents[1]
+_MODULES = ("config.py", "files.py", "data", "model", "retrieval", "stages", "training", "validation")
 """Modules and packages of diptych that results depend on."""
 
 
@@ -254,8 +254,8 @@ def _refuse_other_nodes(ray: Any, inputs: Sequence[Path]) -> None:
 
 
 def _facts(inputs: Sequence[Path]) -> _Facts:
-    facts = {"python": platform.python_version(), "diptych": sources_sha256(_PACKAGE, _OWN)[:12]}
-    for name in _PACKAGES:
+    facts = {"python": platform.python_version(), "diptych": sources_sha256(_DIPTYCH, _MODULES)[:12]}
+    for name in _LIBRARIES:
         try:
             facts[name] = version(name)
         except PackageNotFoundError:

@@ -27,7 +27,7 @@ _MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Position of an image: `size` bytes from `offset` of the file `shard`. `name` is a key, never used as a path."""
 
@@ -171,7 +171,8 @@ def _members_of(path: Path) -> list[Member]:
         raise _damaged(path) from None
     if not is_complete(path, entries):
         raise _damaged(path)
-    return [Member(path.name, entry.name, entry.offset_data, entry.size) for entry in entries if entry.isreg()]
+    shard = path.name
+    return [Member(shard, entry.name, entry.offset_data, entry.size) for entry in entries if entry.isreg()]
 
 
 def is_complete(path: Path, entries: Iterable[tarfile.TarInfo]) -> bool:

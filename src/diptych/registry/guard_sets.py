@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.config import GuardSet, Params, Splits
 from diptych.data.accepted import Accepted, read_columns
-from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, encodable, read_coco
+from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, check_ids, encodable, read_coco
 from diptych.data.cores import worker_count
 from diptych.errors import DiptychError, some
 from diptych.project.dataset import folder_md5
@@ -93,7 +93,13 @@ def _read(folder: Path, split: str | None, params: Params) -> Accepted:
             "hundreds. Correct path or split."
         )
     workers = worker_count(params.threads)
-    images = scan_images(folder, dataset, max_pixels=MAX_PIXELS, workers=workers, records=records)
+    images = scan_images(
+        folder,
+        [check_ids(folder, record) for record in records],
+        max_pixels=MAX_PIXELS,
+        workers=workers,
+        others={record["file_name"] for record in dataset.images},
+    )
     texts = _captions_by_image(dataset, records)
     if problems := _problems(images, texts):
         named = some(problems, separator="; ")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from diptych.config import Params
-from diptych.data.captions import Dataset, Record, read_dataset
+from diptych.data.captions import CAPTIONS_FILE, Record, check_ids, iterate_records
 from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, write_json
 from diptych.project.workspace import Workspace
-from diptych.validation.audit import Audit, audit
+from diptych.validation.audit import Audit, audit, caption_table
 from diptych.validation.inspection import Inspection
 from diptych.validation.scan import scan_images
 from diptych.validation.suites import counted
@@ -31,12 +32,18 @@ def run(workspace: Workspace, params: Params) -> None:
     """
     begin = time.monotonic()
     settings = params.validate_
-    dataset = _read_dataset(workspace)
-    images = scan_images(workspace.data, dataset, max_pixels=settings.max_pixels, workers=worker_count(params.threads))
+    next(_records(workspace, "images"))  # a dataset without images is refused for that
+    captions = caption_table(_records(workspace, "annotations"))
+    images = scan_images(
+        workspace.data,
+        _records(workspace, "images"),
+        max_pixels=settings.max_pixels,
+        workers=worker_count(params.threads),
+    )
     splits = params.data.splits.names()
     with atomic_path(workspace.reports / "data-docs") as docs:
         inspection = Inspection(docs)
-        result = audit(dataset, images, settings, splits, inspection)
+        result = audit(captions, images, settings, splits, inspection)
         inspection.write_docs()
     _write_reports(workspace, result)
     if result.failures:
@@ -48,26 +55,12 @@ def run(workspace: Workspace, params: Params) -> None:
     _log.info("%s in %.1f s.", _describe(result), time.monotonic() - begin)
 
 
-def _read_dataset(workspace: Workspace) -> Dataset:
-    dataset = read_dataset(workspace.data)
-    for name, records in (("images", dataset.images), ("annotations", dataset.annotations)):
-        if not records:
-            raise DiptychError(
-                f"{workspace.data / 'captions.json'} has no {name}. Import some with `diptych data import`."
-            )
-        for record in records:
-            _check_ids(workspace, record)
-    return dataset
-
-
-def _check_ids(workspace: Workspace, record: Record) -> None:
-    for key in ("id", "image_id"):
-        value = record.get(key, 0)
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise DiptychError(
-                f"{workspace.data / 'captions.json'}: {key} {value} does not fit into 64 bits. "
-                "Change the ids in the source and import it again."
-            )
+def _records(workspace: Workspace, table: Literal["images", "annotations"]) -> Iterator[Record]:
+    record = None
+    for record in iterate_records(workspace.data, table):
+        yield check_ids(workspace.data, record)
+    if record is None:
+        raise DiptychError(f"{workspace.data / CAPTIONS_FILE} has no {table}. Import some with `diptych data import`.")
 
 
 def _write_reports(workspace: Workspace, result: Audit) -> None:

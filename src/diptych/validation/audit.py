@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from diptych.config import Validate
-from diptych.data.captions import Dataset, encodable
+from diptych.data.captions import Record, encodable
 from diptych.errors import some_lines
 from diptych.validation.inspection import Inspection, Verdict
 from diptych.validation.near_duplicates import near_duplicates
+from diptych.validation.packing import packed
 from diptych.validation.suites import caption_promises, dataset_promises, image_promises
 
 LEFT_OUT = "its image is left out"
@@ -22,6 +23,7 @@ _NEAR_DUPLICATE_BITS = 4
 _NEAR_DUPLICATES = 100
 """Number of pairs that validation.json lists, the closest ones."""
 
+_CAPTIONS = {"caption_id": "int64", "image_id": "int64", "caption": "str", "characters": "Int32", "letters": "Int32"}
 _MANIFEST = {
     "image_id": "int64",
     "split": "str",
@@ -59,14 +61,31 @@ class Audit:
     failures: list[str]
 
 
+def caption_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a table with one row an annotation, in their order.
+
+    Columns: caption_id, image_id; caption, without surrounding whitespace and halves of surrogate pairs; characters and
+    letters, their numbers. The last three are null where there is no text.
+    """
+    return packed(map(_caption_row, records), _CAPTIONS)
+
+
+def _caption_row(record: Record) -> tuple[int, int, str | None, int | None, int | None]:
+    if record["caption"] is None:
+        return record["id"], record["image_id"], None, None, None
+    text = encodable(record["caption"]).strip()
+    return record["id"], record["image_id"], text, len(text), sum(map(str.isalpha, text)) if text else None
+
+
 def audit(
-    dataset: Dataset, images: pd.DataFrame, settings: Validate, splits: list[str], inspection: Inspection
+    captions: pd.DataFrame, images: pd.DataFrame, settings: Validate, splits: list[str], inspection: Inspection
 ) -> Audit:
-    """Judge the captions of `dataset` and its `images`, the table that `scan_images` returns.
+    """Judge the tables that `caption_table` and `scan_images` return.
 
     `splits` are those that the pipeline uses; the Data Docs of `inspection` show the judgements.
     """
-    captions = _caption_table(dataset, images)
+    image_of_id = images.drop_duplicates("image_id").set_index("image_id")
+    captions = captions.join(image_of_id[["file_name", "source", "split"]], on="image_id")
     verdicts = inspection.judge("captions", captions, caption_promises(settings))
     captions["reason"] = _reasons(captions, verdicts)
     images = _with_judged_columns(images, captions)
@@ -91,23 +110,6 @@ def audit(
         summary=_summary(tables, verdicts, manifest, splits, failures),
         failures=failures,
     )
-
-
-def _caption_table(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an annotation; texts have no surrounding whitespace and no halves of surrogate pairs."""
-    annotations = dataset.annotations
-    texts = [None if record["caption"] is None else encodable(record["caption"]).strip() for record in annotations]
-    table = pd.DataFrame(
-        {
-            "caption_id": [record["id"] for record in annotations],
-            "image_id": [record["image_id"] for record in annotations],
-            "caption": texts,
-            "characters": [None if text is None else len(text) for text in texts],
-            "letters": [sum(map(str.isalpha, text)) if text else None for text in texts],
-        }
-    )
-    image_of_id = images.drop_duplicates("image_id").set_index("image_id")
-    return table.join(image_of_id[["file_name", "source", "split"]], on="image_id")
 
 
 def _with_judged_columns(images: pd.DataFrame, captions: pd.DataFrame) -> pd.DataFrame:

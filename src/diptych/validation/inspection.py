@@ -65,34 +65,42 @@ class Inspection:
         self._source = self._context.data_sources.add_pandas("diptych")
 
     def judge(self, table: str, frame: pd.DataFrame, promises: list[Promise]) -> list[Verdict]:
-        """Judge `promises` about `frame` as one suite in one run; return the verdicts in the same order.
+        """Judge `promises` about `frame`; return the verdicts in the same order.
 
-        `table` is the name in verdicts and Data Docs.
+        `table` is the name in verdicts and Data Docs, which have a suite for each column: Great Expectations copies all
+        columns of a suite for each of its expectations.
 
         Raises:
             RuntimeError: Great Expectations cannot evaluate an expectation.
         """
+        verdicts: dict[int, Verdict] = {}
+        for column in dict.fromkeys(promise.column for promise in promises):
+            numbered = {number: promise for number, promise in enumerate(promises) if promise.column == column}
+            results = self._run(f"{table}.{column}", frame[[column]].reset_index(drop=True), numbered)
+            verdicts |= {number: _verdict(table, numbered[number], result) for number, result in results.items()}
+        return [verdict for _, verdict in sorted(verdicts.items())]
+
+    def _run(self, name: str, frame: pd.DataFrame, promises: dict[int, Promise]) -> dict[int, Any]:
+        """Run promises as a suite with this name; return Great Expectations' results by the promises' numbers."""
         from great_expectations.core.run_identifier import RunIdentifier
 
         suite = self._context.suites.add(
             self._gx.ExpectationSuite(
-                name=table,
-                expectations=[self._expectation(promise, number) for number, promise in enumerate(promises)],
+                name=name,
+                expectations=[self._expectation(promise, number) for number, promise in promises.items()],
             )
         )
-        batch = self._source.add_dataframe_asset(table).add_batch_definition_whole_dataframe(table)
+        batch = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(name)
         definition = self._context.validation_definitions.add(
-            self._gx.ValidationDefinition(name=table, data=batch, suite=suite)
+            self._gx.ValidationDefinition(name=name, data=batch, suite=suite)
         )
-        columns = list(dict.fromkeys(promise.column for promise in promises))
         result = definition.run(
-            batch_parameters={"dataframe": frame[columns].reset_index(drop=True)},
+            batch_parameters={"dataframe": frame},
             result_format={"result_format": "COMPLETE", "return_unexpected_index_query": False},
-            run_id=RunIdentifier(run_name=table, run_time=_EPOCH),
+            run_id=RunIdentifier(run_name=name, run_time=_EPOCH),
         )
         # The results are not in the order of the expectations.
-        results = {item.expectation_config.meta["promise"]: item for item in result.results}
-        return [_verdict(table, promise, results[number]) for number, promise in enumerate(promises)]
+        return {item.expectation_config.meta["promise"]: item for item in result.results}
 
     def write_docs(self) -> None:
         """Write the Data Docs of all suites judged so far."""

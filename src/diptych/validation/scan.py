@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +17,28 @@ import pandas as pd
 # imagehash imports scipy.fftpack at its first hash. Imported here, it is loaded once and not once a process.
 import scipy.fftpack  # noqa: F401
 
-from diptych.data.captions import CAPTIONS_FILE, Dataset, Record, encodable
+from diptych.data.captions import CAPTIONS_FILE, Record, encodable
 from diptych.data.images import ImageError, inspect_image
 from diptych.data.parallel import batch_size, map_shards
-from diptych.data.shards import Member, list_members, read_member
+from diptych.data.shards import Member, list_members, members_of, read_member
 from diptych.progress import progress
+from diptych.validation.packing import packed
 
 _log = logging.getLogger(__name__)
+_RECORDED = {
+    "image_id": "int64",
+    "split": "str",
+    "file_name": "str",
+    "source": "str",
+    "objects": "str",
+    "shard": "str",
+    "offset": "Int64",
+    "bytes": "Int64",
+    "recorded": "str",
+}
+"""Columns that captions.json and the shards give; `recorded` is the SHA-256 that the file should have."""
+_SCANNED = {"width": "Int64", "height": "Int64", "mode": "str", "sha256": "str", "phash": "str", "damage": "str"}
+_Batch = list[tuple[Member, str | None]]
 
 
 class Scanned(NamedTuple):
@@ -36,11 +53,11 @@ class Scanned(NamedTuple):
 
 
 def scan_images(
-    data: Path, dataset: Dataset, *, max_pixels: int, workers: int, records: list[Record] | None = None
+    data: Path, records: Iterable[Record], *, max_pixels: int, workers: int, others: Container[str] = ()
 ) -> pd.DataFrame:
     """Return a table with one row an image record, in the order of the records.
 
-    `records` are those of the dataset to scan, at least one; None: all.
+    `others` are the file names of the dataset's other records, which are not scanned.
 
     Columns:
 
@@ -54,42 +71,33 @@ def scan_images(
         DiptychError: a shard is damaged, or a process was killed.
     """
     members = {member.name: member for member in list_members(data)}
-    records = dataset.images if records is None else records
-    table = _records(records, members)
-    present = [
-        (members[record["file_name"]], record.get("sha256")) for record in records if record["file_name"] in members
-    ]
-    _warn_of_unused(dataset, members)
+    table = packed(_described(records, members), _RECORDED)
+    _warn_of_unused(table, members, others)
+    del members  # half a kilobyte each
+    present = table[table["shard"].notna()]
     size, folder = batch_size(), data.absolute()
-    batches = (present[start : start + size] for start in range(0, len(present), size))
+    batches = (_batch_of(present.iloc[start : start + size]) for start in range(0, len(present), size))
     scan = partial(_scan_batch, folder, max_pixels)
-    rows: list[Scanned] = []
-    with progress(None, "validate", unit="images", total=len(present)) as bar:
-        for batch in map_shards(scan, batches, workers, name=_shard_of, inputs=[folder / CAPTIONS_FILE]):
-            rows.extend(batch)
-            bar.update(len(batch))
-    scanned = pd.DataFrame(rows, columns=Scanned._fields, index=table.index[table["shard"].notna()])
-    return table.join(scanned)
+    done = map_shards(scan, batches, workers, name=_shard_of, inputs=[folder / CAPTIONS_FILE])
+    with progress(chain.from_iterable(done), "validate", unit="images", total=len(present)) as rows:
+        scanned = packed(rows, _SCANNED)
+    return table.drop(columns="recorded").join(scanned.set_index(present.index))
 
 
-def _records(images: list[dict[str, Any]], members: dict[str, Member]) -> pd.DataFrame:
-    rows = []
-    for record in images:
+def _described(records: Iterable[Record], members: Mapping[str, Member]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the records, with the columns `_RECORDED`."""
+    for record in records:
         member = members.get(record["file_name"])
-        split = record.get("split")
-        rows.append(
-            {
-                "image_id": record["id"],
-                "split": encodable(split) if isinstance(split, str) else None,
-                "file_name": encodable(record["file_name"]),
-                "source": encodable(str(record.get("source", record["file_name"]))),
-                "objects": _objects(record),
-                "shard": member and member.shard,
-                "offset": member and member.offset,
-                "bytes": member and member.size,
-            }
+        split, sha256 = record.get("split"), record.get("sha256")
+        yield (
+            record["id"],
+            encodable(split) if isinstance(split, str) else None,
+            encodable(record["file_name"]),
+            encodable(str(record.get("source", record["file_name"]))),
+            _objects(record),
+            *((member.shard, member.offset, member.size) if member else (None, None, None)),
+            None if sha256 is None else str(sha256),
         )
-    return pd.DataFrame(rows)
 
 
 def _objects(record: dict[str, Any]) -> str | None:
@@ -102,19 +110,24 @@ def _objects(record: dict[str, Any]) -> str | None:
     return encodable(json.dumps(objects, ensure_ascii=False))
 
 
-def _warn_of_unused(dataset: Dataset, members: dict[str, Member]) -> None:
-    unused = members.keys() - {record["file_name"] for record in dataset.images}
+def _warn_of_unused(table: pd.DataFrame, members: Mapping[str, Member], others: Container[str]) -> None:
+    unused = [name for name in members.keys() - set(table["file_name"]) if name not in others]
     if unused:
         _log.warning("%d image(s) in the shards are not in captions.json, such as %s.", len(unused), min(unused))
 
 
-def _scan_batch(data: Path, max_pixels: int, members: list[tuple[Member, str | None]]) -> list[Scanned]:
+def _batch_of(rows: pd.DataFrame) -> _Batch:
+    recorded = [None if pd.isna(sha256) else sha256 for sha256 in rows["recorded"]]
+    return list(zip(members_of(rows), recorded, strict=True))
+
+
+def _scan_batch(data: Path, max_pixels: int, batch: _Batch) -> list[Scanned]:
     """Scan images, each of which has the SHA-256 that captions.json records, if there is one."""
-    return [_scan(read_member(data, member), sha256, max_pixels) for member, sha256 in members]
+    return [_scan(read_member(data, member), sha256, max_pixels) for member, sha256 in batch]
 
 
-def _shard_of(members: list[tuple[Member, str | None]]) -> str:
-    return members[0][0].shard
+def _shard_of(batch: _Batch) -> str:
+    return batch[0][0].shard
 
 
 def _scan(content: bytes, recorded_sha256: str | None, max_pixels: int) -> Scanned:
