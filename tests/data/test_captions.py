@@ -96,10 +96,10 @@ def test_a_record_that_was_laid_out_by_hand_comes_once_as_all_others_do(tmp_path
     ("change", "words"),
     [
         (lambda text: text[:-20], r"not complete JSON: .* at line"),
-        (lambda text: text.replace('"image_id": 1', '"image_id": 1 1'), r"not JSON|JSON"),
+        (lambda text: text.replace('"image_id": 1', '"image_id": 1 1'), "JSON"),
         (
             lambda text: text.replace('"image_id": 1', '"image_id": true'),
-            r"annotations\[0\] \(id .*\): image_id is True",
+            r"annotations\[0\] .*: image_id is True",
         ),
     ],
 )
