@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import click
 
 from diptych.cli.console import print_result
+from diptych.cli.download import download
 from diptych.data import importing
 from diptych.data.cores import worker_count
 from diptych.data.growth import DEFAULT_RULES, OntoScenes, Rules
@@ -39,6 +40,9 @@ _SIZE = click.IntRange(min=1)
 @click.group()
 def data() -> None:
     """Import images and captions into data/, the dataset version."""
+
+
+data.add_command(download)
 
 
 @data.command()
