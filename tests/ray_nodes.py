@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+
+import diptych
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +21,9 @@ def nodes() -> Iterator[Any]:
     # Paths of sockets may have 107 bytes.
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         patch.setenv("RAY_TMPDIR", folder)
-        # The workers import `cluster_work`.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        # The workers import `cluster_work`, and the diptych of this process.
+        folders = Path(__file__).parent, Path(diptych.__file__).parents[1]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         started.add_node(num_cpus=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def test_a_text_tower_of_the_family_comes_back_from_disk(config: dict[str, Any],
     back = there_and_back(model, tmp_path, text_tower={"config": config, "layers": 2})
     ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
     assert torch.equal(back.encode_texts(ids, mask).pooled, model.encode_texts(ids, mask).pooled)
+
+
+@IMAGE_TOWERS
+def test_a_pickled_image_tower_computes_the_same(config: dict[str, Any], grid_size: int) -> None:
+    tower = make_model(image_tower={"config": config}).image_tower
+    assert torch.equal(pickle.loads(pickle.dumps(tower))(pixels(2)), tower(pixels(2)))
+
+
+@TEXT_TOWERS
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_text_tower_is_pickled_after_it_was_used(config: dict[str, Any], is_split: bool) -> None:
+    tower = make_model(text_tower={"config": config, "layers": 2}).text_tower
+    ids, mask = torch.tensor([[2, 5, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    assert not is_split or tower.split(1)
+    expected = tower(ids, mask)
+    assert torch.equal(pickle.loads(pickle.dumps(tower))(ids, mask), expected)
+    assert torch.equal(tower(ids, mask), expected)
 
 
 def test_a_class_token_can_stand_for_the_image() -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,22 @@ class Tower(nn.Module):
     unused_weights: frozenset[str] = frozenset()
     """Names of the backbone's weights that its output does not depend on."""
     _statistics_frozen = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled for the nodes of a cluster."""
+        for model in (self.backbone, *([self.upper.model] if self.upper else [])):
+            # Hooks that transformers sets when it is asked for hidden states cannot be pickled; it sets them again.
+            if vars(model).pop("_output_capturing_hooks_installed", False):
+                for module in model.modules():
+                    module._forward_hooks.clear()  # noqa: SLF001
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what `__getstate__` returned."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # transformers notes what a class returns when a model of it is made; without, there are no hidden states.
+        with torch.device("meta"):
+            type(self.backbone)(self.backbone.config)
 
     def set_learning(self, learning: bool, *, top_layers: int | None = None, statistics_frozen: bool = False) -> None:
         """Choose which of the backbone's weights are trained.

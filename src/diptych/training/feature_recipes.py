@@ -76,13 +76,6 @@ class Recipe(ABC, Generic[Stored]):
         self.fingerprint = _fingerprint(computing, tower, whole)
         self.feature_shape = tower.whole_shape if whole else tower.feature_shape
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore what was pickled, on a node of a cluster."""
-        self.__dict__.update(state)
-        # transformers notes what a class returns when a model of it is made; without, there are no hidden states.
-        with torch.device("meta"):
-            type(self.tower.backbone)(self.tower.backbone.config)
-
     @property
     def reads_features(self) -> bool:
         """Whether it computes from the features of the lower part, not from pixels or token ids."""
