@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
-from cluster_work import die_at_two, die_once, refuse, square, wait_for
+from cluster_work import die_at_two, die_once, refuse, square, variable, wait_for
 from ray_nodes import joined, nodes
+from searching import MODEL, write_photos
 from tiny import make_model, open_prepared, write_prepared
+from tiny_model import write_tiny_model
 from waiting import comes_true
 
+from diptych import Retriever
 from diptych.config import Preprocess
 from diptych.data import cluster, parallel, shards
 from diptych.data.captions import read_dataset
@@ -26,6 +30,10 @@ from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
 from diptych.files import file_sha256
 from diptych.model.dual_encoder import DualEncoder
+from diptych.serving import indexing
+from diptych.serving.indexing import IndexSummary, update_index
+from diptych.serving.sources import DatasetSource, FilesSource, Source
+from diptych.serving.store import Store, table_name
 from diptych.training.features import FeatureCache
 from diptych.validation.scan import scan_images
 
@@ -52,6 +60,18 @@ def stored_features(folder: Path, model: DualEncoder, splits: Sequence[PreparedS
     cache.images(model.image_tower, splits)
     cache.texts(model.text_tower, splits)
     return {path.name: file_sha256(path) for path in folder.iterdir()}
+
+
+def indexed(folder: Path, source: Source, retriever: Retriever) -> tuple[pa.Table, IndexSummary]:
+    """Index a collection; return its rows and the outcome."""
+    store = Store(str(folder / "store"), folder / "local", folder)
+    summary = update_index(store, "photos", source, MODEL, lambda: retriever)
+    return store.database("photos").open_table(table_name(MODEL)).to_arrow(), summary
+
+
+@pytest.fixture
+def retriever(tmp_path: Path) -> Retriever:
+    return Retriever.load(write_tiny_model(tmp_path / "model"), "cpu", batch_size=4)
 
 
 def test_results_come_in_the_order_of_the_tasks(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +153,12 @@ def test_images_are_scanned_and_prepared_to_the_same_bytes(joined: Any, tmp_path
     assert there == here
 
 
-def test_features_are_computed_to_the_same_bytes(joined: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("top_layers", [None, 1])
+def test_features_are_computed_to_the_same_bytes(joined: Any, tmp_path: Path, top_layers: int | None) -> None:
     write_prepared(tmp_path / "prepared")
     splits, model = [open_prepared(tmp_path / "prepared").split(role) for role in ("train", "val")], make_model()
+    for tower in (model.image_tower, model.text_tower):
+        assert top_layers is None or tower.split(top_layers)
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(parallel, "in_processes")
         there = stored_features(tmp_path / "there", model, splits)
@@ -144,3 +167,40 @@ def test_features_are_computed_to_the_same_bytes(joined: Any, tmp_path: Path) ->
         here = stored_features(tmp_path / "here", model, splits)
     assert there
     assert there == here
+
+
+@pytest.mark.parametrize("kind", ["dataset", "folder"])
+def test_collections_are_indexed_to_the_same_rows(joined: Any, tmp_path: Path, kind: str, retriever: Retriever) -> None:
+    if kind == "dataset":
+        write_scenes(tmp_path / "data", train=20, val=5, test=5, seed=0)
+        source: Source = DatasetSource(tmp_path / "data")
+    else:
+        photos = write_photos(tmp_path / "photos", [f"{number}.png" for number in range(30)])
+        (photos / "11.png").write_bytes(b"no image")
+        source = FilesSource(str(photos))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing, "_BATCH", 7)
+        with patch.context() as there_alone:
+            there_alone.delattr(parallel, "in_processes")
+            there, summary = indexed(tmp_path / "there", source, retriever)
+        patch.delenv("RAY_ADDRESS")
+        here, expected = indexed(tmp_path / "here", source, retriever)
+    assert there.equals(here)
+    assert len(there) == summary.embedded == (30 if kind == "dataset" else 29)
+    assert [path for path, _ in summary.unreadable] == ([] if kind == "dataset" else ["11.png"])
+    assert summary.unreadable == expected.unreadable
+
+
+def test_a_collection_that_nodes_see_otherwise_is_refused(
+    joined: Any, tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FilesSource(str(write_photos(tmp_path / "photos", ["a.png", "b.png"])))
+    monkeypatch.setattr(cluster, "file_sha256", lambda path: "of here")
+    with pytest.raises(DiptychError, match=r"The node .* does not see the same .*photos/a\.png"):
+        indexed(tmp_path, source, retriever)
+
+
+def test_nodes_have_the_credentials_of_this_process(joined: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key of here")
+    monkeypatch.setenv("OTHER_KEY", "key of here")
+    assert results(variable, ["AWS_ACCESS_KEY_ID", "OTHER_KEY"]) == ["key of here", None]

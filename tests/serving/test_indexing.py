@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from io import BytesIO
 from typing import Any
 
@@ -158,6 +159,23 @@ def write_table(collection: Collection, files: list[str]) -> Any:
     path = collection.photos / "files.csv"
     path.write_text("\n".join(["file,folder", *(f"{name},{name.rpartition('/')[0]}" for name in files)]) + "\n")
     return path
+
+
+def test_content_that_several_nodes_encode_at_once_is_stored_once(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch, small_batches: None
+) -> None:
+    def at_once(work: Callable[[Any], Any], tasks: Iterable[Any], *_: Any, **__: Any) -> Generator[Any]:
+        """Nodes know what the index had when the work began."""
+        sent = pickle.dumps(work)
+        yield from [pickle.loads(sent)(task) for task in tasks]
+
+    (collection.photos / "z.png").write_bytes((collection.photos / "cats/a.png").read_bytes())
+    monkeypatch.setattr(indexing, "map_shards", at_once)
+    assert counts(collection.update()) == (7, 1, 0)
+    index = collection.open()
+    first, last = (collection.paths().index(name) for name in ("cats/a.png", "z.png"))
+    assert len(index) == 8
+    assert (index.vectors[first] == index.vectors[last]).all()
 
 
 def test_an_index_that_is_older_than_its_collection_is_not_opened(indexed: Collection) -> None:

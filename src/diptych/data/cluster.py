@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -39,8 +39,13 @@ _SECONDS_TO_ANSWER = 60.0
 """Time that the nodes have to say what is installed on them; starting their first worker takes seconds."""
 _LIBRARIES = ("imagehash", "numpy", "pillow", "scipy", "torch", "transformers")
 """Libraries that results depend on."""
+_PASSED_ON = ("AWS_", "DIPTYCH_", "HF_", "MLFLOW_")
+"""First letters of the environment variables that processes on the nodes have too."""
 _DIPTYCH = Path(__file__).parents[1]
-_MODULES = ("config.py", "files.py", "data", "model", "retrieval", "stages", "training", "validation")
+_MODULES = (
+    *("config.py", "files.py", "remote.py", "retriever.py"),
+    *("data", "model", "retrieval", "serving", "stages", "training", "validation"),
+)
 """Modules and packages of diptych that results depend on."""
 
 
@@ -52,6 +57,11 @@ class Need(NamedTuple):
 
 
 ONE_CORE = Need()
+
+
+def need_of(device: str, threads: int) -> Need:
+    """Return what a task occupies that computes with a device of this type: a GPU, or else `threads` cores."""
+    return Need(gpus=1) if device == "cuda" else Need(cpus=threads)
 
 
 _Facts = tuple[tuple[str, str], ...]
@@ -76,6 +86,11 @@ def describe(inputs: Sequence[Path]) -> str:
         resources = [node["Resources"] for node in alive(ray)]
         cpus, gpus = (round(sum(has.get(kind, 0) for has in resources)) for kind in ("CPU", "GPU"))
         return f"{len(resources)} node(s) with {cpus} CPU(s) and {gpus} GPU(s)"
+
+
+def passed_on() -> dict[str, str]:
+    """Return the environment variables that processes on the nodes are to have too, such as the credentials of S3."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
 
 
 def in_cluster(
@@ -121,7 +136,8 @@ class _Submitted(Generic[Task, Result]):
         self._ray, self._name, self._need = ray, name, need
         # Ray itself would try again without end where memory runs out.
         self._remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_retries=0)(_run)
-        self._settings = ray.put(work), tuple(inputs), _facts(inputs)
+        # In arguments, as the settings of Ray's own environments are shown to everybody on its dashboard.
+        self._settings = ray.put(work), tuple(inputs), _facts(inputs), passed_on()
         self._pending = deque[tuple[Task, Any]]()
 
     def fill(self, queue: Iterator[Task]) -> bool:
@@ -165,9 +181,9 @@ class _Submitted(Generic[Task, Result]):
             self._ray.cancel(reference)
 
     def _submit(self, task: Task) -> Any:
-        work, inputs, facts = self._settings
+        work, inputs, facts, environment = self._settings
         # In a list Ray passes the reference on, and a worker gets the work itself once.
-        return self._remote.remote([work], inputs, facts, task)
+        return self._remote.remote([work], inputs, facts, environment, task)
 
 
 @contextmanager
@@ -303,14 +319,15 @@ def place_count(ray: Any, need: Need) -> int:
     if not places:
         raise DiptychError(
             f"No node of the cluster has {need.cpus} CPU(s) and {need.gpus} GPU(s), which a task needs: add such "
-            "nodes. `threads` in params.yaml is the number of CPUs for features."
+            "nodes. `threads` in params.yaml is the number of CPUs for features and indexes."
         )
     return places
 
 
-def _run(work: list[Any], inputs: tuple[Path, ...], expected: _Facts, task: Any) -> Any:
+def _run(work: list[Any], inputs: tuple[Path, ...], expected: _Facts, environment: Mapping[str, str], task: Any) -> Any:
     """Do the work on a node, whose name is added to what goes wrong there."""
     host = socket.gethostname()
+    os.environ.update(environment)
     _check_once(inputs, expected, host)
     try:
         return _received(work[0])(task)

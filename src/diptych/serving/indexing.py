@@ -6,27 +6,26 @@ was; what is read is the version before until the new one is complete.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 
-from diptych.data.images import ImageError
+from diptych.data.cluster import need_of
+from diptych.data.parallel import map_shards
 from diptych.errors import DiptychError
 from diptych.progress import progress
 from diptych.serving.approximate import LEAST_TEXTS, choose_probes
 from diptych.serving.collections import fingerprint
+from diptych.serving.encoding import EncodedFiles, FileEncoder, content_schema
 from diptych.serving.index import Index
 from diptych.serving.partitions import APPROXIMATE_FROM, FOREVER, create_partitions, drop_partitions
-from diptych.serving.pictures import Picture, read_picture
-from diptych.serving.sources import Item, Source, SourceError
+from diptych.serving.sources import Item, Source
 from diptych.serving.store import (
     ALL_ROWS,
     MIN_RECALL,
@@ -44,7 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BATCH = 512
-"""Images of a commit: after a kill at most these are embedded again."""
+"""Images of a commit, and of a task: after a kill at most those of the tasks that run are embedded again."""
 _DELETED_AT_ONCE = 10_000
 _EXAMPLES = 3
 _KEPT_SECONDS = 3600.0
@@ -100,13 +99,10 @@ class IndexSummary(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """An image file that was read. Its content is known to the index, or it has a picture, or an error."""
+    """An image file that was read, with its SHA-256."""
 
     item: Item
     hash: str
-    picture: Picture | None = None
-    error: str = ""
-    """Reason why the file cannot be decoded."""
 
 
 def announce(store: Store, collection: str, summary: IndexSummary) -> None:
@@ -220,9 +216,11 @@ class _Update:
         self._dim = int(retriever.query_bank.image.shape[1])
         tokens, rerank = retriever.model.image_tower.grid_size, target.rerank
         self._grid = (tokens, self._dim) if (any(retriever.weights.t2i) if rerank is None else rerank) else None
+        self._contents = content_schema(self._dim, self._grid)
         self._unreadable: list[tuple[str, str]] = []
-        self._known_in: dict[str, Any] = {}
-        """Table from which the content columns of an image can be copied, by its hash."""
+        self._tables: list[Any] = []
+        self._known_in: dict[str, int] = {}
+        """Number of the table from which the content columns of an image can be copied, by its hash."""
         self._embedded = self._known = 0
 
     def run(self, items: list[Item]) -> IndexSummary:
@@ -318,77 +316,69 @@ class _Update:
         table = database.create_table(name, schema=self._schema, mode="overwrite")
         return table, _identities(table)
 
-    @property
-    def _content_columns(self) -> list[str]:
-        """Names of the columns that belong to the content of an image."""
-        return [name for name in ("width", "height", "thumbnail", "embedding", "grid") if name in self._schema.names]
-
     def _remember(self, table: Any, version: int) -> None:
         """Note the images whose content columns can be copied from a version of the table."""
         table.checkout(version)
-        if all(_same_field(name, table.schema, self._schema) for name in self._content_columns):
-            self._known_in |= dict.fromkeys(_identities(table)["hash"], table)
+        if all(_same_field(name, table.schema, self._contents) for name in self._contents.names):
+            self._tables.append(table)
+            self._note(_identities(table)["hash"])
+
+    def _note(self, hashes: Iterable[str]) -> None:
+        """Note that the content columns of the images with these hashes can be copied from the last table."""
+        self._known_in |= dict.fromkeys(hashes, len(self._tables) - 1)
 
     def _add(self, table: Any, items: Sequence[Item]) -> None:
         """Add rows for `items`; images of known content are not embedded again."""
-        with (
-            progress(None, "index", unit="images", total=len(items), disable=not items) as bar,
-            ThreadPoolExecutor() as pool,
-        ):
-            for batch in _batches(items, _BATCH):
-                read = list(pool.map(self._read, batch))
-                self._unreadable += [(file.item.path, file.error) for file in read if file.error]
-                known = [file for file in read if not file.error and file.picture is None]
-                new = [file for file in read if file.picture]
-                parts = [self._encoded(new)]
-                for source in {id(self._known_in[file.hash]): self._known_in[file.hash] for file in known}.values():
-                    parts.append(self._copied(source, [file for file in known if self._known_in[file.hash] is source]))
-                if (rows := pa.concat_tables(parts)).num_rows:
-                    table.add(rows)
-                self._known_in |= {file.hash: table for file in new}
+        if not items:
+            return
+        self._tables.append(table)
+        with progress(None, "index", unit="images", total=len(items)) as bar, closing(self._encoded(items)) as encoded:
+            for batch, files in zip(_batches(items, _BATCH), encoded, strict=True):
+                self._add_batch(table, batch, files)
                 bar.update(len(batch))
 
-    def _read(self, item: Item) -> _Read:
-        try:
-            content = self._target.source.read(item.path)
-        except SourceError as error:
-            return _Read(item, "", error=str(error))
-        digest = hashlib.sha256(content).hexdigest()
-        if digest in self._known_in:
-            return _Read(item, digest)
-        try:
-            return _Read(item, digest, read_picture(content, self._retriever.preprocessing))
-        except ImageError as error:
-            return _Read(item, digest, error=str(error))
+    def _encoded(self, items: Sequence[Item]) -> Generator[EncodedFiles]:
+        """Yield the files of each batch, encoded by this process or by the cluster that RAY_ADDRESS names."""
+        import torch
 
-    def _copied(self, table: Any, known: Sequence[_Read]) -> pa.Table:
-        """Return rows for images of known content, with what the table has of it."""
+        threads, source = torch.get_num_threads(), self._target.source
+        encoder = FileEncoder(self._retriever, source, self._known_in, self._contents, threads)
+        tasks = ([item.path for item in batch] for batch in _batches(items, _BATCH))
+        need = need_of(self._retriever.device.type, threads)
+        return map_shards(encoder.encode, tasks, 1, name=_describe, inputs=source.inputs, need=need)
+
+    def _add_batch(self, table: Any, batch: Sequence[Item], files: EncodedFiles) -> None:
+        """Add rows for a batch of images."""
+        known: list[_Read] = []
+        new: list[_Read] = []
+        for item, digest, error in zip(batch, files.hashes, files.errors, strict=True):
+            if error:
+                self._unreadable.append((item.path, error))
+            else:
+                # A node of a cluster does not know what batches before this one have added.
+                (known if digest in self._known_in else new).append(_Read(item, digest))
+        parts = [self._rows(new, files.contents)] if new else []
+        for number in dict.fromkeys(self._known_in[file.hash] for file in known):
+            parts.append(self._copied(number, [file for file in known if self._known_in[file.hash] == number]))
+        if parts:
+            table.add(pa.concat_tables(parts))
+        added = dict.fromkeys(file.hash for file in new)
+        self._note(added)
+        self._embedded += len(added)
+        self._known += len(known)
+
+    def _copied(self, number: int, known: Sequence[_Read]) -> pa.Table:
+        """Return rows for images of known content, with what a table has of it."""
         from lancedb.expr import col
 
-        self._known += len(known)
-        chosen = table.search().where(col("hash").isin(sorted({file.hash for file in known})))
-        found = chosen.select(["hash", *self._content_columns]).limit(ALL_ROWS).to_arrow()
-        position = {digest: row for row, digest in enumerate(found["hash"].to_pylist())}
-        copied = found.take([position[file.hash] for file in known])
-        columns = self._columns_of(known) | {name: copied[name] for name in self._content_columns}
-        return pa.table(columns, schema=self._schema)
+        chosen = self._tables[number].search().where(col("hash").isin(sorted({file.hash for file in known})))
+        return self._rows(known, chosen.select(self._contents.names).limit(ALL_ROWS).to_arrow())
 
-    def _encoded(self, new: Sequence[_Read]) -> pa.Table:
-        """Return rows for images of new content."""
-        pictures = {file.hash: file.picture for file in new if file.picture}
-        if not pictures:
-            return self._schema.empty_table()
-        images = [picture.pixels for picture in pictures.values()]
-        encoded = self._retriever.encode_images(images, tokens=self._grid is not None)
-        self._embedded += len(images)
-        position = {digest: row for row, digest in enumerate(pictures)}
-        rows = np.array([position[file.hash] for file in new])
-        columns: dict[str, Any] = self._columns_of(new)
-        for name in ("width", "height", "thumbnail"):
-            columns[name] = [getattr(pictures[file.hash], name) for file in new]
-        columns["embedding"] = _vectors(np.concatenate([encoded.embedding, -encoded.bias[:, None]], axis=1)[rows])
-        if encoded.tokens is not None:
-            columns["grid"] = _vectors(encoded.tokens.numpy().astype(np.float16)[rows].reshape(len(new), -1))
+    def _rows(self, read: Sequence[_Read], contents: pa.Table) -> pa.Table:
+        """Return rows for files whose contents are among the rows of `contents`."""
+        position = {digest: row for row, digest in enumerate(contents["hash"].to_pylist())}
+        chosen = contents.take([position[file.hash] for file in read])
+        columns = {name: chosen[name] for name in self._contents.names} | self._columns_of(read)
         return pa.table(columns, schema=self._schema)
 
     def _columns_of(self, read: Sequence[_Read]) -> dict[str, pa.Array]:
@@ -413,14 +403,8 @@ class _Update:
             "hash": pa.string(),
             "captions": pa.list_(pa.string()),
             **({"attributes": pa.struct(kinds)} if kinds else {}),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "thumbnail": pa.binary(),
-            "embedding": pa.list_(pa.float32(), self._dim + 1),
         }
-        if self._grid:
-            columns["grid"] = pa.list_(pa.float16(), self._grid[0] * self._grid[1])
-        return pa.schema(columns)
+        return pa.schema(columns | {field.name: field.type for field in self._contents})
 
 
 def _clean_up(table: Any, replaced: int) -> None:
@@ -449,6 +433,5 @@ def _same_field(name: str, first: pa.Schema, second: pa.Schema) -> bool:
     return name in first.names and first.field(name).type.equals(second.field(name).type)
 
 
-def _vectors(values: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
-    """Return the rows of a matrix as an Arrow column."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+def _describe(paths: Sequence[str]) -> str:
+    return f"the images {paths[0]} to {paths[-1]}"

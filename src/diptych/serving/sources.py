@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import encodable, read_dataset
+from diptych.data.captions import CAPTIONS_FILE, encodable, read_dataset
 from diptych.data.shards import Member, list_members, read_member
 from diptych.data.tables import USUAL_SUFFIXES
 from diptych.errors import DiptychError, some
@@ -59,6 +59,11 @@ class Source(ABC):
             DiptychError: the place is missing or cannot be read; the message names the file or row.
         """
 
+    @property
+    @abstractmethod
+    def inputs(self) -> list[Path]:
+        """Absolute paths of files by which a node of a cluster proves that it sees the same images."""
+
     @abstractmethod
     def read(self, path: str) -> bytes:
         """Return the bytes of the image file.
@@ -73,7 +78,7 @@ class DatasetSource(Source):
 
     def __init__(self, data: Path, split: str = "") -> None:
         self.description = {"kind": "dataset", "split": split}
-        self._data, self._split = data, split
+        self._data, self._split = data.absolute(), split
 
     @cached_property
     def _members(self) -> dict[str, Member]:
@@ -99,6 +104,11 @@ class DatasetSource(Source):
             raise DiptychError(f"The dataset has no split {self._split!r}: it has {some(splits)}.")
         return sorted(found, key=lambda item: item.path)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The captions, which name the images."""
+        return [self._data / CAPTIONS_FILE]
+
     def read(self, path: str) -> bytes:
         """Return the bytes of the image, as `Source`."""
         if path not in self._members:
@@ -119,6 +129,10 @@ class FilesSource(Source):
         if self._is_remote and not self.address.removeprefix(S3):
             raise DiptychError(f"{address} names no bucket: s3://bucket/prefix is needed.")
 
+    def __reduce__(self) -> tuple[type[FilesSource], tuple[str]]:
+        """Leave the list of the files behind: a node of a cluster reads files by their paths."""
+        return type(self), (self.address,)
+
     @cached_property
     def _remote(self) -> Any:
         return file_system("A collection")
@@ -133,6 +147,12 @@ class FilesSource(Source):
             make_item(path, stamp, (), {"folder": str(PurePosixPath(path).parent)})
             for path, stamp in sorted(images.items())
         ]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The first image; none in S3, which all nodes see."""
+        images = [] if self._is_remote else sorted(filter(_is_image, self._stamps))
+        return [Path(self.address, path) for path in images[:1]]
 
     def stamp(self, path: str) -> str | None:
         """Return a text that changes when the file does; None where there is no such file."""

@@ -48,6 +48,11 @@ class TableSource(Source):
             found[path] = make_item(path, stamp, texts, {name: _plain(values[name]) for name in attributes})
         return sorted(found.values(), key=lambda item: item.path)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The first image in the folder of the files, as `FilesSource` has it."""
+        return self._files.inputs
+
     def read(self, path: str) -> bytes:
         """Return the bytes of the image, as `Source`; a row whose file is gone is an error of its own."""
         return self._files.read(path)

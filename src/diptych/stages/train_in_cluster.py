@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.config import Params
-from diptych.data.cluster import Need, alive, joined, place_count
+from diptych.data.cluster import Need, alive, joined, passed_on, place_count
 from diptych.data.prepared import TABLES
 from diptych.data.workers import TRIES
 from diptych.errors import DiptychError, first_line
@@ -23,8 +23,6 @@ _WORKERS = "DIPTYCH_WORKERS"
 """Environment variable with the number of processes; by default one for each GPU of the cluster, or for each node."""
 _REFUSAL = "refusal.txt"
 """File with the message of an error that would come again."""
-_PASSED_ON = ("AWS_", "DIPTYCH_", "HF_", "MLFLOW_")
-"""First letters of the environment variables that the processes have too."""
 
 
 def run(workspace: Workspace, params: Params) -> None:
@@ -36,7 +34,7 @@ def run(workspace: Workspace, params: Params) -> None:
     """
     folder = workspace.local / "ray-train"
     remove(folder)  # what a killed training left
-    environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    environment = passed_on()
     with joined([workspace.prepared.absolute() / name for name in TABLES], shows_output=True) as ray:
         workers, need = _scale(ray, params)
         try:

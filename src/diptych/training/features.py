@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diptych.data.cluster import Need
+from diptych.data.cluster import need_of
 from diptych.data.inputs import Half, StoredImages, StoredTexts
 from diptych.data.parallel import map_shards
 from diptych.data.prepared import PreparedSplit, positions
@@ -165,7 +165,7 @@ class FeatureCache:
         # To compute from stored features takes less time than to send these to a cluster.
         if recipe.reads_features or not tasks:
             return map(write, tasks)
-        need = Need(gpus=1) if self.computing.device.type == "cuda" else Need(cpus=torch.get_num_threads())
+        need = need_of(self.computing.device.type, torch.get_num_threads())
         inputs = sorted({path for split in recipe.splits for path in split.tables})
         return map_shards(write, tasks, 1, name=_name, inputs=inputs, need=need)
 
