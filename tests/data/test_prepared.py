@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from memory_store import MemoryStore
 
 from diptych.config import Role, Splits
 from diptych.data.prepared import Prepared
@@ -139,3 +141,18 @@ def test_damaged_pixels_are_named_when_they_are_needed(folder: Path, pixels: np.
     path.write_bytes(b"cut off") if pixels is None else np.save(path, pixels)
     with pytest.raises(DiptychError, match=r"images-00000.*dvc repro preprocess"):
         Prepared(folder, Splits()).split("train").pixels(np.array([0]))
+
+
+def test_pixels_that_are_partly_in_a_store_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, wanted = Prepared(folder, Splits()).split("train"), np.array([2, 0, 1, 0])
+    expected = here.pixels(wanted)
+    assert not here.is_stored_elsewhere
+    store = MemoryStore(folder / "cache")
+    store.use(monkeypatch)
+    store.take(folder / "images" / "images-00001.npy")
+
+    train = Prepared(folder, Splits()).split("train")
+
+    assert train.is_stored_elsewhere
+    assert np.array_equal(train.pixels(wanted), expected)
+    assert np.array_equal(pickle.loads(pickle.dumps(train)).pixels(wanted), expected)  # as another process gets it

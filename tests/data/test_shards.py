@@ -8,9 +8,10 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from memory_store import MemoryStore
 
 from diptych.data import shards
-from diptych.data.shards import Member, ShardWriter, list_members, read_member
+from diptych.data.shards import Member, ShardWriter, list_members, read_member, read_members
 from diptych.errors import DiptychError
 
 
@@ -165,3 +166,22 @@ def test_reading_beyond_the_end_is_damage(tmp_path: Path) -> None:
     write(tmp_path, a=b"one")
     with pytest.raises(DiptychError, match="damaged"):
         read_member(tmp_path, Member("images-00000.tar", "a.jpg", 10_000, 1_000))
+
+
+def test_images_of_shards_in_a_store_are_requested_many_at_once_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MAX_MEMBERS", 40)
+    monkeypatch.setattr(shards, "_REQUESTS", 64)
+    with ShardWriter(tmp_path) as writer:
+        for index in range(100):
+            writer.add(f"{index}.jpg", bytes([index]) * (index + 1))
+    members = list_members(tmp_path)
+    expected = list(read_members(tmp_path, members))
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    store.take(tmp_path / "images-00000.tar", tmp_path / "images-00002.tar")
+
+    assert list(read_members(tmp_path, members)) == expected
+    assert [len(call) for call in store.calls] == [40, 20]
+    assert expected == [bytes([index]) * (index + 1) for index in range(100)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory_store import MemoryStore
 from tiny import make_model, open_prepared, write_prepared
 
 from diptych.data.prepared import PreparedSplit
+from diptych.data.stored import Range
+from diptych.errors import DiptychError
 from diptych.model.towers import Groups
-from diptych.training.batches import CALL_TOKENS, Batch, BatchPlan, groups_of_like_length, prefetched
+from diptych.training.batches import CALL_TOKENS, STEPS_AHEAD, Batch, BatchPlan, groups_of_like_length, prefetched
 
 CPU = torch.device("cpu")
 
@@ -189,3 +192,46 @@ def test_what_fails_while_reading_ahead_fails_where_the_batch_is_asked_for(split
     next(ahead)
     with pytest.raises(ValueError, match="no such image"):
         next(ahead)
+
+
+def test_pixels_of_a_store_give_the_same_batches_from_any_step_on(
+    split: PreparedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    folder = write_prepared(tmp_path / "p", train=21)
+    store.take(*folder.glob("images/*.npy"))
+    elsewhere = open_prepared(folder).split("train")
+
+    for epoch, first in ((0, 0), (1, 1), (2, 2)):
+        expected = list(plan(split, batch_size=4).epoch(epoch, first))
+        batches = list(plan(elsewhere, batch_size=4).epoch(epoch, first))
+        assert all(same(*pair) for pair in zip(batches, expected, strict=True))
+
+
+def test_batches_of_a_store_are_requested_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    folder = write_prepared(tmp_path / "p", train=40)
+    store.take(*folder.glob("images/*.npy"))
+    requested = threading.Barrier(STEPS_AHEAD, timeout=60)
+    read = store.read
+
+    def wait_for_others(ranges: Sequence[Range]) -> list[bytes]:
+        if ranges[0].start > 0:
+            requested.wait()  # ends only if as many steps are requested at the same time
+        return read(ranges)
+
+    monkeypatch.setattr(store, "read", wait_for_others)
+    batches = plan(open_prepared(folder).split("train"), batch_size=40 // STEPS_AHEAD).epoch(0)
+    assert [batch.step for batch in batches] == list(range(STEPS_AHEAD))
+
+
+def test_an_error_of_a_store_comes_with_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    folder = write_prepared(tmp_path / "p", train=40)
+    store.take(*folder.glob("images/*.npy"))
+    store.contents.clear()
+    with pytest.raises(DiptychError, match=r"images-00000\.npy is nowhere"):
+        list(prefetched(plan(open_prepared(folder).split("train")).epoch(0), CPU))

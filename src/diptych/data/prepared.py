@@ -5,7 +5,8 @@ The preprocess stage writes a folder with these files:
                      vocabulary_size, pad_token_id
     images.parquet   image_id, split, sha256 of the file, shard (stem of its .npy), row, file_name, source; in the
                      order of the manifest
-    images/*.npy     uint8 (n, S, S, 3); one file for each shard of the dataset
+    images/*.npy     uint8 (n, S, S, 3); one file for each shard of the dataset; one that is not on this disk is read
+                     from the store that has it
     captions.parquet caption_id, image_id, caption; grouped by image, in the order of the images
     tokens.npy       int32 (T,): the token ids of all captions, concatenated
     offsets.npy      int64 (captions + 1,): the index in tokens.npy at which each caption begins
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 
 from diptych.config import Role, Splits
 from diptych.data.accepted import read_columns, rows_of_role
+from diptych.data.stored import find_stored
+from diptych.data.stored_pixels import StoredPixels, Wanted, fill
 from diptych.errors import DiptychError
 
 FORMAT = 1
@@ -158,7 +161,7 @@ class PreparedSplit:
         self.image_hashes: list[str] = images["sha256"].tolist()
         self.decoding = str(settings["decoding"])
         self._rows = images["row"].astype(np.int64)
-        self._maps: dict[int, NDArray[np.uint8]] = {}
+        self._maps: dict[int, NDArray[np.uint8] | StoredPixels] = {}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -177,16 +180,28 @@ class PreparedSplit:
         """Return the images at `indices` (B,): uint8 (B, S, S, 3), RGB.
 
         Raises:
-            DiptychError: a pixel file is missing or damaged.
+            DiptychError: a pixel file is missing or damaged, or cannot be read from the store that has it.
         """
         indices = np.asarray(indices)
         batch = np.empty((len(indices), self._size, self._size, 3), np.uint8)
         shards, rows = self.shard_of_image[indices], self._rows[indices]
+        elsewhere: list[Wanted] = []
         for shard in np.unique(shards):
             positions = np.flatnonzero(shards == shard)
             shard_rows = rows[positions]
-            batch[positions] = self._map(int(shard), int(shard_rows.max()))[shard_rows]
+            pixels = self._map(int(shard), int(shard_rows.max()))
+            if isinstance(pixels, StoredPixels):
+                elsewhere.append(Wanted(pixels, shard_rows, positions))
+            else:
+                batch[positions] = pixels[shard_rows]
+        if elsewhere:
+            fill(batch, elsewhere)
         return batch
+
+    @property
+    def is_stored_elsewhere(self) -> bool:
+        """Whether pixels come from a store, so that reading them waits for a network."""
+        return any(not self._path(shard).exists() for shard in range(len(self._shards)))
 
     def tokens(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the captions at `indices` (B,), padded to the longest of them.
@@ -201,20 +216,28 @@ class PreparedSplit:
         positions = np.where(mask, self._starts[indices][:, None] + steps, 0)
         return np.where(mask, self._tokens[positions], self._pad).astype(np.int64), mask
 
-    def _map(self, shard: int, last_row: int) -> NDArray[np.uint8]:
-        """Return the memory map of a pixel file, which is opened at its first use."""
+    def _map(self, shard: int, last_row: int) -> NDArray[np.uint8] | StoredPixels:
+        """Return the memory map of a pixel file, which is opened at its first use, or the file in the store."""
         if shard not in self._maps:
-            path = self._folder / f"{self._shards[shard]}.npy"
-            try:
-                pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise DiptychError(f"{path} is missing or damaged ({error}). {_REPAIR}") from None
-            if pixels.dtype != np.uint8 or pixels.shape[1:] != (self._size, self._size, 3):
-                raise DiptychError(f"{path} holds {pixels.dtype} {pixels.shape}, not images. {_REPAIR}")
-            self._maps[shard] = pixels
-        if last_row >= len(self._maps[shard]):
-            raise DiptychError(f"{self._folder / self._shards[shard]}.npy has no row {last_row}. {_REPAIR}")
-        return self._maps[shard]
+            self._maps[shard] = self._open(self._path(shard))
+        pixels = self._maps[shard]
+        if not isinstance(pixels, StoredPixels) and last_row >= len(pixels):
+            raise DiptychError(f"{self._path(shard)} has no row {last_row}. {_REPAIR}")
+        return pixels
+
+    def _open(self, path: Path) -> NDArray[np.uint8] | StoredPixels:
+        if not path.exists() and (stored := find_stored(path)):
+            return StoredPixels(stored, self._size)
+        try:
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DiptychError(f"{path} is missing or damaged ({error}). {_REPAIR}") from None
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (self._size, self._size, 3):
+            raise DiptychError(f"{path} holds {pixels.dtype} {pixels.shape}, not images. {_REPAIR}")
+        return pixels
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / f"{self._shards[shard]}.npy"
 
 
 def positions(ids: NDArray[np.int64], unique: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ from diptych.data.captions import CAPTIONS_FILE
 from diptych.data.images import ImageError, open_image, to_pixels
 from diptych.data.parallel import batch_size, map_shards
 from diptych.data.prepared import FORMAT
-from diptych.data.shards import Member, members_of, read_member
+from diptych.data.shards import Member, members_of, read_members
 from diptych.data.tokenization import encode, vocabulary_facts
 from diptych.errors import DiptychError
 from diptych.files import file_sha256, write_json
@@ -211,18 +211,18 @@ def _prepare(data: Path, settings: Preprocess, max_pixels: int, batch: _Batch) -
     # The file is not mapped: on a full disk a write fails with an error, but a mapped page with a fatal signal.
     with batch.output.open("r+b") as file:
         file.seek(batch.start)
-        for member in batch.members:
-            file.write(to_pixels(_open(data, member, max_pixels), settings.image_size, settings.resize).tobytes())
+        for member, content in zip(batch.members, read_members(data, batch.members), strict=True):
+            image = _open(data / member.shard, member.name, content, max_pixels)
+            file.write(to_pixels(image, settings.image_size, settings.resize).tobytes())
     return len(batch.members)
 
 
-def _open(data: Path, member: Member, max_pixels: int) -> Image.Image:
+def _open(shard: Path, name: str, content: bytes, max_pixels: int) -> Image.Image:
     try:
-        return open_image(read_member(data, member), max_pixels)
+        return open_image(content, max_pixels)
     except ImageError as error:
         raise DiptychError(
-            f"{member.name} in {data / member.shard} has changed since it was validated ({error}). "
-            "Run `dvc repro validate`."
+            f"{name} in {shard} has changed since it was validated ({error}). Run `dvc repro validate`."
         ) from None
 
 

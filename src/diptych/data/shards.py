@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from diptych.data.stored import Range, StoredFile, find_stored, read_ranges
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ small and never change.
 
 _SHARD_NAME = re.compile(r"images-(\d{5,})\.tar")
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_REQUESTS = 64
+"""Number of images that are requested from a store at once."""
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -58,7 +61,7 @@ def members_of(images: pd.DataFrame) -> list[Member]:
 
 
 def read_member(folder: Path, member: Member) -> bytes:
-    """Return the bytes of the image.
+    """Return the bytes of the image, from the store that has the shard where it is not on this disk.
 
     Raises:
         DiptychError: the shard is missing, unreadable, or shorter than it was when it was listed.
@@ -67,12 +70,30 @@ def read_member(folder: Path, member: Member) -> bytes:
     try:
         content = read_range(path, member.offset, member.size)
     except FileNotFoundError:
+        if stored := find_stored(path):
+            return read_ranges([_range(stored, member)])[0]
         raise DiptychError(f"{path} is missing; `dvc checkout` restores it.") from None
     except OSError as error:
         raise DiptychError(f"{path} cannot be read: {error.strerror}.") from None
     if len(content) != member.size:
         raise _damaged(folder / member.shard)
     return content
+
+
+def read_members(folder: Path, members: Sequence[Member]) -> Iterator[bytes]:
+    """Yield the bytes of the images; those of shards that only a store has are requested many at once.
+
+    Raises:
+        DiptychError: as `read_member`, or the store that has a shard cannot be read.
+    """
+    for start in range(0, len(members), _REQUESTS):
+        part = members[start : start + _REQUESTS]
+        missing = {shard: path for shard in {member.shard for member in part} if not (path := folder / shard).exists()}
+        stored = {shard: file for shard, path in missing.items() if (file := find_stored(path))}
+        elsewhere = [member for member in part if member.shard in stored]
+        contents = iter(read_ranges([_range(stored[member.shard], member) for member in elsewhere]))
+        for member in part:
+            yield next(contents) if member.shard in stored else read_member(folder, member)
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
@@ -156,6 +177,10 @@ class ShardWriter:
     def _remove_temporary(self) -> None:
         for leftover in self._folder.glob(".images-*.tar.tmp"):
             leftover.unlink()
+
+
+def _range(stored: StoredFile, member: Member) -> Range:
+    return Range(stored, member.offset, member.offset + member.size)
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

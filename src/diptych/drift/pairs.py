@@ -15,7 +15,7 @@ from PIL import Image
 
 from diptych.data.cores import worker_count
 from diptych.data.images import open_image, to_pixels
-from diptych.data.shards import Member, members_of, read_member
+from diptych.data.shards import Member, members_of, read_members
 from diptych.data.workers import in_processes
 from diptych.retriever import Retriever
 
@@ -47,15 +47,15 @@ def embed_pairs(data: Path, images: pd.DataFrame, captions: list[str], model: Pa
         DiptychError: the folder holds no whole model.
     """
     retriever = Retriever.load(model, device)
-    image = retriever.encode_images([read_member(data, member) for member in members_of(images)])
+    image = retriever.encode_images(list(read_members(data, members_of(images))))
     text = retriever.encode_texts(captions)
     return np.concatenate([image.embedding, text.embedding], axis=1).astype(np.float16)
 
 
 def _measure(data: Path, members: list[Member]) -> list[tuple[float, float, float]]:
     rows = []
-    for member in members:
-        image = open_image(read_member(data, member), _MAX_PIXELS)
+    for content in read_members(data, members):
+        image = open_image(content, _MAX_PIXELS)
         picture = Image.fromarray(to_pixels(image, SIDE, "stretch"))
         luma, saturation = (np.asarray(picture.convert(mode), np.float64) for mode in ("L", "HSV"))
         rows.append((float(luma.mean()), float(luma.std()), float(saturation[..., 1].mean())))

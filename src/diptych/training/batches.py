@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ CALL_TOKENS = 128
 """Estimated cost of one more call of the text tower, in tokens that could be computed instead."""
 GPU_CALL_TOKENS = 4096
 """The same cost on a GPU, where the host launches hundreds of kernels in each call."""
+STEPS_AHEAD = 4
+"""Number of steps whose pixels are requested at once from a store."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,15 @@ class BatchPlan:
     def epoch(self, epoch: int, first_step: int = 0, inputs: Inputs | None = None) -> Iterator[Batch]:
         """Yield this process's batches of an epoch from `first_step` on, whatever came before."""
         order = generator(self.seed, Purpose.ORDER, epoch).permutation(len(self.split))
-        for step in range(first_step, self.steps):
-            images = order[step * self.batch_size : (step + 1) * self.batch_size]
-            captions = self._draw_captions(images, generator(self.seed, Purpose.CAPTIONS, epoch, step))
-            local = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
-            yield self._load(epoch, step, images[local], [captions[i] for i in local], inputs or Inputs(self.split))
+        load = partial(self._load_step, epoch, order, inputs or Inputs(self.split))
+        steps = range(first_step, self.steps)
+        yield from _ahead(load, steps) if self.split.is_stored_elsewhere else map(load, steps)
+
+    def _load_step(self, epoch: int, order: NDArray[np.int64], inputs: Inputs, step: int) -> Batch:
+        images = order[step * self.batch_size : (step + 1) * self.batch_size]
+        captions = self._draw_captions(images, generator(self.seed, Purpose.CAPTIONS, epoch, step))
+        local = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
+        return self._load(epoch, step, images[local], [captions[i] for i in local], inputs)
 
     def _draw_captions(self, images: NDArray[np.int64], random: np.random.Generator) -> list[NDArray[np.int64]]:
         """Draw the captions of the whole step, so that they are the same for any number of processes."""
@@ -194,6 +202,17 @@ def groups_of_like_length(lengths: NDArray[np.int64], call_tokens: int = CALL_TO
         groups.insert(0, (int(ends[i - 1]), int(lengths[ends[i - 1] - 1])))
         i = best[i][1]
     return tuple(groups)
+
+
+def _ahead(load: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+    """Yield `load(step)` for each step, in order; several are loaded at once, since they wait for a network."""
+    waiting = iter(steps)
+    with ThreadPoolExecutor(STEPS_AHEAD, thread_name_prefix="steps") as pool:
+        coming = deque(pool.submit(load, step) for step in islice(waiting, STEPS_AHEAD))
+        while coming:
+            batch = coming.popleft().result()
+            coming.extend(pool.submit(load, step) for step in islice(waiting, 1))
+            yield batch
 
 
 def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

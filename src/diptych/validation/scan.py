@@ -20,7 +20,7 @@ import scipy.fftpack  # noqa: F401
 from diptych.data.captions import CAPTIONS_FILE, Record, encodable
 from diptych.data.images import ImageError, inspect_image
 from diptych.data.parallel import batch_size, map_shards
-from diptych.data.shards import Member, list_members, members_of, read_member
+from diptych.data.shards import Member, list_members, members_of, read_members
 from diptych.progress import progress
 from diptych.validation.packing import packed
 
@@ -123,7 +123,8 @@ def _batch_of(rows: pd.DataFrame) -> _Batch:
 
 def _scan_batch(data: Path, max_pixels: int, batch: _Batch) -> list[Scanned]:
     """Scan images, each of which has the SHA-256 that captions.json records, if there is one."""
-    return [_scan(read_member(data, member), sha256, max_pixels) for member, sha256 in batch]
+    contents = read_members(data, [member for member, _ in batch])
+    return [_scan(content, sha256, max_pixels) for content, (_, sha256) in zip(contents, batch, strict=True)]
 
 
 def _shard_of(batch: _Batch) -> str:
