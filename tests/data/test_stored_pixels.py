@@ -6,6 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ import shell
 from memory_store import MemoryStore
 
 from diptych.data import stored_pixels
-from diptych.data.stored import StoredFile
+from diptych.data.stored import Range, StoredFile
 from diptych.data.stored_pixels import LIMIT, StoredPixels, Wanted, fill
 from diptych.errors import DiptychError
 
@@ -128,6 +132,28 @@ def test_a_cache_smaller_than_the_dataset_keeps_its_size_and_changes_no_image(
     assert fetched < 3 - 2 * 0.8 * rows / (FILES * COUNT) + 0.1
 
 
+def test_threads_that_write_at_the_same_time_keep_to_the_size(
+    store: MemoryStore, arrays: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT, str(25 * (ROW + 4096) / 2**30))
+    opened, wanted = files(store), epoch(0)
+    parts = [wanted[start : start + 12] for start in range(0, len(wanted), 12)]
+    all_read = threading.Barrier(len(parts), timeout=60)
+    read(opened, [(0, 0), (1, 0), (2, 0)])
+    has_read = store.read
+
+    def read_together(ranges: Sequence[Range]) -> list[bytes]:
+        all_read.wait()
+        return has_read(ranges)
+
+    monkeypatch.setattr(store, "read", read_together)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for part, images in zip(parts, pool.map(partial(read, opened), parts), strict=True):
+            assert np.array_equal(images, expected(arrays, part))
+
+    assert sum(path.stat().st_blocks * 512 for path in store.cache.iterdir()) <= (25 + FILES) * (ROW + 4096)
+
+
 def test_a_full_cache_gives_up_files_that_nobody_uses(
     store: MemoryStore, arrays: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +201,7 @@ import os, signal, sys
 from pathlib import Path
 from memory_store import MemoryStore
 import numpy as np
-from diptych.data.stored import StoredFile
+from diptych.data.stored import Range, StoredFile
 from diptych.data.stored_pixels import StoredPixels, Wanted, fill
 store = MemoryStore(Path(sys.argv[1]))
 store.contents["0" * 32] = Path(sys.argv[2]).read_bytes()

@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from itertools import pairwise
@@ -138,13 +138,16 @@ def fill(batch: NDArray[np.uint8], wanted: Sequence[Wanted]) -> None:
     _open_all([one.file for one in wanted if not one.file.is_open])
     requests = [request for one in wanted for request in _missing(batch, one)]
     contents = read_ranges([part for _, _, part in requests])
-    admitted = bool(requests) and _folder(wanted[0].file.stored.store.cache).admits(sum(map(len, contents)))
     for (one, rows, _), content in zip(requests, contents, strict=True):
         images = np.frombuffer(content, np.uint8).reshape(len(rows), *batch.shape[1:])
         chosen = np.flatnonzero(np.isin(one.rows, rows))
         batch[one.positions[chosen]] = images[one.rows[chosen] - rows[0]]
-        if admitted:
-            _keep(one.file, rows, memoryview(content))
+    if not requests:
+        return
+    with _folder(wanted[0].file.stored.store.cache).room(sum(map(len, contents))) as has_room:
+        for (one, rows, _), content in zip(requests, contents, strict=True):
+            if has_room:
+                _keep(one.file, rows, memoryview(content))
 
 
 def _missing(batch: NDArray[np.uint8], one: Wanted) -> Iterator[tuple[Wanted, NDArray[np.int64], Range]]:
@@ -251,38 +254,54 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._limit = _limit()
-        self._room = 0
+        self._free = 0
+        self._being_written = 0
         self._lock = threading.Lock()
 
-    def admits(self, size: int) -> bool:
-        """Return whether the cache has room for `size` bytes more, if need be where files that nobody uses were.
+    @contextmanager
+    def room(self, size: int) -> Iterator[bool]:
+        """Give whether the block may write `size` bytes more, if need be where files that nobody uses were.
 
         What is in use stays when the cache is full: each epoch reads all rows once, in another order, so that any row
         is as good as another, and replacing one by another gains nothing.
         """
         with self._lock:
-            if self._room < size:
-                # Other processes write too, so the room is taken in parts.
-                self._room = min(self._limit - self._used(), max(size, self._limit // 64))
-            if self._room < size:
-                self._remove_unused(size)
-                self._room = min(self._limit - self._used(), size)
-            if self._room < size:
-                return False
-            self._room -= size
-            return True
+            has_room = self._take(size)
+        try:
+            yield has_room
+        finally:
+            if has_room:
+                with self._lock:
+                    self._being_written -= size
+
+    def _take(self, size: int) -> bool:
+        if self._free < size:
+            # Other processes write too, so the room is taken in parts.
+            self._free = min(self._room(), max(size, self._limit // 64))
+        if self._free < size:
+            self._remove_unused(size)
+            self._free = min(self._room(), size)
+        if self._free < size:
+            return False
+        self._free -= size
+        self._being_written += size
+        return True
+
+    def _room(self) -> int:
+        """Return the number of bytes that are neither on the disk nor on the way there."""
+        return self._limit - self._used() - self._being_written
 
     def _used(self) -> int:
         return sum(facts.st_blocks * 512 for _, facts in self._files())
 
     def _remove_unused(self, size: int) -> None:
         """Remove files that no process has open, those first that were opened longest ago, until there is room."""
-        used = self._used()
+        room = self._room()
         for path, facts in sorted(self._files(), key=lambda file: file[1].st_mtime):
-            if used + size <= self._limit:
+            if room >= size:
                 return
             if _remove_if_unused(path):
-                used -= facts.st_blocks * 512
+                room += facts.st_blocks * 512
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         with suppress(OSError), os.scandir(self._path) as entries:
