@@ -33,6 +33,8 @@ _DEFAULT_GIB = 20.0
 _HEADER = 256
 """Number of bytes from the start of a .npy file that have its header; NumPy writes 128 for an array of images."""
 _MARK = np.dtype(np.uint32)
+_BLOCK = 4096
+"""Number of bytes of a block of the disk; what is written begins and ends within one."""
 _LONGEST = 2**23
 """Number of bytes of a request at most; neighbouring rows share one."""
 
@@ -144,7 +146,8 @@ def fill(batch: NDArray[np.uint8], wanted: Sequence[Wanted]) -> None:
         batch[one.positions[chosen]] = images[one.rows[chosen] - rows[0]]
     if not requests:
         return
-    with _folder(wanted[0].file.stored.store.cache).room(sum(map(len, contents))) as has_room:
+    size = sum(len(content) + _BLOCK for content in contents)
+    with _folder(wanted[0].file.stored.store.cache).room(size) as has_room:
         for (one, rows, _), content in zip(requests, contents, strict=True):
             if has_room:
                 _keep(one.file, rows, memoryview(content))

@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ CACHE = "DIPTYCH_CACHE"
 """Variable that names the folder for what this machine keeps of the remote's files; on a fast disk of its own."""
 
 _log = logging.getLogger(__name__)
+_opening = threading.Lock()
 
 
 def find(path: Path) -> StoredFile | None:
@@ -35,7 +37,11 @@ def find(path: Path) -> StoredFile | None:
         DiptychError: the remote is needed for the list of the folder's files, and cannot be read.
     """
     root = next((folder for folder in path.parents if (folder / ".dvc").is_dir()), None)
-    if root is None or (remote := _remote(root, os.getpid())) is None:
+    if root is None:
+        return None
+    with _opening:
+        remote = _remote(root, os.getpid())
+    if remote is None:
         return None
     relative = PurePosixPath(path.relative_to(root).as_posix())
     for output, md5 in _outputs(root):
