@@ -27,14 +27,14 @@ stages:
   preprocess:
     cmd: exec python stage.py preprocess
     deps: [data]
-    outs: [artifacts/prepared]
+    outs: [artifacts/prepared/images, artifacts/prepared/images.parquet]
   baselines:
     cmd: exec python stage.py baselines
-    deps: [artifacts/prepared]
+    deps: [artifacts/prepared/images.parquet]
     outs: [artifacts/baselines.npz]
   train:
     cmd: exec python stage.py train
-    deps: [artifacts/prepared]
+    deps: [artifacts/prepared/images.parquet]
     params: [seed]
     outs: [artifacts/model, reports/training.csv]
   controls:
@@ -71,7 +71,9 @@ if name == "validate":
     )
     (here / "reports/quarantine.csv").write_text("kind,id,file,reason\\n")
 elif name == "preprocess":
-    (here / "artifacts/prepared").write_text("prepared")
+    (here / "artifacts/prepared/images").mkdir(parents=True)
+    (here / "artifacts/prepared/images/images-00000.npy").write_text("pixels")
+    (here / "artifacts/prepared/images.parquet").write_text("prepared")
 elif name in ("baselines", "controls"):
     (here / f"artifacts/{name}.npz").write_text(name)
 elif name == "train":
