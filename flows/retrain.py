@@ -22,7 +22,7 @@ from diptych.errors import DiptychError
 from diptych.inbox import idle, ingesting, ledger
 from diptych.orchestration import pages
 from diptych.orchestration.chain_progress import ChainProgress
-from diptych.project import dvc, leftovers
+from diptych.project import dvc, leftovers, pixels
 from diptych.project.dataset import dataset_version, fetch_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
@@ -170,10 +170,19 @@ def find_reasons(
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE, persist_result=False)
 def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
-    """Put the dataset version that data.dvc records into data/, if it is not there.
+    """Put the dataset version that data.dvc records into data/, if it is not there; or only fetch the tables.
 
     Return how it came there, and what has changed since the last results.
+
+    Raises:
+        DiptychError: the dataset cannot be fetched, or the pixels stay in the remote and a stage needs them here.
     """
+    if pixels.stay_remote() and not workspace.data.exists():
+        dvc.fetch_without_pixels(workspace)
+        changed = dvc.status(workspace)
+        pixels.refuse_making(changed)
+        get_run_logger().info("data/ stays in the DVC remote")
+        return "in the DVC remote", changed
     # A call of DVC takes a second, and so does the import of the registry, which every run needs in the end. DVC is
     # another process, so both are done at the same time. Mostly this one call answers both questions.
     with ThreadPoolExecutor(1) as pool:

@@ -85,10 +85,13 @@ def test_converted_line_endings_are_a_warning_whose_commands_restore_them_and_ke
     assert only(checks.check_git(project)).result.endswith("made again: dvc.yaml")
 
 
-def test_a_dataset_is_here_or_recorded_or_missing(project: Workspace) -> None:
+def test_a_dataset_is_here_or_recorded_or_missing(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(checks.check_dataset(project)).state == "ok"
     shutil.rmtree(project.data)
     assert "recorded, but not here" in only(checks.check_dataset(project)).result
+    monkeypatch.setenv("DIPTYCH_PIXELS", "remote")
+    finding = only(checks.check_dataset(project))
+    assert (finding.state, finding.result.endswith("stays in the DVC remote")) == ("ok", True)
     (project.root / "data.dvc").unlink()
     finding = only(checks.check_dataset(project))
     assert (finding.state, finding.advice) == ("error", "`diptych data import`, or `diptych data scenes`.")

@@ -295,6 +295,34 @@ def test_a_dvc_remote_that_is_not_reached_is_a_warning_and_the_next_run_sends(
     assert dvc.status(chain_that_ran, "--cloud") == {}
 
 
+def test_where_pixels_stay_in_the_remote_a_changed_training_runs_without_them(
+    retrain, chain_that_ran, tmp_path, monkeypatch
+):
+    root = chain_that_ran.root
+    run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"), cwd=root)
+    run("dvc", "push", "--quiet", cwd=root)
+    lock = (root / "dvc.lock").read_text()
+    for folder in (chain_that_ran.data, chain_that_ran.artifacts, chain_that_ran.reports, root / ".dvc" / "cache"):
+        shutil.rmtree(folder)
+    monkeypatch.setenv("DIPTYCH_PIXELS", "remote")
+    chain_that_ran.params.write_text(chain_that_ran.params.read_text().replace("seed: 0", "seed: 1"))
+
+    first, second = retrain(), retrain()
+
+    assert first["data"] == "in the DVC remote"
+    # Whatever the seed, the stage gives the same model, so that nothing after it has changed.
+    assert [name for name, how in first["stages"].items() if how == "ran"] == ["train"]
+    assert second["stages"] == dict.fromkeys(STAGES, "reused")
+    assert not chain_that_ran.data.exists()
+    assert [path.name for path in chain_that_ran.prepared.iterdir()] == ["images.parquet"]
+    before_training = lock.partition("  train:")[0]
+    assert (root / "dvc.lock").read_text().startswith(before_training)
+
+    (root / "stage.py").write_text((root / "stage.py").read_text() + "# changed")
+    with pytest.raises(DiptychError, match=r"a change for validate\. Run `dvc repro preprocess` and `dvc push`"):
+        retrain()
+
+
 def test_a_commit_that_git_does_not_tell_is_warned_of_before_anything_is_trained(
     retrain, chain_that_ran, monkeypatch, caplog
 ):

@@ -16,7 +16,7 @@ from diptych.config import Params
 from diptych.data.captions import CAPTIONS_FILE
 from diptych.errors import DiptychError, some
 from diptych.orchestration import server as prefect_server
-from diptych.project import dvc, proxies
+from diptych.project import dvc, pixels, proxies
 from diptych.project.addresses import without_secret
 from diptych.project.dataset import dataset_version
 from diptych.project.git import GitError, converted_files, find_repository, git, head_commit, how_to_restore
@@ -119,6 +119,8 @@ def check_dataset(workspace: Workspace) -> Findings:
     version = dataset_version(workspace)
     if version is None:
         yield Finding("dataset", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
+    elif not workspace.data.exists() and pixels.stay_remote():
+        yield Finding("dataset", "ok", f"version {version[:10]} stays in the DVC remote")
     elif not workspace.data.exists():
         result = f"version {version[:10]} is recorded, but not here"
         yield Finding("dataset", "warning", result, "`diptych run` fetches it.")

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, some
+from diptych.project import pixels
 from diptych.project.git import refuse_conflict
 from diptych.project.processes import die_with_parent, stream
 from diptych.project.workspace import Workspace
@@ -45,11 +46,17 @@ _CHATTER = re.compile(
 
 
 def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
-    """Return the differences from dvc.lock and data.dvc by stage or .dvc file; empty when there are none."""
+    """Return the differences from dvc.lock and data.dvc by stage or .dvc file; empty when there are none.
+
+    Pixels that stay in the remote are no difference.
+    """
     output = call(workspace, "status", "--json", *targets)
     start = output.find("{")
     # Warnings may stand before and after the JSON.
-    return dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
+    changes = dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
+    if not pixels.stay_remote():
+        return changes
+    return pixels.without_pixels(changes, {path: (workspace.root / path).exists() for path in pixels.PIXELS})
 
 
 def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callable[[str], None]) -> bool:
@@ -65,7 +72,7 @@ def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callabl
         ran = ran or line.startswith(f"Running stage '{stage}'")
         on_line(line)
 
-    options = ["--single-item", "--force"] if force else ["--single-item"]
+    options = ["--single-item", *(["--force"] if force else []), *(["--allow-missing"] if pixels.stay_remote() else [])]
     code, lines = _follow(_command("repro", *options, stage), workspace, listen)
     if code < 0:
         raise DiptychError(f"stage {stage} was killed (signal {-code}). Run again; what it had finished is kept.")
@@ -104,9 +111,24 @@ def fetch(workspace: Workspace, *targets: str) -> str:
 def fetch_outputs(workspace: Workspace) -> list[str]:
     """Fetch the paths that dvc.lock and data.dvc name; return those that neither the cache nor a remote has."""
     fetch(workspace)
-    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text(encoding="utf-8"))
-    outputs = [str(out["path"]) for stage in lock["stages"].values() for out in stage.get("outs", [])]
-    return [path for path in ["data", *outputs] if not (workspace.root / path).exists()]
+    return [path for path in ["data", *_outputs(workspace)] if not (workspace.root / path).exists()]
+
+
+def fetch_without_pixels(workspace: Workspace) -> None:
+    """Fetch the outputs that are missing, but no pixels.
+
+    Raises:
+        DiptychError: DVC's cache and the remote lack tables that only the images can give.
+    """
+    outputs = [path for path in _outputs(workspace) if path not in pixels.PIXELS]
+    missing = [path for path in outputs if not (workspace.root / path).exists()]
+    reason = fetch(workspace, *missing) if missing else ""
+    tables = [path for path in _outputs(workspace, *pixels.MAKERS) if path in outputs]
+    if reason and (absent := [path for path in tables if not (workspace.root / path).exists()]):
+        raise DiptychError(
+            f"Neither DVC's cache nor the remote has {some(absent)}. Run `dvc push` on a machine that has them. "
+            f"DVC says: {reason}"
+        )
 
 
 def push(workspace: Workspace, on_line: Callable[[str], None]) -> None:
@@ -164,6 +186,14 @@ def refuse_conflicts(workspace: Workspace) -> None:
     """Refuse to work where a file that DVC reads has a merge conflict: DVC would overwrite some of them."""
     for name in _MERGED:
         refuse_conflict(workspace.root / name)
+
+
+def _outputs(workspace: Workspace, *stages: str) -> list[str]:
+    """Return the paths of the outputs in dvc.lock, of all stages or of some."""
+    path = workspace.root / "dvc.lock"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    chosen = [stage for name, stage in lock.get("stages", {}).items() if not stages or name in stages]
+    return [str(out["path"]) for stage in chosen for out in stage.get("outs", [])]
 
 
 def _settings(workspace: Workspace) -> dict[str, str]:
