@@ -20,6 +20,7 @@ from memory_store import MemoryStore
 from diptych.data import stored_pixels
 from diptych.data.stored import Range, StoredFile
 from diptych.data.stored_pixels import LIMIT, StoredPixels, Wanted, fill
+from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
 
 SIZE, COUNT, FILES = 64, 20, 3
@@ -130,6 +131,28 @@ def test_a_cache_smaller_than_the_dataset_keeps_its_size_and_changes_no_image(
     assert on_disk <= rows * (ROW + 4096) + FILES * 3 * 4096
     fetched = store.bytes_read / ROW / (FILES * COUNT)
     assert fetched < 3 - 2 * 0.8 * rows / (FILES * COUNT) + 0.1
+
+
+def read_three_epochs(store: MemoryStore, arrays: list[np.ndarray], process: int) -> bool:
+    """In a process of its own: whether all images were right."""
+    opened = files(store)
+    orders = [epoch(10 * process + number) for number in range(3)]
+    parts = [order[start : start + 5] for order in orders for start in range(0, len(order), 5)]
+    return all(np.array_equal(read(opened, part), expected(arrays, part)) for part in parts)
+
+
+@pytest.mark.parametrize("rows", [30, 100])
+def test_processes_that_write_at_the_same_time_read_the_right_images(
+    store: MemoryStore, arrays: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setenv(LIMIT, str(rows * (ROW + 4096) / 2**30))
+    work = partial(read_three_epochs, store, arrays)
+    assert list(in_processes(work, range(3), 3)) == [True] * 3
+
+    # Each may have a batch on its way that the others do not see, and keeps room for a 64th of all.
+    on_disk = sum(path.stat().st_blocks * 512 for path in store.cache.iterdir())
+    assert on_disk <= (rows + 3 * (5 + 2) + FILES) * (ROW + 4096)
+    assert not list(store.cache.glob(".*"))
 
 
 def test_threads_that_write_at_the_same_time_keep_to_the_size(
