@@ -24,7 +24,9 @@ small enough that the first one leaves early.
 class GradientAverage:
     """Means over the processes of the gradients of those of `parameters` that learn.
 
-    Every process has the same weights and calls this at the same points. A process that is alone does nothing.
+    Every process has the same weights and calls this at the same points. A process that is alone does nothing. Where
+    the backward pass communicates too, as batch norms do, the processes have gradients of the same weights: otherwise
+    they would not communicate in the same order.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
