@@ -99,6 +99,8 @@ class Inspection:
             result_format={"result_format": "COMPLETE", "return_unexpected_index_query": False},
             run_id=RunIdentifier(run_name=name, run_time=_EPOCH),
         )
+        # It would keep the column.
+        self._source.delete_asset(name)
         # The results are not in the order of the expectations.
         return {item.expectation_config.meta["promise"]: item for item in result.results}
 
