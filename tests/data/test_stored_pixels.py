@@ -18,8 +18,9 @@ import shell
 from memory_store import MemoryStore
 
 from diptych.data import stored_pixels
+from diptych.data.cache_folder import LIMIT, cache_folder
 from diptych.data.stored import Range, StoredFile
-from diptych.data.stored_pixels import LIMIT, StoredPixels, Wanted, fill
+from diptych.data.stored_pixels import StoredPixels, Wanted, fill
 from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
 
@@ -30,7 +31,7 @@ ROW = SIZE * SIZE * 3
 
 @pytest.fixture(autouse=True)
 def _no_folder_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored_pixels._folder.cache_clear()  # noqa: SLF001
+    cache_folder.cache_clear()
     stored_pixels._warn_once.cache_clear()  # noqa: SLF001
 
 
@@ -224,6 +225,7 @@ import os, signal, sys
 from pathlib import Path
 from memory_store import MemoryStore
 import numpy as np
+from diptych.data.cache_folder import LIMIT, cache_folder
 from diptych.data.stored import Range, StoredFile
 from diptych.data.stored_pixels import StoredPixels, Wanted, fill
 store = MemoryStore(Path(sys.argv[1]))
@@ -292,12 +294,3 @@ def test_an_array_of_another_shape_or_length_is_refused(store: MemoryStore, tmp_
     first = opened[0].stored
     with pytest.raises(DiptychError, match=rf"0\.npy in the store holds \({COUNT}, {SIZE}, {SIZE}, 3\), not images"):
         fill(np.zeros((1, 8, 8, 3), np.uint8), [Wanted(StoredPixels(first, 8), np.array([0]), np.array([0]))])
-
-
-@pytest.mark.parametrize("value", ["many", "-1", "inf", "nan"])
-def test_a_size_of_the_cache_that_is_none_is_named(
-    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    monkeypatch.setenv(LIMIT, value)
-    with pytest.raises(DiptychError, match=rf"DIPTYCH_CACHE_GIB is '{value}', not a number of GiB"):
-        read(files(store), [(0, 0)])

@@ -15,7 +15,8 @@ import yaml
 from moto.server import ThreadedMotoServer
 from tiny import open_prepared, write_prepared
 
-from diptych.data import stored, stored_pixels
+from diptych.data import stored
+from diptych.data.cache_folder import cache_folder
 from diptych.data.shards import Member, ShardWriter, list_members, read_member, read_members
 from diptych.data.stored import Range, find_stored, read_ranges
 from diptych.data.workers import in_processes
@@ -93,7 +94,7 @@ def _push(unpushed: Path, folder: Path, **remote: str) -> Path:
 @pytest.fixture
 def only_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "_finders", lambda: [dvc_remote.find])
-    stored_pixels._folder.cache_clear()  # noqa: SLF001
+    cache_folder.cache_clear()
 
 
 @pytest.fixture
