@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,13 @@ class Project:
 
     def draw(self, name: str, scenes: int, seed: int) -> list[str]:
         """Write scenes as loose files with a COCO captions file; return the options that import them."""
-        source, files = self.folder / f"{name}-drawn", self.folder / name
-        train, val, test = (max(1, round(share * scenes)) for share in SPLITS)
-        dataset = write_scenes(source, train=train, val=val, test=test, seed=seed)
-        files.mkdir()
-        for member in tqdm(list_members(source), "writing files", unit="images"):
-            (files / member.name).write_bytes(read_member(source, member))
-        captions = self.folder / f"{name}-captions"
-        captions.mkdir()
-        write_dataset(captions, Dataset(images=dataset.images, annotations=dataset.annotations))
-        shutil.rmtree(source)
+        files, captions = self.folder / name, self.folder / f"{name}-captions"
+        # In a process of its own: the memory of this one would count as that of each command that it starts.
+        drawing = get_context("spawn").Process(target=draw, args=(files, captions, scenes, seed))
+        drawing.start()
+        drawing.join()
+        if drawing.exitcode:
+            sys.exit("error: the scenes were not drawn.")
         return ["--coco", str(captions / "captions.json"), "--images", str(files)]
 
     def run(self, *command: str | Path) -> Row:
@@ -116,6 +114,19 @@ class Project:
     def mib_of(self, name: str) -> float:
         """Return the size of a folder of the project in MiB."""
         return sum(path.stat().st_size for path in (self.root / name).rglob("*") if path.is_file()) / 2**20
+
+
+def draw(files: Path, captions: Path, scenes: int, seed: int) -> None:
+    """Write scenes as loose files, and a COCO captions file of them."""
+    source = files.with_name(f"{files.name}-drawn")
+    train, val, test = (max(1, round(share * scenes)) for share in SPLITS)
+    dataset = write_scenes(source, train=train, val=val, test=test, seed=seed)
+    for folder in (files, captions):
+        folder.mkdir()
+    for member in tqdm(list_members(source), "writing files", unit="images"):
+        (files / member.name).write_bytes(read_member(source, member))
+    write_dataset(captions, Dataset(images=dataset.images, annotations=dataset.annotations))
+    shutil.rmtree(source)
 
 
 def measure(project: Project, scenes: int, model: Path) -> dict[str, Row]:
