@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pycocotools.coco import COCO
@@ -92,26 +93,65 @@ def test_a_record_that_was_laid_out_by_hand_comes_once_as_all_others_do(tmp_path
     assert [*iterate_records(tmp_path, "images")] == images
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda text: text[:-20], r"not complete JSON: .* at line"),
-        (lambda text: text.replace('"image_id": 1', '"image_id": 1 1'), "JSON"),
-        (
-            lambda text: text.replace('"image_id": 1', '"image_id": true'),
-            r"annotations\[0\] .*: image_id is True",
-        ),
-    ],
-)
-def test_a_damaged_dataset_is_refused_as_when_it_is_read_whole(
-    tmp_path: Path, change: Callable[[str], str], words: str
+CHANGES: dict[str, Callable[[str], str]] = {
+    "cut": lambda text: text[:-20],
+    "no comma": lambda text: text.replace("},\n", "}\n"),
+    "two commas": lambda text: text.replace("},\n", "},,\n"),
+    "a last comma": lambda text: text.replace("}\n]", "},\n]"),
+    "a blank line": lambda text: text.replace("},\n", "},\n\n"),
+    "junk": lambda text: text.replace("},\n", "},\n<<<<<<< HEAD\n"),
+    "a stray end": lambda text: text.replace("},\n", "},\n],\n"),
+    "junk behind": lambda text: f"{text}x",
+    "a table twice": lambda text: text.replace('"annotations"', '"images"'),
+    "tables in another order": lambda text: text.replace('"annotations"', '"x"').replace('"images"', '"annotations"'),
+    "a table in a line": lambda text: text.replace("[\n", "[ ").replace("\n]", "]"),
+    "CRLF": lambda text: text.replace("\n", "\r\n"),
+    "info that is a list": lambda text: text.replace('{"info": {}', '{"info": []'),
+}
+"""Changes of the file between its records."""
+
+RECORDS = {
+    "a key twice": '{"id": 2, "id": 2, ',
+    "no number": '{"id": 2 2, ',
+    "another type": '{"id": true, ',
+    "no object": '{"id": 2}, 3, {"id": 2, ',
+    "two in a line": '{"id": 9, "file_name": "b.jpg"}, {"id": 2, ',
+    "nested deep": '{"x": ' + "[" * 200 + "]" * 200 + ', "id": 2, ',
+    "nested deeper": '{"x": ' + "[" * 100_000 + "]" * 100_000 + ', "id": 2, ',
+    "over two lines": '{"id": 2,\n ',
+    "a line break in a text": '{"x": "\\n]\\n", "id": 2, ',
+    "half a character": '{"x": "\\ud800", "id": 2, ',
+}
+"""What may be in the place of the beginning of the second image's record."""
+
+
+@pytest.mark.parametrize("table", ["images", "annotations"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_records_of_a_changed_file_are_those_of_the_whole_or_the_same_error(
+    tmp_path: Path, change: str, table: Literal["images", "annotations"]
 ) -> None:
-    write_dataset(tmp_path, Dataset({}, [], [IMAGE], [ANNOTATION]))
-    file = tmp_path / "captions.json"
-    file.write_text(change(file.read_text()))
-    for read in (read_dataset, lambda folder: [*iterate_records(folder, "annotations")]):
-        with pytest.raises(DiptychError, match=words):
-            read(tmp_path)
+    assert_read_as_whole(tmp_path, CHANGES[change], table)
+
+
+@pytest.mark.parametrize("change", RECORDS)
+def test_a_changed_record_is_that_of_the_whole_file_or_the_same_error(tmp_path: Path, change: str) -> None:
+    assert_read_as_whole(tmp_path, lambda text: text.replace('{"id": 2, ', RECORDS[change]), "images")
+
+
+def assert_read_as_whole(folder: Path, change: Callable[[str], str], table: Literal["images", "annotations"]) -> None:
+    images = [{**IMAGE, "id": number} for number in (1, 2, 3)]
+    write_dataset(folder, Dataset({}, [], images, [ANNOTATION, ANNOTATION]))
+    file = folder / "captions.json"
+    changed = change(file.read_text())
+    assert changed != file.read_text()
+    file.write_bytes(changed.encode())
+    try:
+        expected = getattr(read_dataset(folder), table)
+    except DiptychError as error:
+        with pytest.raises(DiptychError, match=re.escape(str(error))):
+            list(iterate_records(folder, table))
+    else:
+        assert list(iterate_records(folder, table)) == expected
 
 
 def test_a_missing_dataset_says_how_to_get_one(tmp_path: Path) -> None:

@@ -132,6 +132,21 @@ def test_a_length_that_is_not_announced_is_counted(server: Server, target: Path)
     assert target.read_bytes() == CONTENT
 
 
+def test_something_of_unknown_length_does_not_replace_what_was_received(server: Server, target: Path) -> None:
+    """A page of a proxy to log in, say."""
+    interrupt(server, target, MIB)
+    server.content, server.announces, server.knows_range = b"Log in, please.", False, False
+    with pytest.raises(DiptychError, match="unknown length"):
+        fetch(server, target)
+    assert bytes_at(part_of(target)) == MIB
+
+
+def test_a_server_that_stays_busy_is_an_error_that_says_so(server: Server, target: Path) -> None:
+    server.status = 503
+    with pytest.raises(DiptychError, match=r"503 Service Unavailable\. Try again later"):
+        fetch(server, target)
+
+
 def test_a_file_of_another_size_is_refused_before_any_of_it_is_received(server: Server, target: Path) -> None:
     server.content = CONTENT + b"more"
     with pytest.raises(DiptychError, match=r"archive.zip has 3,145,732 bytes, not 3,145,728\. .* moved or changed"):

@@ -53,6 +53,27 @@ def test_what_is_there_is_not_fetched_again(dataset: PublishedDataset, servers: 
     assert [len(server.asked) for server in servers] == [1, 2]
 
 
+def test_what_another_process_has_fetched_meanwhile_is_not_fetched_again(
+    dataset: PublishedDataset, servers: list[Server], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        fetch(dataset.archives, tmp_path)
+    assert [len(server.asked) for server in servers] == [1, 1]
+
+
+def test_an_empty_folder_is_not_there_and_a_link_to_nothing_is_an_error(
+    dataset: PublishedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "train").mkdir()
+    assert dataset.missing(tmp_path) == list(dataset.archives)
+    fetch(dataset.archives, tmp_path)
+    assert (tmp_path / "train/1.jpg").read_bytes() == b"one"
+    (tmp_path / "splits.json").unlink()
+    (tmp_path / "splits.json").symlink_to("/nowhere/splits.json")
+    with pytest.raises(DiptychError, match=r"links to /nowhere/splits\.json"):
+        dataset.missing(tmp_path)
+
+
 def test_an_archive_that_is_there_is_verified_and_unpacked(
     dataset: PublishedDataset, servers: list[Server], tmp_path: Path
 ) -> None:

@@ -85,3 +85,26 @@ def test_a_source_names_files_by_which_a_node_proves_what_it_sees(collection: Co
     assert collection.source.inputs == [collection.photos / "cats/a.png"]
     assert FilesSource("s3://bucket/photos").inputs == []
     assert DatasetSource(tmp_path / "data").inputs == [tmp_path / "data/captions.json"]
+
+
+def test_what_a_node_could_not_read_is_read_by_this_process(
+    encoder: FileEncoder, collection: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node has other credentials, say; a file that is gone stays unreadable."""
+    paths = [*PATHS, "gone.png", "twin.png"]
+    (collection.photos / "twin.png").write_bytes((collection.photos / PATHS[0]).read_bytes())
+    whole = encoder.encode(paths)
+    for path in (PATHS[1], "twin.png"):
+        (collection.photos / path).rename(collection.photos / f"{path}.hidden")
+    partial = encoder.encode(paths)
+    assert [not digest for digest in partial.hashes] == [False, True, False, True, True]
+    for path in (PATHS[1], "twin.png"):
+        (collection.photos / f"{path}.hidden").rename(collection.photos / path)
+
+    completed = encoder.completed(paths, partial)
+    assert (completed.hashes, completed.errors) == (whole.hashes, whole.errors)
+    rows = {row["hash"]: row["thumbnail"] for row in completed.contents.to_pylist()}
+    assert rows == {row["hash"]: row["thumbnail"] for row in whole.contents.to_pylist()}
+    assert len(completed.contents) == len(rows)
+    assert f"2 image(s), such as {PATHS[1]}" in caplog.text
+    assert encoder.completed(paths[:1], encoder.encode(paths[:1])).hashes == whole.hashes[:1]

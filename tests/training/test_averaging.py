@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from diptych.training import averaging
 from diptych.training.averaging import GradientAverage
 
 Pair = tuple[Path, Callable[[str], tuple[Any, Any]]]
@@ -40,3 +45,56 @@ def test_gradients_leave_in_the_last_pass_and_every_process_has_the_same_means(t
     expected = [[[3.5], [5.5], [7.5]], [None, [5.5], [7.5]], [[3.5], [5.5], [3.5]]]
     for steps in (first, second):
         assert [[None if grad is None else grad.unique().tolist() for grad in grads] for _, grads in steps] == expected
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """A second process whose gradients are zero; what is sent to it."""
+    sent: list[torch.Tensor] = []
+
+    class Done:
+        def wait(self) -> None: ...
+
+    def all_reduce(values: torch.Tensor, async_op: bool) -> Done:
+        sent.append(values.clone())
+        return Done()
+
+    monkeypatch.setattr(averaging, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    return sent
+
+
+def test_a_step_that_failed_leaves_nothing_to_the_next_one(other: list[torch.Tensor]) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    average = GradientAverage([weight])
+    with pytest.raises(ArithmeticError), average.last_pass():
+        (100 * weight.sum()).backward()
+        raise ArithmeticError
+    weight.grad = None
+    with average.last_pass():
+        weight.sum().backward()
+    average.finish()
+    assert torch.equal(weight.grad, torch.full((2,), 0.5))  # type: ignore[arg-type]
+
+
+def test_a_pass_after_the_last_one_is_an_error(other: list[torch.Tensor]) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    average = GradientAverage([weight])
+    with average.last_pass():
+        weight.sum().backward()
+    with pytest.raises(KeyError), average.last_pass():
+        weight.sum().backward()
+
+
+def test_weights_and_averages_are_freed(other: list[torch.Tensor]) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    average = GradientAverage([weight])
+    with average.last_pass():
+        weight.sum().backward()
+    average.finish()
+    alive = weakref.ref(average)
+    del average
+    gc.collect()
+    assert alive() is None
+    weight.sum().backward()
+    assert len(other) == 1

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diptych.data.text_files import read_json
+from diptych.data.text_files import parse_json, read_json
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
 
@@ -25,8 +24,6 @@ MISSING_WORDS = ("nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a"
 
 Record = dict[str, Any]
 
-_END = b"\n]}\n"
-"""Last bytes of the captions file of a dataset."""
 _FIELDS: dict[str, dict[str, Any]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"id": int, "image_id": int, "caption": (str, type(None))},
@@ -69,18 +66,18 @@ def iterate_records(folder: Path, table: Literal["images", "annotations"]) -> It
     """
     path = folder / CAPTIONS_FILE
     count = 0
-    if _has_record_lines(path):
-        for line in _record_lines(path, table):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                # The file is damaged, or a record was laid out otherwise by hand.
-                break
-            _check_record(path, table, count, record)
-            yield record
-            count += 1
-        else:
+    for line in _record_lines(path, table) if _is_as_written(path) else ():
+        try:
+            record = parse_json(line)
+        except (ValueError, RecursionError):
+            break
+        _check_record(path, table, count, record)
+        yield record
+        count += 1
+    else:
+        if count:
             return
+    # Nothing, or a line that is no record: the whole file tells what is wrong with it.
     yield from getattr(read_dataset(folder), table)[count:]
 
 
@@ -90,8 +87,7 @@ def check_ids(folder: Path, record: Record) -> Record:
         value = record.get(key, 0)
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise DiptychError(
-                f"{folder / CAPTIONS_FILE}: {key} {value} does not fit into 64 bits. "
-                "Change the ids in the source and import it again."
+                f"{folder / CAPTIONS_FILE}: {key} {value} does not fit into 64 bits. Change the ids in its source."
             )
     return record
 
@@ -172,30 +168,49 @@ def write_dataset(folder: Path, dataset: Dataset) -> None:
         file.write(",\n".join(map(_line, dataset.images)))
         file.write('\n],\n"annotations": [\n')
         file.write(",\n".join(map(_line, dataset.annotations)))
-        file.write(_END.decode())
+        file.write("\n]}\n")
 
 
-def _has_record_lines(path: Path) -> bool:
-    """Return whether the file begins and ends as `write_dataset` writes it."""
+def _is_as_written(path: Path) -> bool:
+    """Return whether the file has the lines that `write_dataset` writes; what is within a record is not looked at."""
     try:
         with path.open("rb") as file:
-            begins = file.readline().startswith(b'{"info": ') and file.readline().startswith(b'"licenses": ')
-            file.seek(-len(_END), os.SEEK_END)
-            return begins and file.read() == _END
+            return _has_frame(file)
     except OSError:
         return False
 
 
-def _record_lines(path: Path, table: str) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _has_frame(lines: Iterator[bytes]) -> bool:
+    if not (next(lines, b"").startswith(b'{"info": {') and next(lines, b"").startswith(b'"licenses": [')):
+        return False
+    for table, end in zip(_FIELDS, (b"],\n", b"]}\n"), strict=True):
+        if next(lines, b"") != _heading(table):
+            return False
+        # All records have a comma behind them but the last one, and the table ends behind that.
+        line = b"},\n"
+        while line.endswith(b"},\n"):
+            line = next(lines, b"")
+            if not line.startswith(b"{"):
+                return False
+        if not line.endswith(b"}\n") or next(lines, b"") != end:
+            return False
+    return not next(lines, b"")
+
+
+def _record_lines(path: Path, table: str) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        heading = _heading(table).decode()
         for line in file:
-            if line == f'"{table}": [\n'.encode():
+            if line == heading:
                 break
         for line in file:
-            if line.startswith(b"]"):
+            if line.startswith("]"):
                 return
-            if line.strip():
-                yield line.rstrip(b",\n")
+            yield line.rstrip(",\n")
+
+
+def _heading(table: str) -> bytes:
+    return f'"{table}": [\n'.encode()
 
 
 def _line(value: Any) -> str:

@@ -67,7 +67,10 @@ def _session() -> requests.Session:
     session = requests.Session()
     # A compressed answer could not be continued.
     session.headers["Accept-Encoding"] = "identity"
-    retries = Retry(RETRIES, backoff_factor=1, status_forcelist=_BUSY, raise_on_status=False)
+    # A server may ask for hours, in which nothing would be said.
+    retries = Retry(
+        RETRIES, backoff_factor=1, status_forcelist=_BUSY, raise_on_status=False, respect_retry_after_header=False
+    )
     for scheme in ("http://", "https://"):
         session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retries))
     return session
@@ -83,7 +86,7 @@ def _continue(session: requests.Session, url: str, part: Path, size: int, reache
 
     try:
         _receive(session, url, part, size)
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # addresses and lengths that make no sense
         if bytes_at(part) <= reached:
             raise DiptychError(
                 f"{url} cannot be downloaded: {first_line(error)}. Check the network (HTTPS_PROXY names a proxy), and "
@@ -106,10 +109,14 @@ def _receive(session: requests.Session, url: str, part: Path, size: int) -> None
         if length and (changed or response.status_code == 416):
             part.unlink()
             return
+        if response.status_code in _BUSY:
+            raise DiptychError(f"{url}: the server answers {response.status_code} {response.reason}. Try again later.")
         if changed or response.status_code not in (200, 206):
             raise _unexpected(f"{url}: the server answers {response.status_code} {response.reason}")
         if total not in (size, None):
             raise _unexpected(f"{url} has {total:,} bytes, not {size:,}")
+        if length and not start and total is None:
+            raise _unexpected(f"{url}: the server sends something of unknown length in place of the rest")
         _write(response, part, start, size)
 
 

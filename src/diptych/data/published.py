@@ -57,7 +57,7 @@ class PublishedDataset(NamedTuple):
 
     def missing(self, folder: Path) -> list[Archive]:
         """Return the archives that are not unpacked in `folder`."""
-        return [archive for archive in self.archives if not (folder / archive.member).exists()]
+        return [archive for archive in self.archives if not _is_there(folder / archive.member)]
 
 
 def needed_bytes(archives: Sequence[Archive], folder: Path) -> int:
@@ -89,9 +89,22 @@ def fetch(archives: Sequence[Archive], folder: Path) -> None:
     try:
         with FileLock(folder / ".lock", timeout=0):
             for archive in archives:
-                _fetch(archive, folder)
+                # Another process may have fetched it since the list was made.
+                if not _is_there(folder / archive.member):
+                    _fetch(archive, folder)
     except Timeout:
         raise DiptychError(f"Another process downloads into {folder}. Wait for it, or stop it.") from None
+
+
+def _is_there(member: Path) -> bool:
+    """Return whether a file or folder was unpacked; an empty folder was not.
+
+    Raises:
+        DiptychError: it is a link to something that is not there.
+    """
+    if member.is_symlink() and not member.exists():
+        raise DiptychError(f"{member} links to {member.readlink()}, which is missing. Mount it, or remove the link.")
+    return any(member.iterdir()) if member.is_dir() else member.exists()
 
 
 def _fetch(archive: Archive, folder: Path) -> None:

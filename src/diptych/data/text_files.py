@@ -66,13 +66,23 @@ def read_json(path: Path) -> Any:
     if not text.strip(_BLANKS):
         raise DiptychError(f"{path} is empty.")
     try:
-        content = json.loads(text, object_pairs_hook=_object)
-        _refuse_deep(content)
-        return content
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise DiptychError(f"{path} {_no_json(text, error)}") from None
     except (ValueError, RecursionError) as error:
         raise DiptychError(f"{path} is JSON that cannot be read: {error}.") from None
+
+
+def parse_json(text: str) -> Any:
+    """Return the content of JSON.
+
+    Raises:
+        ValueError: it is not JSON, its values are nested too deep, or an object has a key twice.
+        RecursionError: its values are nested much too deep.
+    """
+    content = json.loads(text, object_pairs_hook=_object)
+    _refuse_deep(content)
+    return content
 
 
 def _refuse_deep(content: Any) -> None:

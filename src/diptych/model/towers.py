@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -46,6 +47,13 @@ class Tower(nn.Module):
     unused_weights: frozenset[str] = frozenset()
     """Names of the backbone's weights that its output does not depend on."""
     _statistics_frozen = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy with the hooks, which can be copied and not pickled."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled for the nodes of a cluster."""

@@ -6,6 +6,7 @@ A node of a cluster reads the files of its batches itself, so pixels do not trav
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from diptych.serving.sources import Source, SourceError
 
 if TYPE_CHECKING:
     from diptych.retriever import Retriever
+
+
+log = logging.getLogger(__name__)
 
 
 class EncodedFiles(NamedTuple):
@@ -81,7 +85,7 @@ class FileEncoder:
 
     def encode(self, paths: Sequence[str]) -> EncodedFiles:
         """Read files of the source, and encode those whose content is not known."""
-        # It takes seconds to import, which looking at an index that is up to date has no need of.
+        # It takes seconds to import, and an index that is up to date encodes nothing.
         from diptych.model.device import prepare
 
         prepare(self.retriever.device.type, self.threads)
@@ -90,6 +94,26 @@ class FileEncoder:
         pictures = {file.hash: file.picture for file in files if file.picture}
         contents = self._encode(pictures) if pictures else self.schema.empty_table()
         return EncodedFiles([file.hash for file in files], [file.error for file in files], contents)
+
+    def completed(self, paths: Sequence[str], files: EncodedFiles) -> EncodedFiles:
+        """Return a batch with those files that could not be read, which this process may be able to read."""
+        missing = [index for index, digest in enumerate(files.hashes) if not digest]
+        if not missing:
+            return files
+        again = self.encode([paths[index] for index in missing])
+        if readable := [paths[index] for index, digest in zip(missing, again.hashes, strict=True) if digest]:
+            log.warning(
+                "The cluster could not read %d image(s), such as %s, which this machine can: look at the credentials "
+                "and mounts of the nodes.",
+                len(readable),
+                readable[0],
+            )
+        hashes, errors = list(files.hashes), list(files.errors)
+        for index, digest, error in zip(missing, again.hashes, again.errors, strict=True):
+            hashes[index], errors[index] = digest, error
+        there = set(files.contents["hash"].to_pylist())
+        added = again.contents.filter(pa.array([digest not in there for digest in again.contents["hash"].to_pylist()]))
+        return EncodedFiles(hashes, errors, pa.concat_tables([files.contents, added]))
 
     def _read(self, path: str) -> _File:
         try:

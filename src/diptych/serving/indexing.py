@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from diptych.data.cluster import need_of
+from diptych.data.cluster import is_in_use, need_of
 from diptych.data.parallel import map_shards
 from diptych.errors import DiptychError
 from diptych.progress import progress
@@ -220,7 +220,7 @@ class _Update:
         self._unreadable: list[tuple[str, str]] = []
         self._tables: list[Any] = []
         self._known_in: dict[str, int] = {}
-        """Number of the table from which the content columns of an image can be copied, by its hash."""
+        """Index in `_tables` of the table from which the content columns of an image can be copied, by its hash."""
         self._embedded = self._known = 0
 
     def run(self, items: list[Item]) -> IndexSummary:
@@ -345,7 +345,9 @@ class _Update:
         encoder = FileEncoder(self._retriever, source, self._known_in, self._contents, threads)
         tasks = ([item.path for item in batch] for batch in _batches(items, _BATCH))
         need = need_of(self._retriever.device.type, threads)
-        return map_shards(encoder.encode, tasks, 1, name=_describe, inputs=source.inputs, need=need)
+        encoded = map_shards(encoder.encode, tasks, 1, name=_describe, inputs=source.inputs, need=need)
+        for batch, files in zip(_batches(items, _BATCH), encoded, strict=True):
+            yield encoder.completed([item.path for item in batch], files) if is_in_use() else files
 
     def _add_batch(self, table: Any, batch: Sequence[Item], files: EncodedFiles) -> None:
         """Add rows for a batch of images."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from weakref import WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -33,17 +34,25 @@ class GradientAverage:
         self._parameters = list(parameters)
         self._learning: list[nn.Parameter] = []
         self._buckets: list[_Bucket] = []
+        self._bucket_of: dict[int, _Bucket] = {}
+        """Bucket of each parameter, by its identity."""
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._is_last_pass = False
 
     @contextmanager
     def last_pass(self) -> Iterator[None]:
         """Send gradients as they become complete: no backward pass after this context adds to those that it makes."""
-        if world_size() > 1:
-            self._prepare()
+        if world_size() == 1:
+            yield
+            return
+        self._prepare()
         self._is_last_pass = True
         try:
             yield
+        except BaseException:
+            # What was sent belongs to a step that is not finished.
+            self._learning = []
+            raise
         finally:
             self._is_last_pass = False
 
@@ -60,21 +69,26 @@ class GradientAverage:
     def _prepare(self) -> None:
         """Make the buckets of the weights that learn, and their hooks, unless they are there."""
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
-        if list(map(id, learning)) == list(map(id, self._learning)):
+        if self._buckets and list(map(id, learning)) == list(map(id, self._learning)):
             return
         for hook in self._hooks:
             hook.remove()
         self._learning = learning
         # The gradients of the last layers are complete first.
         self._buckets = _buckets(reversed(learning))
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._send) for parameter in learning]
+        self._bucket_of = {id(parameter): bucket for bucket in self._buckets for parameter in bucket.parameters}
+        # The garbage collector does not see what a hook refers to, so it would never free this.
+        send = WeakMethod(self._send)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda tensor: (call := send()) and call(tensor))
+            for parameter in learning
+        ]
 
     def _send(self, parameter: Tensor) -> None:
         """Send the buckets that are complete with the gradient of `parameter`."""
         if not self._is_last_pass:
             return
-        for bucket in self._buckets:
-            bucket.missing.discard(id(parameter))
+        self._bucket_of[id(parameter)].missing.remove(id(parameter))
         for bucket in self._buckets:
             # All processes have to send the same ones in the same order.
             if bucket.missing:

@@ -28,6 +28,7 @@ Autocast = Callable[[], AbstractContextManager[None]]
 Call = Callable[[], tuple[Tensor, ...]]
 """A tower's run over one chunk."""
 LastPass = Callable[[], AbstractContextManager[None]]
+"""Context of a backward pass that is the last one of the step for the weights that it reaches."""
 
 
 def backward_in_chunks(
@@ -47,7 +48,7 @@ def backward_in_chunks(
         chunk_size: images encoded at once at most, and as many captions as these have on average.
         autocast: the precision in which towers and losses compute.
         backward: the backward pass of the total loss.
-        last_pass: a context of the backward passes after which the weights that they reach have their gradients.
+        last_pass: makes the context of each backward pass that completes gradients.
     """
     device = batch.images.device
     lanes = [_Lane(tower, calls, autocast, device) for tower, calls in _tower_calls(step, batch, chunk_size)]

@@ -24,6 +24,8 @@ _NEAR_DUPLICATES = 100
 """Number of pairs that validation.json lists, the closest ones."""
 
 _CAPTIONS = {"caption_id": "int64", "image_id": "int64", "caption": "str", "characters": "Int32", "letters": "Int32"}
+"""Columns of the captions as they are judged, and their types."""
+
 _MANIFEST = {
     "image_id": "int64",
     "split": "str",
@@ -65,7 +67,7 @@ def caption_table(records: Iterable[Record]) -> pd.DataFrame:
     """Return a table with one row an annotation, in their order.
 
     Columns: caption_id, image_id; caption, without surrounding whitespace and halves of surrogate pairs; characters and
-    letters, their numbers. The last three are null where there is no text.
+    letters, their numbers. Without a text the last three are null, and `letters` is in an empty one.
     """
     return packed(map(_caption_row, records), _CAPTIONS)
 

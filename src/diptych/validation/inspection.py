@@ -123,7 +123,9 @@ def _verdict(table: str, promise: Promise, result: Any) -> Verdict:
         raise RuntimeError(f"Great Expectations could not judge {table}.{promise.column}: {'; '.join(errors)}")
     details = result.result
     rows = [int(row) for row in details.get("unexpected_index_list") or ()]
-    return Verdict(table, promise, bool(result.success), sorted(rows), list(details.get("partial_missing_list") or ()))
+    missing = details.get("partial_missing_list") or ()
+    # Great Expectations has them in no fixed order.
+    return Verdict(table, promise, bool(result.success), sorted(rows), sorted(missing, key=str))
 
 
 def _errors(info: dict[str, Any]) -> list[str]:

@@ -57,7 +57,7 @@ def scan_images(
 ) -> pd.DataFrame:
     """Return a table with one row an image record, in the order of the records.
 
-    `others` are the file names of the dataset's other records, which are not scanned.
+    `others` are file names that the dataset's other records have; members with them are expected.
 
     Columns:
 
@@ -96,7 +96,7 @@ def _described(records: Iterable[Record], members: Mapping[str, Member]) -> Iter
             encodable(str(record.get("source", record["file_name"]))),
             _objects(record),
             *((member.shard, member.offset, member.size) if member else (None, None, None)),
-            None if sha256 is None else str(sha256),
+            None if sha256 is None else encodable(str(sha256)),
         )
 
 
