@@ -50,6 +50,22 @@ def test_a_missing_dataset_comes_from_the_cache(project):
     assert (project.data / "captions.json").exists()
 
 
+def test_a_version_that_nobody_has_costs_nothing_of_what_is_there(scenes):
+    """As after `git checkout` of another data.dvc, whose files DVC's cache has lost."""
+    other = scenes.root / "data.dvc"
+    before = other.read_bytes()
+    write_scenes(scenes.data, train=5, val=1, test=1, size=32, replace=True)
+    record_dataset(scenes)
+    files = {path.name: path.read_bytes() for path in scenes.data.iterdir()}
+    lost = {out["md5"] for out in yaml.safe_load(before)["outs"]}
+    other.write_bytes(before)
+    for md5 in lost:
+        (scenes.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
+    with pytest.raises(DiptychError, match="not the version that"):
+        fetch_dataset(scenes)
+    assert {path.name: path.read_bytes() for path in scenes.data.iterdir()} == files
+
+
 def test_a_missing_dataset_comes_from_the_remote(project, tmp_path):
     run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=project.root)
     run("dvc", "push", "--quiet", cwd=project.root)

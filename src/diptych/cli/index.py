@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,8 @@ def index(
         log.warning("%s is left out: %s", printable(path), reason)
     text = (
         f"{collection}, {title}: {summary.describe()}, in {time.perf_counter() - started:.1f} s. "
-        f"`diptych serve --collection {collection}` searches them."
+        f"`{shlex.join(['diptych', 'serve', *([version] if version else []), '--collection', collection])}` searches "
+        "them."
     )
     print_result({"collection": collection, "model": title, **summary.to_json()}, text, as_json)
 

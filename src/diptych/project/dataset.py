@@ -120,7 +120,9 @@ def fetch_dataset(workspace: Workspace) -> str:
     missing = not workspace.data.exists()
     if not missing and (not dvc.status(workspace, "data.dvc") or _cache_if_recorded(workspace)):
         return "present"
-    if not (reason := dvc.failure(workspace, "checkout", "data.dvc")):
+    # A checkout removes what is there, also where it cannot bring what is recorded.
+    reason = "" if missing else dvc.bring_into_cache(workspace, "data")
+    if not reason and not (reason := dvc.failure(workspace, "checkout", "data.dvc")):
         return "taken from DVC's cache"
     if not missing:
         raise DiptychError(

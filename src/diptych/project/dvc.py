@@ -50,10 +50,7 @@ def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
 
     Pixels that stay in the remote are no difference.
     """
-    output = call(workspace, "status", "--json", *targets)
-    start = output.find("{")
-    # Warnings may stand before and after the JSON.
-    changes = dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
+    changes = _object(call(workspace, "status", "--json", *targets))
     if not pixels.stay_remote():
         return changes
     return pixels.without_pixels(changes, {path: (workspace.root / path).exists() for path in pixels.PIXELS})
@@ -97,6 +94,18 @@ def repeat(workspace: Workspace, environment: Mapping[str, str], on_line: Callab
     code, lines = _follow(command, workspace, on_line, dvc_environment)
     if code:
         raise DiptychError(f"the chain failed again from its commit: {_last_error(lines)}")
+
+
+def bring_into_cache(workspace: Workspace, folder: str) -> str:
+    """Fetch what DVC's cache lacks of the recorded version of a folder; leave the folder as it is.
+
+    Return the reason of a failure in DVC's words; empty where the cache has all of it.
+    """
+    if not (lacking := _lacking(workspace, folder)):
+        return ""
+    reason = failure(workspace, "fetch", f"{folder}.dvc")
+    # Without a remote DVC calls it a success.
+    return reason or (some(lacking) + " is not in the cache" if (lacking := _lacking(workspace, folder)) else "")
 
 
 def fetch(workspace: Workspace, *targets: str) -> str:
@@ -186,6 +195,18 @@ def refuse_conflicts(workspace: Workspace) -> None:
     """Refuse to work where a file that DVC reads has a merge conflict: DVC would overwrite some of them."""
     for name in _MERGED:
         refuse_conflict(workspace.root / name)
+
+
+def _lacking(workspace: Workspace, folder: str) -> list[str]:
+    """Return the files of the recorded version of a folder that DVC's cache lacks, or the folder where it lacks all."""
+    absent = _object(call(workspace, "data", "status", "--json", "--granular")).get("not_in_cache", [])
+    return [path for path in absent if path.startswith(f"{folder}/")]
+
+
+def _object(output: str) -> dict[str, Any]:
+    """Return the JSON object in the output of a command, before and after which warnings may stand; empty without."""
+    start = output.find("{")
+    return dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
 
 
 def _outputs(workspace: Workspace, *stages: str) -> list[str]:
