@@ -20,7 +20,7 @@ INSTALL = printf '%s\n' $(1) | $(UV) pip install --quiet --compile-bytecode --co
 LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run search test test-fast lint audit benchmarks lock afresh
+.PHONY: help setup run search test test-fast test-stack lint audit benchmarks lock afresh
 
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -42,6 +42,9 @@ test: lint ## Check types and style, and run all tests with coverage
 
 test-fast: setup $(VENV)/.installed-dev ## Run the tests that start no server and no process with torch
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile -m "not slow"
+
+test-stack: setup $(VENV)/.installed-dev ## Build the image and test the stack in containers; starts Docker where none answers
+	docker/testing/with-engine.sh $(BIN)/pytest --exitfirst --no-cov tests/stack/containers
 
 lint: setup $(VENV)/.installed-dev ## Check types, style and the direction of imports
 	$(BIN)/ruff check .
