@@ -5,6 +5,7 @@ The recording is /data/requests.jsonl. Once everything is repeated, /run/ready e
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -19,12 +20,22 @@ from moto.moto_api import recorder  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 
 
+def keep_changes() -> None:
+    """Remove the requests that only read from the recording."""
+    lines = RECORDING.read_text(encoding="utf-8").splitlines(keepends=True)
+    changes = [line for line in lines if json.loads(line)["method"] not in ("GET", "HEAD")]
+    new = RECORDING.with_suffix(".new")
+    new.write_text("".join(changes), encoding="utf-8")
+    new.replace(RECORDING)
+
+
 def main() -> None:
     """Serve until a signal ends the process."""
     # Before any thread starts, which would take them from `sigwait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     READY.unlink(missing_ok=True)
     RECORDING.touch()
+    keep_changes()
     # Nobody else may write in between. Both servers have the same content, which is the process's.
     first = ThreadedMotoServer("127.0.0.1", 9001, verbose=False)
     first.start()
