@@ -19,7 +19,8 @@ TEXT = COMPOSE.read_text(encoding="utf-8")
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 NAMED = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "example.env").read_text(encoding="utf-8"), re.M))
 SECRETS = {name: f"a secret {name.lower()}" for name, kind, _ in VARIABLE.findall(TEXT) if kind == "?"}
-SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (*DOCKER.glob("*.sh"), *ROOT.glob("deploy/slurm/*")))
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (*DOCKER.glob("**/*.sh"), *ROOT.glob("deploy/slurm/*")))
+OVERRIDE = "docker/testing/compose.override.yaml"
 IN_THE_IMAGE = "/opt/diptych/"
 
 
@@ -166,8 +167,8 @@ def test_the_image_is_not_root() -> None:
 @pytest.mark.parametrize(
     ("tool", "arguments"),
     [
-        ("check-jsonschema", ["--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"]),
-        ("hadolint", ["docker/Dockerfile"]),
+        ("check-jsonschema", ["--builtin-schema", "vendor.compose-spec", "docker/compose.yaml", OVERRIDE]),
+        ("hadolint", ["docker/Dockerfile", *map(str, DOCKER.glob("testing/*.Dockerfile"))]),
         ("shellcheck", ["--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS]),
     ],
 )
