@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diptych.model.gathering import world_size
 
-BUCKET_BYTES = 2**25
+BUCKET_BYTES = 2**23
 """Size of the buckets in which gradients travel: large enough that the network's rate counts and not its delay, and
 small enough that the first one leaves early.
 """
@@ -122,10 +122,12 @@ class _Bucket:
         assert self._sent is not None
         flat, work = self._sent
         work.wait()
-        gradients = self._gradients()
-        means = (flat / world_size()).split([gradient.numel() for gradient in gradients])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        means = flat.div_(world_size()).split([parameter.numel() for parameter in self.parameters])
+        for parameter, gradient, mean in zip(self.parameters, self._gradients(), means, strict=True):
+            if gradient.is_contiguous():
+                parameter.grad = mean.view_as(gradient)
+            else:  # an optimizer wants gradients in the memory format of the weights
+                gradient.copy_(mean.view_as(gradient))
         self.missing.update(map(id, self.parameters))
         self._sent = None
 
