@@ -55,6 +55,25 @@ def test_a_training_is_logged_with_parameters_figures_and_tags(trained):
     assert (logged.data.tags["weights_sha256"], logged.info.status) == ("abc", "FINISHED")
 
 
+def test_a_training_whose_other_process_died_goes_on_in_the_same_run(trained, monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+    def lose_another() -> None:
+        with TrackedRun(trained, Params()) as run:
+            run.log_metrics({"loss": 2.0}, 1)
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="by peer"):
+        lose_another()
+    assert [run.info.status for run in runs(trained)] == ["RUNNING"]
+    with TrackedRun(trained, Params()) as run:
+        run.log_metrics({"loss": 1.0}, 2)
+        run.finish({})
+    (logged,) = runs(trained)
+    assert history(trained, logged.info.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+
+
 def test_many_figures_are_sent_in_parts(trained):
     with TrackedRun(trained, Params()) as run:
         for step in range(1200):

@@ -28,8 +28,9 @@ def encoder(collection: Collection) -> FileEncoder:
 
 def test_contents_are_what_the_model_makes_of_the_files(encoder: FileEncoder, collection: Collection) -> None:
     files = [(collection.photos / path).read_bytes() for path in PATHS]
-    expected = collection.retriever.encode_images(files, tokens=True)
     encoded = encoder.encode(PATHS)
+    # Afterwards, with the same number of threads.
+    expected = collection.retriever.encode_images(files, tokens=True)
     contents = encoded.contents.to_pydict()
 
     assert encoded.hashes == contents["hash"] == [hashlib.sha256(file).hexdigest() for file in files]

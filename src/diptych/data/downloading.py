@@ -126,7 +126,9 @@ def _write(response: requests.Response, part: Path, start: int, size: int) -> No
 
     name = part.name.removeprefix(".").removesuffix(".part")
     bar = progress(None, f"downloading {name}", unit="B", total=size, initial=start, unit_scale=True)
-    with part.open("ab" if start else "wb") as file, bar:
+    if not start:
+        part.unlink(missing_ok=True)
+    with part.open("ab") as file, bar:
         if not start:
             _tag_path(part).write_text(_validator(response), encoding="utf-8")
         for chunk in response.iter_content(_CHUNK):

@@ -89,9 +89,7 @@ def fetch(archives: Sequence[Archive], folder: Path) -> None:
     try:
         with FileLock(folder / ".lock", timeout=0):
             for archive in archives:
-                # Another process may have fetched it since the list was made.
-                if not _is_there(folder / archive.member):
-                    _fetch(archive, folder)
+                _fetch(archive, folder)
     except Timeout:
         raise DiptychError(f"Another process downloads into {folder}. Wait for it, or stop it.") from None
 
@@ -108,6 +106,9 @@ def _is_there(member: Path) -> bool:
 
 
 def _fetch(archive: Archive, folder: Path) -> None:
+    # Another process may have fetched it since the list was made.
+    if _is_there(folder / archive.member):
+        return
     path = folder / archive.name
     if not path.exists():
         download(archive.url, path, archive.bytes, archive.sha256)

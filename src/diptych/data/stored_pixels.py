@@ -68,7 +68,7 @@ class StoredPixels:
         """Whether the number of its images is known."""
         return self._start > 0
 
-    def open(self, header: bytes) -> None:
+    def open_with(self, header: bytes) -> None:
         """Take the number of images from the start of the .npy file, and open the cache file, if there can be one.
 
         Raises:
@@ -184,7 +184,7 @@ def _open_all(files: list[StoredPixels]) -> None:
         headers |= {stored.key: content for stored, content in zip(unknown, fetched, strict=True)}
         for file in files:
             if not file.is_open:  # by another thread, meanwhile
-                file.open(headers[file.stored.key])
+                file.open_with(headers[file.stored.key])
 
 
 def _cached_header(stored: StoredFile) -> bytes:

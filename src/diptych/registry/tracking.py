@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from diptych.config import Params
 from diptych.files import write_json
+from diptych.progress import has_rank
 from diptych.project.addresses import without_secret
 from diptych.project.provenance import provenance
 from diptych.project.workspace import Workspace
@@ -67,7 +68,9 @@ class TrackedRun:
         """Mark a training that failed; leave the run of an interrupted one open, to be resumed."""
         if self._finished:
             return
-        if kind is None or issubclass(kind, Exception):
+        # torch raises this in a process of several when another one has died.
+        lost_another = has_rank() and kind is not None and issubclass(kind, RuntimeError)
+        if kind is None or (issubclass(kind, Exception) and not lost_another):
             self._end("FAILED" if kind else "FINISHED", {})
         else:
             self._write_note()
