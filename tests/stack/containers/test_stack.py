@@ -157,10 +157,13 @@ def test_a_backup_leads_back_into_an_empty_stack(stack: Stack, tmp_path: Path) -
     assert stack.ends(following) == "Completed", stack.log(following)
 
 
-def test_an_upgrade_keeps_what_is_stored(stack: Stack, tmp_path: Path) -> None:
+def test_an_upgrade_to_a_later_mlflow_keeps_what_is_stored(stack: Stack, tmp_path: Path, monkeypatch) -> None:
     version = champion(stack)
+    later, testing = f"{NAME}/later:latest", str(DOCKER / "testing")
+    docker("build", "--network=host", f"--tag={later}", f"--file={testing}/later.Dockerfile", testing)
+    monkeypatch.setenv("DIPTYCH_IMAGE", later)
 
-    stack.compose("build", "worker")
     stack.documented("Upgrades", 0, tmp_path)
 
+    assert "/opt/later" in stack.client("python", "-c", "import mlflow; print(mlflow.__file__)")
     assert_nothing_is_lost(stack, version)
