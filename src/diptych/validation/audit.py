@@ -86,8 +86,9 @@ def audit(
 
     `splits` are those that the pipeline uses; the Data Docs of `inspection` show the judgements.
     """
-    image_of_id = images.drop_duplicates("image_id").set_index("image_id")
-    captions = captions.join(image_of_id[["file_name", "source", "split"]], on="image_id")
+    image_of_id = images.drop_duplicates("image_id").set_index("image_id")[["file_name", "source", "split"]]
+    # Categories: captions share the texts of their image.
+    captions = captions.join(image_of_id.astype({"file_name": "category", "source": "category"}), on="image_id")
     # Great Expectations makes several copies of a column. It needs no more than the letters that tell words apart.
     judged = captions.assign(
         caption=captions["caption"].str.slice(0, 1 + max(map(len, MISSING_WORDS))),
@@ -133,8 +134,10 @@ def _with_judged_columns(images: pd.DataFrame, captions: pd.DataFrame) -> pd.Dat
 def _splits_with_content(accepted: pd.DataFrame, splits: list[str]) -> pd.Series:
     """Return the number of `splits` in which the bytes of each image occur; 0 for an image of another split."""
     used = accepted["split"].isin(splits)
-    counts = accepted[used].groupby("sha256")["split"].nunique()
-    return accepted["sha256"].map(counts).where(used, 0).fillna(0).astype("int64")
+    repeated = accepted[used & accepted["sha256"].duplicated(keep=False)]
+    numbers = used.astype("int64")
+    numbers[repeated.index] = repeated.groupby("sha256")["split"].transform("nunique")
+    return numbers
 
 
 def _reasons(table: pd.DataFrame, verdicts: list[Verdict]) -> pd.Series:
@@ -208,7 +211,8 @@ def _quarantine(images: pd.DataFrame, captions: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for kind, table in (("image", images), ("caption", captions)):
         bad = table[table["reason"] != ""]
-        part = bad[[f"{kind}_id", "source", "split", "reason"]].set_axis(["id", "file", "split", "reason"], axis=1)
+        columns = bad[[f"{kind}_id", "source", "split", "reason"]].astype({"source": "str"})
+        part = columns.set_axis(["id", "file", "split", "reason"], axis=1)
         part.insert(0, "kind", kind)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)

@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 _BITS = 64
-_CHUNK = 2**20
-"""Number of candidate pairs that are compared at once."""
+_CHUNK = 2**17
+"""Number of candidate pairs that are compared at once; they take 100 bytes each."""
 
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.intp]
@@ -23,17 +23,23 @@ class _Distinct(NamedTuple):
     """The distinct hashes of a split."""
 
     hashes: Hashes
-    rows: list[Rows]
-    """Rows with each hash, ascending."""
-
-    @property
-    def counts(self) -> Rows:
-        return np.array([len(rows) for rows in self.rows], np.intp)
+    """Ascending."""
+    counts: Rows
+    """How many rows have each."""
+    rows: Rows
+    """All rows of the split, in the order of their hashes, then ascending."""
+    starts: Rows
+    """Where the rows of each hash begin in `rows`."""
 
     @property
     def first(self) -> Rows:
         """The first row with each hash."""
-        return np.array([rows[0] for rows in self.rows], np.intp)
+        return self.rows[self.starts]
+
+    def rows_of(self, position: int) -> list[int]:
+        """Return the rows with the hash at this position."""
+        start = self.starts[position]
+        return self.rows[start : start + self.counts[position]].tolist()
 
 
 def near_duplicates(manifest: pd.DataFrame, splits: list[str], distance: int, limit: int) -> tuple[int, list[Any]]:
@@ -54,8 +60,8 @@ def near_duplicates(manifest: pd.DataFrame, splits: list[str], distance: int, li
 
 
 def _distinct(hashes: Hashes, rows: Rows) -> _Distinct:
-    values, inverse, counts = np.unique(hashes[rows], return_inverse=True, return_counts=True)
-    return _Distinct(values, np.split(rows[np.argsort(inverse, kind="stable")], counts.cumsum()[:-1]))
+    values, counts = np.unique(hashes[rows], return_counts=True)
+    return _Distinct(values, counts, rows[np.argsort(hashes[rows], kind="stable")], counts.cumsum() - counts)
 
 
 def _close(first: _Distinct, second: _Distinct, distance: int, limit: int) -> tuple[int, list[tuple[int, int, int]]]:
@@ -63,17 +69,17 @@ def _close(first: _Distinct, second: _Distinct, distance: int, limit: int) -> tu
     count, closest = 0, np.empty((0, 5), np.intp)
     if not len(first.hashes) or not len(second.hashes):
         return 0, []
-    of_first, of_second = first.counts, second.counts
+    first_rows, second_rows = first.first, second.first
     for left, right in _candidates(first.hashes, second.hashes, distance):
         bits = np.bitwise_count(first.hashes[left] ^ second.hashes[right]).astype(np.intp)
         is_close = bits <= distance
         left, right, bits = left[is_close], right[is_close], bits[is_close]
-        count += int((of_first[left] * of_second[right]).sum())
+        count += int((first.counts[left] * second.counts[right]).sum())
         # A pair of hashes beyond the `limit` closest cannot have one of the `limit` closest pairs of rows.
-        pairs = np.concatenate([closest, np.stack([bits, first.first[left], second.first[right], left, right], axis=1)])
+        pairs = np.concatenate([closest, np.stack([bits, first_rows[left], second_rows[right], left, right], axis=1)])
         closest = pairs[np.lexsort(pairs.T[2::-1])[:limit]]
     rows = chain.from_iterable(
-        islice(product([bits], first.rows[left].tolist(), second.rows[right].tolist()), limit)
+        islice(product([bits], first.rows_of(left), second.rows_of(right)), limit)
         for bits, _, _, left, right in closest.tolist()
     )
     return count, nsmallest(limit, rows)
