@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the images that take the place of a registry's, from Debian's packages and PyPI's. An image that exists is kept.
+# Make the images that take the place of a registry's, from Debian's packages and PyPI's. That of Debian is made once.
 #
 # diptych-testing/debian:12: Debian 12 with Python 3.11, for python:3.11-slim and debian:stable-slim
 # diptych-testing/postgres:15: Debian's PostgreSQL, for postgres:17-alpine
@@ -19,8 +19,7 @@ if ! docker image inspect diptych-testing/debian:12 >/dev/null 2>&1; then
     cp "$certificates" "$root$certificates"
     tar -C "$root" -c . | docker import --change "ENV SSL_CERT_FILE=$certificates" - diptych-testing/debian:12
 fi
+# What has not changed is in the engine's cache.
 for image in postgres:15 s3:5; do
-    if ! docker image inspect "diptych-testing/$image" >/dev/null 2>&1; then
-        docker build --network host --tag "diptych-testing/$image" --file "$here/${image%:*}.Dockerfile" "$here/../.."
-    fi
+    docker build --network host --tag "diptych-testing/$image" --file "$here/${image%:*}.Dockerfile" "$here/../.."
 done

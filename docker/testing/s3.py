@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 READY = Path("/run/ready")
@@ -17,13 +18,17 @@ ENDS = {signal.SIGTERM, signal.SIGINT}
 os.environ["MOTO_RECORDER_FILEPATH"] = str(RECORDING)
 
 from moto.moto_api import recorder  # noqa: E402
+from moto.moto_api._internal.recorder import models  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
+
+# With a buffer for the largest request, each is recorded by one write, so that those of two threads do not mix.
+models.open = partial(open, buffering=2**28)
 
 
 def keep_changes() -> None:
-    """Remove the requests that only read from the recording."""
-    lines = RECORDING.read_text(encoding="utf-8").splitlines(keepends=True)
-    changes = [line for line in lines if json.loads(line)["method"] not in ("GET", "HEAD")]
+    """Remove the requests that only read from the recording, and one that a kill has cut off."""
+    *lines, _ = RECORDING.read_text(encoding="utf-8").split("\n")
+    changes = [line + "\n" for line in lines if json.loads(line)["method"] not in ("GET", "HEAD")]
     new = RECORDING.with_suffix(".new")
     new.write_text("".join(changes), encoding="utf-8")
     new.replace(RECORDING)
