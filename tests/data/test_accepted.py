@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from diptych.config import Splits
-from diptych.data.accepted import images_of_role, read_columns, read_table, rows_of_role
+from diptych.data import accepted
+from diptych.data.accepted import CaptionTexts, images_of_role, read_columns, read_table, rows_of_role
 from diptych.errors import DiptychError
 
 IMAGES = pd.DataFrame(
@@ -34,6 +35,25 @@ def test_a_file_without_the_columns_is_an_error(tmp_path: Path, content: bytes |
         IMAGES[["split"]].to_parquet(path)
     with pytest.raises(DiptychError, match=r"images\.parquet is missing or damaged .* Repair\.$"):
         read_columns(path, "image_id", repair="Repair.")
+
+
+def test_texts_of_captions_are_read_in_parts_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepted, "_ROWS", 3)
+    table = pd.DataFrame({"image_id": [7, 7, 2**62, 9, 7, 8, 9], "caption": list("abcdefg")})
+    table.to_parquet(tmp_path / "captions.parquet", row_group_size=4)
+    texts = CaptionTexts(tmp_path / "captions.parquet")
+    assert list(texts) == list(texts) == list("abcdefg")
+    assert list(CaptionTexts(texts.path, np.array([9, 2**62]))) == list("cdg")
+    assert list(CaptionTexts(texts.path, [])) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 nothing PAR1"])
+def test_texts_of_a_damaged_file_are_an_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "captions.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DiptychError, match=r"captions\.parquet is missing or damaged .* Run `dvc repro validate`"):
+        list(CaptionTexts(path))
 
 
 def test_rows_of_a_named_split() -> None:

@@ -62,11 +62,12 @@ def workspace(tmp_path_factory, photo) -> Workspace:
 
 def prepare(workspace: Workspace, folder: Path, tokenizer: Path, settings: Preprocess) -> None:
     """As the preprocess stage does."""
-    manifest, captions = pd.read_parquet(workspace.manifest), pd.read_parquet(workspace.captions)
+    manifest = pd.read_parquet(workspace.manifest)
     folder.mkdir()
     cache = workspace.root / "cache"
     prepare_images(workspace.data, manifest, folder, cache=cache, settings=settings, workers=1)
-    prepare_captions(captions, folder, tokenizer=tokenizer, settings=settings)
+    shutil.copy(workspace.captions, folder / "captions.parquet")
+    prepare_captions(folder, tokenizer=tokenizer, settings=settings)
 
 
 def make_model(folder: Path, tokenizer: Path, preprocessing: Preprocessing) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ROWS = 10_000
+"""Number of captions that are read at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,34 @@ def read_columns(path: Path, *names: str, repair: str) -> dict[str, NDArray[Any]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise DiptychError(f"{path} is missing or damaged ({reason}). {repair}") from None
+
+
+@dataclass(frozen=True)
+class CaptionTexts:
+    """Texts of the captions in a file like captions.parquet, read in parts each time that they are iterated.
+
+    Attributes:
+        path: the file.
+        image_ids: ids of the images whose captions they are; None: of all.
+
+    Raises:
+        DiptychError: the file is missing or damaged.
+    """
+
+    path: Path
+    image_ids: Collection[int] | NDArray[np.int64] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        import pyarrow as pa
+        from pyarrow import compute, parquet
+
+        ids = None if self.image_ids is None else pa.array(self.image_ids, pa.int64())
+        try:
+            for part in parquet.ParquetFile(self.path).iter_batches(_ROWS, columns=["image_id", "caption"]):
+                wanted = part if ids is None else part.filter(compute.is_in(part["image_id"], ids))
+                yield from wanted["caption"].to_pylist()
+        except (OSError, ValueError) as error:
+            raise DiptychError(f"{self.path} is missing or damaged ({error}). Run `dvc repro validate`.") from None
 
 
 def images_of_role(images: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:

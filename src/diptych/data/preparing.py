@@ -29,6 +29,7 @@ from PIL import Image
 
 from diptych.config import Preprocess
 from diptych.data import image_metadata, images
+from diptych.data.accepted import CaptionTexts
 from diptych.data.captions import CAPTIONS_FILE
 from diptych.data.images import ImageError, open_image, to_pixels
 from diptych.data.parallel import batch_size, map_shards
@@ -60,7 +61,8 @@ class _Shard:
     """Accepted images of one shard of the dataset, and the cache file for their pixels."""
 
     stem: str
-    members: list[Member]
+    rows: pd.DataFrame
+    """Of the manifest."""
     shape: tuple[int, int, int, int]
     cached: Path
 
@@ -70,7 +72,7 @@ class _Shard:
 
     @property
     def starts(self) -> range:
-        return range(0, len(self.members), batch_size())
+        return range(0, len(self.rows), batch_size())
 
 
 def prepare_images(
@@ -106,12 +108,15 @@ def prepare_images(
     return len(shards) - len(missing)
 
 
-def prepare_captions(captions: pd.DataFrame, output: Path, *, tokenizer: Path, settings: Preprocess) -> None:
-    """Write captions.parquet, tokens.npy, offsets.npy and settings.json of the prepared dataset `output`."""
-    flat, offsets = encode(tokenizer, captions["caption"].tolist(), settings.max_tokens)
+def prepare_captions(output: Path, *, tokenizer: Path, settings: Preprocess) -> int:
+    """Write tokens.npy, offsets.npy and settings.json for the captions.parquet of the prepared dataset `output`.
+
+    Returns:
+        The number of captions.
+    """
+    flat, offsets = encode(tokenizer, CaptionTexts(output / "captions.parquet"), settings.max_tokens)
     np.save(output / "tokens.npy", flat)
     np.save(output / "offsets.npy", offsets)
-    captions[["caption_id", "image_id", "caption"]].to_parquet(output / "captions.parquet", index=False)
     vocabulary_size, pad_token_id = vocabulary_facts(tokenizer)
     write_json(
         output / "settings.json",
@@ -125,16 +130,18 @@ def prepare_captions(captions: pd.DataFrame, output: Path, *, tokenizer: Path, s
             "pad_token_id": pad_token_id,
         },
     )
+    return len(offsets) - 1
 
 
 def _plan(manifest: pd.DataFrame, settings: Preprocess, cache: Path) -> list[_Shard]:
     side = settings.image_size
     shards = []
-    for name, rows in manifest.groupby("shard", sort=False):
+    columns = ["shard", "file_name", "offset", "bytes", "sha256"]
+    for name, rows in manifest[columns].groupby("shard", sort=False):
         # The key of a cache file is the SHA-256 of everything that its pixels depend on.
         key = hashlib.sha256(json.dumps([_decoding(settings), rows["sha256"].tolist()]).encode()).hexdigest()
         shape = (len(rows), side, side, 3)
-        shards.append(_Shard(name.removesuffix(".tar"), members_of(rows), shape, cache / f"{key}.npy"))
+        shards.append(_Shard(name.removesuffix(".tar"), rows, shape, cache / f"{key}.npy"))
     return shards
 
 
@@ -164,7 +171,7 @@ def _fill(data: Path, shards: list[_Shard], settings: Preprocess, max_pixels: in
     """Write the cache files of `shards`; processes begin the next shard before the last one is finished."""
     for leftover in shards[0].cached.parent.glob(".*.tmp"):
         leftover.unlink()
-    total = sum(len(shard.members) for shard in shards)
+    total = sum(len(shard.rows) for shard in shards)
     batches = (batch for shard in shards for batch in _batches(shard))
     prepare = partial(_prepare, data.absolute(), settings, max_pixels)
     counts = map_shards(prepare, batches, workers, name=attrgetter("shard"), inputs=[data.absolute() / CAPTIONS_FILE])
@@ -188,9 +195,9 @@ def _batches(shard: _Shard) -> Iterator[_Batch]:
         file.flush()
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, _file_size(shard))
-    image_bytes = math.prod(shard.shape[1:])
+    image_bytes, all_members = math.prod(shard.shape[1:]), members_of(shard.rows)
     for start in shard.starts:
-        members = shard.members[start : start + shard.starts.step]
+        members = all_members[start : start + shard.starts.step]
         yield _Batch(shard.stem, members, shard.temporary.absolute(), len(header) + start * image_bytes)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,14 @@ _BATCH = 10_000
 """Number of captions in a batch: enough to keep the tokenizer's threads busy, and few enough for memory."""
 
 
-def learn_tokenizer(captions: Sequence[str], vocabulary_size: int) -> Tokenizer:
+def learn_tokenizer(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Return an uncased BERT tokenizer whose WordPiece vocabulary is learned from `captions`.
 
     The same captions give the same vocabulary, in any process and with any number of threads.
+
+    Args:
+        captions: iterated twice, a batch at a time.
+        vocabulary_size: largest number of tokens.
 
     Returns:
         A tokenizer with at most `vocabulary_size` tokens, the special ones first.
@@ -41,7 +46,7 @@ def learn_tokenizer(captions: Sequence[str], vocabulary_size: int) -> Tokenizer:
     alphabet, continuing = _alphabet(captions, vocabulary_size // 4)
     tokenizer = _bert_tokenizer({})
     tokenizer.train_from_iterator(
-        captions,
+        _batches(captions),
         trainers.WordPieceTrainer(
             vocab_size=vocabulary_size,
             min_frequency=2,
@@ -100,7 +105,7 @@ def copy_tokenizer(tower: TextTower, folder: Path, max_tokens: int) -> None:
     _forget_origin(folder / "tokenizer_config.json")
 
 
-def encode(folder: Path, captions: Sequence[str], max_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def encode(folder: Path, captions: Iterable[str], max_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Encode `captions` with the tokenizer in `folder` as [CLS] … [SEP], each cut to `max_tokens` in all.
 
     Returns:
@@ -109,12 +114,13 @@ def encode(folder: Path, captions: Sequence[str], max_tokens: int) -> tuple[NDAr
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    flat, lengths = [np.zeros(0, np.int32)], [0]
+    # It grows in place, as a list of parts does not when they are put together.
+    flat, lengths = array("i"), array("i", [0])
     for batch in _batches(captions):
         ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch)]
-        flat.append(np.fromiter(chain.from_iterable(ids), np.int32))
+        flat.extend(chain.from_iterable(ids))
         lengths.extend(map(len, ids))
-    return np.concatenate(flat), np.cumsum(lengths, dtype=np.int64)
+    return np.asarray(flat, np.int32), np.cumsum(lengths, dtype=np.int64)
 
 
 def vocabulary_facts(folder: Path) -> tuple[int, int]:
@@ -146,7 +152,7 @@ def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def _alphabet(captions: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
+def _alphabet(captions: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
     """Return the `limit` most frequent characters of the captions' words, and those of them that continue a word."""
     words = _count_words(captions)
     counts: Counter[str] = Counter()
@@ -158,7 +164,7 @@ def _alphabet(captions: Sequence[str], limit: int) -> tuple[list[str], list[str]
     return alphabet, [character for character in alphabet if character in continuing]
 
 
-def _count_words(captions: Sequence[str]) -> Counter[str]:
+def _count_words(captions: Iterable[str]) -> Counter[str]:
     """Count each word after BERT's normalization and splitting."""
     tokenizer = _bert_tokenizer({})
     chunks: Counter[str] = Counter()
@@ -171,8 +177,10 @@ def _count_words(captions: Sequence[str]) -> Counter[str]:
     return words
 
 
-def _batches(captions: Sequence[str]) -> Iterator[list[str]]:
-    return (list(captions[start : start + _BATCH]) for start in range(0, len(captions), _BATCH))
+def _batches(captions: Iterable[str]) -> Iterator[list[str]]:
+    texts = iter(captions)
+    while batch := list(islice(texts, _BATCH)):
+        yield batch
 
 
 def _forget_origin(settings_file: Path) -> None:

@@ -130,7 +130,8 @@ def _prepared_for(
     with tempfile.TemporaryDirectory(prefix="measuring-", dir=workspace.local) as temporary:
         folder, workers = Path(temporary), worker_count(params.threads)
         prepare_images(accepted.data, accepted.images, folder, cache=cache, settings=settings, workers=workers)
-        prepare_captions(accepted.captions, folder, tokenizer=model, settings=settings)
+        accepted.captions.to_parquet(folder / "captions.parquet", index=False)
+        prepare_captions(folder, tokenizer=model, settings=settings)
         yield Prepared(folder, params.data.splits).split("test")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
-import pandas as pd
-
 from diptych.config import Params
-from diptych.data.accepted import read_table
+from diptych.data.accepted import CaptionTexts, read_columns, read_table
 from diptych.data.cores import worker_count
 from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
@@ -26,34 +25,42 @@ def run(workspace: Workspace, params: Params) -> None:
         DiptychError: validate has not run, the pretrained tokenizer is missing, or an image cannot be prepared.
     """
     begin = time.monotonic()
-    manifest, captions = read_table(workspace.manifest), read_table(workspace.captions)
     with atomic_path(workspace.tokenizer) as folder:
         if params.model.text_tower.pretrained is None:
-            _learn_tokenizer(folder, manifest, captions, params)
+            _learn_tokenizer(folder, workspace, params)
         else:
             copy_tokenizer(params.model.text_tower, folder, params.preprocess.max_tokens)
     with atomic_path(workspace.prepared) as folder:
-        reused = prepare_images(
-            workspace.data,
-            manifest,
-            folder,
-            cache=workspace.local / "cache" / "prepared",
-            settings=params.preprocess,
-            workers=worker_count(params.threads),
-        )
-        prepare_captions(captions, folder, tokenizer=workspace.tokenizer, settings=params.preprocess)
+        images, shards, reused = _prepare_images(folder, workspace, params)
+        shutil.copyfile(workspace.captions, folder / "captions.parquet")
+        captions = prepare_captions(folder, tokenizer=workspace.tokenizer, settings=params.preprocess)
     _log.info(
         "Prepared %d images (%d of %d shards from the cache) and %d captions in %.1f s.",
-        len(manifest),
+        images,
         reused,
-        manifest["shard"].nunique(),
-        len(captions),
+        shards,
+        captions,
         time.monotonic() - begin,
     )
 
 
-def _learn_tokenizer(folder: Path, manifest: pd.DataFrame, captions: pd.DataFrame, params: Params) -> None:
+def _learn_tokenizer(folder: Path, workspace: Workspace, params: Params) -> None:
     """Learn the tokenizer of a text tower without pretrained weights from the train captions."""
-    train = manifest.loc[manifest["split"] == params.data.splits.train, "image_id"]
-    texts = captions.loc[captions["image_id"].isin(train), "caption"].tolist()
-    save_tokenizer(learn_tokenizer(texts, params.preprocess.vocabulary_size), folder, params.preprocess.max_tokens)
+    manifest = read_columns(workspace.manifest, "image_id", "split", repair="Run `dvc repro validate`.")
+    train = manifest["image_id"][manifest["split"] == params.data.splits.train]
+    tokenizer = learn_tokenizer(CaptionTexts(workspace.captions, train), params.preprocess.vocabulary_size)
+    save_tokenizer(tokenizer, folder, params.preprocess.max_tokens)
+
+
+def _prepare_images(folder: Path, workspace: Workspace, params: Params) -> tuple[int, int, int]:
+    """Return the numbers of images, of their shards, and of those shards that came from the cache."""
+    manifest = read_table(workspace.manifest)
+    reused = prepare_images(
+        workspace.data,
+        manifest,
+        folder,
+        cache=workspace.local / "cache" / "prepared",
+        settings=params.preprocess,
+        workers=worker_count(params.threads),
+    )
+    return len(manifest), manifest["shard"].nunique(), reused

@@ -19,6 +19,8 @@ from diptych.validation.scan import scan_images
 from diptych.validation.suites import counted
 
 _log = logging.getLogger(__name__)
+_ROW_GROUP = 2**16
+"""Number of rows that are packed and read at once."""
 
 
 def run(workspace: Workspace, params: Params) -> None:
@@ -44,13 +46,14 @@ def run(workspace: Workspace, params: Params) -> None:
     with atomic_path(workspace.reports / "data-docs") as docs:
         inspection = Inspection(docs)
         result = audit(captions, images, settings, splits, inspection)
+        del captions, images
         inspection.write_docs()
     _write_reports(workspace, result)
     if result.failures:
         raise _refusal(workspace, result.failures)
     for path, table in ((workspace.manifest, result.manifest), (workspace.captions, result.captions)):
         with atomic_path(path) as temporary:
-            table.to_parquet(temporary, index=False)
+            table.to_parquet(temporary, index=False, row_group_size=_ROW_GROUP)
     _warn_of_unused(result.summary["images"]["per_split"], splits)
     _log.info("%s in %.1f s.", _describe(result), time.monotonic() - begin)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from diptych.config import Validate
@@ -13,7 +14,7 @@ from diptych.data.captions import MISSING_WORDS, Record, encodable
 from diptych.errors import some_lines
 from diptych.validation.inspection import Inspection, Verdict
 from diptych.validation.near_duplicates import near_duplicates
-from diptych.validation.packing import packed
+from diptych.validation.packing import packed, release_unused
 from diptych.validation.suites import caption_promises, dataset_promises, image_promises
 
 LEFT_OUT = "its image is left out"
@@ -86,16 +87,16 @@ def audit(
 
     `splits` are those that the pipeline uses; the Data Docs of `inspection` show the judgements.
     """
-    image_of_id = images.drop_duplicates("image_id").set_index("image_id")[["file_name", "source", "split"]]
-    # Categories: captions share the texts of their image.
-    captions = captions.join(image_of_id.astype({"file_name": "category", "source": "category"}), on="image_id")
-    # Great Expectations makes several copies of a column. It needs no more than the letters that tell words apart.
-    judged = captions.assign(
-        caption=captions["caption"].str.slice(0, 1 + max(map(len, MISSING_WORDS))),
-        file_name=captions["file_name"].str.slice(0, 1),
+    captions = captions.assign(**_of_their_images(captions, images[["source", "split"]], images["image_id"]))
+    # Great Expectations copies a column several times. It needs no more than the letters that tell words apart.
+    first = images["file_name"].str.slice(0, 1).to_frame()
+    judged = captions[["caption_id", "characters", "letters"]].assign(
+        caption=captions["caption"].str.slice(0, 1 + max(map(len, MISSING_WORDS))).astype("category"),
+        **_of_their_images(captions, first, images["image_id"]),
     )
     verdicts = inspection.judge("captions", judged, caption_promises(settings))
     del judged
+    release_unused()
     captions["reason"] = _reasons(captions, verdicts)
     images = _with_judged_columns(images, captions)
     image_verdicts = inspection.judge("images", images, image_promises(settings))
@@ -112,17 +113,24 @@ def audit(
     without_image = (captions["reason"] == "") & ~captions["image_id"].isin(accepted["image_id"])
     captions.loc[without_image, "reason"] = LEFT_OUT
     manifest = accepted[list(_MANIFEST)].astype(_MANIFEST)
-    return Audit(
-        manifest=manifest,
-        captions=_accepted_captions(captions, manifest),
-        quarantine=_quarantine(images, captions),
-        summary=_summary(tables, verdicts, manifest, splits, failures),
-        failures=failures,
-    )
+    quarantine = _quarantine(images, captions)
+    summary = _summary(tables, verdicts, manifest, splits, failures)
+    # Copied last, when little else is in memory.
+    del tables, images, accepted
+    captions = captions[["caption_id", "image_id", "caption", "reason"]]
+    release_unused()
+    return Audit(manifest, _accepted_captions(captions, manifest), quarantine, summary, failures)
+
+
+def _of_their_images(captions: pd.DataFrame, columns: pd.DataFrame, image_ids: pd.Series) -> dict[str, Any]:
+    """Return columns of the images for the captions, null where there is no image."""
+    is_first = ~image_ids.duplicated()
+    positions = pd.Index(image_ids[is_first]).get_indexer(captions["image_id"])
+    return {name: columns.loc[is_first, name].array.take(positions, allow_fill=True) for name in columns}
 
 
 def _with_judged_columns(images: pd.DataFrame, captions: pd.DataFrame) -> pd.DataFrame:
-    usable = captions[captions["reason"] == ""].groupby("image_id").size()
+    usable = captions.loc[captions["reason"] == "", "image_id"].value_counts()
     sides = images[["width", "height"]].astype("float64")
     return images.assign(
         captions=images["image_id"].map(usable).fillna(0).astype("int64"),
@@ -199,20 +207,18 @@ def _describe(row: pd.Series, reason: str) -> str:
 
 
 def _accepted_captions(captions: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    accepted = captions[captions["reason"] == ""]
-    position = accepted["image_id"].map(pd.Series(manifest.index, index=manifest["image_id"]).groupby(level=0).first())
-    accepted = accepted.iloc[position.argsort(kind="stable")].reset_index(drop=True)
-    return accepted[["caption_id", "image_id", "caption"]].astype(
-        {"caption_id": "int64", "image_id": "int64", "caption": "str"}
-    )
+    rows = np.flatnonzero(captions["reason"] == "")
+    positions = pd.Series(manifest.index, index=manifest["image_id"]).groupby(level=0).first()
+    order = captions["image_id"].iloc[rows].map(positions).argsort(kind="stable")
+    accepted = captions[["caption_id", "image_id", "caption"]].iloc[rows[order]]
+    return accepted.reset_index(drop=True)
 
 
 def _quarantine(images: pd.DataFrame, captions: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for kind, table in (("image", images), ("caption", captions)):
         bad = table[table["reason"] != ""]
-        columns = bad[[f"{kind}_id", "source", "split", "reason"]].astype({"source": "str"})
-        part = columns.set_axis(["id", "file", "split", "reason"], axis=1)
+        part = bad[[f"{kind}_id", "source", "split", "reason"]].set_axis(["id", "file", "split", "reason"], axis=1)
         part.insert(0, "kind", kind)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -238,12 +244,12 @@ def _summary(
 
 
 def _counts(table: pd.DataFrame) -> dict[str, Any]:
-    accepted = table[table["reason"] == ""]
+    splits = table.loc[table["reason"] == "", "split"]
     return {
         "total": len(table),
-        "accepted": len(accepted),
-        "quarantined": len(table) - len(accepted),
-        "per_split": {split: int(count) for split, count in sorted(accepted["split"].value_counts().items())},
+        "accepted": len(splits),
+        "quarantined": len(table) - len(splits),
+        "per_split": {split: int(count) for split, count in sorted(splits.value_counts().items())},
     }
 
 
