@@ -80,7 +80,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON, its values are nested too deep, or an object has a key twice.
         RecursionError: its values are nested much too deep.
     """
-    content = json.loads(text, object_pairs_hook=_object)
+    content = _DECODER.decode(text)
     _refuse_deep(content)
     return content
 
@@ -144,6 +144,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if content[key] != value:
                 raise ValueError(f"an object has the key {key!r} twice, with different values")
     return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""Made once: a dataset has a record a line."""
 
 
 def _no_json(text: str, error: json.JSONDecodeError) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,17 +33,34 @@ def choose_probes(index: Index, texts: NDArray[np.float32], partitions: int, min
     """
     tried = texts[np.random.default_rng(0).permutation(len(texts))[:_TEXTS]]
     queries = np.concatenate([tried, np.ones((len(tried), 1), np.float32)], axis=1)
-    # Results are compared by their products: of equal images, any may be found.
-    enough = [index.nearest(query, FIRST)[1] - _ROUNDING for query in queries]
-    recall = 0.0
-    for probes in _doubling(max(1, partitions // 2)):
-        found = [index.nearest(query, FIRST, probes=probes)[1] for query in queries]
-        shares = np.array([(mine >= exact[-1]).mean() for mine, exact in zip(found, enough, strict=True)])
-        recall = float(shares[1::2].mean())
+    choosing, measuring = _Tried(index, queries[0::2]), _Tried(index, queries[1::2])
+    most = max(1, partitions // 2)
+    for probes in _doubling(most):
         # The recall of the texts that choose is too high, so they have to find more: halfway to all.
-        if shares[0::2].mean() >= (1 + min_recall) / 2 and recall >= min_recall:
+        if choosing.recall(probes) < (1 + min_recall) / 2:
+            continue
+        recall = measuring.recall(probes)
+        if recall >= min_recall:
             return ApproximateSearch(partitions=partitions, probes=probes, recall=recall, min_recall=min_recall)
-    return ApproximateSearch(partitions=partitions, probes=None, recall=recall, min_recall=min_recall)
+    return ApproximateSearch(partitions=partitions, probes=None, recall=measuring.recall(most), min_recall=min_recall)
+
+
+class _Tried:
+    """Queries (m, d + 1) on an index, and what exact search finds for them."""
+
+    def __init__(self, index: Index, queries: NDArray[np.float32]) -> None:
+        self._index, self._queries = index, queries
+        self._enough = [index.nearest(query, FIRST)[1][-1] - _ROUNDING for query in queries]
+
+    def recall(self, probes: int) -> float:
+        """Return the share of the first results of exact search that a search of `probes` partitions finds.
+
+        Results are compared by their products: of equal images, any may be found.
+        """
+        # Lance waits more than it computes.
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda query: self._index.nearest(query, FIRST, probes=probes)[1], self._queries))
+        return float(np.mean([(mine >= enough).mean() for mine, enough in zip(found, self._enough, strict=True)]))
 
 
 def _doubling(largest: int) -> list[int]:

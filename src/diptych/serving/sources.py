@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.data.captions import CAPTIONS_FILE, encodable, read_dataset
+from diptych.data.captions import CAPTIONS_FILE, encodable, iterate_records
 from diptych.data.shards import Member, list_members, read_member
 from diptych.data.tables import USUAL_SUFFIXES
 from diptych.errors import DiptychError, some
@@ -86,22 +86,21 @@ class DatasetSource(Source):
 
     def items(self) -> list[Item]:
         """Return the images, as `Source`; those of one content have the hash of it as stamp."""
-        dataset = read_dataset(self._data)
         captions = defaultdict(list)
-        for annotation in dataset.annotations:
+        for annotation in iterate_records(self._data, "annotations"):
             if isinstance(annotation["caption"], str):
                 captions[annotation["image_id"]].append(annotation["caption"])
-        found = []
-        for record in dataset.images:
+        found, splits = [], set()
+        for record in iterate_records(self._data, "images"):
             split = str(record.get("split") or "")
+            splits.add(str(record.get("split")))
             name = record["file_name"]
             if name in self._members and self._split in ("", split):
                 texts = tuple(captions[record["id"]])
                 content = record.get("sha256") or vars(self._members[name])
                 found.append(make_item(name, content, texts, {"split": split}))
         if self._split and not found:
-            splits = sorted({str(record.get("split")) for record in dataset.images})
-            raise DiptychError(f"The dataset has no split {self._split!r}: it has {some(splits)}.")
+            raise DiptychError(f"The dataset has no split {self._split!r}: it has {some(sorted(splits))}.")
         return sorted(found, key=lambda item: item.path)
 
     @property
