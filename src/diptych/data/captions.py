@@ -77,7 +77,7 @@ def iterate_records(folder: Path, table: Literal["images", "annotations"]) -> It
     else:
         if count:
             return
-    # Nothing, or a line that is no record: the whole file tells what is wrong with it.
+    # There is nothing, or a line that is no record: reading the whole file names the fault.
     yield from getattr(read_dataset(folder), table)[count:]
 
 

@@ -62,7 +62,7 @@ class _Shard:
 
     stem: str
     rows: pd.DataFrame
-    """Of the manifest."""
+    """The rows of the manifest for these images."""
     shape: tuple[int, int, int, int]
     cached: Path
 

@@ -25,11 +25,11 @@ class _Distinct(NamedTuple):
     hashes: Hashes
     """Ascending."""
     counts: Rows
-    """How many rows have each."""
+    """The number of rows with each hash."""
     rows: Rows
     """All rows of the split, in the order of their hashes, then ascending."""
     starts: Rows
-    """Where the rows of each hash begin in `rows`."""
+    """The positions in `rows` at which the rows of each hash begin."""
 
     @property
     def first(self) -> Rows:
