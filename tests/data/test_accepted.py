@@ -8,7 +8,7 @@ import pytest
 
 from diptych.config import Splits
 from diptych.data import accepted
-from diptych.data.accepted import CaptionTexts, images_of_role, read_columns, read_table, rows_of_role
+from diptych.data.accepted import CaptionTexts, copy_captions, images_of_role, read_columns, read_table, rows_of_role
 from diptych.errors import DiptychError
 
 IMAGES = pd.DataFrame(
@@ -47,13 +47,30 @@ def test_texts_of_captions_are_read_in_parts_each_time(tmp_path: Path, monkeypat
     assert list(CaptionTexts(texts.path, [])) == []
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PAR1 nothing PAR1"])
-def test_texts_of_a_damaged_file_are_an_error(tmp_path: Path, content: bytes | None) -> None:
+def test_a_copy_of_captions_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepted, "_ROWS", 3)
+    table = pd.DataFrame({"caption_id": range(7), "image_id": [7, 7, 2**62, 9, 7, 8, 9], "caption": list("abcdefg")})
+    table.to_parquet(tmp_path / "captions.parquet", index=False)
+    copy_captions(tmp_path / "captions.parquet", tmp_path / "copy.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "copy.parquet"), table)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 nothing PAR1", ["caption"], ["image_id"], "cut", "changed"])
+def test_captions_that_are_damaged_are_an_error(tmp_path: Path, content: bytes | list[str] | str | None) -> None:
     path = tmp_path / "captions.parquet"
-    if content is not None:
+    if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content:
+        names = content if isinstance(content, list) else ["caption_id", "image_id", "caption"]
+        pd.DataFrame({"caption_id": range(500), "image_id": range(500), "caption": "a b"})[names].to_parquet(path)
+        whole = path.read_bytes()
+        footer = 8 + int.from_bytes(whole[-8:-4], "little")
+        changed = b"PAR1" + bytes(len(whole) - footer - 4) + whole[-footer:]
+        path.write_bytes({"cut": whole[:-300], "changed": changed}.get(str(content), whole))
     with pytest.raises(DiptychError, match=r"captions\.parquet is missing or damaged .* Run `dvc repro validate`"):
-        list(CaptionTexts(path))
+        list(CaptionTexts(path, [1]))
+    with pytest.raises(DiptychError, match=r"captions\.parquet is missing or damaged .* Run `dvc repro validate`"):
+        copy_captions(path, tmp_path / "copy.parquet")
 
 
 def test_rows_of_a_named_split() -> None:

@@ -120,6 +120,7 @@ RECORDS = {
     "nested deeper": '{"x": ' + "[" * 100_000 + "]" * 100_000 + ', "id": 2, ',
     "over two lines": '{"id": 2,\n ',
     "a line break in a text": '{"x": "\\n]\\n", "id": 2, ',
+    "no UTF-8": '{"x": "\udce9", "id": 2, ',
     "half a character": '{"x": "\\ud800", "id": 2, ',
 }
 """What may be in the place of the beginning of the second image's record."""
@@ -144,7 +145,7 @@ def assert_read_as_whole(folder: Path, change: Callable[[str], str], table: Lite
     file = folder / "captions.json"
     changed = change(file.read_text())
     assert changed != file.read_text()
-    file.write_bytes(changed.encode())
+    file.write_bytes(changed.encode(errors="surrogateescape"))
     try:
         expected = getattr(read_dataset(folder), table)
     except DiptychError as error:

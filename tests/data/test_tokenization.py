@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from diptych.config import TextTower
+from diptych.data import tokenization
 from diptych.data.tokenization import (
     SPECIAL_TOKENS,
     copy_tokenizer,
@@ -64,6 +65,14 @@ def test_two_processes_learn_the_same_bytes() -> None:
     ]
     here = hashlib.sha256(learn_tokenizer(CAPTIONS, 120).to_str().encode()).hexdigest()
     assert {run.strip() for run in runs} == {here}
+
+
+def test_batches_make_no_difference(learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, encoded = learn_tokenizer(CAPTIONS, 120).to_str(), encode(learned, CAPTIONS, 16)
+    monkeypatch.setattr(tokenization, "_BATCH", 3)
+    assert learn_tokenizer(CAPTIONS, 120).to_str() == vocabulary
+    for in_batches, at_once in zip(encode(learned, CAPTIONS, 16), encoded, strict=True):
+        np.testing.assert_array_equal(in_batches, at_once)
 
 
 def test_captions_are_encoded_one_after_the_other(learned: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from searching import photo, write_photos
 
+from diptych.data.captions import read_dataset, write_dataset
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.importing import import_table
 from diptych.errors import DiptychError
@@ -58,6 +60,18 @@ def test_a_name_that_is_not_utf8_is_left_out(photos: Path, caplog: pytest.LogCap
     (photos / os.fsdecode(b"sur\xff.png")).write_bytes(photo(3))
     assert [item.path for item in FilesSource(str(photos)).items()] == PHOTOS
     assert "1 images are left out, since their names are not UTF-8" in caplog.text
+
+
+def test_an_image_whose_record_has_no_hash_is_known_by_its_place(tmp_path: Path, photos: Path) -> None:
+    (photos / "captions.csv").write_text("file,caption\na.png,A caption.\n")
+    import_table(tmp_path / "data", photos / "captions.csv", ImagesFolder(photos))
+    dataset = read_dataset(tmp_path / "data")
+    images = [{**record, "sha256": None} for record in dataset.images]
+    write_dataset(tmp_path / "data", replace(dataset, images=images))
+    source = DatasetSource(tmp_path / "data")
+    (item,) = source.items()
+    assert source.read(item.path) == photo(0)
+    assert item == again(source, tmp_path / "data").items()[0]
 
 
 def test_the_dataset_gives_its_images_with_captions_and_splits(tmp_path: Path, photos: Path) -> None:

@@ -116,6 +116,15 @@ def test_after_damage_to_the_manifest_the_error_names_the_command_to_run(workspa
         preprocess.run(workspace, PARAMS)
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])])
+def test_damaged_captions_are_refused_before_any_image_is_read(workspace: Workspace, damage, monkeypatch) -> None:
+    damage(workspace.captions)
+    monkeypatch.setattr(preprocess, "prepare_images", lambda *_, **__: pytest.fail("images were prepared"))
+    monkeypatch.setattr(preprocess, "_learn_tokenizer", lambda folder, *_: folder.mkdir())
+    with pytest.raises(DiptychError, match=r"artifacts.captions\.parquet is missing or damaged .*dvc repro validate"):
+        preprocess.run(workspace, PARAMS)
+
+
 def test_an_image_that_cannot_be_prepared_leaves_the_former_output(workspace: Workspace) -> None:
     preprocess.run(workspace, PARAMS)
     first = snapshot(workspace)

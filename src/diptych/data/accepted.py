@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def read_columns(path: Path, *names: str, repair: str) -> dict[str, NDArray[Any]
         raise DiptychError(f"{path} is missing or damaged ({reason}). {repair}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CaptionTexts:
     """Texts of the captions in a file like captions.parquet, read in parts each time that they are iterated.
 
@@ -89,13 +90,48 @@ class CaptionTexts:
         import pyarrow as pa
         from pyarrow import compute, parquet
 
-        ids = None if self.image_ids is None else pa.array(self.image_ids, pa.int64())
-        try:
-            for part in parquet.ParquetFile(self.path).iter_batches(_ROWS, columns=["image_id", "caption"]):
-                wanted = part if ids is None else part.filter(compute.is_in(part["image_id"], ids))
-                yield from wanted["caption"].to_pylist()
-        except (OSError, ValueError) as error:
-            raise DiptychError(f"{self.path} is missing or damaged ({error}). Run `dvc repro validate`.") from None
+        with _damage_explained(self.path):
+            of_images = None
+            if self.image_ids is not None:
+                # At once for all captions: a search in many images begins with a table of them.
+                ids = parquet.read_table(self.path, columns=["image_id"])["image_id"]
+                of_images = compute.is_in(ids, pa.array(self.image_ids, pa.int64())).combine_chunks()
+            start = 0
+            for part in parquet.ParquetFile(self.path).iter_batches(_ROWS, columns=["caption"]):
+                texts = part["caption"]
+                wanted = texts if of_images is None else texts.filter(of_images.slice(start, len(texts)))
+                start += len(texts)
+                yield from wanted.to_pylist()
+
+
+def copy_captions(source: Path, target: Path) -> None:
+    """Write a copy of captions.parquet, read in parts.
+
+    Raises:
+        DiptychError: the file is missing or damaged.
+    """
+    from pyarrow import parquet
+
+    with _damage_explained(source):
+        captions = parquet.ParquetFile(source)
+        missing = {"caption_id", "image_id", "caption"}.difference(captions.schema_arrow.names)
+        if missing:
+            raise ValueError(f"no column {' and '.join(sorted(missing))}")
+        with parquet.ParquetWriter(target, captions.schema_arrow) as writer:
+            for part in captions.iter_batches(_ROWS):
+                writer.write_batch(part)
+
+
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    """Raise a DiptychError for what pyarrow raises where a file of the validate stage is missing or damaged."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise DiptychError(f"{path} is missing or damaged ({reason}). Run `dvc repro validate`.") from None
 
 
 def images_of_role(images: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:

@@ -68,7 +68,7 @@ def iterate_records(folder: Path, table: Literal["images", "annotations"]) -> It
     count = 0
     for line in _record_lines(path, table) if _is_as_written(path) else ():
         try:
-            record = parse_json(line)
+            record = parse_json(line.decode("utf-8"))
         except (ValueError, RecursionError):
             break
         _check_record(path, table, count, record)
@@ -197,16 +197,16 @@ def _has_frame(lines: Iterator[bytes]) -> bool:
     return not next(lines, b"")
 
 
-def _record_lines(path: Path, table: str) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        heading = _heading(table).decode()
+def _record_lines(path: Path, table: str) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        heading = _heading(table)
         for line in file:
             if line == heading:
                 break
         for line in file:
-            if line.startswith("]"):
+            if line.startswith(b"]"):
                 return
-            yield line.rstrip(",\n")
+            yield line.rstrip(b",\n")
 
 
 def _heading(table: str) -> bytes:

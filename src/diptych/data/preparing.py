@@ -56,13 +56,12 @@ class _Batch:
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shard:
-    """Accepted images of one shard of the dataset, and the cache file for their pixels."""
+    """Accepted images of one shard of the dataset, as rows of the manifest, and the cache file for their pixels."""
 
     stem: str
     rows: pd.DataFrame
-    """The rows of the manifest for these images."""
     shape: tuple[int, int, int, int]
     cached: Path
 

@@ -10,7 +10,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -97,7 +97,7 @@ class DatasetSource(Source):
             name = record["file_name"]
             if name in self._members and self._split in ("", split):
                 texts = tuple(captions[record["id"]])
-                content = record.get("sha256") or vars(self._members[name])
+                content = record.get("sha256") or asdict(self._members[name])
                 found.append(make_item(name, content, texts, {"split": split}))
         if self._split and not found:
             raise DiptychError(f"The dataset has no split {self._split!r}: it has {some(sorted(splits))}.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 
 from diptych.config import Params
-from diptych.data.accepted import CaptionTexts, read_columns, read_table
+from diptych.data.accepted import CaptionTexts, copy_captions, read_columns, read_table
 from diptych.data.cores import worker_count
 from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
@@ -31,8 +30,9 @@ def run(workspace: Workspace, params: Params) -> None:
         else:
             copy_tokenizer(params.model.text_tower, folder, params.preprocess.max_tokens)
     with atomic_path(workspace.prepared) as folder:
+        folder.mkdir()
+        copy_captions(workspace.captions, folder / "captions.parquet")
         images, shards, reused = _prepare_images(folder, workspace, params)
-        shutil.copyfile(workspace.captions, folder / "captions.parquet")
         captions = prepare_captions(folder, tokenizer=workspace.tokenizer, settings=params.preprocess)
     _log.info(
         "Prepared %d images (%d of %d shards from the cache) and %d captions in %.1f s.",

@@ -20,7 +20,7 @@ from diptych.validation.suites import counted
 
 _log = logging.getLogger(__name__)
 _ROW_GROUP = 2**16
-"""Number of rows that are packed and read at once."""
+"""Number of rows that the Parquet files hold together: what a reader needs at once."""
 
 
 def run(workspace: Workspace, params: Params) -> None:
