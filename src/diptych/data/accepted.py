@@ -93,7 +93,7 @@ class CaptionTexts:
         with _damage_explained(self.path):
             of_images = None
             if self.image_ids is not None:
-                # At once for all captions: a search in many images begins with a table of them.
+                # Once for all captions, since each call makes a hash table of the ids.
                 ids = parquet.read_table(self.path, columns=["image_id"])["image_id"]
                 of_images = compute.is_in(ids, pa.array(self.image_ids, pa.int64())).combine_chunks()
             start = 0

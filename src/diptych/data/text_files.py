@@ -147,7 +147,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
-"""Made once: a dataset has a record a line."""
+"""It is made once, since each line of a large dataset is decoded on its own."""
 
 
 def _no_json(text: str, error: json.JSONDecodeError) -> str:

@@ -114,7 +114,7 @@ def encode(folder: Path, captions: Iterable[str], max_tokens: int) -> tuple[NDAr
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    # It grows in place, as a list of parts does not when they are put together.
+    # An array grows in place, while a list of parts would be copied when they are joined.
     flat, lengths = array("i"), array("i", [0])
     for batch in _batches(captions):
         ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch)]

@@ -115,7 +115,7 @@ def audit(
     manifest = accepted[list(_MANIFEST)].astype(_MANIFEST)
     quarantine = _quarantine(images, captions)
     summary = _summary(tables, verdicts, manifest, splits, failures)
-    # The accepted captions are a copy: before it goes what is not needed any more.
+    # Frees what is not needed any more, before the accepted captions are copied.
     del tables, images, accepted
     captions = captions[["caption_id", "image_id", "caption", "reason"]]
     release_unused()

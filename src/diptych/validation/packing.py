@@ -21,7 +21,7 @@ def packed(rows: Iterable[tuple[Any, ...]], types: Mapping[str, str]) -> pd.Data
         # Columns of objects keep integers exact until they have the type that is asked for.
         part = pd.DataFrame(list(islice(rows, _ROWS)), columns=columns, dtype=object).astype(dict(types))
         parts.append(pa.Table.from_pandas(part, preserve_index=False))
-    # A selection of rows would put texts together that are in parts, each time.
+    # A column of texts in parts would be joined again by each selection of rows.
     table = pa.concat_tables(parts).combine_chunks()
     parts.clear()
     release_unused()
