@@ -93,6 +93,8 @@ def test_what_goes_wrong_in_a_process_is_told(
     joined: Any, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIPTYCH_WORKERS", "1")
+    # Each try starts the process anew, which takes seconds.
+    monkeypatch.setattr(train_in_cluster, "TRIES", 1)
     shutil.rmtree(workspace.tokenizer)
     with pytest.raises(DiptychError, match=r"The training by Ray failed: .*tokenizer"):
         trained(workspace)
