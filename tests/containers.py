@@ -18,7 +18,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import waiting
 from sharing import free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -62,13 +62,8 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 
 def comes_true(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-    """Whether a condition holds within the time given to it; asking it may take a second."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(1)
-    return True
+    """Whether a condition on containers holds within the time given to it; asking it may take a second."""
+    return waiting.comes_true(condition, seconds, pause=1)
 
 
 @dataclass

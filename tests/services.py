@@ -31,6 +31,7 @@ from typing import Self
 
 import shell
 from sharing import free_ports
+from waiting import comes_true
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -129,13 +130,8 @@ def environment(*services: Service, **others: str) -> dict[str, str]:
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether it is within the time given to it."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+    """Whether a condition on services, each question to which takes a while, holds within the time given to it."""
+    return comes_true(condition, seconds, pause=0.2)
 
 
 def postgres_missing() -> str:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from diptych.project.holders import is_alive
 
 
-def comes_true(condition: Callable[[], bool], seconds: float = 120) -> bool:
-    """Whether a condition holds within the time given to it."""
+def comes_true(condition: Callable[[], bool], seconds: float = 120, pause: float = 0.02) -> bool:
+    """Whether a condition holds within the time given to it; it is asked again after `pause` seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(pause)
     return True
 
 

@@ -17,6 +17,7 @@ from diptych.errors import DiptychError
 if TYPE_CHECKING:
     import pandas as pd
 
+_VALIDATE = "Run `dvc repro validate`."
 _ROWS = 10_000
 """Number of captions that are read at once."""
 
@@ -41,7 +42,7 @@ def read_accepted(data: Path, manifest: Path, captions: Path) -> Accepted:
     return Accepted(data, read_table(manifest), read_table(captions))
 
 
-def read_table(path: Path, repair: str = "Run `dvc repro validate`.") -> pd.DataFrame:
+def read_table(path: Path, repair: str = _VALIDATE) -> pd.DataFrame:
     """Return the content of a Parquet file, by default one of the validate stage.
 
     Raises:
@@ -49,10 +50,8 @@ def read_table(path: Path, repair: str = "Run `dvc repro validate`.") -> pd.Data
     """
     import pandas as pd
 
-    try:
+    with _damage_explained(path, repair):
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DiptychError(f"{path} is missing or damaged ({error}). {repair}") from None
 
 
 def read_columns(path: Path, *names: str, repair: str) -> dict[str, NDArray[Any]]:
@@ -63,12 +62,9 @@ def read_columns(path: Path, *names: str, repair: str) -> dict[str, NDArray[Any]
     """
     from pyarrow import parquet
 
-    try:
+    with _damage_explained(path, repair):
         table = parquet.read_table(path, columns=list(names))
         return {name: table[name].to_numpy() for name in names}
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DiptychError(f"{path} is missing or damaged ({reason}). {repair}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,15 +119,15 @@ def copy_captions(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    """Raise a DiptychError for what pyarrow raises where a file of the validate stage is missing or damaged."""
+def _damage_explained(path: Path, repair: str = _VALIDATE) -> Iterator[None]:
+    """Raise a DiptychError that ends with `repair` for what pyarrow raises where a file is missing or damaged."""
     from pyarrow import ArrowException
 
     try:
         yield
     except (OSError, ValueError, KeyError, ArrowException) as error:
         reason = str(error).partition("\n")[0]
-        raise DiptychError(f"{path} is missing or damaged ({reason}). Run `dvc repro validate`.") from None
+        raise DiptychError(f"{path} is missing or damaged ({reason}). {repair}") from None
 
 
 def images_of_role(images: pd.DataFrame, splits: Splits, role: Role) -> pd.DataFrame:
