@@ -175,14 +175,12 @@ def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
     Return how it came there, and what has changed since the last results.
 
     Raises:
-        DiptychError: the dataset cannot be fetched, or the pixels stay in the remote and a stage needs them here.
+        DiptychError: the dataset cannot be fetched.
     """
     if pixels.stay_remote() and not workspace.data.exists():
         dvc.fetch_without_pixels(workspace)
-        changed = dvc.status(workspace)
-        pixels.refuse_making(changed)
         get_run_logger().info("data/ stays in the DVC remote")
-        return "in the DVC remote", changed
+        return "in the DVC remote", dvc.status(workspace)
     # A call of DVC takes a second, and so does the import of the registry, which every run needs in the end. DVC is
     # another process, so both are done at the same time. Mostly this one call answers both questions.
     with ThreadPoolExecutor(1) as pool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
 
 import pytest
 
 from diptych.data import stored
-from diptych.data.stored import Range, StoredFile
+from diptych.data.stored import Range, Sent, StoredFile
 from diptych.errors import DiptychError
 
 
@@ -36,8 +36,14 @@ class MemoryStore:
             self.contents[self.keys[path.absolute()]] = content
             path.unlink()
 
+    def open(self, path: Path) -> MemoryStore:
+        return self
+
     def find(self, path: Path) -> StoredFile | None:
         return StoredFile(path, self.keys[path], self) if path in self.keys else None
+
+    def files(self, folder: Path) -> list[StoredFile]:
+        return [StoredFile(path, key, self) for path, key in self.keys.items() if path.parent == folder]
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         self.calls.append(list(ranges))
@@ -45,6 +51,18 @@ class MemoryStore:
             raise DiptychError(f"{missing[0].file.path} is nowhere")
         return [self.contents[part.file.key][part.start : part.stop] for part in ranges]
 
+    def lacking(self, keys: Collection[str]) -> set[str]:
+        return set(keys) - self.contents.keys()
+
+    def send(self, path: Path) -> str:
+        content = path.read_bytes()
+        key = md5(content).hexdigest()
+        self.contents[key] = content
+        return key
+
+    def send_folder(self, folder: Path, files: Mapping[str, Sent]) -> None:
+        self.keys |= {folder / name: file.key for name, file in files.items()}
+
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Makes this the only store that files are looked for in."""
-        monkeypatch.setattr(stored, "_finders", lambda: [self.find])
+        monkeypatch.setattr(stored, "_openers", lambda: [self.open])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import signal
@@ -14,68 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from preparation import Project
 
 from diptych.config import Preprocess
-from diptych.data import image_metadata, images, preparing, shards
-from diptych.data.images import open_image, to_pixels
-from diptych.data.preparing import prepare_images
-from diptych.data.shards import ShardWriter, list_members
+from diptych.data import image_metadata, images, prepared_shards, preparing, shards
 from diptych.errors import DiptychError
-
-SETTINGS = Preprocess(image_size=32)
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images a shard."""
     monkeypatch.setattr(shards, "MAX_MEMBERS", 3)
-
-
-class Project:
-    """A data folder, its manifest, and calls of `prepare_images` into numbered folders."""
-
-    def __init__(self, root: Path, photo: Callable[..., bytes]) -> None:
-        self.root, self.photo, self.runs = root, photo, 0
-        self.contents: dict[str, bytes] = {}
-        self.cache = root / "cache"
-
-    def add(self, *seeds: int) -> None:
-        with ShardWriter(self.root / "data") as writer:
-            for seed in seeds:
-                self.contents[f"{seed:03d}.png"] = self.photo(seed)
-                writer.add(f"{seed:03d}.png", self.contents[f"{seed:03d}.png"])
-
-    @property
-    def manifest(self) -> pd.DataFrame:
-        rows = [
-            {
-                "image_id": int(member.name[:3]),
-                "split": "train",
-                "file_name": member.name,
-                "source": member.name,
-                "shard": member.shard,
-                "offset": member.offset,
-                "bytes": member.size,
-                "width": 64,
-                "height": 48,
-                "sha256": hashlib.sha256(self.contents[member.name]).hexdigest(),
-            }
-            for member in list_members(self.root / "data")
-        ]
-        return pd.DataFrame(rows)
-
-    def prepare(
-        self, manifest: pd.DataFrame | None = None, settings: Preprocess = SETTINGS, workers: int = 1
-    ) -> tuple[int, Path]:
-        self.runs += 1
-        output = self.root / f"run-{self.runs}"
-        manifest = self.manifest if manifest is None else manifest
-        data = self.root / "data"
-        reused = prepare_images(data, manifest, output, cache=self.cache, settings=settings, workers=workers)
-        return reused, output
-
-    def expected(self, name: str) -> np.ndarray:
-        return to_pixels(open_image(self.contents[name], 10**6), 32, "stretch")
 
 
 @pytest.fixture
@@ -219,7 +167,7 @@ def test_leftovers_of_a_killed_run_are_removed(project: Project) -> None:
 
 
 def test_a_killed_worker_leaves_nothing_half_written(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "_open", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(prepared_shards, "_open", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DiptychError, match="killed"):
         project.prepare(workers=2)
     assert not list(project.cache.iterdir())

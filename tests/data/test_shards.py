@@ -185,3 +185,65 @@ def test_images_of_shards_in_a_store_are_requested_many_at_once_in_order(
     assert list(read_members(tmp_path, members)) == expected
     assert [len(call) for call in store.calls] == [40, 20]
     assert expected == [bytes([index]) * (index + 1) for index in range(100)]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """A store that has the three shards of `tmp_path`/data."""
+    monkeypatch.setattr(shards, "MAX_MEMBERS", 40)
+    with ShardWriter(tmp_path / "data") as writer:
+        for index in range(100):
+            writer.add(f"{index}.jpg", bytes([index]) * (3000 * index % 70_000))
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    return store
+
+
+def take_all(store: MemoryStore, data: Path) -> None:
+    store.take(*sorted(data.iterdir(), reverse=True))
+    data.rmdir()
+
+
+def test_images_of_a_dataset_in_a_store_are_those_of_the_same_shards_on_the_disk(
+    tmp_path: Path, elsewhere: MemoryStore
+) -> None:
+    (tmp_path / "data" / "captions.json").write_text("no shard")
+    expected, contents = (
+        list_members(tmp_path / "data"),
+        list(read_members(tmp_path / "data", list_members(tmp_path / "data"))),
+    )
+    take_all(elsewhere, tmp_path / "data")
+
+    assert list_members(tmp_path / "data") == expected
+    assert elsewhere.bytes_read < sum(map(len, elsewhere.contents.values()))
+    requests = len(elsewhere.calls)
+    assert list_members(tmp_path / "data") == expected
+    assert len(elsewhere.calls) == requests
+    assert list(read_members(tmp_path / "data", expected)) == contents
+
+
+@pytest.mark.parametrize("record", ["", "[[", '{"a": 1}', "[1]", '[["a.jpg", 512]]'])
+def test_a_damaged_list_of_a_shards_images_is_made_anew(tmp_path: Path, elsewhere: MemoryStore, record: str) -> None:
+    expected = list_members(tmp_path / "data")
+    take_all(elsewhere, tmp_path / "data")
+    list_members(tmp_path / "data")
+    kept = list((tmp_path / "cache" / "members").iterdir())
+    assert len(kept) == 3
+    kept[0].write_text(record)
+    assert list_members(tmp_path / "data") == expected
+    assert kept[0].read_text() != record
+
+
+@pytest.mark.parametrize("missing", [1, 1024, 5000])
+def test_a_shard_that_is_cut_off_in_a_store_is_named(tmp_path: Path, elsewhere: MemoryStore, missing: int) -> None:
+    shard = tmp_path / "data" / "images-00001.tar"
+    # The end of an archive is zeros, which fill up a record of 20 blocks.
+    content = shard.read_bytes().rstrip(b"\0") + bytes(1024)
+    shard.write_bytes(content[:-missing])
+    take_all(elsewhere, tmp_path / "data")
+    with pytest.raises(DiptychError, match=r"images-00001\.tar is damaged or cut off in the store"):
+        list_members(tmp_path / "data")
+
+
+def test_where_no_store_has_a_dataset_it_has_no_images(tmp_path: Path, elsewhere: MemoryStore) -> None:
+    assert list_members(tmp_path / "other") == []

@@ -10,7 +10,7 @@ import pytest
 from memory_store import MemoryStore
 
 from diptych.data import stored
-from diptych.data.stored import STORES, Range, find_stored, read_ranges
+from diptych.data.stored import STORES, Range, find_stored, local_path, open_stored, read_ranges, stored_files
 from diptych.errors import DiptychError
 from diptych.project import dvc_remote
 
@@ -49,6 +49,59 @@ def test_a_file_that_ends_too_early_is_named_with_what_to_do(store: MemoryStore,
         read_ranges([Range(file, 2, 5), Range(file, 5, 11)])
 
 
+def test_the_files_of_a_folder_are_those_that_the_store_has(store: MemoryStore, tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_text(name)
+    store.take(tmp_path / "a.bin", tmp_path / "b.bin")
+    assert [file.path.name for file in stored_files(tmp_path)] == ["a.bin", "b.bin"]
+    assert stored_files(tmp_path / "other") == []
+
+
+def test_a_stored_file_reads_as_one_on_the_disk(store: MemoryStore, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40
+    (tmp_path / "a.bin").write_bytes(content)
+    store.take(tmp_path / "a.bin")
+    stored = find_stored(tmp_path / "a.bin")
+    assert stored is not None
+    for at_once in (16, 4096, 10**6):
+        with open_stored(stored, at_once) as file:
+            assert file.read() == content
+            file.seek(10_000)
+            assert (file.read(100), file.read(300), file.read(9)) == (content[10_000:10_100], content[10_100:], b"")
+            file.seek(-50, 1)
+            assert file.read() == content[-50:]
+            file.seek(20_000)
+            assert file.read(5) == b""
+            with pytest.raises(OSError, match="does not tell where a file ends"):
+                file.seek(0, 2)
+
+
+def test_a_copy_in_the_cache_is_made_once(store: MemoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"0123456789")
+    assert local_path(path) == path
+    store.take(path)
+
+    copy = local_path(path)
+
+    assert (copy.name, copy.read_bytes()) == ("a.bin", b"0123456789")
+    requests = len(store.calls)
+    assert local_path(path) == copy
+    assert len(store.calls) == requests
+    assert local_path(tmp_path / "b.bin") == tmp_path / "b.bin"
+
+
+def test_a_failure_leaves_no_part_of_a_copy(store: MemoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"0123456789")
+    store.take(path)
+    contents, store.contents = store.contents, {}
+    with pytest.raises(DiptychError, match=r"a\.bin is nowhere"):
+        local_path(path)
+    store.contents = contents
+    assert local_path(path).read_bytes() == b"0123456789"
+
+
 def test_nothing_is_asked_for_nothing() -> None:
     assert read_ranges([]) == []
 
@@ -57,4 +110,4 @@ def test_stores_are_the_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     [(name, value)] = project["entry-points"][STORES].items()
     monkeypatch.setattr(stored, "entry_points", lambda group: [EntryPoint(name, value, group)])
-    assert stored._finders.__wrapped__() == [dvc_remote.find]  # noqa: SLF001
+    assert stored._openers.__wrapped__() == [dvc_remote.open_remote]  # noqa: SLF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +19,7 @@ from tiny import open_prepared, write_prepared
 from diptych.data import stored
 from diptych.data.cache_folder import cache_folder
 from diptych.data.shards import Member, ShardWriter, list_members, read_member, read_members
-from diptych.data.stored import Range, find_stored, read_ranges
+from diptych.data.stored import Range, Sent, find_stored, local_path, read_ranges, stored_files
 from diptych.data.workers import in_processes
 from diptych.errors import DiptychError
 from diptych.project import dvc_remote
@@ -93,7 +94,7 @@ def _push(unpushed: Path, folder: Path, **remote: str) -> Path:
 
 @pytest.fixture
 def only_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "_finders", lambda: [dvc_remote.find])
+    monkeypatch.setattr(stored, "_openers", lambda: [dvc_remote.open_remote])
     cache_folder.cache_clear()
 
 
@@ -135,6 +136,51 @@ def test_images_and_pixels_are_the_same_bytes(pushed: Path) -> None:
     assert split.is_stored_elsewhere
     assert np.array_equal(split.pixels(np.array([3, 0, 19, 3])), pixels)
     assert list((pushed / ".diptych" / "cache" / "remote").iterdir())
+
+
+def test_a_dataset_that_is_not_on_the_disk_is_listed_and_read(pushed: Path) -> None:
+    data = pushed / "data"
+    members, files = list_members(data), {path.name: path.read_bytes() for path in data.iterdir()}
+    shutil.rmtree(data)
+    shutil.rmtree(pushed / ".dvc" / "cache")
+
+    assert list_members(data) == members
+    assert {file.path.name for file in stored_files(data)} == set(files)
+    assert local_path(data / "images-00000.tar").read_bytes() == files["images-00000.tar"]
+    assert stored_files(pushed / "artifacts") == stored_files(pushed / "data" / "sub") == []
+
+
+def test_what_is_sent_is_as_dvc_push_would_leave_it(pushed: Path, tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    remote = dvc_remote.open_remote(pushed / "data")
+    assert remote is not None
+    folder = pushed / "artifacts" / "more"
+    folder.mkdir()
+    for name in ("a.npy", "b.npy"):
+        (folder / name).write_text(name)
+    keys = {path.name: Sent(remote.send(path), path.stat().st_size) for path in sorted(folder.iterdir(), reverse=True)}
+    assert remote.send(folder / "a.npy") == keys["a.npy"].key
+    assert remote.lacking([file.key for file in keys.values()]) == set()
+    assert remote.lacking([keys["a.npy"].key, "0" * 32]) == {"0" * 32}
+
+    remote.send_folder(folder, keys)
+
+    noted = json.loads((pushed / dvc_remote.SENT).read_text())
+    with Repo(str(pushed)) as repo:
+        [stage] = repo.add([str(folder)])
+        assert noted == {"artifacts/more": {**stage.outs[0].hash_info.to_dict(), "size": 10, "nfiles": 2}}
+        assert stage.outs[0].meta.size == 10
+        assert repo.status(cloud=True, targets=[str(folder)]) == {}
+
+
+def test_a_remote_that_cannot_be_written_is_said(root: Path) -> None:
+    remote = dvc_remote.open_remote(root / "data")
+    assert remote is not None
+    shutil.rmtree(root.parent / "remote")
+    (root.parent / "remote").write_text("a file")
+    with pytest.raises(DiptychError, match=r"the DVC remote far \(.*remote\) cannot be written: .*run again"):
+        remote.send(root / "data" / "images-00000.tar")
 
 
 def _read(data: Path, member: Member) -> bytes:

@@ -1,4 +1,4 @@
-"""Which differences remain where pixels stay in the remote, and when a run is refused."""
+"""What is fetched and which differences remain where pixels stay in the remote."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_project import run
 
 from diptych.errors import DiptychError
 from diptych.project import dvc
-from diptych.project.pixels import VARIABLE, refuse_making, stay_remote, without_pixels
+from diptych.project.pixels import READERS, VARIABLE, stay_remote, without_pixels
 from diptych.project.workspace import Workspace
 
 NOWHERE = {"data": False, "artifacts/prepared/images": False}
@@ -54,24 +55,46 @@ def test_what_is_here_and_differs_and_all_else_remains() -> None:
     }
 
 
-def test_a_stage_that_needs_the_images_is_refused_and_others_are_not() -> None:
-    refuse_making({"train": ["changed command"]})
-    with pytest.raises(
-        DiptychError, match=r"a change for validate and preprocess.*`dvc repro preprocess` and `dvc push`"
-    ):
-        refuse_making({"preprocess": [], "train": [], "validate": []})
-
-
-def test_tables_that_nobody_has_are_named(project: Workspace, tmp_path: Path) -> None:
-    for stage in ("validate", "preprocess"):
+@pytest.fixture
+def remote(project: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A project whose first two stages have run, and whose files only the remote has."""
+    for stage in READERS:
         dvc.reproduce(project, stage, force=False, on_line=print)
     run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=project.root)
-    run("dvc", "push", "--quiet", "validate", cwd=project.root)
-    for path in (project.artifacts, project.reports, project.root / ".dvc" / "cache"):
+    run("dvc", "push", "--quiet", cwd=project.root)
+    for path in (project.data, project.artifacts, project.reports, project.root / ".dvc" / "cache"):
         shutil.rmtree(path)
+    monkeypatch.setenv(VARIABLE, "remote")
+    return project
 
-    with pytest.raises(DiptychError, match=r"nor the remote has artifacts/prepared/images\.parquet\. Run `dvc push`"):
-        dvc.fetch_without_pixels(project)
-    run("dvc", "remote", "remove", "store", cwd=project.root)
-    with pytest.raises(DiptychError, match=r"images\.parquet"):
+
+def test_only_tables_are_fetched(remote: Workspace) -> None:
+    dvc.fetch_without_pixels(remote)
+    found = {str(path.relative_to(remote.root)) for path in remote.artifacts.rglob("*") if path.is_file()}
+    assert found == {"artifacts/prepared/images.parquet"}
+    assert not remote.data.exists()
+    assert not set(READERS).intersection(dvc.status(remote))
+
+
+def test_another_version_of_the_dataset_is_a_change_for_the_stages_that_read_it(remote: Workspace) -> None:
+    dvc.fetch_without_pixels(remote)
+    record = remote.root / "data.dvc"
+    content = yaml.safe_load(record.read_text())
+    content["outs"][0]["md5"] = "0" * 32 + ".dir"
+    record.write_text(yaml.safe_dump(content))
+    changes = dvc.status(remote)
+    assert [changes[stage] for stage in READERS] == [[{"changed deps": {"data": "modified"}}]] * len(READERS)
+
+
+def test_tables_that_nobody_has_are_a_change(remote: Workspace, tmp_path: Path) -> None:
+    for path in (tmp_path / "store" / "files" / "md5").rglob("*"):
+        if path.is_file() and path.read_text() == "prepared":
+            path.unlink()
+    dvc.fetch_without_pixels(remote)
+    assert dvc.status(remote)["preprocess"] == [{"changed outs": {"artifacts/prepared/images.parquet": "not in cache"}}]
+
+
+def test_without_a_remote_it_is_said(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "remote")
+    with pytest.raises(DiptychError, match=r"DIPTYCH_PIXELS is `remote`, and DVC has no default remote.*remote add"):
         dvc.fetch_without_pixels(project)

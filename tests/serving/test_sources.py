@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from memory_store import MemoryStore
 from searching import photo, write_photos
 
 from diptych.data.captions import read_dataset, write_dataset
@@ -89,3 +90,20 @@ def test_the_dataset_gives_its_images_with_captions_and_splits(tmp_path: Path, p
     assert again(source, tmp_path / "data").items() == items
     with pytest.raises(DiptychError, match="no split 'val': it has test, train"):
         DatasetSource(tmp_path / "data", "val").items()
+
+
+def test_a_dataset_that_only_a_store_has_gives_the_same(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "captions.csv").write_text("file,caption,split\na.png,A caption.,train\nsub/b.JPG,Another.,test\n")
+    import_table(tmp_path / "data", photos / "captions.csv", ImagesFolder(photos))
+    items = DatasetSource(tmp_path / "data").items()
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    store.take(*(tmp_path / "data").iterdir())
+    (tmp_path / "data").rmdir()
+
+    source = DatasetSource(tmp_path / "data")
+
+    assert source.items() == items
+    assert [source.read(item.path) for item in items] == [photo(0), photo(1)]

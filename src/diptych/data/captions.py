@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diptych.data.stored import local_path
 from diptych.data.text_files import parse_json, read_json
 from diptych.errors import DiptychError
 from diptych.files import atomic_path
@@ -42,12 +43,12 @@ class Dataset:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Return the content of the captions file of the dataset in `folder`.
+    """Return the content of the captions file of the dataset in `folder`, or that a store has in its place.
 
     Raises:
         DiptychError: there is no dataset, or `read_coco` fails.
     """
-    path = folder / CAPTIONS_FILE
+    path = local_path(folder / CAPTIONS_FILE)
     if not path.is_file():
         raise DiptychError(
             f"{path} is missing: there is no dataset. Draw one with `diptych data scenes`, import your images "
@@ -64,7 +65,7 @@ def iterate_records(folder: Path, table: Literal["images", "annotations"]) -> It
     Raises:
         DiptychError: as `read_dataset`.
     """
-    path = folder / CAPTIONS_FILE
+    path = local_path(folder / CAPTIONS_FILE)
     count = 0
     for line in _record_lines(path, table) if _is_as_written(path) else ():
         try:

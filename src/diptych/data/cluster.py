@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from diptych.data.stored import find_stored
 from diptych.data.workers import TRIES
 from diptych.errors import DiptychError, first_line
 from diptych.files import file_sha256, sources_sha256
@@ -65,7 +66,7 @@ def need_of(device: str, threads: int) -> Need:
 
 
 _Facts = tuple[tuple[str, str], ...]
-"""Packages with their versions, and input files with their SHA-256: all that must be the same on all nodes."""
+"""Packages with their versions, and input files with their hashes: all that must be the same on all nodes."""
 
 
 def is_in_use() -> bool:
@@ -280,7 +281,8 @@ def _facts(inputs: Sequence[Path]) -> _Facts:
         try:
             facts[str(path)] = file_sha256(path)
         except OSError as error:
-            facts[str(path)] = error.strerror or str(error)
+            stored = find_stored(path)
+            facts[str(path)] = stored.key if stored else error.strerror or str(error)
     return tuple(facts.items())
 
 

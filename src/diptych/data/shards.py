@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
-from diptych.data.stored import Range, StoredFile, find_stored, read_ranges
+from diptych.data.stored import Range, StoredFile, cut_off, find_stored, open_stored, read_ranges, stored_files
 from diptych.errors import DiptychError
+from diptych.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +31,9 @@ small and never change.
 _SHARD_NAME = re.compile(r"images-(\d{5,})\.tar")
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _REQUESTS = 64
-"""Number of images that are requested from a store at once."""
+"""Number of requests to a store at once."""
+_HEADERS_AT_ONCE = 2**15
+"""Number of bytes that are requested of a shard at a time to find its images: a photo or some small pictures."""
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -42,16 +49,24 @@ class Member:
 
 def shard_paths(folder: Path) -> list[Path]:
     """Return the shards in `folder` in the order of their numbers."""
-    return [path for _, path in _numbered(folder)]
+    return [path for _, path in _numbered(folder.glob("images-*.tar"))]
 
 
 def list_members(folder: Path) -> list[Member]:
     """Return the images of all shards, in order; other members of a tar file are ignored.
 
+    Where there is no `folder` on this disk, they are those of the store that has it.
+
     Raises:
-        DiptychError: a shard is damaged or cut off.
+        DiptychError: a shard is damaged or cut off, or the store cannot be read.
     """
-    return [member for path in shard_paths(folder) for member in _members_of(path)]
+    if folder.exists():
+        lists: Iterable[list[Member]] = map(_members_of, shard_paths(folder))
+        return list(chain.from_iterable(lists))
+    files = {file.path: file for file in stored_files(folder)}
+    with ThreadPoolExecutor(_REQUESTS) as pool:  # each waits for its requests
+        lists = pool.map(_members_of_stored, [files[path] for _, path in _numbered(files)])
+        return list(chain.from_iterable(lists))
 
 
 def members_of(images: pd.DataFrame) -> list[Member]:
@@ -123,7 +138,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_temporary()
-        self._next = max((number for number, _ in _numbered(self._folder)), default=-1) + 1
+        self._next = max((number for number, _ in _numbered(self._folder.glob("images-*.tar"))), default=-1) + 1
         return self
 
     def add(self, name: str, content: bytes) -> None:
@@ -183,36 +198,57 @@ def _range(stored: StoredFile, member: Member) -> Range:
     return Range(stored, member.offset, member.offset + member.size)
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    paths = folder.glob("images-*.tar")
+def _numbered(paths: Iterable[Path]) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for path in paths if (match := _SHARD_NAME.fullmatch(path.name)))
 
 
 def _members_of(path: Path) -> list[Member]:
+    with path.open("rb") as file:
+        members = _members_in(file, path.name)
+    if members is None:
+        raise _damaged(path)
+    return members
+
+
+def _members_of_stored(stored: StoredFile) -> list[Member]:
+    """Return the images of a shard that only a store has; the list is kept, as a shard never changes."""
+    kept = stored.store.cache / "members" / f"{stored.key}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return [Member(stored.path.name, *entry) for entry in json.loads(kept.read_bytes())]
+    with open_stored(stored, _HEADERS_AT_ONCE) as file:
+        members = _members_in(file, stored.path.name)
+    if members is None:
+        raise cut_off(stored)
+    with atomic_path(kept, shared=True) as temporary:
+        temporary.write_text(json.dumps([[member.name, member.offset, member.size] for member in members]))
+    return members
+
+
+def _members_in(file: BinaryIO, shard: str) -> list[Member] | None:
+    """Return the images of an open shard; None where it is damaged or cut off."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             entries = tar.getmembers()
     except (tarfile.TarError, EOFError, ValueError):
-        raise _damaged(path) from None
-    if not is_complete(path, entries):
-        raise _damaged(path)
-    shard = path.name
+        return None
+    if not is_complete(file, entries):
+        return None
     return [Member(shard, entry.name, entry.offset_data, entry.size) for entry in entries if entry.isreg()]
 
 
-def is_complete(path: Path, entries: Iterable[tarfile.TarInfo]) -> bool:
+def is_complete(file: BinaryIO, entries: Iterable[tarfile.TarInfo]) -> bool:
     """Return whether a tar file with these members ends as an archive does.
 
     tarfile accepts any end of the file as the end of the archive; only a complete archive ends with two empty blocks.
     """
-    return read_range(path, _end(entries), len(_END_OF_ARCHIVE)) == _END_OF_ARCHIVE
+    file.seek(_end(entries))
+    return file.read(len(_END_OF_ARCHIVE)) == _END_OF_ARCHIVE
 
 
-def has_more(path: Path, entries: Iterable[tarfile.TarInfo]) -> bool:
+def has_more(file: BinaryIO, entries: Iterable[tarfile.TarInfo]) -> bool:
     """Return whether a tar file with these members has anything but zeros behind its end."""
-    with path.open("rb") as file:
-        file.seek(_end(entries))
-        return any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b""))
+    file.seek(_end(entries))
+    return any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b""))
 
 
 def _end(entries: Iterable[tarfile.TarInfo]) -> int:

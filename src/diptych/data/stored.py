@@ -1,20 +1,28 @@
-"""Files of the project that are not on this disk, read in parts from the store that has them.
+"""Files of the project that are not on this disk: read in parts from the store that has them, and sent there.
 
-The store offers itself as an entry point, so that the library knows no DVC: a function from a path to a `StoredFile`.
+The store offers itself as an entry point, so that the library knows no DVC: a function from a path to a `Store`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from diptych.errors import DiptychError
+from diptych.files import atomic_path
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 STORES = "diptych.stores"
 """Group of the entry points."""
+_COPIED_AT_ONCE = 2**23
+"""Number of bytes that are copied at once."""
 
 
 class Store(Protocol):
@@ -25,11 +33,43 @@ class Store(Protocol):
     cache: Path
     """Folder for what this machine keeps of the store's files."""
 
+    def find(self, path: Path) -> StoredFile | None:
+        """Return the file that belongs at the absolute `path`; None where the store is not known to have it."""
+        ...
+
+    def files(self, folder: Path) -> list[StoredFile]:
+        """Return the files that belong into the absolute `folder`; none where the store is not known to have it."""
+        ...
+
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         """Return the bytes of each range, which are fewer where the file ends before; all are read at once.
 
         Raises:
             DiptychError: the store has no such file, or cannot be read.
+        """
+        ...
+
+    def lacking(self, keys: Collection[str]) -> set[str]:
+        """Return those of the keys for which the store has no file now.
+
+        Raises:
+            DiptychError: the store cannot be read.
+        """
+        ...
+
+    def send(self, path: Path) -> str:
+        """Take a file from this disk, and return its key; the store has the whole file or none.
+
+        Raises:
+            DiptychError: the store cannot be written.
+        """
+        ...
+
+    def send_folder(self, folder: Path, files: Mapping[str, Sent]) -> None:
+        """Take note that the folder, which is not on this disk, consists of files that were sent, by their names.
+
+        Raises:
+            DiptychError: the store cannot be written.
         """
         ...
 
@@ -42,6 +82,13 @@ class StoredFile(NamedTuple):
     store: Store
 
 
+class Sent(NamedTuple):
+    """A file that a store has taken: its key and its number of bytes."""
+
+    key: str
+    size: int
+
+
 class Range(NamedTuple):
     """The bytes of a file from `start` to before `stop`."""
 
@@ -52,8 +99,79 @@ class Range(NamedTuple):
 
 def find_stored(path: Path) -> StoredFile | None:
     """Return the file that belongs at `path` as a store has it; None where no store is known to have it."""
-    # An iterator: a store that is not asked is not imported.
-    return next((file for find in _finders() if (file := find(path.absolute()))), None)
+    # Iterators: a store that is not asked is not imported.
+    stores = (store for open_store in _openers() if (store := open_store(path.absolute())))
+    return next((file for store in stores if (file := store.find(path.absolute()))), None)
+
+
+def stored_files(folder: Path) -> list[StoredFile]:
+    """Return the files that belong into `folder` as a store has them; none where no store is known to have it."""
+    stores = (store for open_store in _openers() if (store := open_store(folder.absolute())))
+    return next((files for store in stores if (files := store.files(folder.absolute()))), [])
+
+
+def local_path(path: Path) -> Path:
+    """Return `path`, or where only a store has the file, the path of a copy of it in the cache.
+
+    Raises:
+        DiptychError: the store cannot be read.
+    """
+    if path.exists() or not (stored := find_stored(path)):
+        return path
+    return copied(stored)
+
+
+def copied(stored: StoredFile) -> Path:
+    """Return the path of a copy of the file in the cache, where it stays.
+
+    Raises:
+        DiptychError: the store cannot be read.
+    """
+    copy = stored.store.cache / "files" / stored.key / stored.path.name
+    if not copy.exists():
+        with (
+            atomic_path(copy, shared=True) as temporary,
+            open_stored(stored, _COPIED_AT_ONCE) as source,
+            temporary.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file, _COPIED_AT_ONCE)
+    return copy
+
+
+def open_stored(file: StoredFile, at_once: int) -> io.BufferedReader:
+    """Open a file of a store for reading, of which `at_once` bytes or more are requested at a time.
+
+    Raises:
+        DiptychError: reading and closing raise it, as `Store.read` does.
+    """
+    return io.BufferedReader(_Opened(file), at_once)
+
+
+class _Opened(io.RawIOBase):
+    """A file of a store, each reading of which is a request."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file, self._position = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("a store does not tell where a file ends")
+        self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        wanted = Range(self._file, self._position, self._position + len(target))
+        [content] = self._file.store.read([wanted])
+        target[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
@@ -80,5 +198,5 @@ def cut_off(file: StoredFile) -> DiptychError:
 
 
 @lru_cache(maxsize=1)
-def _finders() -> list[Callable[[Path], StoredFile | None]]:
+def _openers() -> list[Callable[[Path], Store | None]]:
     return [entry.load() for entry in entry_points(group=STORES)]

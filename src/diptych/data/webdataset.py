@@ -229,9 +229,11 @@ def _members(archive: Path, tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
         if member.issparse():
             raise _DamagedError("has sparse files: pack it again without tar's --sparse")
         members.append(member)
-    if not is_complete(archive, members):
-        raise _DamagedError("is cut off")
-    if has_more(archive, members):
+    with archive.open("rb") as file:
+        if not is_complete(file, members):
+            raise _DamagedError("is cut off")
+        more = has_more(file, members)
+    if more:
         raise _DamagedError("has more after its end: archives that were joined, or a gap in a download")
     return members
 

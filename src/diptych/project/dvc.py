@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -53,7 +54,12 @@ def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
     changes = _object(call(workspace, "status", "--json", *targets))
     if not pixels.stay_remote():
         return changes
-    return pixels.without_pixels(changes, {path: (workspace.root / path).exists() for path in pixels.PIXELS})
+    changes = pixels.without_pixels(changes, {path: (workspace.root / path).exists() for path in pixels.PIXELS})
+    for stage in pixels.READERS if _lacks_images(workspace) else ():
+        # To DVC the images are absent, whichever version of them a stage has read.
+        if _version_read(workspace, stage) != _version_recorded(workspace):
+            changes.setdefault(stage, []).append({"changed deps": {"data": "modified"}})
+    return changes
 
 
 def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callable[[str], None]) -> bool:
@@ -69,8 +75,14 @@ def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callabl
         ran = ran or line.startswith(f"Running stage '{stage}'")
         on_line(line)
 
-    options = ["--single-item", *(["--force"] if force else []), *(["--allow-missing"] if pixels.stay_remote() else [])]
-    code, lines = _follow(_command("repro", *options, stage), workspace, listen)
+    options = ["--force"] if force else []
+    if _lacks_images(workspace) and stage in pixels.READERS:
+        command = _python("-m", "diptych.project.remote_stage", stage, *options)
+    else:
+        command = _command(
+            "repro", "--single-item", *options, *(["--allow-missing"] if pixels.stay_remote() else []), stage
+        )
+    code, lines = _follow(command, workspace, listen)
     if code < 0:
         raise DiptychError(f"stage {stage} was killed (signal {-code}). Run again; what it had finished is kept.")
     if code:
@@ -124,20 +136,19 @@ def fetch_outputs(workspace: Workspace) -> list[str]:
 
 
 def fetch_without_pixels(workspace: Workspace) -> None:
-    """Fetch the outputs that are missing, but no pixels.
+    """Fetch the outputs that are missing, but no pixels; what neither the cache nor the remote has is made again.
 
     Raises:
-        DiptychError: DVC's cache and the remote lack tables that only the images can give.
+        DiptychError: there is no remote that could have the pixels.
     """
-    outputs = [path for path in _outputs(workspace) if path not in pixels.PIXELS]
-    missing = [path for path in outputs if not (workspace.root / path).exists()]
-    reason = fetch(workspace, *missing) if missing else ""
-    tables = [path for path in _outputs(workspace, *pixels.MAKERS) if path in outputs]
-    if reason and (absent := [path for path in tables if not (workspace.root / path).exists()]):
+    if default_remote(workspace) is None:
         raise DiptychError(
-            f"Neither DVC's cache nor the remote has {some(absent)}. Run `dvc push` on a machine that has them. "
-            f"DVC says: {reason}"
+            f"{pixels.VARIABLE} is `remote`, and DVC has no default remote. Name the one that has the images: "
+            "`dvc remote add --default NAME URL`."
         )
+    outputs = [path for path in _outputs(workspace) if path not in pixels.PIXELS]
+    if missing := [path for path in outputs if not (workspace.root / path).exists()]:
+        fetch(workspace, *missing)
 
 
 def push(workspace: Workspace, on_line: Callable[[str], None]) -> None:
@@ -209,12 +220,34 @@ def _object(output: str) -> dict[str, Any]:
     return dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
 
 
-def _outputs(workspace: Workspace, *stages: str) -> list[str]:
-    """Return the paths of the outputs in dvc.lock, of all stages or of some."""
-    path = workspace.root / "dvc.lock"
-    lock = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    chosen = [stage for name, stage in lock.get("stages", {}).items() if not stages or name in stages]
-    return [str(out["path"]) for stage in chosen for out in stage.get("outs", [])]
+def _lacks_images(workspace: Workspace) -> bool:
+    return pixels.stay_remote() and not workspace.data.exists()
+
+
+def _version_recorded(workspace: Workspace) -> str | None:
+    """Return the hash of the dataset that data.dvc records."""
+    outputs = _content(workspace.root / "data.dvc").get("outs", [])
+    return next((output.get("md5") for output in outputs), None)
+
+
+def _version_read(workspace: Workspace, stage: str) -> str | None:
+    """Return the hash of the dataset that a stage has read."""
+    dependencies = _lock(workspace).get(stage, {}).get("deps", [])
+    return next((dependency.get("md5") for dependency in dependencies if dependency["path"] == "data"), None)
+
+
+def _outputs(workspace: Workspace) -> list[str]:
+    """Return the paths of the outputs in dvc.lock."""
+    return [str(out["path"]) for stage in _lock(workspace).values() for out in stage.get("outs", [])]
+
+
+def _lock(workspace: Workspace) -> dict[str, Any]:
+    """Return what dvc.lock says of each stage."""
+    return dict(_content(workspace.root / "dvc.lock").get("stages", {}))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _settings(workspace: Workspace) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pixels that stay in the DVC remote: for a machine that trains with only the tables on its disk.
+"""Pixels that stay in the DVC remote: for a machine that works with only the tables on its disk.
 
 DIPTYCH_PIXELS=remote says so. Where pixels lie changes nothing of what is computed, so no file of the project says it.
 """
@@ -14,8 +14,8 @@ from diptych.errors import DiptychError
 VARIABLE = "DIPTYCH_PIXELS"
 PIXELS = ("data", "artifacts/prepared/images")
 """Paths of the folders with pixels, as DVC names them."""
-MAKERS = ("data.dvc", "validate", "preprocess")
-"""Stages that read images themselves and need all of them here."""
+READERS = ("validate", "preprocess")
+"""Stages that depend on the images themselves; the others depend on tables that name each image by its hash."""
 _ABSENT = ("deleted", "not in cache")
 
 
@@ -48,13 +48,3 @@ def _reduced(entry: Any, is_here: Mapping[str, bool]) -> Any:
         for kind, states in entry.items()
     }
     return {kind: states for kind, states in kept.items() if states}
-
-
-def refuse_making(changes: Mapping[str, Any]) -> None:
-    """Raise a DiptychError if a stage has to run that needs the images here."""
-    if stages := [stage for stage in MAKERS if stage in changes]:
-        raise DiptychError(
-            f"{VARIABLE} is `remote`, so that this machine works without the images, and there is a change for "
-            f"{' and '.join(stages)}. Run `dvc repro preprocess` and `dvc push` on a machine that has the images, and "
-            f"take data.dvc and dvc.lock from there; or unset {VARIABLE} to have everything fetched."
-        )

@@ -10,8 +10,10 @@ from diptych.config import Params
 from diptych.data.accepted import CaptionTexts, copy_captions, read_columns, read_table
 from diptych.data.cores import worker_count
 from diptych.data.preparing import prepare_captions, prepare_images
+from diptych.data.sending import send_images
 from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
 from diptych.files import atomic_path
+from diptych.project.pixels import stay_remote
 from diptych.project.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -53,14 +55,26 @@ def _learn_tokenizer(folder: Path, workspace: Workspace, params: Params) -> None
 
 
 def _prepare_images(folder: Path, workspace: Workspace, params: Params) -> tuple[int, int, int]:
-    """Return the numbers of images, of their shards, and of those shards that came from the cache."""
+    """Return the numbers of images, of their shards, and of those shards that were prepared before."""
     manifest = read_table(workspace.manifest)
-    reused = prepare_images(
-        workspace.data,
-        manifest,
-        folder,
-        cache=workspace.local / "cache" / "prepared",
-        settings=params.preprocess,
-        workers=worker_count(params.threads),
-    )
+    cache, workers = workspace.local / "cache", worker_count(params.threads)
+    if stay_remote() and not workspace.data.exists():
+        reused = send_images(
+            workspace.data,
+            manifest,
+            folder,
+            place=workspace.prepared,
+            record=cache / "sent.txt",
+            settings=params.preprocess,
+            workers=workers,
+        )
+    else:
+        reused = prepare_images(
+            workspace.data,
+            manifest,
+            folder,
+            cache=cache / "prepared",
+            settings=params.preprocess,
+            workers=workers,
+        )
     return len(manifest), manifest["shard"].nunique(), reused
