@@ -177,7 +177,7 @@ def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
     Raises:
         DiptychError: the dataset cannot be fetched.
     """
-    if pixels.stay_remote() and not workspace.data.exists():
+    if pixels.lacks_images(workspace):
         dvc.fetch_without_pixels(workspace)
         get_run_logger().info("data/ stays in the DVC remote")
         return "in the DVC remote", dvc.status(workspace)

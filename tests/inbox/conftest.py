@@ -21,7 +21,7 @@ from diptych.data.captions import Dataset, write_dataset
 from diptych.data.shards import ShardWriter
 from diptych.errors import DiptychError
 from diptych.inbox import ingesting
-from diptych.project import changing, dvc
+from diptych.project import changing, dataset, dvc, growing
 from diptych.project.provenance import folder_sha256
 from diptych.project.workspace import Workspace
 
@@ -192,7 +192,8 @@ def instant(stocked: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ingesting, "dvc", store)
     monkeypatch.setattr(dvc, "status", store.status)
     used = {
-        ingesting: ("fetch_dataset", "record_dataset"),
+        dataset: ("fetch_dataset",),
+        growing: ("record_dataset",),
         changing: ("go_back", "keep_dataset", "repair", "uses_dvc"),
     }
     for module, names in used.items():

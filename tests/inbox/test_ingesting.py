@@ -16,7 +16,7 @@ from diptych.data.captions import read_dataset
 from diptych.errors import DiptychError
 from diptych.inbox import ingesting
 from diptych.inbox.ingesting import ingest_drops, open_inbox
-from diptych.project import dvc
+from diptych.project import dvc, growing
 from diptych.project.changing import recover
 from diptych.project.dataset import dataset_version
 
@@ -169,7 +169,7 @@ def test_a_drop_that_becomes_a_link_to_elsewhere_while_others_are_taken_is_left_
         shutil.rmtree(later / "images")
         (later / "images").symlink_to(elsewhere / "images")
 
-    monkeypatch.setattr(ingesting, "record_dataset", record_and_wait)
+    monkeypatch.setattr(growing, "record_dataset", record_and_wait)
 
     (taken,) = ingest_drops(stocked, Params(), "inbox", said.append)
 

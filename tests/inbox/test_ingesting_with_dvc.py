@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from dropping import photos, write_drop
+from fake_project import run
 from ingesting_drops import NOT_AN_IMAGE, refused, take
 
 from diptych.cli.main import cli
@@ -84,6 +85,40 @@ def test_a_dataset_that_is_not_here_is_brought_first(stocked):
     assert len(read_dataset(stocked.data).images) == 7
 
 
+def test_where_the_images_stay_in_the_remote_a_drop_is_added_there(stocked, tmp_path, monkeypatch):
+    stage = stocked.root / "stage.py"
+    from_anywhere = """
+from diptych.data.shards import list_members, read_member
+from diptych.data.stored import local_path
+here = pathlib.Path("data")
+dataset = json.loads(local_path(here / "captions.json").read_text())
+sound = {one.name for one in list_members(here) if read_member(here, one)[:4] == b"\\x89PNG"}
+"""
+    script = stage.read_text()
+    reading = script[script.index("dataset =") : script.index("source =")]
+    stage.write_text(script.replace(reading, from_anywhere))
+    run("dvc", "repro", "--quiet", cwd=stocked.root)
+    run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=stocked.root)
+    run("dvc", "push", "--quiet", cwd=stocked.root)
+    for folder in (stocked.data, stocked.artifacts, stocked.reports, stocked.root / ".dvc" / "cache"):
+        shutil.rmtree(folder)
+    monkeypatch.setenv("DIPTYCH_PIXELS", "remote")
+    write_drop(stocked.root / "inbox" / "a", photos(10, 11))
+    write_drop(stocked.root / "inbox" / "b", NOT_AN_IMAGE)
+    write_drop(stocked.root / "inbox" / "c", photos(11))
+
+    assert [taken.outcome for taken in take(stocked)] == ["taken", "refused", "known"]
+
+    assert not stocked.data.exists()
+    assert len(read_dataset(stocked.data).images) == 8
+    assert (stocked.root / "artifacts" / "manifest.txt").read_text() == "1 2 3 4 5 6 7 8"
+    assert dvc.status(stocked) == {}
+    monkeypatch.delenv("DIPTYCH_PIXELS")
+    run("dvc", "pull", "--quiet", cwd=stocked.root)
+    assert len(list(stocked.data.glob("*.tar"))) == 2
+    assert dvc.status(stocked) == {}
+
+
 def test_changes_that_no_version_holds_are_not_overwritten(stocked):
     (stocked.data / "mine.txt").write_text("precious")
     write_drop(stocked.root / "inbox" / "a", photos(10))
@@ -141,7 +176,7 @@ where = sys.argv[1]
 if where == "with the journal": after(changing, "begin")
 elif where == "with the shards stored": before(importing, "write_dataset")
 elif where == "with the captions written": after(importing, "write_dataset")
-elif where == "with dvc add done": after(dataset, "_note_scenes")
+elif where == "with dvc add done": after(dataset, "note_scenes")
 elif where == "before the judgement": before(ingesting, "_judge")
 elif where == "while going back": before(dvc, "failure")
 elif where == "before the ledger": before(ingesting, "record_result")

@@ -119,7 +119,7 @@ def check_dataset(workspace: Workspace) -> Findings:
     version = dataset_version(workspace)
     if version is None:
         yield Finding("dataset", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
-    elif not workspace.data.exists() and pixels.stay_remote():
+    elif pixels.lacks_images(workspace):
         yield Finding("dataset", "ok", f"version {version[:10]} stays in the DVC remote")
     elif not workspace.data.exists():
         result = f"version {version[:10]} is recorded, but not here"

@@ -25,6 +25,7 @@ from diptych.project.changing import changing, recover
 from diptych.project.dataset import dataset_version, fetch_before_import, record_dataset
 from diptych.project.dataset_status import dataset_status
 from diptych.project.environment import enter
+from diptych.project.growing import growing
 from diptych.project.params import read_params
 from diptych.project.processes import holding
 from diptych.project.workspace import Workspace
@@ -116,11 +117,10 @@ def import_(deal: str | None, keep_split: bool, onto_scenes: str | None, **sourc
     workspace = enter()
     rules = Rules(_shares(deal), keep_split, cast(OntoScenes, onto_scenes or DEFAULT_RULES.onto_scenes))
     import_all, damaged = _import(workspace, options, rules)
-    with holding(workspace, "diptych data import"), changing(workspace):
-        if onto_scenes != "replace":
-            fetch_before_import(workspace)
+    anew = onto_scenes == "replace"
+    with holding(workspace, "diptych data import"), changing(workspace), growing(workspace, anew=anew) as record:
         summary = import_all()
-        record_dataset(workspace)
+        record()
     click.echo(_describe(summary))
     if options.webdataset:
         kept = [f"--split {name}" for name in options.split] + [f"--deal {deal}"] * bool(deal)

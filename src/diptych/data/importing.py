@@ -20,8 +20,9 @@ from diptych.data.captions import CAPTIONS_FILE, Dataset, read_dataset, write_da
 from diptych.data.growth import DEFAULT_RULES, Growth, Rules
 from diptych.data.images_folder import ImagesFolder
 from diptych.data.scenes.drawing import holds_scenes
-from diptych.data.shards import ShardWriter, list_members
+from diptych.data.shards import ShardWriter, list_members, shard_paths
 from diptych.data.sources import Source, coco_source, karpathy_source, table_source
+from diptych.data.stored import stored_files
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, write_json
 from diptych.progress import progress
@@ -142,7 +143,7 @@ def _add_in_place(folder: Path, dataset: Dataset, sources: Sequence[Source], rul
 
 def _store(folder: Path, growth: Growth) -> ShardWriter:
     """Write the shards, with their names in the journal, then the captions file that makes them part of the dataset."""
-    with ShardWriter(folder) as shards:
+    with ShardWriter(folder, _shards_elsewhere(folder)) as shards:
         for image in progress(growth.offered, "importing", unit="images"):
             growth.add(image, shards)
         growth.refuse_conflicts()
@@ -152,6 +153,13 @@ def _store(folder: Path, growth: Growth) -> ShardWriter:
         write_dataset(folder, growth.result())
     (folder / _JOURNAL).unlink(missing_ok=True)
     return shards
+
+
+def _shards_elsewhere(folder: Path) -> list[Path]:
+    """Return where the shards of a dataset belong of which only the captions are in `folder`."""
+    if shard_paths(folder) or not (folder / CAPTIONS_FILE).exists():
+        return []
+    return [file.path for file in stored_files(folder)]
 
 
 def _remove_orphans(folder: Path) -> None:

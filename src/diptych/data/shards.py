@@ -118,7 +118,7 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 class ShardWriter:
-    """Context manager that packs images into new shards of `folder`, numbered after the existing ones.
+    """Context manager that packs images into new shards of `folder`, numbered after the existing and `other` ones.
 
     The shards get their names when the context ends, and are removed if an exception ends it. The same images give the
     same bytes. Incomplete shards of a killed process are removed at the start.
@@ -128,17 +128,18 @@ class ShardWriter:
         bytes: number of bytes of the images in them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, other: Iterable[Path] = ()) -> None:
         self.shards: list[str] = []
         self.bytes = 0
-        self._folder = folder
+        self._folder, self._other = folder, other
         self._tar: tarfile.TarFile | None = None
         self._members = 0
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_temporary()
-        self._next = max((number for number, _ in _numbered(self._folder.glob("images-*.tar"))), default=-1) + 1
+        existing = _numbered([*self._folder.glob("images-*.tar"), *self._other])
+        self._next = max((number for number, _ in existing), default=-1) + 1
         return self
 
     def add(self, name: str, content: bytes) -> None:

@@ -23,7 +23,8 @@ from diptych.inbox.ledger import DropResult, new_drops, record_result
 from diptych.inbox.s3 import S3Inbox
 from diptych.project import dvc
 from diptych.project.changing import changing, recover
-from diptych.project.dataset import fetch_dataset, record_dataset
+from diptych.project.dataset import provide_dataset
+from diptych.project.growing import growing
 from diptych.project.workspace import Workspace
 from diptych.remote import S3
 
@@ -56,7 +57,7 @@ def ingest_drops(
         return []
     opened, drops = find_drops(workspace, address, on_line)
     if drops:
-        fetch_dataset(workspace)
+        provide_dataset(workspace)
         # A fault of the dataset before must not be taken for a fault of a drop.
         dvc.reproduce(workspace, "validate", force=False, on_line=on_line)
     results = [_ingest(workspace, params, opened, drop, on_line) for drop in drops]
@@ -116,10 +117,11 @@ def _add(workspace: Workspace, params: Params, drop: Drop, folder: Path, on_line
         _RefusedError: the drop is bad; the caller goes back to the version before.
     """
     before = read_dataset(workspace.data)
-    summary = _import(workspace, drop, folder)
-    if not (summary.images_added or summary.captions_added or summary.objects_changed):
-        return DropResult(drop.name, "known")
-    record_dataset(workspace)
+    with growing(workspace) as record:
+        summary = _import(workspace, drop, folder)
+        if not (summary.images_added or summary.captions_added or summary.objects_changed):
+            return DropResult(drop.name, "known")
+        record()
     _validate(workspace, on_line)
     quarantined = _judge(workspace, params, before, read_dataset(workspace.data))
     return DropResult(drop.name, "taken", "", summary.images_added, summary.captions_added, quarantined)

@@ -16,7 +16,7 @@ import yaml
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, remove
-from diptych.project import dvc
+from diptych.project import dvc, pixels
 from diptych.project.git import how_to_restore, refuse_conflict
 from diptych.project.workspace import Workspace
 
@@ -40,6 +40,11 @@ def read_record(workspace: Workspace) -> dict[str, Any]:
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
         refuse_conflict(dvc_file)
         raise DiptychError(f"{dvc_file} is damaged ({error}). {how_to_restore(dvc_file)}") from None
+
+
+def write_record(workspace: Workspace, content: dict[str, Any]) -> None:
+    """Replace the content of data.dvc."""
+    _write(workspace.root / "data.dvc", yaml.safe_dump(content, sort_keys=False))
 
 
 def dataset_version(workspace: Workspace) -> str | None:
@@ -70,9 +75,9 @@ def record_dataset(workspace: Workspace) -> None:
         return
     # Before `dvc add` as well: where DVC stages data.dvc for git, it stages what is there then.
     if read_record(workspace):
-        _note_scenes(workspace)
+        note_scenes(workspace)
     dvc.call(workspace, "add", "data")
-    _note_scenes(workspace)
+    note_scenes(workspace)
 
 
 def keep_dataset(workspace: Workspace) -> None:
@@ -104,6 +109,18 @@ def fetch_before_import(workspace: Workspace) -> None:
     record = read_record(workspace)
     if not workspace.data.exists() and record and not _scene_settings(record):
         fetch_dataset(workspace)
+
+
+def provide_dataset(workspace: Workspace) -> str:
+    """Call `fetch_dataset`; where the images stay in the remote, fetch the tables that stages have made of them.
+
+    Raises:
+        DiptychError: as `fetch_dataset`, or there is no remote that could have the images.
+    """
+    if not pixels.lacks_images(workspace):
+        return fetch_dataset(workspace)
+    dvc.fetch_without_pixels(workspace)
+    return "in the DVC remote"
 
 
 def fetch_dataset(workspace: Workspace) -> str:
@@ -142,7 +159,7 @@ def switch_dataset(workspace: Workspace, recorded: str) -> None:
         DiptychError: neither the cache nor a remote has that version.
     """
     _write(workspace.root / "data.dvc", recorded)
-    if reason := dvc.fetch(workspace, "data.dvc"):
+    if not pixels.lacks_images(workspace) and (reason := dvc.fetch(workspace, "data.dvc")):
         raise DiptychError(
             f"Neither DVC's cache nor a remote has dataset version {dataset_version(workspace)} (whole); data/ stays "
             f"as it is. `dvc remote list` shows where it was looked for. DVC says: {reason}"
@@ -161,8 +178,7 @@ def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, pre
     _write(workspace.root / "dvc.lock", lock)
     if not present:
         remove(workspace.data)
-        return
-    if reason := dvc.failure(workspace, "checkout", "--force", "data.dvc"):
+    elif reason := dvc.failure(workspace, "checkout", "--force", "data.dvc"):
         raise DiptychError(
             f"data/ cannot go back to version {dataset_version(workspace)}: {reason}\nThe next command tries again; "
             "where DVC's cache does not have it (whole), fetch it with `dvc pull --force data.dvc` first."
@@ -176,15 +192,14 @@ def _scene_settings(record: dict[str, Any]) -> dict[str, Any] | None:
     return (record.get("meta") or {}).get("scenes")
 
 
-def _note_scenes(workspace: Workspace) -> None:
+def note_scenes(workspace: Workspace) -> None:
     """Correct the `meta` of data.dvc: `dvc add` keeps the old one, whatever data/ has become."""
     from diptych.data.captions import read_dataset
 
     content = read_record(workspace)
     meta = _meta(read_dataset(workspace.data))
     if content.pop("meta", None) != meta:
-        changed = content | ({"meta": meta} if meta else {})
-        _write(workspace.root / "data.dvc", yaml.safe_dump(changed, sort_keys=False))
+        write_record(workspace, content | ({"meta": meta} if meta else {}))
 
 
 def _meta(dataset: Dataset) -> dict[str, Any] | None:

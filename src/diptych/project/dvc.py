@@ -55,9 +55,9 @@ def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
     if not pixels.stay_remote():
         return changes
     changes = pixels.without_pixels(changes, {path: (workspace.root / path).exists() for path in pixels.PIXELS})
-    for stage in pixels.READERS if _lacks_images(workspace) else ():
+    for stage in pixels.READERS if pixels.lacks_images(workspace) else ():
         # To DVC the images are absent, whichever version of them a stage has read.
-        if _version_read(workspace, stage) != _version_recorded(workspace):
+        if _version_read(workspace, stage) not in (None, _version_recorded(workspace)):
             changes.setdefault(stage, []).append({"changed deps": {"data": "modified"}})
     return changes
 
@@ -76,7 +76,7 @@ def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callabl
         on_line(line)
 
     options = ["--force"] if force else []
-    if _lacks_images(workspace) and stage in pixels.READERS:
+    if pixels.lacks_images(workspace) and stage in pixels.READERS:
         command = _python("-m", "diptych.project.remote_stage", stage, *options)
     else:
         command = _command(
@@ -218,10 +218,6 @@ def _object(output: str) -> dict[str, Any]:
     """Return the JSON object in the output of a command, before and after which warnings may stand; empty without."""
     start = output.find("{")
     return dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
-
-
-def _lacks_images(workspace: Workspace) -> bool:
-    return pixels.stay_remote() and not workspace.data.exists()
 
 
 def _version_recorded(workspace: Workspace) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diptych.errors import DiptychError
+from diptych.project.workspace import Workspace
 
 VARIABLE = "DIPTYCH_PIXELS"
 PIXELS = ("data", "artifacts/prepared/images")
@@ -29,6 +30,11 @@ def stay_remote() -> bool:
     if value not in ("", "remote"):
         raise DiptychError(f"{VARIABLE} is {value!r}: set it to `remote`, or unset it to have the pixels fetched.")
     return value == "remote"
+
+
+def lacks_images(workspace: Workspace) -> bool:
+    """Return whether the images of the dataset are to stay in the remote, and are not on this disk."""
+    return stay_remote() and not workspace.data.exists()
 
 
 def without_pixels(changes: Mapping[str, Any], is_here: Mapping[str, bool]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from diptych.data.preparing import prepare_captions, prepare_images
 from diptych.data.sending import send_images
 from diptych.data.tokenization import copy_tokenizer, learn_tokenizer, save_tokenizer
 from diptych.files import atomic_path
-from diptych.project.pixels import stay_remote
+from diptych.project.pixels import lacks_images
 from diptych.project.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _prepare_images(folder: Path, workspace: Workspace, params: Params) -> tuple
     """Return the numbers of images, of their shards, and of those shards that were prepared before."""
     manifest = read_table(workspace.manifest)
     cache, workers = workspace.local / "cache", worker_count(params.threads)
-    if stay_remote() and not workspace.data.exists():
+    if lacks_images(workspace):
         reused = send_images(
             workspace.data,
             manifest,
