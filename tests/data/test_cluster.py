@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -27,9 +29,11 @@ from diptych.data.cluster import ONE_CORE, Need, describe, in_cluster
 from diptych.data.prepared import PreparedSplit
 from diptych.data.preparing import prepare_images
 from diptych.data.scenes.drawing import write_scenes
+from diptych.data.sending import send_images
 from diptych.errors import DiptychError
 from diptych.files import file_sha256
 from diptych.model.dual_encoder import DualEncoder
+from diptych.project.dvc_remote import SENT
 from diptych.serving import indexing
 from diptych.serving.indexing import IndexSummary, update_index
 from diptych.serving.sources import DatasetSource, FilesSource, Source
@@ -151,6 +155,49 @@ def test_images_are_scanned_and_prepared_to_the_same_bytes(joined: Any, tmp_path
         patch.delenv("RAY_ADDRESS")
         here = scanned_and_prepared(data, tmp_path / "here")
     assert there == here
+
+
+def test_images_that_only_the_dvc_remote_has_are_scanned_and_sent_to_the_same_bytes(
+    joined: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "project"
+    for module in (shards, parallel):
+        monkeypatch.setattr(module, "MAX_MEMBERS", 20)
+    write_scenes(root / "data", train=30, val=10, test=10, seed=0)
+    with monkeypatch.context() as patch:
+        patch.delenv("RAY_ADDRESS")
+        here = scanned_and_prepared(root / "data", tmp_path / "here")
+    keep_in_remote(root, tmp_path / "store")
+    monkeypatch.delattr(parallel, "in_processes")
+    there = tmp_path / "there"
+    there.mkdir()
+
+    table = scan_images(root / "data", read_dataset(root / "data").images, max_pixels=10**6, workers=2)
+    table.to_parquet(there / "scanned.parquet")
+    place, settings = root / "prepared", Preprocess(image_size=48, max_tokens=16)
+    send_images(root / "data", table, there, place=place, record=there / "sent", settings=settings, workers=2)
+
+    assert {path.name: file_sha256(path) for path in there.glob("*.parquet")}.items() <= here.items()
+    [sent] = json.loads((root / SENT).read_text()).values()
+    listing = json.loads((root / ".dvc" / "cache" / "files" / "md5" / sent["md5"][:2] / sent["md5"][2:]).read_text())
+    found = {one["relpath"]: tmp_path / "store/files/md5" / one["md5"][:2] / one["md5"][2:] for one in listing}
+    assert len(found) == 3
+    assert {name: file_sha256(path) for name, path in found.items()}.items() <= here.items()
+    assert not (root / "data").exists()
+
+
+def keep_in_remote(root: Path, store: Path) -> None:
+    """Push `root`/data to a DVC remote in the folder `store`, and remove it here."""
+    from dvc.repo import Repo
+
+    with Repo.init(str(root), no_scm=True) as repo:
+        with repo.config.edit("repo") as settings:
+            settings["remote"]["store"] = {"url": str(store)}
+            settings["core"]["remote"] = "store"
+        repo.add([str(root / "data")])
+        repo.push()
+    shutil.rmtree(root / "data")
+    shutil.rmtree(root / ".dvc" / "cache")
 
 
 @pytest.mark.parametrize("top_layers", [None, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_a_copy_in_the_cache_is_made_once(store: MemoryStore, tmp_path: Path) ->
     assert local_path(path) == copy
     assert len(store.calls) == requests
     assert local_path(tmp_path / "b.bin") == tmp_path / "b.bin"
+
+
+def test_copies_of_the_last_versions_stay(store: MemoryStore, tmp_path: Path) -> None:
+    path, copies = tmp_path / "a.bin", []
+    for version in range(6):
+        path.write_text(f"version {version}")
+        store.take(path)
+        copies.append(local_path(path))
+        os.utime(copies[-1], (version, version))
+    assert [copy.exists() for copy in copies] == [False, False, True, True, True, True]
+    assert len(list((store.cache / "files").iterdir())) == 4
 
 
 def test_a_failure_leaves_no_part_of_a_copy(store: MemoryStore, tmp_path: Path) -> None:

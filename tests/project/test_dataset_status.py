@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from memory_store import MemoryStore
 
 from diptych.data.captions import read_dataset, write_dataset
 from diptych.data.scenes.drawing import write_scenes
@@ -47,6 +48,18 @@ def test_files_that_changed_since_are_noticed(data: Path) -> None:
     (data / "images-00001.tar").write_bytes(b"")
     assert dataset_status(Workspace(data.parent)).changed
     assert "files have changed since" in "\n".join(dataset_status(Workspace(data.parent)).render())
+
+
+def test_a_dataset_that_only_a_store_has_is_as_it_was_recorded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_version(data)
+    expected = dataset_status(Workspace(data.parent))
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    store.take(*data.iterdir())
+    data.rmdir()
+    assert dataset_status(Workspace(data.parent)) == expected
 
 
 def test_lines_for_people_have_the_totals(data: Path) -> None:

@@ -268,8 +268,7 @@ def check_cluster(workspace: Workspace) -> Findings:
     """Check that the nodes of the cluster that RAY_ADDRESS names can work on this project."""
     from diptych.data.cluster import describe
 
-    inputs = [path for path in (workspace.data / CAPTIONS_FILE,) if path.exists()]
-    yield Finding("cluster", "ok", describe([path.absolute() for path in inputs]))
+    yield Finding("cluster", "ok", describe([(workspace.data / CAPTIONS_FILE).absolute()]))
 
 
 def check_disk(workspace: Workspace) -> Findings:

@@ -5,7 +5,9 @@ A worker prepares a whole shard and sends its file. What the store has already i
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -56,7 +58,8 @@ def send_images(
             validated.
     """
     store = _store_of(data)
-    scratch = (store.cache / "scratch").absolute()
+    # Projects may share a cache.
+    scratch = (store.cache / f"scratch-{hashlib.sha256(os.fsencode(data.absolute())).hexdigest()[:12]}").absolute()
     remove(scratch)
     shards = plan(manifest, settings, scratch)
     sent = _sent_before(store, {shard.path.stem for shard in shards}, place, record)

@@ -48,8 +48,9 @@ class Member:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Return the shards in `folder` in the order of their numbers."""
-    return [path for _, path in _numbered(folder.glob("images-*.tar"))]
+    """Return where the shards in `folder` are or, without it, belong, in the order of their numbers."""
+    paths = folder.glob("images-*.tar") if folder.exists() else (file.path for file in stored_files(folder))
+    return [path for _, path in _numbered(paths)]
 
 
 def list_members(folder: Path) -> list[Member]:
@@ -60,13 +61,12 @@ def list_members(folder: Path) -> list[Member]:
     Raises:
         DiptychError: a shard is damaged or cut off, or the store cannot be read.
     """
+    paths = shard_paths(folder)
     if folder.exists():
-        lists: Iterable[list[Member]] = map(_members_of, shard_paths(folder))
-        return list(chain.from_iterable(lists))
+        return list(chain.from_iterable(map(_members_of, paths)))
     files = {file.path: file for file in stored_files(folder)}
     with ThreadPoolExecutor(_REQUESTS) as pool:  # each waits for its requests
-        lists = pool.map(_members_of_stored, [files[path] for _, path in _numbered(files)])
-        return list(chain.from_iterable(lists))
+        return list(chain.from_iterable(pool.map(_members_of_stored, [files[path.absolute()] for path in paths])))
 
 
 def members_of(images: pd.DataFrame) -> list[Member]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from diptych.errors import DiptychError
-from diptych.files import atomic_path
+from diptych.files import atomic_path, remove
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,6 +23,8 @@ STORES = "diptych.stores"
 """Group of the entry points."""
 _COPIED_AT_ONCE = 2**23
 """Number of bytes that are copied at once."""
+_COPIES = 4
+"""Number of copies of a name that stay in the cache: a file has a copy for each of its versions."""
 
 
 class Store(Protocol):
@@ -122,7 +124,7 @@ def local_path(path: Path) -> Path:
 
 
 def copied(stored: StoredFile) -> Path:
-    """Return the path of a copy of the file in the cache, where it stays.
+    """Return the path of a copy of the file in the cache, where it stays until there are newer ones of its name.
 
     Raises:
         DiptychError: the store cannot be read.
@@ -135,6 +137,9 @@ def copied(stored: StoredFile) -> Path:
             temporary.open("wb") as file,
         ):
             shutil.copyfileobj(source, file, _COPIED_AT_ONCE)
+        copies = sorted(copy.parents[1].glob(f"*/{copy.name}"), key=lambda path: path.stat().st_mtime)
+        for old in copies[:-_COPIES]:
+            remove(old.parent)
     return copy
 
 

@@ -59,15 +59,17 @@ def dataset_status(workspace: Workspace) -> DatasetStatus:
     split_of = {record["id"]: str(record.get("split", "(none)")) for record in dataset.images}
     images = Counter(split_of.values())
     captions = Counter(split_of.get(record["image_id"], "(no image)") for record in dataset.annotations)
-    files = [path for path in workspace.data.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
     record = read_record(workspace)
     version = record["outs"][0] if record else {}
+    recorded = version.get("nfiles"), version.get("size")
+    files = [path for path in workspace.data.rglob("*") if path.is_file()]
+    # A dataset that only the DVC remote has is as it was recorded.
+    found = (len(files), sum(path.stat().st_size for path in files)) if workspace.data.exists() else recorded
     return DatasetStatus(
         images={split: images[split] for split in {**images, **captions}},
         captions={split: captions[split] for split in {**images, **captions}},
         shards=len(shard_paths(workspace.data)),
-        bytes=size,
+        bytes=found[1] or 0,
         version=version.get("md5"),
-        changed=bool(version) and (version.get("nfiles"), version.get("size")) != (len(files), size),
+        changed=bool(version) and recorded != found,
     )
