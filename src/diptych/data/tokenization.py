@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from diptych.config import TextTower
+from diptych.data.accepted import CaptionTexts
 from diptych.data.pretrained import locate
 from diptych.errors import DiptychError
 from diptych.files import write_json
@@ -31,7 +32,7 @@ _BATCH = 10_000
 """Number of captions in a batch: enough to keep the tokenizer's threads busy, and few enough for memory."""
 
 
-def learn_tokenizer(captions: Iterable[str], vocabulary_size: int) -> Tokenizer:
+def learn_tokenizer(captions: Sequence[str] | CaptionTexts, vocabulary_size: int) -> Tokenizer:
     """Return an uncased BERT tokenizer whose WordPiece vocabulary is learned from `captions`.
 
     The same captions give the same vocabulary, in any process and with any number of threads.
