@@ -209,6 +209,12 @@ def test_a_proposal_that_fails_is_an_error(proposal: Proposal, trainings: Traini
         measure(NOWHERE, proposal, 100, CPU)
 
 
+def test_without_the_images_on_the_disk_nothing_is_measured(proposal: Proposal, tmp_path: Path) -> None:
+    with pytest.raises(DiptychError, match=r"data is not on this disk, where a measurement reads it: `dvc pull data"):
+        measure(Workspace(tmp_path), proposal, 1.0, CPU)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_measured_is_written_as_plain_values() -> None:
     outcomes = Outcomes(np.array([1]), np.ones(1), np.ones(1), np.zeros(1, bool))
     trial = Trial(Ranks(outcomes, outcomes), np.arange(1), 60.0)

@@ -241,6 +241,8 @@ def _prepared(workspace: Workspace, params: Params) -> Iterator[Prepared]:
 
     The caches are the project's, so that a run does not compute the same again.
     """
+    if not workspace.data.exists():
+        raise DiptychError(f"{workspace.data} is not on this disk, where a measurement reads it: `dvc pull data.dvc`.")
     apart = Workspace(measuring_folder(workspace))
     remove(apart.root)
     for link, target in ((apart.data, workspace.data), (apart.local / "cache", workspace.local / "cache")):
