@@ -20,7 +20,7 @@ INSTALL = printf '%s\n' $(1) | $(UV) pip install --quiet --compile-bytecode --co
 LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade \
 	--no-emit-index-url --no-emit-find-links --python-version 3.11
 
-.PHONY: help setup run search test test-fast test-stack lint audit benchmarks lock afresh
+.PHONY: help setup run search test coverage test-fast test-stack lint audit benchmarks lock afresh
 
 help: ## List these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -37,7 +37,10 @@ search: setup ## Index the dataset with the model at hand, and open the search p
 	$(BIN)/diptych index
 	$(BIN)/diptych serve --open
 
-test: lint ## Check types and style, and run all tests with coverage
+test: lint ## Check types and style, and run all tests
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+coverage: setup $(VENV)/.installed-dev ## Run all tests, and show which lines and branches none of them runs
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-fast: setup $(VENV)/.installed-dev ## Run the tests that start no server and no process with torch

@@ -101,8 +101,11 @@ def _of_last_run(place: Path) -> Iterator[tuple[str, str]]:
     names = {file.path.stem: file.key for file in stored_files(place / "images")}
     if not (table and settings and names):
         return
-    recipe = json.loads(copied(settings).read_text(encoding="utf-8"))["decoding"]
-    images = pd.read_parquet(copied(table), columns=["shard", "sha256"])
+    try:
+        recipe = json.loads(copied(settings).read_text(encoding="utf-8"))["decoding"]
+        images = pd.read_parquet(copied(table), columns=["shard", "sha256"])
+    except (OSError, ValueError, LookupError, TypeError):  # damaged, or of another version of the project
+        return
     for stem, rows in images.groupby("shard", sort=False):
         if stem in names:
             yield key_of(recipe, rows["sha256"].tolist()), names[stem]
