@@ -216,7 +216,7 @@ def told() -> Iterator[tuple[str, list[dict[str, str]]]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Chat) as chat:
-        thread = Thread(target=chat.serve_forever)
+        thread = Thread(target=chat.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{chat.server_port}/", said
         chat.shutdown()

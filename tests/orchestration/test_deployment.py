@@ -69,8 +69,13 @@ def test_a_server_that_does_not_tell_its_settings_is_deployed_to(client, workspa
         return httpx.Response(200, json=answer, request=asked)
 
     monkeypatch.setattr(type(client), "request", other)
+    monkeypatch.setattr("diptych.orchestration.deployment.stream", lambda *arguments: 0)
 
-    assert deploy(workspace).pools == {"diptych": "created"}
+    # It stops only where nothing was applied: the pool is made.
+    with pytest.raises(DiptychError, match="has no deployment"):
+        deploy(workspace)
+
+    assert [pool.name for pool in client.read_work_pools()] == ["diptych"]
 
 
 def test_a_worker_anywhere_finds_the_project(client, workspace):
