@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import shell
 from forked import Forks
+from forking import wait_for_no_disk
 from PIL import Image
 from sharing import made_once
 
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     os.environ["TMPDIR"] = str(config._tmp_path_factory.mktemp("tmp"))  # type: ignore[attr-defined]  # noqa: SLF001
     tempfile.tempdir = None
+    wait_for_no_disk()
     if "PYTEST_XDIST_WORKER" in os.environ and config.getoption("cov_source", None):
         # Before coverage is measured, which makes these imports, which every process needs, half as slow again.
         for module in IMPORTED_FIRST.split():
