@@ -54,10 +54,12 @@ class MemoryStore:
     def lacking(self, keys: Collection[str]) -> set[str]:
         return set(keys) - self.contents.keys()
 
+    def key_of(self, path: Path) -> str:
+        return md5(path.read_bytes()).hexdigest()
+
     def send(self, path: Path) -> str:
-        content = path.read_bytes()
-        key = md5(content).hexdigest()
-        self.contents[key] = content
+        key = self.key_of(path)
+        self.contents[key] = path.read_bytes()
         return key
 
     def send_folder(self, folder: Path, files: Mapping[str, Sent]) -> None:

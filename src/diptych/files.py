@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,6 +129,14 @@ class _DigestingFile:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def remove_unused(paths: Iterable[Path], days: float) -> None:
+    """Remove files and folders that were last used so many days ago, by their time of modification."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # another process has removed it
+            if path.stat().st_mtime < time.time() - 86_400 * days:
+                remove(path)
 
 
 def remove(path: Path) -> None:

@@ -19,6 +19,7 @@ from diptych.cli import checks
 from diptych.cli.checks import Finding
 from diptych.config import Params, Train
 from diptych.errors import DiptychError
+from diptych.project.changing import begin
 from diptych.project.workspace import Workspace
 from diptych.registry import answering
 from diptych.registry.connection import connect
@@ -85,16 +86,28 @@ def test_converted_line_endings_are_a_warning_whose_commands_restore_them_and_ke
     assert only(checks.check_git(project)).result.endswith("made again: dvc.yaml")
 
 
-def test_a_dataset_is_here_or_recorded_or_missing(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_is_here_or_recorded_or_missing(
+    project: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert only(checks.check_dataset(project)).state == "ok"
     shutil.rmtree(project.data)
     assert "recorded, but not here" in only(checks.check_dataset(project)).result
     monkeypatch.setenv("DIPTYCH_PIXELS", "remote")
+    with pytest.raises(DiptychError, match="DVC has no default remote"):
+        only(checks.check_dataset(project))
+    run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"), cwd=project.root)
     finding = only(checks.check_dataset(project))
     assert (finding.state, finding.result.endswith("stays in the DVC remote")) == ("ok", True)
     (project.root / "data.dvc").unlink()
     finding = only(checks.check_dataset(project))
     assert (finding.state, finding.advice) == ("error", "`diptych data import`, or `diptych data scenes`.")
+
+
+def test_an_interrupted_change_of_the_dataset_is_told(project: Workspace) -> None:
+    begin(project)
+    finding = only(checks.check_dataset(project))
+    assert (finding.state, finding.result) == ("warning", "a change of it was interrupted")
+    assert "goes back to the version before" in finding.advice
 
 
 def test_a_remote_is_none_or_there_or_gone(project: Workspace, tmp_path: Path) -> None:

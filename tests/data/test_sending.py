@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from memory_store import MemoryStore
 from preparation import SETTINGS, Project
 
 from diptych.config import Preprocess
-from diptych.data import prepared_shards, shards
+from diptych.data import prepared_shards, sending, shards
 from diptych.data.sending import send_images
 from diptych.data.stored import stored_files
 from diptych.errors import DiptychError
@@ -128,10 +129,54 @@ def test_what_the_store_has_lost_is_prepared_again(sender: Sender) -> None:
     assert sender.sent() == first
 
 
+@pytest.mark.parametrize("name", ["images.parquet", "settings.json", "images"])
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_what_cannot_be_known_of_the_last_run_is_prepared_again(
+    sender: Sender, name: str, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender.send()
+    first = sender.sent()
+    sender.record.unlink()
+    if name == "images":
+        reason = DiptychError("The list of the files is gone.")
+        monkeypatch.setattr(sending, "stored_files", lambda _: (_ for _ in ()).throw(reason))
+    else:
+        key = sender.store.keys[sender.place / name]
+        if damage == "lost":
+            del sender.store.contents[key]
+        else:
+            sender.store.contents[key] = sender.store.contents[key][:-5]
+    assert sender.send() == 0
+    assert "Nothing of the last run is used again: " in caplog.text
+    assert sender.sent() == first
+
+
+def test_another_image_in_a_shard_is_noticed(sender: Sender) -> None:
+    row = sender.manifest.iloc[4]
+    key = sender.store.keys[sender.project.root / "data" / row["shard"]]
+    content = bytearray(sender.store.contents[key])
+    other = sender.project.photo(99)
+    start, size = int(row["offset"]), int(row["bytes"])
+    content[start : start + size] = other[:size].ljust(size, b"\0")
+    sender.store.contents[key] = bytes(content)
+    with pytest.raises(DiptychError, match=r"004\.png in .*images-00001\.tar has changed since it was validated"):
+        sender.send()
+
+
 def test_without_a_store_it_is_said(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     sender.store.keys.clear()
     with pytest.raises(DiptychError, match=r"data is neither on this disk nor in a store that is known"):
         sender.send()
+
+
+def test_what_a_killed_worker_left_goes_in_time(sender: Sender) -> None:
+    leftovers = [sender.store.cache / f"scratch-{name}" for name in ("new", "old")]
+    for age, leftover in zip((0.5, 1.5), leftovers, strict=True):
+        leftover.mkdir(parents=True)
+        (leftover / "pixels").touch()
+        os.utime(leftover, (time.time(), time.time() - 86_400 * age))
+    sender.send()
+    assert [leftover.exists() for leftover in leftovers] == [True, False]
 
 
 def test_a_full_disk_is_said(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,16 +222,26 @@ def test_images_of_a_dataset_in_a_store_are_those_of_the_same_shards_on_the_disk
     assert list(read_members(tmp_path / "data", expected)) == contents
 
 
-@pytest.mark.parametrize("record", ["", "[[", '{"a": 1}', "[1]", '[["a.jpg", 512]]'])
-def test_a_damaged_list_of_a_shards_images_is_made_anew(tmp_path: Path, elsewhere: MemoryStore, record: str) -> None:
+@pytest.mark.parametrize("damage", [b"", b"[]", b"x"])
+def test_a_damaged_list_of_a_shards_images_is_made_anew(tmp_path: Path, elsewhere: MemoryStore, damage: bytes) -> None:
     expected = list_members(tmp_path / "data")
     take_all(elsewhere, tmp_path / "data")
     list_members(tmp_path / "data")
     kept = list((tmp_path / "cache" / "members").iterdir())
     assert len(kept) == 3
-    kept[0].write_text(record)
+    whole = kept[0].read_bytes()
+    kept[0].write_bytes(damage + whole[len(damage) :] if damage else b"")
     assert list_members(tmp_path / "data") == expected
-    assert kept[0].read_text() != record
+    assert kept[0].read_bytes() == whole
+
+
+def test_without_room_in_the_cache_the_images_of_a_shard_are_found_each_time(
+    tmp_path: Path, elsewhere: MemoryStore
+) -> None:
+    expected = list_members(tmp_path / "data")
+    take_all(elsewhere, tmp_path / "data")
+    elsewhere.cache.write_text("a file")
+    assert list_members(tmp_path / "data") == list_members(tmp_path / "data") == expected
 
 
 @pytest.mark.parametrize("missing", [1, 1024, 5000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,7 +12,16 @@ import pytest
 from memory_store import MemoryStore
 
 from diptych.data import stored
-from diptych.data.stored import STORES, Range, find_stored, local_path, open_stored, read_ranges, stored_files
+from diptych.data.stored import (
+    STORES,
+    Range,
+    find_stored,
+    local_path,
+    lost_files,
+    open_stored,
+    read_ranges,
+    stored_files,
+)
 from diptych.errors import DiptychError
 from diptych.project import dvc_remote
 
@@ -58,6 +68,15 @@ def test_the_files_of_a_folder_are_those_that_the_store_has(store: MemoryStore, 
     assert stored_files(tmp_path / "other") == []
 
 
+def test_what_a_store_has_lost_is_told(store: MemoryStore, tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_text(name)
+    store.take(tmp_path / "a.bin", tmp_path / "b.bin")
+    assert lost_files(tmp_path) == []
+    del store.contents[store.keys[tmp_path / "b.bin"]]
+    assert [file.path.name for file in lost_files(tmp_path)] == ["b.bin"]
+
+
 def test_a_stored_file_reads_as_one_on_the_disk(store: MemoryStore, tmp_path: Path) -> None:
     content = bytes(range(256)) * 40
     (tmp_path / "a.bin").write_bytes(content)
@@ -92,15 +111,45 @@ def test_a_copy_in_the_cache_is_made_once(store: MemoryStore, tmp_path: Path) ->
     assert local_path(tmp_path / "b.bin") == tmp_path / "b.bin"
 
 
-def test_copies_of_the_last_versions_stay(store: MemoryStore, tmp_path: Path) -> None:
+def test_copies_and_leftovers_that_nobody_uses_go_in_time(store: MemoryStore, tmp_path: Path) -> None:
     path, copies = tmp_path / "a.bin", []
-    for version in range(6):
+    for version in range(3):
         path.write_text(f"version {version}")
         store.take(path)
         copies.append(local_path(path))
-        os.utime(copies[-1], (version, version))
-    assert [copy.exists() for copy in copies] == [False, False, True, True, True, True]
-    assert len(list((store.cache / "files").iterdir())) == 4
+    now = time.time()
+    leftovers = [copies[2].with_name(f".a.bin.{number}.tmp") for number in range(2)]
+    for age, leftover in zip((0.5, 1.5), leftovers, strict=True):
+        leftover.touch()
+        os.utime(leftover, (now, now - 86_400 * age))
+    for age, copy in zip((8, 6, 0), copies, strict=True):
+        os.utime(copy.parent, (now, now - 86_400 * age))
+    path.write_text("another version")
+    store.take(path)
+    local_path(path)
+    assert [copy.exists() for copy in copies] == [False, True, True]
+    assert [leftover.exists() for leftover in leftovers] == [True, False]
+
+
+def test_a_copy_that_is_not_what_was_stored_is_refused_and_not_kept(store: MemoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"0123456789")
+    store.take(path)
+    [key] = store.contents
+    store.contents[key] = b"01234"
+    with pytest.raises(DiptychError, match=rf"a\.bin is damaged or cut off in the store, where it is {key}"):
+        local_path(path)
+    store.contents[key] = b"0123456789"
+    assert local_path(path).read_bytes() == b"0123456789"
+
+
+def test_a_cache_that_cannot_be_written_is_named(store: MemoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"0123456789")
+    store.take(path)
+    store.cache.write_text("a file")
+    with pytest.raises(DiptychError, match=r"cache/files/.*/a\.bin cannot be written: "):
+        local_path(path)
 
 
 def test_a_failure_leaves_no_part_of_a_copy(store: MemoryStore, tmp_path: Path) -> None:

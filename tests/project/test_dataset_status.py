@@ -62,6 +62,18 @@ def test_a_dataset_that_only_a_store_has_is_as_it_was_recorded(
     assert dataset_status(Workspace(data.parent)) == expected
 
 
+def test_an_interrupted_change_is_told_in_place_of_advice_to_record_it(data: Path) -> None:
+    workspace = Workspace(data.parent)
+    record_version(data)
+    (data / "images-00001.tar").touch()
+    assert "`dvc add data` makes a new version" in "\n".join(dataset_status(workspace).render())
+    workspace.journal.parent.mkdir()
+    workspace.journal.write_text("{}")
+    lines = "\n".join(dataset_status(workspace).render())
+    assert "a change of it was interrupted: the next `diptych run` or import undoes it" in lines
+    assert "dvc add" not in lines
+
+
 def test_lines_for_people_have_the_totals(data: Path) -> None:
     lines = dataset_status(Workspace(data.parent)).render()
     assert lines[4].split() == ["total", "6", "30"]

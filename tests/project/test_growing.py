@@ -101,3 +101,10 @@ def test_a_remote_that_lacks_the_dataset_is_named(remote: Workspace, tmp_path: P
     with pytest.raises(DiptychError, match=r"neither on this disk nor in the DVC remote store"), growing(remote):
         pytest.fail("it was begun")
     assert not remote.data.exists()
+
+
+def test_without_a_remote_nothing_is_begun(remote: Workspace) -> None:
+    run("dvc", "remote", "remove", "store", cwd=remote.root)
+    with pytest.raises(DiptychError, match="DVC has no default remote"), growing(remote):
+        pytest.fail("it was begun")
+    assert not remote.data.exists()

@@ -81,6 +81,19 @@ def test_tables_that_are_lost_are_made_again(remote: Workspace) -> None:
     assert make_all(remote) == [False, True]
 
 
+@pytest.mark.parametrize("content", ["pixels", "images-00000.npy"])
+def test_pixels_that_the_remote_has_lost_are_made_again(remote: Workspace, tmp_path: Path, content: str) -> None:
+    assert make_all(remote) == [True, True]
+    before = lock(remote)
+    shutil.rmtree(remote.root / ".dvc" / "cache")
+    # The file, or the list of the folder's files.
+    [lost] = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and content in path.read_text()]
+    lost.unlink()
+    assert make_all(remote) == [False, True]
+    assert lost.exists()
+    assert lock(remote) == before
+
+
 def test_another_version_of_the_dataset_is_recorded_with_its_results(
     remote: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

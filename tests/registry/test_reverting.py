@@ -12,6 +12,7 @@ from versions import make_version, open_registry
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project import dvc
+from diptych.project.changing import changing
 from diptych.project.dataset import dataset_version, record_dataset, switch_dataset
 from diptych.project.recording import record_run
 from diptych.project.workspace import Workspace
@@ -90,6 +91,30 @@ def test_a_version_that_nobody_has_leaves_all_as_it_was(grown):
 
     assert (grown.root / "data.dvc").read_text() == recorded
     assert captions(grown)["info"] == {"seed": 7}
+
+
+def test_where_the_images_stay_in_the_remote_only_a_version_that_it_has_is_gone_back_to(grown, tmp_path, monkeypatch):
+    run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"), cwd=grown.root)
+    later = (grown.root / "data.dvc").read_text()
+    revert_dataset(grown, "HEAD")
+    dvc.push(grown, print)
+    (grown.root / "data.dvc").write_text(later)
+    for folder in (grown.data, grown.root / ".dvc" / "cache"):
+        shutil.rmtree(folder)
+    monkeypatch.setenv("DIPTYCH_PIXELS", "remote")
+
+    assert revert_dataset(grown, "HEAD").after == dataset_version(grown)
+    assert not grown.data.exists()
+    earlier = (grown.root / "data.dvc").read_text()
+    stays = r"data/ stays as it is.*neither on this disk nor in the DVC remote storage"
+    with pytest.raises(DiptychError, match=stays), changing(grown):
+        switch_dataset(grown, later)
+    assert (grown.root / "data.dvc").read_text() == earlier
+    files = [path for path in (tmp_path / "storage").rglob("*") if path.is_file()]
+    [captions_file] = [path for path in files if b"info" in path.read_bytes()]
+    captions_file.unlink()
+    with pytest.raises(DiptychError, match=r"captions\.json \([0-9a-f]{32}\) is not in the DVC remote storage"):
+        switch_dataset(grown, earlier)
 
 
 def test_changes_that_no_version_holds_are_not_lost(grown):

@@ -119,7 +119,11 @@ def check_dataset(workspace: Workspace) -> Findings:
     version = dataset_version(workspace)
     if version is None:
         yield Finding("dataset", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
+    elif workspace.journal.exists():
+        advice = "`diptych run`, or the next import, goes back to the version before."
+        yield Finding("dataset", "warning", "a change of it was interrupted", advice)
     elif pixels.lacks_images(workspace):
+        dvc.require_remote(workspace)
         yield Finding("dataset", "ok", f"version {version[:10]} stays in the DVC remote")
     elif not workspace.data.exists():
         result = f"version {version[:10]} is recorded, but not here"

@@ -33,6 +33,7 @@ class Batch:
 
     shard: str
     members: list[Member]
+    sha256: list[str]
     output: Path
     start: int
 
@@ -122,10 +123,11 @@ def batches_of(shard: PreparedShard) -> Iterator[Batch]:
         file.flush()
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, shard.file_size)
-    image_bytes, all_members = math.prod(shard.shape[1:]), members_of(shard.rows)
+    image_bytes, members, sha256 = math.prod(shard.shape[1:]), members_of(shard.rows), shard.rows["sha256"].tolist()
     for start in shard.starts:
-        members = all_members[start : start + shard.starts.step]
-        yield Batch(shard.stem, members, shard.temporary.absolute(), len(shard.header) + start * image_bytes)
+        part = slice(start, start + shard.starts.step)
+        position = len(shard.header) + start * image_bytes
+        yield Batch(shard.stem, members[part], sha256[part], shard.temporary.absolute(), position)
 
 
 def prepare_batch(data: Path, settings: Preprocess, max_pixels: int, batch: Batch) -> int:
@@ -138,16 +140,22 @@ def prepare_batch(data: Path, settings: Preprocess, max_pixels: int, batch: Batc
     # The file is not mapped: on a full disk a write fails with an error, but a mapped page with a fatal signal.
     with batch.output.open("r+b") as file:
         file.seek(batch.start)
-        for member, content in zip(batch.members, read_members(data, batch.members), strict=True):
-            image = _open(data / member.shard, member.name, content, max_pixels)
+        contents = read_members(data, batch.members)
+        for member, sha256, content in zip(batch.members, batch.sha256, contents, strict=True):
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise _changed(data, member, "its SHA-256 is another one")
+            image = _open(data, member, content, max_pixels)
             file.write(to_pixels(image, settings.image_size, settings.resize).tobytes())
     return len(batch.members)
 
 
-def _open(shard: Path, name: str, content: bytes, max_pixels: int) -> Image.Image:
+def _open(data: Path, member: Member, content: bytes, max_pixels: int) -> Image.Image:
     try:
         return open_image(content, max_pixels)
     except ImageError as error:
-        raise DiptychError(
-            f"{name} in {shard} has changed since it was validated ({error}). Run `dvc repro validate`."
-        ) from None
+        raise _changed(data, member, str(error)) from None
+
+
+def _changed(data: Path, member: Member, reason: str) -> DiptychError:
+    name = f"{member.name} in {data / member.shard}"
+    return DiptychError(f"{name} has changed since it was validated ({reason}). Run `dvc repro validate`.")

@@ -5,14 +5,15 @@ A worker prepares a whole shard and sends its file. What the store has already i
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -29,9 +30,15 @@ from diptych.data.prepared_shards import (
     write_images_table,
 )
 from diptych.data.stored import Sent, Store, copied, find_stored, stored_files
-from diptych.errors import DiptychError
-from diptych.files import atomic_path, remove
+from diptych.errors import DiptychError, first_line
+from diptych.files import atomic_path, remove_unused
 from diptych.progress import progress
+
+_SCRATCH = "scratch-"
+"""First letters of the folders, within the cache, in which workers prepare shards."""
+_DAYS_OF_SCRATCH = 1.0
+"""Time after which such a folder is taken for left by a worker that was killed."""
+_log = logging.getLogger(__name__)
 
 
 def send_images(
@@ -58,10 +65,8 @@ def send_images(
             validated.
     """
     store = _store_of(data)
-    # Projects may share a cache.
-    scratch = (store.cache / f"scratch-{hashlib.sha256(os.fsencode(data.absolute())).hexdigest()[:12]}").absolute()
-    remove(scratch)
-    shards = plan(manifest, settings, scratch)
+    remove_unused(store.cache.glob(f"{_SCRATCH}*"), _DAYS_OF_SCRATCH)
+    shards = plan(manifest, settings, store.cache.absolute())
     sent = _sent_before(store, {shard.path.stem for shard in shards}, place, record)
     missing = [shard for shard in shards if shard.path.stem not in sent]
     send = partial(_send, data.absolute(), settings, most_pixels(manifest))
@@ -72,7 +77,6 @@ def send_images(
             file.write(_line(name))
             file.flush()
             sent.update([name])
-    remove(scratch)
     files = {f"{shard.stem}.npy": Sent(sent[shard.path.stem], shard.file_size) for shard in shards}
     store.send_folder((place / "images").absolute(), files)
     write_images_table(manifest, output)
@@ -97,14 +101,15 @@ def _of_last_run(place: Path) -> Iterator[tuple[str, str]]:
 
     Its tables are read from there too: those on this disk may be of a run that was not recorded.
     """
-    table, settings = find_stored(place / "images.parquet"), find_stored(place / "settings.json")
-    names = {file.path.stem: file.key for file in stored_files(place / "images")}
-    if not (table and settings and names):
-        return
     try:
+        table, settings = find_stored(place / "images.parquet"), find_stored(place / "settings.json")
+        names = {file.path.stem: file.key for file in stored_files(place / "images")}
+        if not (table and settings and names):
+            return
         recipe = json.loads(copied(settings).read_text(encoding="utf-8"))["decoding"]
         images = pd.read_parquet(copied(table), columns=["shard", "sha256"])
-    except (OSError, ValueError, LookupError, TypeError):  # damaged, or of another version of the project
+    except (DiptychError, OSError, ValueError, LookupError, TypeError) as error:
+        _log.warning("Nothing of the last run is used again: %s", first_line(error))
         return
     for stem, rows in images.groupby("shard", sort=False):
         if stem in names:
@@ -142,10 +147,11 @@ def _send_all(
 
 def _send(data: Path, settings: Preprocess, max_pixels: int, shard: PreparedShard) -> str:
     """Prepare a shard in a worker, send it, and return its name in the store."""
-    shard.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        for batch in batches_of(shard):
+    store = _store_of(data)
+    store.cache.mkdir(parents=True, exist_ok=True)
+    # Projects may share a cache, and prepare the same images at the same time.
+    with TemporaryDirectory(prefix=_SCRATCH, dir=store.cache) as scratch:
+        filled = replace(shard, path=Path(scratch, shard.path.name))
+        for batch in batches_of(filled):
             prepare_batch(data, settings, max_pixels, batch)
-        return _store_of(data).send(shard.temporary)
-    finally:
-        shard.temporary.unlink(missing_ok=True)
+        return store.send(filled.temporary)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 from diptych.data.stored import Range, StoredFile, cut_off, find_stored, open_stored, read_ranges, stored_files
 from diptych.errors import DiptychError
-from diptych.files import atomic_path
+from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,15 +213,18 @@ def _members_of(path: Path) -> list[Member]:
 
 def _members_of_stored(stored: StoredFile) -> list[Member]:
     """Return the images of a shard that only a store has; the list is kept, as a shard never changes."""
-    kept = stored.store.cache / "members" / f"{stored.key}.json"
-    with suppress(OSError, ValueError, TypeError):
-        return [Member(stored.path.name, *entry) for entry in json.loads(kept.read_bytes())]
+    kept = stored.store.cache / "members" / stored.key
+    with suppress(OSError):
+        content = memoryview(kept.read_bytes())
+        if is_whole(content):
+            return [Member(stored.path.name, *entry) for entry in json.loads(bytes(content[:-DIGEST_BYTES]))]
     with open_stored(stored, _HEADERS_AT_ONCE) as file:
         members = _members_in(file, stored.path.name)
     if members is None:
         raise cut_off(stored)
-    with atomic_path(kept, shared=True) as temporary:
-        temporary.write_text(json.dumps([[member.name, member.offset, member.size] for member in members]))
+    # Without room for it the list is made each time.
+    with suppress(OSError), atomic_path(kept, shared=True) as temporary, digested(temporary) as output:
+        output.write(json.dumps([[member.name, member.offset, member.size] for member in members]).encode())
     return members
 
 

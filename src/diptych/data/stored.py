@@ -6,6 +6,7 @@ The store offers itself as an entry point, so that the library knows no DVC: a f
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from diptych.errors import DiptychError
-from diptych.files import atomic_path, remove
+from diptych.files import atomic_path, remove_unused
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,8 +24,10 @@ STORES = "diptych.stores"
 """Group of the entry points."""
 _COPIED_AT_ONCE = 2**23
 """Number of bytes that are copied at once."""
-_COPIES = 4
-"""Number of copies of a name that stay in the cache: a file has a copy for each of its versions."""
+_DAYS_OF_COPIES = 7.0
+"""Time for which a copy stays after its last use: a file has a copy for each of its versions."""
+_DAYS_OF_LEFTOVERS = 1.0
+"""Time after which what a process was writing is taken for left by one that was killed."""
 
 
 class Store(Protocol):
@@ -57,6 +60,10 @@ class Store(Protocol):
         Raises:
             DiptychError: the store cannot be read.
         """
+        ...
+
+    def key_of(self, path: Path) -> str:
+        """Return the key of a file on this disk, which is a hash of its content."""
         ...
 
     def send(self, path: Path) -> str:
@@ -112,6 +119,17 @@ def stored_files(folder: Path) -> list[StoredFile]:
     return next((files for store in stores if (files := store.files(folder.absolute()))), [])
 
 
+def lost_files(folder: Path) -> list[StoredFile]:
+    """Return those of `stored_files` that the store does not have now.
+
+    Raises:
+        DiptychError: the store cannot be read, or has lost the list of the files.
+    """
+    files = stored_files(folder)
+    lacking = files[0].store.lacking({file.key for file in files}) if files else set()
+    return [file for file in files if file.key in lacking]
+
+
 def local_path(path: Path) -> Path:
     """Return `path`, or where only a store has the file, the path of a copy of it in the cache.
 
@@ -124,23 +142,29 @@ def local_path(path: Path) -> Path:
 
 
 def copied(stored: StoredFile) -> Path:
-    """Return the path of a copy of the file in the cache, where it stays until there are newer ones of its name.
+    """Return the path of a copy of the file in the cache, where it stays while it is used.
 
     Raises:
-        DiptychError: the store cannot be read.
+        DiptychError: the store cannot be read or has another content, or the cache cannot be written.
     """
     copy = stored.store.cache / "files" / stored.key / stored.path.name
-    if not copy.exists():
-        with (
-            atomic_path(copy, shared=True) as temporary,
-            open_stored(stored, _COPIED_AT_ONCE) as source,
-            temporary.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file, _COPIED_AT_ONCE)
-        copies = sorted(copy.parents[1].glob(f"*/{copy.name}"), key=lambda path: path.stat().st_mtime)
-        for old in copies[:-_COPIES]:
-            remove(old.parent)
+    try:
+        if not copy.exists():
+            remove_unused(copy.parents[1].glob("*/.*.tmp"), _DAYS_OF_LEFTOVERS)
+            remove_unused(copy.parents[1].glob("*"), _DAYS_OF_COPIES)
+            with atomic_path(copy, shared=True) as temporary:
+                _copy(stored, temporary)
+        os.utime(copy.parent)
+    except OSError as error:
+        raise DiptychError(f"{copy} cannot be written: {error.strerror or error}.") from None
     return copy
+
+
+def _copy(stored: StoredFile, path: Path) -> None:
+    with open_stored(stored, _COPIED_AT_ONCE) as source, path.open("wb") as file:
+        shutil.copyfileobj(source, file, _COPIED_AT_ONCE)
+    if stored.store.key_of(path) != stored.key:
+        raise cut_off(stored)
 
 
 def open_stored(file: StoredFile, at_once: int) -> io.BufferedReader:
@@ -195,7 +219,7 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
 
 
 def cut_off(file: StoredFile) -> DiptychError:
-    """Return the error that the store has not the whole file."""
+    """Return the error that the store has another content than the file's."""
     return DiptychError(
         f"{file.path} is damaged or cut off in {file.store.name}, where it is {file.key}. Remove it there, then run "
         "`dvc push` on a machine that has it."

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diptych.errors import DiptychError
+from diptych.data.stored import lost_files
+from diptych.errors import DiptychError, some
 from diptych.files import atomic_path, remove
 from diptych.project import dvc, pixels
 from diptych.project.git import how_to_restore, refuse_conflict
@@ -159,11 +160,21 @@ def switch_dataset(workspace: Workspace, recorded: str) -> None:
         DiptychError: neither the cache nor a remote has that version.
     """
     _write(workspace.root / "data.dvc", recorded)
-    if not pixels.lacks_images(workspace) and (reason := dvc.fetch(workspace, "data.dvc")):
+    if reason := _reason_to_lack(workspace) if pixels.lacks_images(workspace) else dvc.fetch(workspace, "data.dvc"):
         raise DiptychError(
             f"Neither DVC's cache nor a remote has dataset version {dataset_version(workspace)} (whole); data/ stays "
             f"as it is. `dvc remote list` shows where it was looked for. DVC says: {reason}"
         )
+
+
+def _reason_to_lack(workspace: Workspace) -> str:
+    """Return why the remote does not have the recorded version; empty where it has it."""
+    dvc.require_remote(workspace)
+    try:
+        lost = lost_files(workspace.data)
+    except DiptychError as error:
+        return str(error)
+    return some([f"{file.path.name} ({file.key}) is not in {file.store.name}" for file in lost])
 
 
 def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, present: bool) -> None:

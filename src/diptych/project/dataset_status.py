@@ -17,6 +17,7 @@ class DatasetStatus:
     """Counts by split; `bytes` of all files; `version` is DVC's hash, None if the dataset was never added to DVC.
 
     `changed`: the files are not those of the version, by their number and total size, which cost nothing to compare.
+    `interrupted`: they are what an import left that was killed.
     """
 
     images: dict[str, int]
@@ -25,6 +26,7 @@ class DatasetStatus:
     bytes: int
     version: str | None
     changed: bool
+    interrupted: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as plain values."""
@@ -39,7 +41,9 @@ class DatasetStatus:
             ("total", f"{sum(self.images.values()):,}", f"{sum(self.captions.values()):,}"),
         ]
         version = self.version or "none yet: `dvc add data` makes one"
-        if self.version and self.changed:
+        if self.interrupted:
+            version += ", and a change of it was interrupted: the next `diptych run` or import undoes it"
+        elif self.version and self.changed:
             version += ", but the files have changed since: `dvc add data` makes a new version"
         return [
             *(f"{split:<{width}}  {images:>9}  {captions:>9}" for split, images, captions in rows),
@@ -72,4 +76,5 @@ def dataset_status(workspace: Workspace) -> DatasetStatus:
         bytes=found[1] or 0,
         version=version.get("md5"),
         changed=bool(version) and recorded != found,
+        interrupted=workspace.journal.exists(),
     )

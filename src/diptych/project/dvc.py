@@ -141,14 +141,19 @@ def fetch_without_pixels(workspace: Workspace) -> None:
     Raises:
         DiptychError: there is no remote that could have the pixels.
     """
+    require_remote(workspace)
+    outputs = [path for path in _outputs(workspace) if path not in pixels.PIXELS]
+    if missing := [path for path in outputs if not (workspace.root / path).exists()]:
+        fetch(workspace, *missing)
+
+
+def require_remote(workspace: Workspace) -> None:
+    """Raise a DiptychError if images are to stay in a remote, and DVC has no default one."""
     if default_remote(workspace) is None:
         raise DiptychError(
             f"{pixels.VARIABLE} is `remote`, and DVC has no default remote. Name the one that has the images: "
             "`dvc remote add --default NAME URL`."
         )
-    outputs = [path for path in _outputs(workspace) if path not in pixels.PIXELS]
-    if missing := [path for path in outputs if not (workspace.root / path).exists()]:
-        fetch(workspace, *missing)
 
 
 def push(workspace: Workspace, on_line: Callable[[str], None]) -> None:

@@ -94,12 +94,16 @@ class DvcRemote:
         with self._explained("read"):
             return set(keys) - set(self._objects.list_oids_exists(sorted(keys)))
 
+    def key_of(self, path: Path) -> str:
+        """Return the MD5 of a file, as `Store.key_of`."""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+
     def send(self, path: Path) -> str:
         """Copy a file into the remote, as `Store.send`."""
         from dvc.fs import LocalFileSystem
 
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        md5 = self.key_of(path)
         self._send(str(path), LocalFileSystem(), md5)
         return md5
 

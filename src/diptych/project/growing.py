@@ -38,6 +38,7 @@ def growing(workspace: Workspace, *, anew: bool = False) -> Iterator[Callable[[]
             fetch_before_import(workspace)
         yield partial(record_dataset, workspace)
         return
+    dvc.require_remote(workspace)
     captions = workspace.data / CAPTIONS_FILE
     copy = local_path(captions)
     try:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.data.stored import lost_files
 from diptych.errors import DiptychError
 from diptych.project.dvc_remote import SENT
 from diptych.project.pixels import PIXELS
@@ -32,7 +33,7 @@ def reproduce(root: Path, name: str, *, force: bool) -> bool:
 
     with Repo(str(root)) as repo, lock_repo(repo):
         [stage] = repo.stage.collect(name)
-        if not (_take_versions(repo, stage) or force or _lacks_tables(stage) or stage.changed(allow_missing=True)):
+        if not (_take_versions(repo, stage) or force or _lacks_outputs(stage) or stage.changed(allow_missing=True)):
             print(f"Stage '{name}' didn't change, skipping")
             return False
         (root / SENT).unlink(missing_ok=True)
@@ -57,8 +58,15 @@ def _take_versions(repo: Repo, stage: PipelineStage) -> bool:
     return changed
 
 
-def _lacks_tables(stage: PipelineStage) -> bool:
-    return any(not out.exists for out in stage.outs if out.def_path not in PIXELS)
+def _lacks_outputs(stage: PipelineStage) -> bool:
+    """Return whether an output is neither on the disk nor, if it is one of pixels, in the remote."""
+    missing = [out for out in stage.outs if not out.exists]
+    if any(out.def_path not in PIXELS for out in missing):
+        return True
+    try:
+        return any(lost_files(Path(out.fs_path)) for out in missing)
+    except DiptychError:  # not even the list of the files is there
+        return True
 
 
 def _take_sent(root: Path, stage: PipelineStage) -> None:
