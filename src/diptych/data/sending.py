@@ -71,8 +71,8 @@ def send_images(
     missing = [shard for shard in shards if shard.path.stem not in sent]
     send = partial(_send, data.absolute(), settings, most_pixels(manifest))
     with atomic_path(record) as temporary:
-        temporary.write_text("".join(map(_line, sent.items())))
-    with record.open("a") as file:
+        temporary.write_text("".join(map(_line, sent.items())), encoding="utf-8")
+    with record.open("a", encoding="utf-8") as file:
         for name in _send_all(missing, send, data, workers):
             file.write(_line(name))
             file.flush()

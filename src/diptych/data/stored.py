@@ -12,13 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from diptych.errors import DiptychError
 from diptych.files import atomic_path, remove_unused
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 STORES = "diptych.stores"
 """Group of the entry points."""
@@ -194,7 +191,7 @@ class _Opened(io.RawIOBase):
         self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         target = memoryview(buffer).cast("B")
         wanted = Range(self._file, self._position, self._position + len(target))
         [content] = self._file.store.read([wanted])
