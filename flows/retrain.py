@@ -23,7 +23,7 @@ from diptych.inbox import idle, ingesting, ledger
 from diptych.orchestration import pages
 from diptych.orchestration.chain_progress import ChainProgress
 from diptych.project import dvc, leftovers, pixels
-from diptych.project.dataset import dataset_version, fetch_dataset
+from diptych.project.dataset import dataset_version, fetch_dataset, provide_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
 from diptych.project.params import read_params, use_preset
@@ -178,9 +178,9 @@ def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
         DiptychError: the dataset cannot be fetched.
     """
     if pixels.lacks_images(workspace):
-        dvc.fetch_without_pixels(workspace)
-        get_run_logger().info("data/ stays in the DVC remote")
-        return "in the DVC remote", dvc.status(workspace)
+        origin = provide_dataset(workspace)
+        get_run_logger().info("data/ stays %s", origin)
+        return origin, dvc.status(workspace)
     # A call of DVC takes a second, and so does the import of the registry, which every run needs in the end. DVC is
     # another process, so both are done at the same time. Mostly this one call answers both questions.
     with ThreadPoolExecutor(1) as pool:
@@ -197,7 +197,7 @@ def fetch_data(workspace: Workspace) -> tuple[str, dict[str, Any]]:
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
 def reproduce(workspace: Workspace, name: str, force: bool) -> str:
-    """Run one stage by `dvc repro --single-item`; return whether it "ran" or was "reused"."""
+    """Run one stage if it has changed; return whether it "ran" or was "reused"."""
     log = pages.throttled(get_run_logger().info)
     return "ran" if dvc.reproduce(workspace, name, force=force, on_line=log) else "reused"
 

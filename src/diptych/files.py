@@ -131,8 +131,8 @@ class _DigestingFile:
         self.file.flush()
 
 
-def remove_unused(paths: Iterable[Path], days: float) -> None:
-    """Remove files and folders that were last used so many days ago, by their time of modification."""
+def remove_older(paths: Iterable[Path], days: float) -> None:
+    """Remove files and folders that were modified more than so many days ago."""
     for path in paths:
         with suppress(FileNotFoundError):  # another process has removed it
             if path.stat().st_mtime < time.time() - 86_400 * days:

@@ -174,8 +174,8 @@ def test_images_that_only_the_dvc_remote_has_are_scanned_and_sent_to_the_same_by
 
     table = scan_images(root / "data", read_dataset(root / "data").images, max_pixels=10**6, workers=2)
     table.to_parquet(there / "scanned.parquet")
-    place, settings = root / "prepared", Preprocess(image_size=48, max_tokens=16)
-    send_images(root / "data", table, there, place=place, record=there / "sent", settings=settings, workers=2)
+    prepared, settings = root / "prepared", Preprocess(image_size=48, max_tokens=16)
+    send_images(root / "data", table, there, prepared=prepared, record=there / "sent", settings=settings, workers=2)
 
     assert {path.name: file_sha256(path) for path in there.glob("*.parquet")}.items() <= here.items()
     [sent] = json.loads((root / SENT).read_text()).values()

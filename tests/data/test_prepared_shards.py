@@ -11,7 +11,7 @@ from preparation import SETTINGS, Project
 
 from diptych.config import Preprocess
 from diptych.data import prepared_shards, shards
-from diptych.data.prepared_shards import batches_of, decoding, key_of, most_pixels, plan, prepare_batch
+from diptych.data.prepared_shards import batches_of, decoding, most_pixels, plan, prepare_batch, recipe_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def project(tmp_path: Path, photo: Callable[..., bytes], monkeypatch: pytest.Mon
 def test_a_key_stands_for_the_images_in_their_order_and_the_recipe(project: Project, tmp_path: Path) -> None:
     manifest = project.manifest
     first, second = plan(manifest, SETTINGS, tmp_path)
-    assert first.path.stem == key_of(decoding(SETTINGS), manifest["sha256"].tolist()[:3])
+    assert first.path.stem == recipe_of(decoding(SETTINGS), manifest["sha256"].tolist()[:3])
     keys = {first.path.stem, second.path.stem}
     keys |= {shard.path.stem for shard in plan(manifest, Preprocess(image_size=48), tmp_path)}
     keys |= {shard.path.stem for shard in plan(manifest.iloc[[1, 0, 2, 3]], SETTINGS, tmp_path)}

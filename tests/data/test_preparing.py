@@ -147,7 +147,7 @@ def test_an_image_that_changed_since_validation_is_named(project: Project, tmp_p
     start = int(manifest.loc[4, "offset"])
     content[start : start + 8] = bytes(8)
     shard.write_bytes(content)
-    with pytest.raises(DiptychError, match=r"004\.png.*images-00001.*dvc repro validate"):
+    with pytest.raises(DiptychError, match=r"004\.png.*images-00001.*diptych run --force"):
         project.prepare(manifest)
 
 

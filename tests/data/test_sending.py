@@ -45,7 +45,7 @@ class Sender:
                 self.project.root / "data",
                 manifest,
                 output,
-                place=self.place,
+                prepared=self.place,
                 record=self.record,
                 settings=settings,
                 workers=1,
@@ -129,8 +129,11 @@ def test_what_the_store_has_lost_is_prepared_again(sender: Sender) -> None:
     assert sender.sent() == first
 
 
-@pytest.mark.parametrize("name", ["images.parquet", "settings.json", "images"])
-@pytest.mark.parametrize("damage", ["lost", "damaged"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in ("images.parquet", "settings.json") for damage in ("lost", "damaged")]
+    + [("images", "lost")],
+)
 def test_what_cannot_be_known_of_the_last_run_is_prepared_again(
     sender: Sender, name: str, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +150,7 @@ def test_what_cannot_be_known_of_the_last_run_is_prepared_again(
         else:
             sender.store.contents[key] = sender.store.contents[key][:-5]
     assert sender.send() == 0
-    assert "Nothing of the last run is used again: " in caplog.text
+    assert "What the last run recorded is not used again: " in caplog.text
     assert sender.sent() == first
 
 
@@ -165,7 +168,7 @@ def test_another_image_in_a_shard_is_noticed(sender: Sender) -> None:
 
 def test_without_a_store_it_is_said(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     sender.store.keys.clear()
-    with pytest.raises(DiptychError, match=r"data is neither on this disk nor in a store that is known"):
+    with pytest.raises(DiptychError, match=r"captions\.json is neither on this disk nor in a store"):
         sender.send()
 
 
@@ -181,8 +184,8 @@ def test_what_a_killed_worker_left_goes_in_time(sender: Sender) -> None:
 
 def test_a_full_disk_is_said(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "/scratch")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DiptychError, match=r"/scratch cannot be written: No space left"):
+    with pytest.raises(DiptychError, match=r"remote-cache cannot be written: No space left"):
         sender.send()

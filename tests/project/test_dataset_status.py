@@ -70,7 +70,7 @@ def test_an_interrupted_change_is_told_in_place_of_advice_to_record_it(data: Pat
     workspace.journal.parent.mkdir()
     workspace.journal.write_text("{}")
     lines = "\n".join(dataset_status(workspace).render())
-    assert "a change of it was interrupted: the next `diptych run` or import undoes it" in lines
+    assert "a change of it was interrupted: the next `diptych run` undoes it" in lines
     assert "dvc add" not in lines
 
 

@@ -76,7 +76,7 @@ def test_what_is_not_recorded_leaves_the_version_before(remote: Workspace, tmp_p
     with growing(remote):
         add(remote, drop)
     assert not remote.data.exists()
-    with pytest.raises(DiptychError, match="in the middle"), growing(remote) as record:
+    with pytest.raises(DiptychError, match="in the middle"), growing(remote):
         add(remote, drop)
         raise DiptychError("in the middle")
     assert not remote.data.exists()

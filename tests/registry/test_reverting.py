@@ -106,7 +106,7 @@ def test_where_the_images_stay_in_the_remote_only_a_version_that_it_has_is_gone_
     assert revert_dataset(grown, "HEAD").after == dataset_version(grown)
     assert not grown.data.exists()
     earlier = (grown.root / "data.dvc").read_text()
-    stays = r"data/ stays as it is.*neither on this disk nor in the DVC remote storage"
+    stays = r"data\.dvc stays as it was: .*neither on this disk nor in the DVC remote storage"
     with pytest.raises(DiptychError, match=stays), changing(grown):
         switch_dataset(grown, later)
     assert (grown.root / "data.dvc").read_text() == earlier

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memory_store import MemoryStore
 from PIL import Image
 from tokenizers import Tokenizer
 
 from diptych.config import Params, Splits
 from diptych.data.prepared import Prepared
 from diptych.errors import DiptychError
+from diptych.project.pixels import VARIABLE
 from diptych.project.workspace import Workspace
 from diptych.stages import preprocess, validate
 
@@ -81,7 +83,28 @@ def test_a_second_run_gives_the_same_bytes_from_the_cache(
     with caplog.at_level(logging.INFO, logger="diptych"):
         preprocess.run(workspace, PARAMS)
     assert snapshot(workspace) == first
-    assert "Prepared 5 images (1 of 1 shards from the cache) and 9 captions" in caplog.text
+    assert "Prepared 5 images (1 of 1 shards before) and 9 captions" in caplog.text
+
+
+def test_where_the_images_stay_in_the_remote_the_tables_are_the_same_and_pixels_are_sent(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess.run(workspace, PARAMS)
+    expected = snapshot(workspace)
+    pixels = {name: expected.pop(name) for name in list(expected) if name.endswith(".npy") and "images/" in name}
+    store = MemoryStore(tmp_path / "cache")
+    store.use(monkeypatch)
+    store.take(*workspace.data.iterdir())
+    workspace.data.rmdir()
+    monkeypatch.setenv(VARIABLE, "remote")
+
+    preprocess.run(workspace, PARAMS)
+
+    assert snapshot(workspace) == expected
+    assert [store.contents[file.key] for file in store.files(workspace.prepared / "images")] == list(pixels.values())
+    split = Prepared(workspace.prepared, PARAMS.data.splits).split("train")
+    assert split.is_stored_elsewhere
+    assert split.pixels(np.arange(3)).any()
 
 
 def test_an_empty_cache_changes_nothing_but_the_time(workspace: Workspace) -> None:

@@ -117,11 +117,11 @@ def _line_endings_advice(workspace: Workspace) -> str:
 def check_dataset(workspace: Workspace) -> Findings:
     """Check that there is a dataset version, and that it is here."""
     version = dataset_version(workspace)
-    if version is None:
-        yield Finding("dataset", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
-    elif workspace.journal.exists():
+    if workspace.was_interrupted():
         advice = "`diptych run`, or the next import, goes back to the version before."
         yield Finding("dataset", "warning", "a change of it was interrupted", advice)
+    elif version is None:
+        yield Finding("dataset", "error", "there is none", "`diptych data import`, or `diptych data scenes`.")
     elif pixels.lacks_images(workspace):
         dvc.require_remote(workspace)
         yield Finding("dataset", "ok", f"version {version[:10]} stays in the DVC remote")

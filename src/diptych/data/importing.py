@@ -156,7 +156,7 @@ def _store(folder: Path, growth: Growth) -> ShardWriter:
 
 
 def _shards_elsewhere(folder: Path) -> list[Path]:
-    """Return where the shards of a dataset belong of which only the captions are in `folder`."""
+    """Return where the shards of the dataset belong, if `folder` has only its captions."""
     if not (folder / CAPTIONS_FILE).exists() or shard_paths(folder):
         return []
     return [file.path for file in stored_files(folder)]

@@ -46,7 +46,12 @@ class PreparedShard:
     rows: pd.DataFrame
     shape: tuple[int, int, int, int]
     path: Path
-    """The file with the pixels when it is complete; its stem is the key, the SHA-256 of all that they depend on."""
+    """The file with the pixels when it is complete."""
+
+    @property
+    def recipe(self) -> str:
+        """SHA-256 of all that the pixels depend on, which is the name of the file."""
+        return self.path.stem
 
     @property
     def temporary(self) -> Path:
@@ -76,21 +81,21 @@ def plan(manifest: pd.DataFrame, settings: Preprocess, folder: Path) -> list[Pre
     """Return the shards of the images of `manifest`, in its order, with their files in `folder`."""
     side = settings.image_size
     columns = ["shard", "file_name", "offset", "bytes", "sha256"]
-    recipe = decoding(settings)
+    steps = decoding(settings)
     return [
         PreparedShard(
             name.removesuffix(".tar"),
             rows,
             (len(rows), side, side, 3),
-            folder / f"{key_of(recipe, rows['sha256'].tolist())}.npy",
+            folder / f"{recipe_of(steps, rows['sha256'].tolist())}.npy",
         )
         for name, rows in manifest[columns].groupby("shard", sort=False)
     ]
 
 
-def key_of(recipe: str, sha256: Sequence[str]) -> str:
-    """Return the key of the shard of these images, with the `decoding` that makes their pixels."""
-    return hashlib.sha256(json.dumps([recipe, sha256]).encode()).hexdigest()
+def recipe_of(steps: str, sha256: Sequence[str]) -> str:
+    """Return the recipe of the shard of these images, whose pixels are made by `steps`, a result of `decoding`."""
+    return hashlib.sha256(json.dumps([steps, sha256]).encode()).hexdigest()
 
 
 def decoding(settings: Preprocess) -> str:
@@ -158,4 +163,4 @@ def _open(data: Path, member: Member, content: bytes, max_pixels: int) -> Image.
 
 def _changed(data: Path, member: Member, reason: str) -> DiptychError:
     name = f"{member.name} in {data / member.shard}"
-    return DiptychError(f"{name} has changed since it was validated ({reason}). Run `dvc repro validate`.")
+    return DiptychError(f"{name} has changed since it was validated ({reason}). Run `diptych run --force`.")

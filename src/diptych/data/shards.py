@@ -16,9 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from diptych.data.stored import Range, StoredFile, cut_off, find_stored, open_stored, read_ranges, stored_files
+from diptych.data.stored import (
+    DAYS_OF_LEFTOVERS,
+    Range,
+    StoredFile,
+    cut_off,
+    find_stored,
+    open_stored,
+    read_ranges,
+    stored_files,
+)
 from diptych.errors import DiptychError
-from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole
+from diptych.files import DIGEST_BYTES, atomic_path, digested, is_whole, remove_older
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +57,11 @@ class Member:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Return where the shards in `folder` are or, without it, belong, in the order of their numbers."""
+    """Return where the shards in `folder` are or, without it, belong, in the order of their numbers.
+
+    Raises:
+        DiptychError: there is no `folder`, and the store that has it cannot be read.
+    """
     paths = folder.glob("images-*.tar") if folder.exists() else (file.path for file in stored_files(folder))
     return [path for _, path in _numbered(paths)]
 
@@ -61,12 +74,12 @@ def list_members(folder: Path) -> list[Member]:
     Raises:
         DiptychError: a shard is damaged or cut off, or the store cannot be read.
     """
-    paths = shard_paths(folder)
     if folder.exists():
-        return list(chain.from_iterable(map(_members_of, paths)))
+        return list(chain.from_iterable(map(_members_of, shard_paths(folder))))
     files = {file.path: file for file in stored_files(folder)}
     with ThreadPoolExecutor(_REQUESTS) as pool:  # each waits for its requests
-        return list(chain.from_iterable(pool.map(_members_of_stored, [files[path.absolute()] for path in paths])))
+        lists = pool.map(_members_of_stored, [files[path] for _, path in _numbered(files)])
+        return list(chain.from_iterable(lists))
 
 
 def members_of(images: pd.DataFrame) -> list[Member]:
@@ -222,6 +235,7 @@ def _members_of_stored(stored: StoredFile) -> list[Member]:
         members = _members_in(file, stored.path.name)
     if members is None:
         raise cut_off(stored)
+    remove_older(kept.parent.glob(".*.tmp"), DAYS_OF_LEFTOVERS)
     # Without room for it the list is made each time.
     with suppress(OSError), atomic_path(kept, shared=True) as temporary, digested(temporary) as output:
         output.write(json.dumps([[member.name, member.offset, member.size] for member in members]).encode())

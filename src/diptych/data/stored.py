@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from diptych.errors import DiptychError
-from diptych.files import atomic_path, remove_unused
+from diptych.files import atomic_path, remove_older
 
 STORES = "diptych.stores"
 """Group of the entry points."""
@@ -23,8 +23,12 @@ _COPIED_AT_ONCE = 2**23
 """Number of bytes that are copied at once."""
 _DAYS_OF_COPIES = 7.0
 """Time for which a copy stays after its last use: a file has a copy for each of its versions."""
-_DAYS_OF_LEFTOVERS = 1.0
+DAYS_OF_LEFTOVERS = 1.0
 """Time after which what a process was writing is taken for left by one that was killed."""
+
+
+class LostError(DiptychError):
+    """A file that a store should have and does not, or has not whole."""
 
 
 class Store(Protocol):
@@ -36,11 +40,19 @@ class Store(Protocol):
     """Folder for what this machine keeps of the store's files."""
 
     def find(self, path: Path) -> StoredFile | None:
-        """Return the file that belongs at the absolute `path`; None where the store is not known to have it."""
+        """Return the file that belongs at the absolute `path`; None where the store is not known to have it.
+
+        Raises:
+            DiptychError: as `files`.
+        """
         ...
 
     def files(self, folder: Path) -> list[StoredFile]:
-        """Return the files that belong into the absolute `folder`; none where the store is not known to have it."""
+        """Return the files that belong in the absolute `folder`; none where the store is not known to have it.
+
+        Raises:
+            DiptychError: the list of the files is lost, or cannot be read.
+        """
         ...
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -104,16 +116,35 @@ class Range(NamedTuple):
 
 
 def find_stored(path: Path) -> StoredFile | None:
-    """Return the file that belongs at `path` as a store has it; None where no store is known to have it."""
-    # Iterators: a store that is not asked is not imported.
-    stores = (store for open_store in _openers() if (store := open_store(path.absolute())))
-    return next((file for store in stores if (file := store.find(path.absolute()))), None)
+    """Return the file that belongs at `path` as a store has it; None where no store is known to have it.
+
+    Raises:
+        DiptychError: as `Store.files`.
+    """
+    return next((file for store in _stores(path) if (file := store.find(path.absolute()))), None)
+
+
+def known_file(path: Path) -> StoredFile:
+    """Call `find_stored`.
+
+    Raises:
+        DiptychError: no store is known to have the file, or as `Store.files`.
+    """
+    if stored := find_stored(path):
+        return stored
+    raise DiptychError(
+        f"{path} is neither on this disk nor in a store that is known to have it. Run `dvc push` on a machine that has "
+        "it, and take data.dvc and dvc.lock from there."
+    )
 
 
 def stored_files(folder: Path) -> list[StoredFile]:
-    """Return the files that belong into `folder` as a store has them; none where no store is known to have it."""
-    stores = (store for open_store in _openers() if (store := open_store(folder.absolute())))
-    return next((files for store in stores if (files := store.files(folder.absolute()))), [])
+    """Return the files that belong in `folder` as a store has them; none where no store is known to have it.
+
+    Raises:
+        DiptychError: as `Store.files`.
+    """
+    return next((files for store in _stores(folder) if (files := store.files(folder.absolute()))), [])
 
 
 def lost_files(folder: Path) -> list[StoredFile]:
@@ -147,8 +178,8 @@ def copied(stored: StoredFile) -> Path:
     copy = stored.store.cache / "files" / stored.key / stored.path.name
     try:
         if not copy.exists():
-            remove_unused(copy.parents[1].glob("*/.*.tmp"), _DAYS_OF_LEFTOVERS)
-            remove_unused(copy.parents[1].glob("*"), _DAYS_OF_COPIES)
+            remove_older(copy.parents[1].glob("*/.*.tmp"), DAYS_OF_LEFTOVERS)
+            remove_older(copy.parents[1].glob("*"), _DAYS_OF_COPIES)
             with atomic_path(copy, shared=True) as temporary:
                 _copy(stored, temporary)
         os.utime(copy.parent)
@@ -165,7 +196,7 @@ def _copy(stored: StoredFile, path: Path) -> None:
 
 
 def open_stored(file: StoredFile, at_once: int) -> io.BufferedReader:
-    """Open a file of a store for reading, of which `at_once` bytes or more are requested at a time.
+    """Open a file of a store, of which `read(n)` requests `at_once` bytes or more at a time.
 
     Raises:
         DiptychError: reading and closing raise it, as `Store.read` does.
@@ -217,10 +248,15 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
 
 def cut_off(file: StoredFile) -> DiptychError:
     """Return the error that the store has another content than the file's."""
-    return DiptychError(
+    return LostError(
         f"{file.path} is damaged or cut off in {file.store.name}, where it is {file.key}. Remove it there, then run "
         "`dvc push` on a machine that has it."
     )
+
+
+def _stores(path: Path) -> Iterator[Store]:
+    """Yield the stores that may have the path; one that is not asked for is not imported."""
+    return (store for open_store in _openers() if (store := open_store(path.absolute())))
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.files import write_json
 from diptych.inbox.ledger import has_unreported
-from diptych.project import dvc, leftovers
+from diptych.project import dvc, leftovers, pixels
 from diptych.project.dataset import dataset_version
 from diptych.project.recording import is_published
 from diptych.project.workspace import Workspace
@@ -88,7 +88,7 @@ def note_idle(workspace: Workspace, params: Params, code: str) -> None:
     data = dataset_version(workspace) or ""
     decided = [way for way in get_args(Promotion) if not needs_decision(model, version, data, params.gate, way)]
     summary = {
-        "data": "present",
+        "data": "in the DVC remote" if pixels.lacks_images(workspace) else "present",
         "inbox": [],
         "why": [UNCHANGED],
         "stages": dict.fromkeys(dvc.STAGES, "reused"),

@@ -160,21 +160,26 @@ def switch_dataset(workspace: Workspace, recorded: str) -> None:
         DiptychError: neither the cache nor a remote has that version.
     """
     _write(workspace.root / "data.dvc", recorded)
-    if reason := _reason_to_lack(workspace) if pixels.lacks_images(workspace) else dvc.fetch(workspace, "data.dvc"):
+    if pixels.lacks_images(workspace):
+        _refuse_lost(workspace)
+    elif reason := dvc.fetch(workspace, "data.dvc"):
         raise DiptychError(
             f"Neither DVC's cache nor a remote has dataset version {dataset_version(workspace)} (whole); data/ stays "
             f"as it is. `dvc remote list` shows where it was looked for. DVC says: {reason}"
         )
 
 
-def _reason_to_lack(workspace: Workspace) -> str:
-    """Return why the remote does not have the recorded version; empty where it has it."""
+def _refuse_lost(workspace: Workspace) -> None:
+    """Raise a DiptychError if the remote does not have the whole version that data.dvc records."""
     dvc.require_remote(workspace)
     try:
         lost = lost_files(workspace.data)
+        reason = some([f"{file.path.name} ({file.key}) is not in {file.store.name}." for file in lost])
     except DiptychError as error:
-        return str(error)
-    return some([f"{file.path.name} ({file.key}) is not in {file.store.name}" for file in lost])
+        reason = str(error)
+    if reason:
+        version = dataset_version(workspace)
+        raise DiptychError(f"Dataset version {version} cannot be used, and data.dvc stays as it was: {reason}")
 
 
 def go_back(workspace: Workspace, recorded: str | None, lock: str | None, *, present: bool) -> None:

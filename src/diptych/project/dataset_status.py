@@ -42,7 +42,7 @@ class DatasetStatus:
         ]
         version = self.version or "none yet: `dvc add data` makes one"
         if self.interrupted:
-            version += ", and a change of it was interrupted: the next `diptych run` or import undoes it"
+            version = f"{self.version or 'none yet'}; a change of it was interrupted: the next `diptych run` undoes it"
         elif self.version and self.changed:
             version += ", but the files have changed since: `dvc add data` makes a new version"
         return [
@@ -76,5 +76,5 @@ def dataset_status(workspace: Workspace) -> DatasetStatus:
         bytes=found[1] or 0,
         version=version.get("md5"),
         changed=bool(version) and recorded != found,
-        interrupted=workspace.journal.exists(),
+        interrupted=workspace.was_interrupted(),
     )

@@ -1,12 +1,13 @@
 """DVC's commands as this project uses them, and what their errors mean.
 
-DVC has no Python interface for `repro`, so each call is a process. It dies with its parent, and with it the stage that
-it runs: a killed flow leaves no orphaned training behind.
+DVC has no public Python interface for `repro`, so each call is a process. It dies with its parent, and with it the
+stage that it runs: a killed flow leaves no orphaned training behind.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ from diptych.project.workspace import Workspace
 STAGES = ("validate", "preprocess", "baselines", "train", "controls", "evaluate")
 """Names of the stages in their order; dvc.yaml says what depends on what."""
 
+_log = logging.getLogger(__name__)
 _MERGED = ("data.dvc", "dvc.lock", "dvc.yaml", "params.yaml")
 """Files that DVC reads and git merges."""
 _ADVICE = {
@@ -55,7 +57,8 @@ def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
     if not pixels.stay_remote():
         return changes
     changes = pixels.without_pixels(changes, {path: (workspace.root / path).exists() for path in pixels.PIXELS})
-    for stage in pixels.READERS if pixels.lacks_images(workspace) else ():
+    readers = [stage for stage in pixels.READERS if not targets or stage in targets]
+    for stage in readers if pixels.lacks_images(workspace) else ():
         # To DVC the images are absent, whichever version of them a stage has read.
         if _version_read(workspace, stage) not in (None, _version_recorded(workspace)):
             changes.setdefault(stage, []).append({"changed deps": {"data": "modified"}})
@@ -77,7 +80,7 @@ def reproduce(workspace: Workspace, stage: str, *, force: bool, on_line: Callabl
 
     options = ["--force"] if force else []
     if pixels.lacks_images(workspace) and stage in pixels.READERS:
-        command = _python("-m", "diptych.project.remote_stage", stage, *options)
+        command = _python("-m", "diptych.project.dvc_remote_stage", stage, *options)
     else:
         command = _command(
             "repro", "--single-item", *options, *(["--allow-missing"] if pixels.stay_remote() else []), stage
@@ -136,15 +139,16 @@ def fetch_outputs(workspace: Workspace) -> list[str]:
 
 
 def fetch_without_pixels(workspace: Workspace) -> None:
-    """Fetch the outputs that are missing, but no pixels; what neither the cache nor the remote has is made again.
+    """Fetch the outputs that are missing, but no pixels; the stages of what cannot be had will run again.
 
     Raises:
         DiptychError: there is no remote that could have the pixels.
     """
     require_remote(workspace)
     outputs = [path for path in _outputs(workspace) if path not in pixels.PIXELS]
-    if missing := [path for path in outputs if not (workspace.root / path).exists()]:
-        fetch(workspace, *missing)
+    missing = [path for path in outputs if not (workspace.root / path).exists()]
+    if missing and (reason := fetch(workspace, *missing)):
+        _log.warning("What is missing could not all be fetched, and its stages run again. DVC says: %s", reason)
 
 
 def require_remote(workspace: Workspace) -> None:

@@ -15,20 +15,20 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from diptych.data.stored import Range, Sent, StoredFile
+from diptych.data.stored import LostError, Range, Sent, StoredFile
 from diptych.errors import DiptychError, first_line
 from diptych.files import atomic_path, write_json
 from diptych.project.addresses import without_secret, without_secrets
 
 SENT = ".diptych/sent.json"
-"""File, relative to the project, with what is to be in dvc.lock of outputs that were sent, by their paths."""
+"""File, relative to the project, with the entries for dvc.lock of outputs that were sent, by their paths."""
 CACHE = "DIPTYCH_CACHE"
 """Variable that names the folder for what this machine keeps of the remote's files; on a fast disk of its own."""
 
@@ -108,7 +108,10 @@ class DvcRemote:
         return md5
 
     def send_folder(self, folder: Path, files: Mapping[str, Sent]) -> None:
-        """Write the list of an output's files into the remote and DVC's cache, and note it for dvc.lock."""
+        """Write the list of an output's files, and note it for dvc.lock.
+
+        It is in the remote, and in DVC's cache, where DVC's own commands look for it.
+        """
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.tree import Tree
 
@@ -152,15 +155,14 @@ class DvcRemote:
 
     def _read_listing(self, md5: str, folder: Path) -> dict[str, str]:
         """Return the hashes of the files of an output `folder`, by their paths in it."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            return _listed((self._local / md5[:2] / md5[2:]).read_bytes())
+        [content] = self._files.cat_ranges([self._path(md5)], [0], [None], on_error="return")
+        content = self._checked(content, StoredFile(folder, md5, self))
         try:
-            content = (self._local / md5[:2] / md5[2:]).read_bytes()
-        except OSError:
-            [content] = self._files.cat_ranges([self._path(md5)], [0], [None], on_error="return")
-            content = self._checked(content, StoredFile(folder, md5, self))
-        try:
-            return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+            return _listed(content)
         except (ValueError, LookupError, TypeError) as error:
-            raise DiptychError(f"The list of the files of {folder} is damaged in {self.name} ({error}).") from None
+            raise LostError(f"The list of the files of {folder} is damaged in {self.name} ({error}).") from None
 
     def _path(self, md5: str) -> str:
         return str(self._files.join(self._prefix, "files", "md5", md5[:2], md5[2:]))
@@ -170,7 +172,7 @@ class DvcRemote:
         if isinstance(content, bytes):
             return content
         if isinstance(content, FileNotFoundError):
-            raise DiptychError(
+            raise LostError(
                 f"{file.path} is neither on this disk nor in {self.name} (as {file.key}). Run `dvc push` on a machine "
                 "that has it."
             ) from None
@@ -181,6 +183,10 @@ class DvcRemote:
             f"{without_secrets(first_line(content)) or type(content).__name__}. Check the network and the credentials, "
             "then run again: what is finished is kept, and a training goes on from its last checkpoint."
         ) from None
+
+
+def _listed(content: bytes) -> dict[str, str]:
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
 
 
 @lru_cache(maxsize=4)

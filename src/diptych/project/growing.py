@@ -1,6 +1,6 @@
-"""Growth of the dataset: what is imported becomes part of the next version, also where its images are not on this disk.
+"""Growth of the dataset: what is imported becomes part of the next version.
 
-Then data/ holds for a while what is new, and DVC adds that to the recorded version.
+Where the images stay in the remote, data/ holds only what is new for a while, and DVC adds that to the version before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from diptych.data.captions import CAPTIONS_FILE
-from diptych.data.stored import local_path
+from diptych.data.stored import copied, known_file
 from diptych.files import remove
 from diptych.project import dvc
 from diptych.project.dataset import fetch_before_import, note_scenes, read_record, record_dataset, write_record
@@ -21,7 +21,7 @@ from diptych.project.workspace import Workspace
 
 @contextmanager
 def growing(workspace: Workspace, *, anew: bool = False) -> Iterator[Callable[[], None]]:
-    """Let the block import into data/; give the function that makes the result the dataset version.
+    """Let the block import into data/; yield a function, for the block, that makes the result the dataset version.
 
     A recorded dataset that is missing is fetched first, so that the import does not begin a new one; scenes may be
     replaced. Where the images stay in the remote, only the captions are fetched, and data/ goes when the block ends.
@@ -31,7 +31,7 @@ def growing(workspace: Workspace, *, anew: bool = False) -> Iterator[Callable[[]
         anew: whether the import begins a new dataset, whatever was there.
 
     Raises:
-        DiptychError: neither DVC's cache nor a remote has the dataset.
+        DiptychError: neither DVC's cache nor a remote has the dataset, or it is to stay in a remote and there is none.
     """
     if anew or not read_record(workspace) or not lacks_images(workspace):
         if not anew:
@@ -40,9 +40,9 @@ def growing(workspace: Workspace, *, anew: bool = False) -> Iterator[Callable[[]
         return
     dvc.require_remote(workspace)
     captions = workspace.data / CAPTIONS_FILE
-    copy = local_path(captions)
+    copy = copied(known_file(captions))
+    workspace.data.mkdir()
     try:
-        workspace.data.mkdir()
         shutil.copyfile(copy, captions)
         yield partial(_record_addition, workspace, copy.stat().st_size)
     finally:
@@ -53,6 +53,8 @@ def _record_addition(workspace: Workspace, replaced: int) -> None:
     """Add the files in data/ to the recorded version, and send them to the remote; `replaced` bytes leave it."""
     size = read_record(workspace)["outs"][0].get("size")
     added = sorted(path for path in workspace.data.iterdir() if path.is_file())
+    # Before `dvc add` as well: where DVC stages data.dvc for git, it stages what is there then.
+    note_scenes(workspace)
     dvc.call(workspace, "add", *(str(path.relative_to(workspace.root)) for path in added))
     if size is not None:
         # DVC leaves out the number of bytes where it has added to a version.

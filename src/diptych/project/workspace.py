@@ -133,6 +133,11 @@ class Workspace:
                 raise
             lock.acquire(timeout=DYING)
 
+    def was_interrupted(self) -> bool:
+        """Return whether a change of the dataset has not reached its end, and nobody is at work on it."""
+        holder = self.holder()
+        return self.journal.exists() and (not holder or has_died(holder))
+
     def holder(self) -> dict[str, Any]:
         """Return the note of the run that holds the workspace; empty where none does, or has not written it yet."""
         try:

@@ -37,7 +37,7 @@ def run(workspace: Workspace, params: Params) -> None:
         images, shards, reused = _prepare_images(folder, workspace, params)
         captions = prepare_captions(folder, tokenizer=workspace.tokenizer, settings=params.preprocess)
     _log.info(
-        "Prepared %d images (%d of %d shards from the cache) and %d captions in %.1f s.",
+        "Prepared %d images (%d of %d shards before) and %d captions in %.1f s.",
         images,
         reused,
         shards,
@@ -63,7 +63,7 @@ def _prepare_images(folder: Path, workspace: Workspace, params: Params) -> tuple
             workspace.data,
             manifest,
             folder,
-            place=workspace.prepared,
+            prepared=workspace.prepared,
             record=cache / "sent.txt",
             settings=params.preprocess,
             workers=workers,

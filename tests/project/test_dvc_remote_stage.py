@@ -94,6 +94,17 @@ def test_pixels_that_the_remote_has_lost_are_made_again(remote: Workspace, tmp_p
     assert lock(remote) == before
 
 
+def test_a_remote_that_cannot_be_reached_is_no_reason_to_make_anything_again(remote: Workspace, tmp_path: Path) -> None:
+    assert make_all(remote) == [True, True]
+    tables = {path: path.read_bytes() for path in remote.prepared.rglob("*") if path.is_file()}
+    shutil.rmtree(remote.root / ".dvc" / "cache")
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(DiptychError, match=r"stage preprocess failed: .*the DVC remote store .*cannot be read"):
+        dvc.reproduce(remote, "preprocess", force=False, on_line=print)
+    assert {path: path.read_bytes() for path in remote.prepared.rglob("*") if path.is_file()} == tables
+
+
 def test_another_version_of_the_dataset_is_recorded_with_its_results(
     remote: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

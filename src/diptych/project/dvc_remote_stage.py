@@ -1,7 +1,7 @@
 """`dvc repro --single-item` of a stage whose images DVC's remote has, and this disk does not.
 
-DVC itself runs no stage whose dependencies are not on the disk. Here such a dependency is what data.dvc or dvc.lock say
-of it; an output that the stage has sent to the remote is what the stage has noted of it.
+DVC itself runs no stage whose dependencies are not on the disk. Here their hashes come from data.dvc and dvc.lock, and
+those of outputs that were sent come from the stage's note.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.data.stored import lost_files
+from diptych.data.stored import LostError, lost_files
 from diptych.errors import DiptychError
 from diptych.project.dvc_remote import SENT
 from diptych.project.pixels import PIXELS
@@ -65,7 +65,7 @@ def _lacks_outputs(stage: PipelineStage) -> bool:
         return True
     try:
         return any(lost_files(Path(out.fs_path)) for out in missing)
-    except DiptychError:  # not even the list of the files is there
+    except LostError:
         return True
 
 
@@ -86,7 +86,7 @@ def _take_sent(root: Path, stage: PipelineStage) -> None:
 
 
 def main() -> None:
-    """Reproduce a stage of the project in the current folder: `python -m diptych.project.remote_stage NAME [--force]`.
+    """Reproduce the stage NAME of the project in the current folder: `dvc_remote_stage.py NAME [--force]`.
 
     The process ends when its parent ends.
     """
