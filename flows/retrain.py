@@ -23,11 +23,12 @@ from diptych.inbox import idle, ingesting, ledger
 from diptych.orchestration import pages
 from diptych.orchestration.chain_progress import ChainProgress
 from diptych.project import dvc, leftovers, pixels
-from diptych.project.dataset import dataset_version, fetch_dataset, provide_dataset
+from diptych.project.dataset import fetch_dataset, provide_dataset
 from diptych.project.environment import enter
 from diptych.project.git import GitError, head
 from diptych.project.params import read_params, use_preset
 from diptych.project.processes import holding
+from diptych.project.record import dataset_version
 from diptych.project.recording import publish_run
 from diptych.project.workspace import Workspace
 from diptych.registry.address import tracking_uri

@@ -15,6 +15,7 @@ from sharing import made_once
 
 from diptych.config import Params
 from diptych.project import dvc, environment
+from diptych.project.pixels import READERS
 from diptych.project.processes import HOLDER
 from diptych.project.workspace import Workspace
 
@@ -177,6 +178,16 @@ def run(*command: str, cwd: Path) -> None:
     program, *arguments = command
     words = _FORKS[0].command(program, *arguments) if program == "dvc" and _FORKS else command
     subprocess.run(words, cwd=cwd, env={**os.environ, "PATH": PATH}, check=True, capture_output=True)
+
+
+def keep_in_remote(workspace: Workspace, store: Path) -> None:
+    """Run the stages that read images, push all to a remote in the folder `store`, and remove it from this disk."""
+    for stage in READERS:
+        dvc.reproduce(workspace, stage, force=False, on_line=print)
+    run("dvc", "remote", "add", "-d", "store", str(store), cwd=workspace.root)
+    run("dvc", "push", "--quiet", cwd=workspace.root)
+    for path in (workspace.data, workspace.artifacts, workspace.reports, workspace.root / ".dvc" / "cache"):
+        shutil.rmtree(path)
 
 
 def commit(root: Path) -> None:

@@ -87,6 +87,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_md5(path: Path) -> str:
+    """Return the MD5 of the file's content, in hexadecimal, by which DVC names it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 def sources_sha256(package: Path, names: Sequence[str]) -> str:
     """Return the SHA-256 of the modules and subpackages `names` of the package, in hexadecimal."""
     digest = hashlib.sha256()

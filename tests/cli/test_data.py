@@ -11,8 +11,9 @@ from command import diptych
 
 from diptych.project import dvc
 from diptych.project.changing import recover
-from diptych.project.dataset import dataset_version, record_dataset
+from diptych.project.dataset import record_dataset
 from diptych.project.git import head_commit
+from diptych.project.record import dataset_version
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from diptych.inbox import ingesting
 from diptych.inbox.ingesting import ingest_drops, open_inbox
 from diptych.project import dvc, growing
 from diptych.project.changing import recover
-from diptych.project.dataset import dataset_version
+from diptych.project.record import dataset_version
 
 pytestmark = pytest.mark.usefixtures("instant")
 

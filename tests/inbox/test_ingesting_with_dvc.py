@@ -21,7 +21,8 @@ from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.changing import begin, recover
-from diptych.project.dataset import dataset_version, record_dataset
+from diptych.project.dataset import record_dataset
+from diptych.project.record import dataset_version
 
 pytestmark = pytest.mark.slow
 

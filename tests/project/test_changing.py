@@ -11,7 +11,8 @@ from fake_project import commit, run
 from diptych.cli.main import main
 from diptych.errors import DiptychError
 from diptych.project.changing import begin, changing, recover
-from diptych.project.dataset import dataset_version, fetch_dataset, folder_md5, record_dataset
+from diptych.project.dataset import fetch_dataset, folder_md5, record_dataset
+from diptych.project.record import dataset_version
 
 SECOND = '{"info": {"seed": 2}, "images": [], "annotations": []}'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_project import commit, run
+from fake_project import commit, keep_in_remote, run
 
 from diptych.errors import DiptychError
 from diptych.project import dvc
@@ -38,12 +38,7 @@ def remote(project: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     script = project.root / "stage.py"
     script.write_text(script.read_text().replace("\nif name ==", SENDING, 1))
     commit(project.root)
-    for stage in READERS:
-        dvc.reproduce(project, stage, force=False, on_line=print)
-    run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=project.root)
-    run("dvc", "push", "--quiet", cwd=project.root)
-    for path in (project.data, project.artifacts, project.reports, project.root / ".dvc" / "cache"):
-        shutil.rmtree(path)
+    keep_in_remote(project, tmp_path / "store")
     monkeypatch.setenv(VARIABLE, "remote")
     return project
 

@@ -16,9 +16,10 @@ from diptych.data.scenes.drawing import write_scenes
 from diptych.data.shards import list_members, read_members
 from diptych.errors import DiptychError
 from diptych.project import dvc
-from diptych.project.dataset import read_record, record_dataset
+from diptych.project.dataset import record_dataset
 from diptych.project.growing import growing
 from diptych.project.pixels import VARIABLE
+from diptych.project.record import read_record
 from diptych.project.workspace import Workspace
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from fake_project import run
+from fake_project import keep_in_remote
 
 from diptych.errors import DiptychError
 from diptych.project import dvc
@@ -58,12 +57,7 @@ def test_what_is_here_and_differs_and_all_else_remains() -> None:
 @pytest.fixture
 def remote(project: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A project whose first two stages have run, and whose files only the remote has."""
-    for stage in READERS:
-        dvc.reproduce(project, stage, force=False, on_line=print)
-    run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=project.root)
-    run("dvc", "push", "--quiet", cwd=project.root)
-    for path in (project.data, project.artifacts, project.reports, project.root / ".dvc" / "cache"):
-        shutil.rmtree(path)
+    keep_in_remote(project, tmp_path / "store")
     monkeypatch.setenv(VARIABLE, "remote")
     return project
 

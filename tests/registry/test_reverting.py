@@ -13,7 +13,8 @@ from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project import dvc
 from diptych.project.changing import changing
-from diptych.project.dataset import dataset_version, record_dataset, switch_dataset
+from diptych.project.dataset import record_dataset, switch_dataset
+from diptych.project.record import dataset_version
 from diptych.project.recording import record_run
 from diptych.project.workspace import Workspace
 from diptych.registry.reverting import find_commit, revert_dataset

@@ -18,10 +18,10 @@ from diptych.errors import DiptychError, some
 from diptych.orchestration import server as prefect_server
 from diptych.project import dvc, pixels, proxies
 from diptych.project.addresses import without_secret
-from diptych.project.dataset import dataset_version
 from diptych.project.git import GitError, converted_files, find_repository, git, head_commit, how_to_restore
 from diptych.project.packages import LOCK, foreign_code, other_than_locked
 from diptych.project.prefect_settings import server_setting
+from diptych.project.record import dataset_version
 from diptych.project.recording import RECORDED, other_changes
 from diptych.project.workspace import Workspace
 

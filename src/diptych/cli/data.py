@@ -22,12 +22,13 @@ from diptych.data.scenes.drawing import write_scenes
 from diptych.errors import DiptychError, printable, some
 from diptych.files import atomic_path, remove
 from diptych.project.changing import changing, recover
-from diptych.project.dataset import dataset_version, fetch_before_import, record_dataset
+from diptych.project.dataset import fetch_before_import, record_dataset
 from diptych.project.dataset_status import dataset_status
 from diptych.project.environment import enter
 from diptych.project.growing import growing
 from diptych.project.params import read_params
 from diptych.project.processes import holding
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 from diptych.registry import reverting
 

@@ -21,7 +21,7 @@ from diptych.errors import DiptychError
 from diptych.files import write_json
 from diptych.inbox.ledger import has_unreported
 from diptych.project import dvc, leftovers, pixels
-from diptych.project.dataset import dataset_version
+from diptych.project.record import dataset_version
 from diptych.project.recording import is_published
 from diptych.project.workspace import Workspace
 from diptych.registry.address import store_file, tracking_uri

@@ -16,31 +16,13 @@ import yaml
 
 from diptych.data.stored import lost_files
 from diptych.errors import DiptychError, some
-from diptych.files import atomic_path, remove
+from diptych.files import atomic_path, file_md5, remove
 from diptych.project import dvc, pixels
-from diptych.project.git import how_to_restore, refuse_conflict
+from diptych.project.record import dataset_version, read_record
 from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.data.captions import Dataset
-
-
-def read_record(workspace: Workspace) -> dict[str, Any]:
-    """Return the content of data.dvc; empty where there is no such file.
-
-    Raises:
-        DiptychError: the file is damaged or holds a merge conflict.
-    """
-    dvc_file = workspace.root / "data.dvc"
-    try:
-        content: dict[str, Any] = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))
-        content["outs"][0].get("md5")
-        return content
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
-        refuse_conflict(dvc_file)
-        raise DiptychError(f"{dvc_file} is damaged ({error}). {how_to_restore(dvc_file)}") from None
 
 
 def write_record(workspace: Workspace, content: dict[str, Any]) -> None:
@@ -48,20 +30,12 @@ def write_record(workspace: Workspace, content: dict[str, Any]) -> None:
     _write(workspace.root / "data.dvc", yaml.safe_dump(content, sort_keys=False))
 
 
-def dataset_version(workspace: Workspace) -> str | None:
-    """Return the hash that data.dvc records; None where there is none."""
-    record = read_record(workspace)
-    return record["outs"][0].get("md5") if record else None
-
-
 def folder_md5(folder: Path) -> str:
     """Return the hash that DVC gives to a folder of these files, computed from their bytes."""
     entries = []
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.is_file():
-            with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, "md5").hexdigest()
-            entries.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
+            entries.append({"md5": file_md5(path), "relpath": path.relative_to(folder).as_posix()})
     return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.data.captions import read_dataset
 from diptych.data.shards import shard_paths
-from diptych.project.dataset import read_record
+from diptych.project.record import read_record
 from diptych.project.workspace import Workspace
 
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +22,7 @@ from diptych.errors import DiptychError, some
 from diptych.project import pixels
 from diptych.project.git import refuse_conflict
 from diptych.project.processes import die_with_parent, stream
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 
 STAGES = ("validate", "preprocess", "baselines", "train", "controls", "evaluate")
@@ -60,7 +60,7 @@ def status(workspace: Workspace, *targets: str) -> dict[str, Any]:
     readers = [stage for stage in pixels.READERS if not targets or stage in targets]
     for stage in readers if pixels.lacks_images(workspace) else ():
         # To DVC the images are absent, whichever version of them a stage has read.
-        if _version_read(workspace, stage) not in (None, _version_recorded(workspace)):
+        if _version_read(workspace, stage) not in (None, dataset_version(workspace)):
             changes.setdefault(stage, []).append({"changed deps": {"data": "modified"}})
     return changes
 
@@ -229,12 +229,6 @@ def _object(output: str) -> dict[str, Any]:
     return dict(json.JSONDecoder().raw_decode(output, start)[0]) if start >= 0 else {}
 
 
-def _version_recorded(workspace: Workspace) -> str | None:
-    """Return the hash of the dataset that data.dvc records."""
-    outputs = _content(workspace.root / "data.dvc").get("outs", [])
-    return next((output.get("md5") for output in outputs), None)
-
-
 def _version_read(workspace: Workspace, stage: str) -> str | None:
     """Return the hash of the dataset that a stage has read."""
     dependencies = _lock(workspace).get(stage, {}).get("deps", [])
@@ -248,11 +242,9 @@ def _outputs(workspace: Workspace) -> list[str]:
 
 def _lock(workspace: Workspace) -> dict[str, Any]:
     """Return what dvc.lock says of each stage."""
-    return dict(_content(workspace.root / "dvc.lock").get("stages", {}))
-
-
-def _content(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    path = workspace.root / "dvc.lock"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return dict(lock.get("stages", {}))
 
 
 def _settings(workspace: Workspace) -> dict[str, str]:

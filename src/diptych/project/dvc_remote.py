@@ -8,7 +8,6 @@ store of `diptych.data.stored`.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -24,7 +23,7 @@ import yaml
 
 from diptych.data.stored import LostError, Range, Sent, StoredFile
 from diptych.errors import DiptychError, first_line
-from diptych.files import atomic_path, write_json
+from diptych.files import atomic_path, file_md5, write_json
 from diptych.project.addresses import without_secret, without_secrets
 
 SENT = ".diptych/sent.json"
@@ -96,8 +95,7 @@ class DvcRemote:
 
     def key_of(self, path: Path) -> str:
         """Return the MD5 of a file, as `Store.key_of`."""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+        return file_md5(path)
 
     def send(self, path: Path) -> str:
         """Copy a file into the remote, as `Store.send`."""

@@ -14,8 +14,9 @@ from diptych.data.captions import CAPTIONS_FILE
 from diptych.data.stored import copied, known_file
 from diptych.files import remove
 from diptych.project import dvc
-from diptych.project.dataset import fetch_before_import, note_scenes, read_record, record_dataset, write_record
+from diptych.project.dataset import fetch_before_import, note_scenes, record_dataset, write_record
 from diptych.project.pixels import lacks_images
+from diptych.project.record import read_record
 from diptych.project.workspace import Workspace
 
 

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from diptych.files import file_sha256
-from diptych.project.dataset import dataset_version
 from diptych.project.git import GitError, changed_paths, git_or_empty
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 
 UNKNOWN = "unknown"

@@ -22,10 +22,11 @@ from diptych.errors import DiptychError, some
 from diptych.files import atomic_path
 from diptych.project import dvc
 from diptych.project.addresses import without_secrets
-from diptych.project.dataset import dataset_version, uses_dvc
+from diptych.project.dataset import uses_dvc
 from diptych.project.git import GitError, changed_paths, converted_files, git, git_or_empty, head_commit
 from diptych.project.packages import foreign_code
 from diptych.project.provenance import UNKNOWN, provenance
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 
 BRANCH = "diptych/runs"

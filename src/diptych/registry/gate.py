@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from diptych.config import Gate, Params
 from diptych.errors import DiptychError, some
-from diptych.project.dataset import dataset_version
 from diptych.project.provenance import UNKNOWN
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 from diptych.registry.answer_time import answer_time
 from diptych.registry.comparing import (

@@ -19,9 +19,10 @@ from diptych.config import Params
 from diptych.data.cores import worker_count
 from diptych.errors import DiptychError
 from diptych.project import dvc
-from diptych.project.dataset import dataset_version, fetch_dataset, folder_md5
+from diptych.project.dataset import fetch_dataset, folder_md5
 from diptych.project.packages import LOCK, other_than_locked
 from diptych.project.processes import HOLDER
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 from diptych.registry.checkout import checked_out
 from diptych.registry.origin import Origin, origin_of

@@ -9,8 +9,9 @@ import yaml
 from diptych.config import Params
 from diptych.errors import DiptychError
 from diptych.project.changing import changing
-from diptych.project.dataset import dataset_version, fetch_dataset, switch_dataset
+from diptych.project.dataset import fetch_dataset, switch_dataset
 from diptych.project.git import GitError, git, git_bytes
+from diptych.project.record import dataset_version
 from diptych.project.workspace import Workspace
 
 if TYPE_CHECKING:
